@@ -1,0 +1,41 @@
+# Every target makes its own environment (.venv) and installs what it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: demo transplant test test-fast lint format bench family clean
+
+demo: $(STAMP)  ## merge, rank and evaluate the built-in family; prints the ranking, writes a report
+	$(BIN)/surgeon run recipes/demo.yaml
+
+test: $(STAMP)  ## every test
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-fast: $(STAMP)  ## the tests that take seconds
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+lint: $(STAMP)  ## format check, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)  ## speed and memory against the targets, as ratios within one run
+	$(BIN)/python -m benchmarks
+
+family: $(STAMP)  ## train the built-in family anew (an hour on 2 cores) into runs/family
+	$(BIN)/python -m surgeon.builtin.train --out runs/family
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet torch
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf runs .pytest_cache .ruff_cache

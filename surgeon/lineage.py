@@ -1,0 +1,183 @@
+"""Where an artifact came from, and how it comes to be whole: partial directory, then one rename.
+
+Every directory a verb writes holds `surgeon.json`: the verb, its arguments, its inputs by digest,
+the versions that made it and the seed. The work happens in `OUT.partial`; it becomes `OUT` by an
+atomic rename, so a directory that exists is complete, and a killed run continues where it was.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from surgeon import __version__
+from surgeon.errors import BadInput
+
+FILE = "surgeon.json"
+PACKAGES = ("torch", "transformers", "mergekit", "safetensors", "peft", "accelerate", "hmmlearn")
+DISK_RESERVE = 64 << 20
+"""Bytes that are left free on a disk when room is checked before writing."""
+
+
+def begin(
+    out: str | Path,
+    *,
+    verb: str,
+    arguments: dict[str, Any],
+    inputs: dict[str, str],
+    seed: int | None = None,
+) -> Path | None:
+    """Return the directory to work in, `OUT.partial`; None when `OUT` already holds this very run.
+
+    The run is the same when verb, arguments, inputs (name -> digest) and seed are the same. Raises
+    `BadInput` naming what differs when `OUT` or `OUT.partial` belongs to another run, or when `OUT`
+    is something this package didn't write.
+    """
+    out = Path(out)
+    run = {"verb": verb, "arguments": plain(arguments), "inputs": inputs, "seed": seed}
+    if out.exists() or out.is_symlink():
+        found = read(out)
+        if found is None:
+            raise BadInput(f"{out} exists and was not written by surgeon. Choose another --out.")
+        refuse_other_run(out, found, run)
+        return None
+    partial = out.with_name(out.name + ".partial")
+    if partial.exists():
+        found = read(partial)
+        if found is not None:
+            refuse_other_run(partial, found, run)
+            return partial
+        # Killed between mkdir and the first write: nothing in it can be of use.
+        if any(partial.iterdir()):
+            raise BadInput(f"{partial} exists and was not written by surgeon. Move it away.")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(
+            f"{partial} can't be made: {error.strerror}. Choose another --out."
+        ) from error
+    write_json(partial / FILE, {**run, "versions": versions()})
+    return partial
+
+
+def finish(partial: Path, out: str | Path) -> None:
+    """Make the partial directory's content durable and give it its final name."""
+    out = Path(out)
+    for path in partial.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            sync(path)
+    sync(partial)
+    os.rename(partial, out)
+    sync(out.parent)
+
+
+def read(path: str | Path) -> dict[str, Any] | None:
+    """The lineage of a directory, or None where it has none."""
+    file = Path(path) / FILE
+    if not file.is_file():
+        return None
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"{file} is not valid JSON ({error}). Move {path} away.") from error
+
+
+def refuse_other_run(path: Path, found: dict[str, Any], run: dict[str, Any]) -> None:
+    """Raise `BadInput` listing, argument by argument, how the run at `path` differs from `run`."""
+    differing = differences(
+        {key: found.get(key) for key in run},
+        run,
+    )
+    if differing:
+        raise BadInput(
+            f"{path} holds another run: {'; '.join(differing)}. "
+            "Choose another --out, or remove it first."
+        )
+
+
+def differences(there: Any, here: Any, where: str = "") -> list[str]:
+    """Human-readable differences between two JSON values, as `name: there -> here`."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        return [
+            line
+            for key in sorted(there.keys() | here.keys())
+            for line in differences(there.get(key), here.get(key), f"{where}.{key}".strip("."))
+        ]
+    return [] if there == here else [f"{where} is {short(there)} there and {short(here)} here"]
+
+
+def short(value: Any, limit: int = 60) -> str:
+    """`value` as JSON, cut to `limit` characters."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def plain(value: Any) -> Any:
+    """`value` as it comes back from JSON: tuples become lists, paths become strings."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, Python and the libraries that shape results."""
+    found = {"surgeon": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a small file so that a reader sees the old content or the new, never a part."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically; NaN is refused (it is not JSON)."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def file_digest(path: str | Path) -> str:
+    """`sha256:` digest of a file's bytes."""
+    with open(path, "rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """`sha256:` digest of a JSON value in canonical form (sorted keys, no spaces)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def require_room(out: str | Path, n_bytes: int, what: str) -> None:
+    """Raise `BadInput` when the disk of `out` has less than `n_bytes` and a small reserve free."""
+    existing = Path(out).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < n_bytes + DISK_RESERVE:
+        raise BadInput(
+            f"{what} needs {n_bytes / 1e9:.2f} GB and {existing} has {free / 1e9:.2f} GB free. "
+            "Free some space or choose an --out on another disk."
+        )
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a directory entry to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,240 @@
+"""Opening, digesting, loading and rewriting checkpoints; what is refused, and in which words."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from surgeon.checkpoint import INDEX, Checkpoint, read_header, resolve, rewrite
+from surgeon.errors import BadInput
+
+FAMILIES = [
+    "qwen2", "qwen3", "llama", "mistral", "gemma2", "gemma3_text", "olmo2", "phi3", "glm4",
+    "qwen3_moe", "mixtral", "qwen3_vl",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_supported_family_opens_and_loads(tmp_path: Path, make_checkpoint, model_type: str):
+    checkpoint = Checkpoint.open(make_checkpoint(tmp_path / "m", model_type))
+    assert checkpoint.model_type == model_type and checkpoint.n_layers == 3
+    model = checkpoint.model()
+    logits = model(torch.tensor([[5, 6, 7]])).logits  # pyright: ignore
+    assert logits.shape == (1, 3, 128) and torch.isfinite(logits).all()
+    assert not model.training and logits.dtype == torch.bfloat16
+
+
+def test_headers_agree_with_the_tensors_they_describe(pico_pair):
+    checkpoint = Checkpoint.open(pico_pair[0])
+    assert len(checkpoint.shards) > 1 and checkpoint.tied
+    total = 0
+    for name, info in checkpoint.tensors.items():
+        tensor = checkpoint.tensor(name)
+        assert tuple(tensor.shape) == info.shape and tensor.nbytes == info.nbytes
+        total += tensor.nbytes
+    assert checkpoint.size == total
+
+
+def test_digest_follows_one_flipped_weight_bit_and_nothing_beside_it(pico_pair):
+    a, _ = pico_pair
+    before = Checkpoint.open(a).digest
+    (a / "README.md").write_text("a model card is not the model")
+    assert Checkpoint.open(a).digest == before
+    shard = a / next(iter(Checkpoint.open(a).shards))
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    assert Checkpoint.open(a).digest != before
+
+
+def test_digest_follows_the_chat_template(pico_pair):
+    a, _ = pico_pair
+    before = Checkpoint.open(a).digest
+    (a / "chat_template.jinja").write_text("another")
+    assert Checkpoint.open(a).digest != before
+
+
+def test_rewrite_changes_what_it_is_told_and_links_the_rest(pico_pair, tmp_path: Path):
+    source = Checkpoint.open(pico_pair[0])
+    target = "model.layers.1.mlp.up_proj.weight"
+    (tmp_path / "out").mkdir()
+    rewrite(source, tmp_path / "out", lambda _, t: t + 1, lambda name: name == target)
+    copy = Checkpoint.open(tmp_path / "out")
+    for name in source.tensors:
+        same = torch.equal(source.tensor(name), copy.tensor(name))
+        assert same == (name != target), name
+    for shard in source.shards:
+        linked = (copy.path / shard).samefile(source.path / shard)
+        assert linked == (shard != source.tensors[target].shard)
+    copy.model()
+
+
+def test_rewrite_refuses_an_edit_that_changes_the_dtype(pico_pair, tmp_path: Path):
+    source = Checkpoint.open(pico_pair[0])
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match="must keep both"):
+        rewrite(source, tmp_path / "out", lambda _, t: t.float(), lambda _: True)
+
+
+def damage_truncate(path: Path) -> None:
+    shard = sorted(path.glob("*.safetensors"))[0]
+    shard.write_bytes(shard.read_bytes()[:-10])
+
+
+def damage_header(path: Path) -> None:
+    shard = sorted(path.glob("*.safetensors"))[0]
+    shard.write_bytes(b"\xff" * 200)
+
+
+def damage_missing_shard(path: Path) -> None:
+    sorted(path.glob("*.safetensors"))[0].unlink()
+
+
+def damage_index_outside(path: Path) -> None:
+    index = json.loads((path / INDEX).read_text())
+    index["weight_map"][next(iter(index["weight_map"]))] = "../secret.safetensors"
+    (path / INDEX).write_text(json.dumps(index))
+
+
+def damage_index_lies(path: Path) -> None:
+    index = json.loads((path / INDEX).read_text())
+    index["weight_map"]["ghost"] = sorted(path.glob("*.safetensors"))[0].name
+    (path / INDEX).write_text(json.dumps(index))
+
+
+def damage_no_config(path: Path) -> None:
+    (path / "config.json").unlink()
+
+
+def damage_config(path: Path) -> None:
+    (path / "config.json").write_text("{")
+
+
+def damage_remote_code(path: Path) -> None:
+    config = json.loads((path / "config.json").read_text())
+    config |= {"model_type": "homegrown", "auto_map": {"AutoModel": "modeling.Homegrown"}}
+    (path / "config.json").write_text(json.dumps(config))
+
+
+def damage_pickle(path: Path) -> None:
+    for file in [*path.glob("*.safetensors"), path / INDEX]:
+        file.unlink()
+    (path / "pytorch_model.bin").write_bytes(b"\x80\x04")
+
+
+def damage_no_weights(path: Path) -> None:
+    for file in [*path.glob("*.safetensors"), path / INDEX]:
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (damage_truncate, "truncated or corrupt"),
+        (damage_header, "header is unreadable"),
+        (damage_missing_shard, "lacks 1 of its"),
+        (damage_index_outside, "outside the directory"),
+        (damage_index_lies, "does not hold it"),
+        (damage_no_config, "has no config.json"),
+        (damage_config, "not valid JSON"),
+        (damage_remote_code, "trust_remote_code"),
+        (damage_pickle, "pickled weights only"),
+        (damage_no_weights, "has no weights"),
+    ],
+)
+def test_damage_is_named_in_one_line(pico_pair, damage, words: str):
+    damage(pico_pair[0])
+    with pytest.raises(BadInput, match=words) as caught:
+        Checkpoint.open(pico_pair[0])
+    assert "\n" not in str(caught.value) and str(pico_pair[0]) in str(caught.value)
+
+
+def test_weights_of_another_shape_than_the_config_says_are_refused(pico_pair):
+    config = json.loads((pico_pair[0] / "config.json").read_text())
+    wider = config | {"intermediate_size": 64}
+    (pico_pair[0] / "config.json").write_text(json.dumps(wider))
+    with pytest.raises(BadInput, match=r"lacks .* weights of a qwen3 model"):
+        Checkpoint.open(pico_pair[0]).model()
+
+
+def test_a_config_that_contradicts_itself_is_refused(pico_pair):
+    config = json.loads((pico_pair[0] / "config.json").read_text())
+    (pico_pair[0] / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
+    with pytest.raises(BadInput, match=r"config.json is refused: .*layer_types"):
+        Checkpoint.open(pico_pair[0]).model()
+
+
+def test_resolve_names_what_it_could_not_find(tmp_path: Path):
+    with pytest.raises(BadInput, match="no such directory, and not a hub id"):
+        resolve(str(tmp_path / "nowhere"))
+    with pytest.raises(BadInput, match="could not be fetched from the hub"):
+        resolve("no-such-owner/no-such-model@main")
+
+
+def test_base_plus_adapter_is_the_merged_model(pico_pair, tmp_path: Path):
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    base = Checkpoint.open(pico_pair[0])
+    torch.manual_seed(0)
+    tuned = get_peft_model(base.model(), LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))  # pyright: ignore
+    for name, parameter in tuned.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.1)
+    tuned.save_pretrained(str(tmp_path / "adapter"))
+    merged = resolve(f"{pico_pair[0]}+{tmp_path / 'adapter'}", work=tmp_path / "work")
+    reference = PeftModel.from_pretrained(
+        base.model(dtype=torch.float32),  # pyright: ignore
+        str(tmp_path / "adapter"),
+    ).merge_and_unload()  # pyright: ignore
+    changed = 0
+    for name, parameter in reference.named_parameters():
+        assert torch.equal(merged.tensor(name), parameter.to(torch.bfloat16)), name
+        changed += not torch.equal(merged.tensor(name), base.tensor(name))
+    assert changed == 6 and merged.tensors[next(iter(merged.tensors))].dtype == "BF16"
+    assert merged.chat_template == base.chat_template
+
+
+def test_an_adapter_alone_asks_for_its_base(tmp_path: Path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(BadInput, match="Name its base too"):
+        resolve(str(tmp_path))
+
+
+def test_an_adapter_of_another_base_is_refused(pico_pair, tmp_path: Path, make_checkpoint):
+    from peft import LoraConfig, get_peft_model
+
+    wide = Checkpoint.open(make_checkpoint(tmp_path / "wide", hidden_size=64))
+    tuned = get_peft_model(wide.model(), LoraConfig(r=2, target_modules=["q_proj"]))  # pyright: ignore
+    tuned.save_pretrained(str(tmp_path / "adapter"))
+    with pytest.raises(BadInput, match="another base"):
+        resolve(f"{pico_pair[0]}+{tmp_path / 'adapter'}", work=tmp_path / "work")
+
+
+@given(st.binary(max_size=400))
+def test_no_bytes_make_the_header_reader_crash(tmp_path_factory, data: bytes):
+    file = tmp_path_factory.mktemp("header") / "x.safetensors"
+    file.write_bytes(data)
+    with pytest.raises(BadInput):
+        read_header(file)
+
+
+@given(
+    st.dictionaries(
+        st.text(min_size=1, max_size=8).filter(lambda n: n != "__metadata__"),
+        st.recursive(st.none() | st.integers() | st.text(), st.lists, max_leaves=4),
+        max_size=3,
+    )
+)
+def test_any_json_header_is_read_or_refused(tmp_path_factory, header: dict):
+    text = json.dumps(header).encode()
+    file = tmp_path_factory.mktemp("header") / "x.safetensors"
+    file.write_bytes(struct.pack("<Q", len(text)) + text)
+    if header:
+        with pytest.raises(BadInput):
+            read_header(file)
+    else:
+        assert read_header(file) == {}

@@ -1,0 +1,81 @@
+"""Partial directory, lineage, rename."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from surgeon import lineage
+from surgeon.errors import BadInput
+
+
+def begin(out: Path, **arguments):
+    return lineage.begin(out, verb="rank", arguments=arguments, inputs={"a": "sha256:1"}, seed=0)
+
+
+def test_a_directory_has_its_name_only_when_it_is_finished(tmp_path: Path):
+    partial = begin(tmp_path / "out", k=1)
+    assert (
+        partial is not None
+        and partial == tmp_path / "out.partial"
+        and not (tmp_path / "out").exists()
+    )
+    lineage.write_json(partial / "x.json", {"x": 1})
+    lineage.finish(partial, tmp_path / "out")
+    assert json.loads((tmp_path / "out/x.json").read_text()) == {"x": 1}
+    assert not partial.exists()
+
+
+def test_the_same_run_is_continued_and_a_finished_one_is_not_done_again(tmp_path: Path):
+    partial = begin(tmp_path / "out", k=1, path=tmp_path)
+    assert partial is not None
+    (partial / "half").write_text("kept")
+    assert begin(tmp_path / "out", k=1, path=tmp_path) == partial
+    assert (partial / "half").read_text() == "kept"
+    lineage.finish(partial, tmp_path / "out")
+    assert begin(tmp_path / "out", k=1, path=tmp_path) is None
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_another_run_is_refused_with_what_differs(tmp_path: Path, finished: bool):
+    partial = begin(tmp_path / "out", k=1, ratios=[0.1, 0.2])
+    assert partial is not None
+    if finished:
+        lineage.finish(partial, tmp_path / "out")
+    with pytest.raises(BadInput, match=r"arguments.k is 1 there and 2 here"):
+        begin(tmp_path / "out", k=2, ratios=[0.1, 0.2])
+
+
+def test_a_foreign_directory_is_never_touched(tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine").write_text("x")
+    with pytest.raises(BadInput, match="not written by surgeon"):
+        begin(tmp_path / "out", k=1)
+    assert [p.name for p in tmp_path.rglob("*")] == ["out", "mine"]
+
+
+def test_a_run_killed_before_its_first_write_starts_afresh(tmp_path: Path):
+    (tmp_path / "out.partial").mkdir()
+    assert begin(tmp_path / "out", k=1) == tmp_path / "out.partial"
+
+
+def test_a_file_is_old_or_new_never_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    lineage.write_text(tmp_path / "f", "old")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lineage.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        lineage.write_text(tmp_path / "f", "new")
+    assert (tmp_path / "f").read_text() == "old"
+
+
+def test_json_refuses_nan(tmp_path: Path):
+    with pytest.raises(ValueError, match="JSON"):
+        lineage.write_json(tmp_path / "f", {"x": float("nan")})
+
+
+def test_too_little_room_is_said_in_gigabytes(tmp_path: Path):
+    with pytest.raises(BadInput, match=r"copy needs 1000000\.00 GB .* has .* GB free"):
+        lineage.require_room(tmp_path / "not/yet/there", 10**15, "copy")
