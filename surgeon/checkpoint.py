@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,8 +35,15 @@ WEIGHT_BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "BF16": 2, "F16": 2, "I16": 2,
     "U16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
+TORCH_NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "BOOL": "bool",
+    **{f"{sign}{bits}": f"{name}{bits}" for sign, name in (("I", "int"), ("U", "uint"))
+       for bits in (8, 16, 32, 64)},
+}  # fmt: skip
 HEADER_LIMIT = 100 << 20
 """Bytes: the largest header the safetensors format allows."""
+LIVE_DTYPES = ("float32", "bfloat16", "float16")
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "vocab.txt", "merges.txt"]
 
 
@@ -46,6 +54,8 @@ class TensorInfo(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
+    start: int
+    """Where its bytes begin in the file."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +195,11 @@ class Checkpoint:
 
     def tensor(self, name: str) -> "Tensor":
         """Read one tensor; the rest of the checkpoint stays on disk."""
-        return self.read_many([name])[name]
+        if name not in self.tensors:
+            raise KeyError(f"{self.path} has no tensor {name!r}.")
+        info = self.tensors[name]
+        with open(self.path / info.shard, "rb", 0) as file:
+            return read_tensor(file, info)
 
     def read_many(self, names: list[str]) -> "dict[str, Tensor]":
         """Read several tensors, opening each shard once."""
@@ -294,6 +308,23 @@ class Checkpoint:
         return model.to(device).eval()
 
 
+def placement(device: str, dtype: str) -> "tuple[str, torch.dtype | None]":
+    """The device and dtype to run in; `auto` is an accelerator if there is one, and the dtype on
+    disk (None). Raises `BadInput` for a device that is not there or a dtype that has no name."""
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind = device.partition(":")[0]
+    if kind not in ("cpu", "cuda", "mps") or not (
+        kind == "cpu" or getattr(torch.backends if kind == "mps" else torch, kind).is_available()
+    ):
+        raise BadInput(f"device is {device!r}, expected auto, cpu, or an accelerator present.")
+    if dtype != "auto" and dtype not in LIVE_DTYPES:
+        raise BadInput(f"dtype is {dtype!r}, expected auto, {', '.join(LIVE_DTYPES)}.")
+    return device, None if dtype == "auto" else getattr(torch, dtype)
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file; an empty one when there is no file."""
     if not file.is_file():
@@ -326,7 +357,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
                     dtype in WEIGHT_BYTES
                 ):
                     raise ValueError(f"{name} has {stop - begin} bytes for {dtype}{list(shape)}")
-                found[name] = TensorInfo(file.name, dtype, shape, stop - begin)
+                found[name] = TensorInfo(file.name, dtype, shape, stop - begin, 8 + length + begin)
                 end = max(end, stop)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"{file} has a corrupt safetensors header ({error}).") from error
@@ -439,6 +470,24 @@ def _require_adapter_fits(base: Checkpoint, adapter: Path, tensors: dict[str, Te
                 )
 
 
+def read_tensor(file: FileIO, info: TensorInfo) -> "Tensor":
+    """One tensor's bytes from an open shard, in memory of its own (not a mapping of the file)."""
+    import torch
+
+    data = torch.empty(info.nbytes, dtype=torch.uint8)
+    file.seek(info.start)
+    rest = data.numpy().data
+    while rest:
+        rest = rest[_some(file.readinto(rest), file) :]  # the system reads at most 2 GB at a time
+    return data.view(getattr(torch, TORCH_NAMES[info.dtype])).reshape(info.shape)
+
+
+def _some(count: int | None, file: FileIO) -> int:
+    if not count:
+        raise BadInput(f"{file.name} became shorter while it was read. Fetch or copy it again.")
+    return count
+
+
 def rewrite(
     source: Checkpoint,
     out: Path,
@@ -448,35 +497,70 @@ def rewrite(
     """Copy `source` into the existing directory `out`, passing the touched tensors through `edit`.
 
     Shards without a touched tensor are hard-linked where the file system allows (copied
-    otherwise); the others are written anew, one shard in memory at a time. `edit(name, tensor)`
-    must keep shape and dtype. Nothing of `source` is changed. Publishing `out` is the caller's.
+    otherwise); the others are written anew, one tensor in memory at a time. `edit(name, tensor)`
+    must keep shape and dtype and may change the tensor it is given. Shards that are already there
+    (from a run that was killed) are kept. Nothing of `source` is changed. Publishing `out` is the
+    caller's.
     """
-    from safetensors.torch import save_file
-
     for file in source.side_files:
         shutil.copy2(file, out / file.name)
     if (source.path / INDEX).is_file():
         shutil.copy2(source.path / INDEX, out / INDEX)
-    for shard, names in source.shards.items():
-        target = out / shard
-        if target.exists():
-            continue  # written before a kill; it got its name only when it was whole
-        if not any(touched(name) for name in names):
-            link_or_copy(source.path / shard, target)
-            continue
-        edited = {}
-        for name, old in source.read_many(names).items():
-            new = edit(name, old) if touched(name) else old
-            if new.shape != old.shape or new.dtype != old.dtype:
+    # A finished shard is flushed to the disk while the next one is computed.
+    with ThreadPoolExecutor(1) as flusher:
+        flushes = []
+        for shard, names in source.shards.items():
+            target = out / shard
+            if target.exists():
+                continue  # it got its name only when it was whole
+            edited = {name: source.tensors[name] for name in names if touched(name)}
+            if not edited:
+                link_or_copy(source.path / shard, target)
+                continue
+            temporary = out / f".{shard}.tmp"
+            _rewrite_shard(source.path / shard, temporary, edited, edit)
+            flushes.append(flusher.submit(_flush_and_name, temporary, target))
+        for flush in flushes:
+            flush.result()
+
+
+def _rewrite_shard(
+    source: Path,
+    target: Path,
+    edited: dict[str, TensorInfo],
+    edit: "Callable[[str, Tensor], Tensor]",
+) -> None:
+    """Write `source` to `target` with some tensors edited; header and layout stay as they are."""
+    import torch
+
+    with open(source, "rb", 0) as old_file, open(target, "wb", 0) as new_file:
+        done = 0
+        for name, info in sorted(edited.items(), key=lambda item: item[1].start):
+            copy_range(old_file, new_file, done, info.start)
+            old = read_tensor(old_file, info)
+            new = edit(name, old)
+            if new.shape != info.shape or new.dtype != old.dtype:
                 raise ValueError(
-                    f"edit changed {name} from {old.dtype}{list(old.shape)} to "
+                    f"edit changed {name} from {old.dtype}{list(info.shape)} to "
                     f"{new.dtype}{list(new.shape)}; it must keep both."
                 )
-            edited[name] = new.contiguous()
-        temporary = out / f".{shard}.tmp"
-        save_file(edited, temporary, metadata={"format": "pt"})
-        lineage.sync(temporary)
-        os.replace(temporary, target)
+            data = new.contiguous().reshape(-1).view(torch.uint8).numpy().data
+            while data:
+                data = data[new_file.write(data) :]
+            done = info.start + info.nbytes
+        copy_range(old_file, new_file, done, os.fstat(old_file.fileno()).st_size)
+
+
+def copy_range(source: FileIO, target: FileIO, begin: int, end: int) -> None:
+    """Append bytes `begin` to `end` of `source` to `target` without taking them into memory."""
+    while begin < end:
+        sent = os.sendfile(target.fileno(), source.fileno(), begin, min(end - begin, 1 << 30))
+        begin += _some(sent, source)
+
+
+def _flush_and_name(temporary: Path, target: Path) -> None:
+    lineage.sync(temporary)
+    os.replace(temporary, target)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

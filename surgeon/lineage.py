@@ -86,6 +86,17 @@ def read(path: str | Path) -> dict[str, Any] | None:
         raise BadInput(f"{file} is not valid JSON ({error}). Move {path} away.") from error
 
 
+def read_object(file: str | Path) -> dict[str, Any]:
+    """A JSON object this package wrote; raises `BadInput` when it is missing or damaged."""
+    try:
+        value = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{file} can't be read as JSON ({error}).") from error
+    if not isinstance(value, dict):
+        raise BadInput(f"{file} holds a {type(value).__name__}, expected a JSON object.")
+    return value
+
+
 def refuse_other_run(path: Path, found: dict[str, Any], run: dict[str, Any]) -> None:
     """Raise `BadInput` listing, argument by argument, how the run at `path` differs from `run`."""
     differing = differences(

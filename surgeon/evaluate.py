@@ -1,0 +1,452 @@
+"""`surgeon evaluate`: the measured quality of checkpoints on a labelled task.
+
+Every candidate answers each problem `samples` times; the answers are read out of the responses and
+checked. Reported per candidate, each with a 95% bootstrap interval over problems:
+
+- `avg` Avg@k, the mean accuracy of one sample (`pass1`, Pass@1, is the same number);
+- `maj` Maj@k, the accuracy of the most frequent answer, ties at their expected value;
+- `ece` expected calibration error of the majority vote, 15 bins, confidence = its vote share;
+- `tokens` mean tokens per response, `truncated` the share that hit the token limit, `missing` the
+  share in which no answer was found.
+
+A truncated response has no answer: it is wrong and votes for nothing, as in `agreement`.
+
+On disk: `evaluate.json`, `traces/NAME.jsonl` (every response) and `answers/NAME.jsonl` (what was
+read out of it, and whether it is right).
+"""
+
+# Shape letters: P problems, M metrics, X bins of the calibration error, B bootstrap resamples.
+
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from surgeon import lineage, metrics
+from surgeon.answers import (
+    Verdict,
+    after_thinking,
+    canonical,
+    check_many,
+    choice_letter,
+    gold_problem,
+    parse_check,
+    parse_extractor,
+)
+from surgeon.errors import BadInput
+from surgeon.families import Subject, live, subjects
+from surgeon.families.live import tokenizer as family_tokenizer
+from surgeon.families.mixing import NAMED_DTYPE
+from surgeon.progress import bar
+from surgeon.traces import Prompt, Sampling, Trace, append, read_prompts, read_traces, sample
+
+if TYPE_CHECKING:
+    import torch
+    from rich.table import Table
+
+FILE = "evaluate.json"
+BINS = 15
+"""Equal-width bins of the calibration error (Neuron-OPSD, sec. 5)."""
+WORTH_SAYING = 0.2
+"""Share of truncated or unreadable responses above which a warning is given."""
+
+
+class Plan(NamedTuple):
+    """An evaluation whose inputs have been checked; nothing has been computed yet."""
+
+    subjects: list[Subject]
+    problems: list[Prompt]
+    sampling: Sampling
+    extract: Callable[[str], str | None]
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+
+
+def evaluate(
+    checkpoints: Sequence[str],
+    *,
+    task: str,
+    out: str | Path,
+    samples: int = 8,
+    seed: int = 0,
+    temperature: float = 0.7,
+    top_p: float = 0.9,
+    max_tokens: int = 32768,
+    check: str = "exact",
+    answer: str = "auto",
+    timeout_s: float = 5.0,
+    limit: int | None = None,
+    thinking: bool | None = None,
+    batch: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> dict[str, Any]:
+    """Measure checkpoints on a labelled task and write the result to the directory `out`.
+
+    `checkpoints` are directories, hub ids, `base+adapter`, families or `family.json#candidate`;
+    `task` is JSONL or Parquet with `prompt` or `messages`, and `answer`. `answer` and `check` say
+    how an answer is read out of a response and compared (see `answers`); a check may take
+    `timeout_s` seconds. `limit` keeps the first problems only. Returns the content of
+    `evaluate.json` and where it is (`out`), with `already` when it was there before. An interrupted run
+    continues with the missing responses. Raises `BadInput` before anything is sampled.
+    """
+    plan = prepare(
+        checkpoints, task=task, samples=samples, seed=seed, temperature=temperature, top_p=top_p,
+        max_tokens=max_tokens, check=check, answer=answer, timeout_s=timeout_s, limit=limit,
+        thinking=thinking, batch=batch, device=device, dtype=dtype,
+    )  # fmt: skip
+    out = Path(out)
+    work = lineage.begin(
+        out, verb="evaluate", arguments=plan.settings, inputs=plan.inputs, seed=seed
+    )
+    if work is None:
+        return {**lineage.read_object(out / FILE), "out": str(out), "already": True}
+    respond(plan, work, device=device, dtype=dtype)
+    result = judge(plan, work)
+    lineage.write_json(work / FILE, result)
+    lineage.finish(work, out)
+    return {**result, "out": str(out)}
+
+
+def prepare(
+    checkpoints: Sequence[str],
+    *,
+    task: str,
+    samples: int,
+    seed: int,
+    temperature: float,
+    top_p: float,
+    max_tokens: int,
+    check: str,
+    answer: str,
+    timeout_s: float,
+    limit: int | None,
+    thinking: bool | None,
+    batch: int,
+    device: str,
+    dtype: str,
+) -> Plan:
+    """Check every input of an evaluation against files and headers; raises `BadInput`."""
+    sampling = Sampling(
+        samples=samples, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed,
+        batch=batch, thinking=thinking,
+    )  # fmt: skip
+    if limit is not None and limit < 1:
+        raise BadInput(f"found limit = {limit}, expected at least 1.")
+    if not 0 < timeout_s < math.inf:
+        raise BadInput(f"found timeout_s = {timeout_s}, expected a number of seconds above 0.")
+    placement(device, dtype)
+    extract = parse_extractor(answer)
+    parse_check(check)
+    problems = read_problems(task, check)[:limit]
+    chosen = subjects(list(checkpoints))
+    settings = {
+        **asdict(sampling), "task": task, "limit": limit, "answer": answer, "check": check,
+        "timeout_s": timeout_s, "dtype": dtype, "device": device,
+    }  # fmt: skip
+    # How many are decoded at once changes no response (each has its own random stream).
+    settings.pop("batch")
+    inputs = {subject.name: subject.digest for subject in chosen}
+    inputs["task"] = lineage.digest_of([asdict(problem) for problem in problems])
+    for role, how in (("answer", answer), ("check", check)):
+        code = sys.modules.get(how.partition(":")[0]) if ":" in how else None
+        if code is not None and getattr(code, "__file__", None):
+            inputs[f"{role} {how}"] = lineage.file_digest(str(code.__file__))
+    return Plan(chosen, problems, sampling, extract, settings, inputs)
+
+
+def read_problems(task: str, check: str) -> list[Prompt]:
+    """The prompts of a labelled task; raises `BadInput` naming the line without a usable answer."""
+    problems = read_prompts(task)
+    for n, problem in enumerate(problems):
+        if problem.answer is None:
+            raise BadInput(
+                f"{_place(task, n)}: found no answer, expected the correct one in the field "
+                "`answer` of every problem."
+            )
+        wrong = gold_problem(problem.answer, check)
+        if wrong:
+            raise BadInput(f"{_place(task, n)}: found {wrong}.")
+    return problems
+
+
+def _place(task: str, index: int) -> str:
+    """Where problem number `index` (from 0) stands: `file:line` for JSONL, else the row."""
+    path = Path(task).expanduser()
+    if not path.is_file() or path.suffix == ".parquet":
+        return f"{task}: row {index + 1}"
+    with open(path, "rb") as lines:
+        filled = [number for number, line in enumerate(lines, 1) if line.strip()]
+    return f"{path}:{filled[index]}"
+
+
+def placement(device: str, dtype: str) -> tuple[str, "torch.dtype | None"]:
+    """The device and dtype to run in; `auto` is an accelerator if there is one, and the dtype on
+    disk (None). Raises `BadInput` for a device that is not there or a dtype that has no name."""
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind = device.partition(":")[0]
+    if kind not in ("cpu", "cuda", "mps") or not (
+        kind == "cpu" or getattr(torch.backends if kind == "mps" else torch, kind).is_available()
+    ):
+        raise BadInput(f"found device {device!r}, expected auto, cpu, or an accelerator present.")
+    if dtype != "auto" and dtype not in NAMED_DTYPE:
+        raise BadInput(f"found dtype {dtype!r}, expected auto, {', '.join(NAMED_DTYPE)}.")
+    return device, NAMED_DTYPE.get(dtype)
+
+
+# Responses ---------------------------------------------------------------------------------------
+
+
+def respond(plan: Plan, work: Path, *, device: str, dtype: str) -> None:
+    """Sample the responses that `traces/` lacks, each written as soon as it ends."""
+    (work / "traces").mkdir(exist_ok=True)
+    wanted = len(plan.problems) * plan.sampling.samples
+    done = {
+        s.name: {(t.prompt_id, t.sample) for t in stored_traces(work, s)} for s in plan.subjects
+    }
+    missing = [s for s in plan.subjects if len(done[s.name]) < wanted]
+    if not missing:
+        return
+    total = sum(wanted - len(done[s.name]) for s in missing)
+    with bar("evaluate", total) as advance:
+        for subject, model, tokenizer in live(missing, *placement(device, dtype)):
+            file = trace_file(work, subject)
+            for trace in sample(
+                model, tokenizer, plan.problems, plan.sampling, done=done[subject.name]
+            ):
+                append(file, trace)
+                advance(note=subject.name)
+
+
+def trace_file(work: Path, subject: Subject) -> Path:
+    return work / "traces" / f"{subject.name}.jsonl"
+
+
+def stored_traces(work: Path, subject: Subject) -> list[Trace]:
+    """The responses of a candidate that are on disk; none when it has not begun."""
+    file = trace_file(work, subject)
+    return read_traces(file) if file.is_file() else []
+
+
+# Judgement ---------------------------------------------------------------------------------------
+
+
+def judge(plan: Plan, work: Path) -> dict[str, Any]:
+    """Read, check and count every answer; writes `answers/`, returns what goes to evaluate.json."""
+    (work / "answers").mkdir(exist_ok=True)
+    place = {problem.id: n for n, problem in enumerate(plan.problems)}
+    traces = {
+        s.name: sorted(stored_traces(work, s), key=lambda t: (place[t.prompt_id], t.sample))
+        for s in plan.subjects
+    }
+    found = {s.name: read_answers(plan, s, traces[s.name]) for s in plan.subjects}
+    gold = {problem.id: str(problem.answer) for problem in plan.problems}
+    pairs = [
+        (answer, gold[trace.prompt_id])
+        for name, rows in traces.items()
+        for trace, answer in zip(rows, found[name], strict=True)
+    ]
+    verdicts = iter(check_many(pairs, plan.settings["check"], timeout_s=plan.settings["timeout_s"]))
+    candidates = []
+    for subject in plan.subjects:
+        rows, answers = traces[subject.name], found[subject.name]
+        judged = [next(verdicts) for _ in rows]
+        write_answers(work / "answers" / f"{subject.name}.jsonl", rows, answers, gold, judged)
+        candidates.append(
+            {
+                "name": subject.name,
+                "checkpoint": subject.spec,
+                "ratio": subject.ratio,
+                "digest": subject.digest,
+                **measure(plan, rows, answers, judged),
+            }
+        )
+    return {
+        "task": {
+            "path": plan.settings["task"],
+            "problems": len(plan.problems),
+            "digest": plan.inputs["task"],
+        },
+        "settings": plan.settings,
+        "warnings": warnings(plan, candidates),
+        "candidates": candidates,
+    }
+
+
+def read_answers(plan: Plan, subject: Subject, traces: Sequence[Trace]) -> list[str | None]:
+    """The answer in each response; None for a truncated one, whose last number means nothing."""
+    opening = "<think>" if prompts_open_thinking(subject, traces) else ""
+    return [
+        None if trace.finish_reason == "length" else plan.extract(opening + trace.text)
+        for trace in traces
+    ]
+
+
+def prompts_open_thinking(subject: Subject, traces: Sequence[Trace]) -> bool:
+    """True when the chat template has begun the thinking block, so that the response has no
+    `<think>`: one that never closes the block is unfinished all the same."""
+    if subject.checkpoint is not None:
+        template, load = subject.checkpoint.chat_template, subject.checkpoint.tokenizer
+    elif subject.family is not None:
+        template = subject.family.source("template").chat_template
+        load = partial(family_tokenizer, subject.family)
+    else:
+        return False
+    if not traces or "<think>" not in (template or ""):
+        return False
+    tokenizer: Any = load()
+    return after_thinking(tokenizer.decode(traces[0].prompt_token_ids[-32:])) is None
+
+
+def ballot(answer: str | None, check: str) -> str | None:
+    """The form under which an answer is counted in the majority vote."""
+    if answer is None:
+        return None
+    return (choice_letter(answer) if check == "choice" else None) or canonical(answer)
+
+
+def measure(
+    plan: Plan, traces: Sequence[Trace], answers: Sequence[str | None], judged: Sequence[Verdict]
+) -> dict[str, Any]:
+    """Every metric of one candidate with its interval; responses in the order of the problems."""
+    k, check = plan.sampling.samples, plan.settings["check"]
+
+    def by_problem(values: list[Any]) -> list[list[Any]]:
+        return [values[start : start + k] for start in range(0, len(values), k)]
+
+    votes = by_problem([ballot(answer, check) for answer in answers])
+    correct = by_problem([verdict.correct for verdict in judged])
+    value_P = {
+        "avg": metrics.accuracy_by_prompt(correct),
+        "maj": metrics.majority_by_prompt(votes, correct),
+        "pass1": metrics.accuracy_by_prompt(correct),
+        "tokens": np.mean(by_problem([len(t.token_ids) for t in traces]), axis=1),
+        "truncated": np.mean(by_problem([t.finish_reason == "length" for t in traces]), axis=1),
+        "missing": np.mean(by_problem([answer is None for answer in answers]), axis=1),
+    }
+    gap_PX = calibration_gaps(metrics.agreement_by_prompt(votes), value_P["maj"])
+    seed = plan.sampling.seed
+    means_BM = metrics.resampled_means(np.column_stack(list(value_P.values())), seed=seed)
+    ece_B = np.abs(metrics.resampled_means(gap_PX, seed=seed)).sum(axis=1)
+    ends = metrics.percentile_interval(np.column_stack([means_BM, ece_B]))
+    point = {name: float(values.mean()) for name, values in value_P.items()}
+    point["ece"] = metrics.ece(votes, correct, bins=BINS)
+    return {
+        **point,
+        "interval": {
+            name: [float(x) for x in pair] for name, pair in zip(point, ends, strict=True)
+        },
+        "problems": len(correct),
+        "responses": len(traces),
+        "check_timeouts": sum(verdict.timed_out for verdict in judged),
+        "check_deaths": sum(verdict.died for verdict in judged),
+    }
+
+
+def calibration_gaps(confidence_P: np.ndarray, right_P: np.ndarray) -> np.ndarray:
+    """float64_PX: accuracy - confidence of each problem in the column of its confidence's bin.
+
+    |mean over problems|, summed over bins, is the calibration error of these problems, so that it
+    can be resampled like a mean (bins as in `metrics.ece`).
+    """
+    bin_P = np.clip(np.ceil(confidence_P * BINS - 1e-9).astype(int) - 1, 0, BINS - 1)
+    gap_PX = np.zeros((len(bin_P), BINS))
+    gap_PX[np.arange(len(bin_P)), bin_P] = right_P - confidence_P
+    return gap_PX
+
+
+def write_answers(
+    file: Path,
+    traces: Sequence[Trace],
+    answers: Sequence[str | None],
+    gold: Mapping[str, str],
+    judged: Sequence[Verdict],
+) -> None:
+    """Write one line per response: what was read out of it and how it was judged."""
+    lines = [
+        json.dumps(
+            {
+                "prompt_id": trace.prompt_id,
+                "sample": trace.sample,
+                "answer": answer,
+                "gold": gold[trace.prompt_id],
+                **verdict._asdict(),
+            }
+        )
+        for trace, answer, verdict in zip(traces, answers, judged, strict=True)
+    ]
+    lineage.write_text(file, "".join(f"{line}\n" for line in lines))
+
+
+def warnings(plan: Plan, candidates: Sequence[dict[str, Any]]) -> list[str]:
+    """Plain sentences about what the accuracies may not show; empty when nothing is amiss."""
+    found = []
+    truncated = float(np.mean([c["truncated"] for c in candidates]))
+    unread = float(np.mean([c["missing"] - c["truncated"] for c in candidates]))
+    stopped = sum(c["check_timeouts"] + c["check_deaths"] for c in candidates)
+    if truncated > WORTH_SAYING:
+        found.append(
+            f"{truncated:.0%} of the responses hit the limit of {plan.sampling.max_tokens} tokens "
+            "and count as wrong."
+        )
+    if unread > WORTH_SAYING:
+        found.append(
+            f"No answer was found in {unread:.0%} of the responses, and they count as wrong. Does "
+            f"the extractor {plan.settings['answer']!r} fit how these models answer?"
+        )
+    if stopped:
+        found.append(
+            f"{stopped} answers count as wrong because their check took longer than "
+            f"{plan.settings['timeout_s']:g} s or its process died."
+        )
+    return found
+
+
+# What is shown -----------------------------------------------------------------------------------
+
+
+def table(result: dict[str, Any]) -> "Table":
+    """An evaluation for the terminal, highest accuracy first."""
+    from rich.table import Table
+
+    k = result["settings"]["samples"]
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    shown.add_column("candidate")
+    for name in (f"Avg@{k}", "95% interval", f"Maj@{k}", "ECE", "tokens", "truncated", "no answer"):
+        shown.add_column(name, justify="right", style="dim" if "interval" in name else "")
+    for c in sorted(result["candidates"], key=lambda c: -c["avg"]):
+        low, high = c["interval"]["avg"]
+        shown.add_row(
+            c["name"], f"{c['avg']:.3f}", f"{low:.3f} … {high:.3f}", f"{c['maj']:.3f}",
+            f"{c['ece']:.3f}", f"{c['tokens']:.0f}", f"{c['truncated']:.0%}",
+            f"{c['missing']:.0%}",
+        )  # fmt: skip
+    return shown
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print an evaluation: what was asked, the table, the warnings."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    problems, settings = result["task"]["problems"], result["settings"]
+    if result.get("already"):
+        console.print("This evaluation was finished before: nothing was computed.")
+    console.print(
+        f"{problems} problems, {settings['samples']} samples each, answers read by "
+        f"{settings['answer']!r} and checked by {settings['check']!r}; Pass@1 is Avg@k.",
+        markup=False,
+    )
+    console.print(table(result))
+    for line in result["warnings"]:
+        console.print(f"Warning: {line}", style="yellow", markup=False, soft_wrap=True)
+    console.print(f"Written: {result['out']}/{FILE}", markup=False, soft_wrap=True)

@@ -1,0 +1,274 @@
+"""Accuracy, calibration and selection quality, and how sure they are: plain numpy, seeded.
+
+Samples are ragged: `correct[p][i]` and `answers[p][i]` belong to sample i of prompt p. An answer of
+None (truncated, or nothing to extract) votes for nothing and counts as a sample all the same.
+
+    Avg@k, Pass@1       avg_at_k, pass_at_1              mean accuracy of one sample
+    Maj@k               maj_at_k                         accuracy of the most frequent answer
+    ECE                 ece                              15 bins, confidence = largest vote share
+    agreement           agreement                        label-free
+    selection           pearson spearman regret_at_1 hit_at_3, all in selection_quality
+    uncertainty         bootstrap_interval paired_bootstrap, both on resampled_means
+
+What has no value (no prompts, a nan or infinite input, a correlation with a constant) is nan,
+without a warning.
+"""
+
+# Shapes: P prompts, C candidates, B bootstrap resamples, X anything (candidates, scores).
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+Answers = Sequence[Sequence[str | None]]
+Correct = Sequence[Sequence[bool]]
+
+
+# ---------------------------------------------------------------- per prompt
+
+
+def accuracy_by_prompt(correct: Correct) -> np.ndarray:
+    """float64_P: share of each prompt's samples that are right; nan for one without samples."""
+    return np.array([sum(map(bool, s)) / len(s) if len(s) else math.nan for s in correct])
+
+
+def agreement_by_prompt(answers: Answers) -> np.ndarray:
+    """float64_P: share of all of a prompt's samples, those without an answer included, that give
+    its most frequent answer; 0 when none has an answer, nan for a prompt without samples."""
+    return np.array(
+        [max(_votes(s).values(), default=0) / len(s) if len(s) else math.nan for s in answers]
+    )
+
+
+def majority_by_prompt(answers: Answers, correct: Correct) -> np.ndarray:
+    """float64_P: is the most frequent answer right? Between answers with equally many votes the
+    expected value of a fair draw; 0 when no sample has an answer, nan without samples.
+
+    An answer is as right as the samples that gave it are on average (they only differ when the
+    check reads more than the answer). Raises ValueError when the two inputs differ in shape.
+    """
+    return np.array([_majority(a, c) for a, c in zip(answers, correct, strict=True)])
+
+
+def _votes(answers: Sequence[str | None]) -> Counter[str]:
+    return Counter(answer for answer in answers if answer is not None)
+
+
+def _majority(answers: Sequence[str | None], correct: Sequence[bool]) -> float:
+    right = Counter(a for a, c in zip(answers, correct, strict=True) if c)
+    votes = _votes(answers)
+    if not votes:
+        return 0.0 if len(answers) else math.nan
+    most = max(votes.values())
+    return float(np.mean([right[a] / n for a, n in votes.items() if n == most]))
+
+
+def _mean(values_P: np.ndarray) -> float:
+    present_P = values_P[~np.isnan(values_P)]
+    return float(present_P.mean()) if len(present_P) else math.nan
+
+
+# ---------------------------------------------------------------- over prompts
+
+
+def avg_at_k(correct: Correct) -> float:
+    """Mean over prompts of the share of its k samples that are right, in [0, 1]."""
+    return _mean(accuracy_by_prompt(correct))
+
+
+def pass_at_1(correct: Correct) -> float:
+    """Chance that one sample is right, in [0, 1]: accuracy averaged over the repeated runs, as
+    NeuReasoner reports it. The same number as Avg@k, under the name other papers use."""
+    return avg_at_k(correct)
+
+
+def maj_at_k(answers: Answers, correct: Correct) -> float:
+    """Mean over prompts of the accuracy of the most frequent answer, in [0, 1]; ties count their
+    expected value (`majority_by_prompt`)."""
+    return _mean(majority_by_prompt(answers, correct))
+
+
+def agreement(answers: Answers) -> float:
+    """Mean over prompts of the share of samples that give the most frequent answer, in [0, 1]."""
+    return _mean(agreement_by_prompt(answers))
+
+
+def ece(answers: Answers, correct: Correct, *, bins: int = 15) -> float:
+    """Expected calibration error of majority voting, in [0, 1].
+
+    Confidence is the largest vote share (`agreement_by_prompt`: maxcount / k), accuracy that of
+    the majority answer (`majority_by_prompt`). Bin i of n is (i/n, (i+1)/n], the first one with 0;
+    the error is the mean over prompts of |accuracy - confidence| of their bin.
+    """
+    confidence_P, right_P = agreement_by_prompt(answers), majority_by_prompt(answers, correct)
+    present_P = ~np.isnan(confidence_P)
+    return calibration_error(confidence_P[present_P], right_P[present_P], bins=bins)
+
+
+def calibration_error(confidence_P: ArrayLike, right_P: ArrayLike, *, bins: int = 15) -> float:
+    """ECE of given confidences in [0, 1] and accuracies (0, 1 or between), equal-width bins."""
+    confidence_P, right_P = np.asarray(confidence_P, float), np.asarray(right_P, float)
+    if not len(confidence_P) or not np.isfinite([confidence_P, right_P]).all():
+        return math.nan
+    return float(np.abs(calibration_gaps(confidence_P, right_P, bins=bins).mean(axis=0)).sum())
+
+
+def calibration_gaps(
+    confidence_P: np.ndarray, right_P: np.ndarray, *, bins: int = 15
+) -> np.ndarray:
+    """float64_PX: accuracy - confidence of each prompt in the column of its confidence's bin, 0 in
+    the others. The ECE is |mean over prompts| summed over bins, so it can be resampled like a
+    mean. All inputs finite."""
+    # 7/25 of 25 bins is an edge, but in floating point a little above it.
+    bin_P = np.clip(np.ceil(confidence_P * bins - 1e-9).astype(int) - 1, 0, bins - 1)
+    gap_PX = np.zeros((len(bin_P), bins))
+    gap_PX[np.arange(len(bin_P)), bin_P] = right_P - confidence_P
+    return gap_PX
+
+
+# ---------------------------------------------------------------- selection quality
+
+
+def _pair(score_C: ArrayLike, truth_C: ArrayLike) -> tuple[np.ndarray, np.ndarray] | None:
+    """Both as float64_C, or None when there is nothing to compare; ValueError when the lengths
+    differ."""
+    score_C, truth_C = np.asarray(score_C, float), np.asarray(truth_C, float)
+    if score_C.shape != truth_C.shape:
+        raise ValueError(f"{score_C.shape} scores, {truth_C.shape} true accuracies")
+    whole = len(score_C) > 0 and np.isfinite([score_C, truth_C]).all()
+    return (score_C, truth_C) if whole else None
+
+
+def pearson(score_C: ArrayLike, truth_C: ArrayLike) -> float:
+    """Pearson correlation in [-1, 1]; nan with fewer than 2 candidates or a constant side."""
+    pair = _pair(score_C, truth_C)
+    if pair is None or np.ptp(pair[0]) == 0 or np.ptp(pair[1]) == 0:
+        return math.nan
+    # Scaling by the spread first keeps the squares of tiny scores from vanishing.
+    x_C, y_C = ((side - side.mean()) / np.ptp(side) for side in pair)
+    r = (x_C @ y_C) / math.sqrt((x_C @ x_C) * (y_C @ y_C))
+    return float(np.clip(r, -1, 1))
+
+
+def ranks(values_C: ArrayLike) -> np.ndarray:
+    """float64_C, 1 for the smallest; equal values share the mean of their ranks."""
+    _, group_C, count_X = np.unique(np.asarray(values_C), return_inverse=True, return_counts=True)
+    return (np.cumsum(count_X) - (count_X - 1) / 2)[group_C]
+
+
+def spearman(score_C: ArrayLike, truth_C: ArrayLike) -> float:
+    """Spearman correlation in [-1, 1], with average ranks; nan as for `pearson`."""
+    pair = _pair(score_C, truth_C)
+    return math.nan if pair is None else pearson(ranks(pair[0]), ranks(pair[1]))
+
+
+def regret_at_1(score_C: ArrayLike, truth_C: ArrayLike) -> float:
+    """Percentage points between the best true accuracy and that of the candidate with the highest
+    score; between candidates that share the highest score, the mean. Accuracies in [0, 1]."""
+    pair = _pair(score_C, truth_C)
+    if pair is None:
+        return math.nan
+    score_C, truth_C = pair
+    return float(100 * (truth_C.max() - truth_C[score_C == score_C.max()].mean()))
+
+
+def hit_at_3(score_C: ArrayLike, truth_C: ArrayLike) -> float:
+    """Is a truly best candidate among the three with the highest scores? 1 or 0; where a tie in
+    the scores leaves it open, the chance under a fair draw.
+
+    A reading: the paper reports Hit@3 without defining it. Candidates that share the best true
+    accuracy all count as best.
+    """
+    pair = _pair(score_C, truth_C)
+    if pair is None:
+        return math.nan
+    score_C, truth_C = pair
+    best_C = truth_C == truth_C.max()
+    third = np.sort(score_C)[-min(3, len(score_C))]
+    if best_C[score_C > third].any():
+        return 1.0
+    places = min(3, len(score_C)) - int(np.count_nonzero(score_C > third))
+    tied_C = score_C == third
+    tied, good = int(tied_C.sum()), int((tied_C & best_C).sum())
+    return 1 - math.comb(tied - good, places) / math.comb(tied, places)
+
+
+def selection_quality(
+    scores: Mapping[str, float], accuracy: Mapping[str, float]
+) -> dict[str, float]:
+    """How well a score would have chosen among candidates, by name: `pearson`, `spearman`,
+    `regret_at_1` (percentage points) and `hit_at_3`, over those that have an accuracy."""
+    both = [name for name in scores if name in accuracy]
+    score_C, truth_C = [scores[name] for name in both], [accuracy[name] for name in both]
+    measures = (pearson, spearman, regret_at_1, hit_at_3)
+    return {measure.__name__: measure(score_C, truth_C) for measure in measures}
+
+
+# ---------------------------------------------------------------- uncertainty
+
+
+class Interval(NamedTuple):
+    """Ends of a bootstrap percentile interval; nan, nan when there is nothing to resample."""
+
+    low: float
+    high: float
+
+
+def resampled_means(values_PX: ArrayLike, *, seed: int = 0, n: int = 2000) -> np.ndarray:
+    """float64_BX: the mean over prompts in each of n resamples of the prompts with replacement.
+
+    Every column of X sees the same resamples, so columns may be subtracted (paired bootstrap). nan
+    marks a prompt that a column has no value for: its mean is over the others.
+    """
+    values_PX = np.asarray(values_PX, float)
+    n_prompts, *rest = values_PX.shape
+    if n_prompts == 0:
+        return np.full((n, *rest), math.nan)
+    values = values_PX.reshape(n_prompts, -1)
+    drawn = np.random.default_rng(seed).integers(n_prompts, size=(n, n_prompts))
+    drawn += n_prompts * np.arange(n)[:, None]
+    count_BP = np.bincount(drawn.ravel(), minlength=n * n_prompts).reshape(n, -1).astype(float)
+    present = ~np.isnan(values)
+    weight = count_BP @ present
+    total = count_BP @ np.where(present, values, 0.0)
+    means = np.divide(total, weight, out=np.full_like(total, math.nan), where=weight > 0)
+    return means.reshape(n, *rest)
+
+
+def percentile_interval(means_BX: np.ndarray, *, level: float = 0.95) -> np.ndarray:
+    """float64_X2: low and high end of the middle `level` of the resamples, those that are nan left
+    out."""
+    n, *rest = means_BX.shape
+    columns = means_BX.reshape(n, -1)
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    ends = np.quantile(columns, tails, axis=0).T
+    # Taken one by one because numpy's nan-aware quantile is slow and warns about all-nan columns.
+    for j in np.flatnonzero(np.isnan(columns).any(axis=0)):
+        present = columns[~np.isnan(columns[:, j]), j]
+        ends[j] = np.quantile(present, tails) if len(present) else math.nan
+    return ends.reshape(*rest, 2)
+
+
+def bootstrap_interval(
+    values_P: ArrayLike, *, seed: int = 0, n: int = 2000, level: float = 0.95
+) -> Interval:
+    """Interval of the mean of per-prompt values, by resampling prompts (several samples of one
+    prompt are no independent evidence). For many candidates and scores at once use
+    `percentile_interval(resampled_means(values_PX))`."""
+    low, high = percentile_interval(resampled_means(values_P, seed=seed, n=n), level=level)
+    return Interval(float(low), float(high))
+
+
+def paired_bootstrap(
+    a_P: ArrayLike, b_P: ArrayLike, *, seed: int = 0, n: int = 2000, level: float = 0.95
+) -> Interval:
+    """Interval of mean(a) - mean(b) over the same resampled prompts; a and b are not told apart
+    when it includes 0. For every candidate against column `best`:
+    `m = resampled_means(values_PC); percentile_interval(m - m[:, [best]])`."""
+    means_B2 = resampled_means(np.stack([a_P, b_P], axis=1), seed=seed, n=n)
+    low, high = percentile_interval(means_B2[:, 0] - means_B2[:, 1], level=level)
+    return Interval(float(low), float(high))

@@ -1,0 +1,519 @@
+"""NEX: Neuron Explore-Exploit Scoring for Label-Free Chain-of-Thought Selection and Model Ranking.
+
+A response is cut into rows of tokens. Rows that recruit many new FFN neurons explore (E), the
+others exploit (X). Neurons that an E phase introduces are credited when the X phase after it uses
+them, and debited when it doesn't. A model's score is the share of its activation mass that sits on
+credited neurons. Arrays in, arrays out: no model, no file, no randomness.
+
+Equation -> function (numbers are the paper's; 3, 4 and 17 happen while recording):
+
+    1          novelty slope per row                     first_seen, novelty
+    2          neurons a cycle introduces                cycle_credit
+    3, 4       h = phi(gate) * up; mass = max(0, h)      surgeon.activations.record
+    5, 6       reuse share, progress                     cycle_credit
+    7, 8       consolidation, strength gate              cycle_credit
+    9, 10      effective and redundant evidence          cycle_credit, accumulate
+    11         neuron weights                            weights
+    12-14      Good-Mass Fraction                        good_mass_fraction
+    15, 16     auxiliaries Reward and Bad                good_mass_fraction
+    17         neuron keys                               surgeon.neurons (R7)
+    18-20      log, log-time trend, median and MAD       standardise
+    21         two Gaussian emissions                    emissions
+    22         sticky transitions, Viterbi               viterbi
+    sec. 3.3   model score                               model_score
+    sec. 4.4   baselines                                 length hes entropy_top20 mean_logprob
+    sec. 5.2   number of E segments                      segments
+
+Readings: places where the paper is silent or differs from the published reference code. `Readings`
+holds them; `PRESETS` sets all of them at once; the default is the reference's.
+
+    R1  log-time of Eq. 19 starts at r = 1 (paper) or r = 0 (reference). On the reference's own
+        example 35 exploring rows become 28 of 83.
+    R2  the median of Eq. 6 is over all cycles (paper), or over those that pass the strength gate
+        and introduce neurons (reference).
+    R3  a run shorter than `min_run` joins its longer neighbour (paper) or the run before it
+        (reference). The order of the joins is in `smooth`.
+    R4  a response without any mass scores 0 (paper) or is left out of the model score
+        (reference). One with mass but no weighted mass scores 0 in both.
+    R5  neurons kept per token: the paper keeps 2000; the reference's example cache holds 203-438
+        keys per row. It is `top_k` of surgeon.activations.record, which also says how much mass
+        was kept.
+    R6  the paper doesn't say what a trace with a MAD of 0 or with very few rows gives. Reference:
+        E where the residual is positive; fewer than 3 rows have no cycles. In both presets.
+    R7  a key is layer * d_ff + unit (int64), not (layer << 16) | unit, which overflows for wide
+        layers and in the reference empties rows of models deeper than 64 layers. Sums are float32
+        or wider, never float16. Lives in surgeon.neurons and surgeon.activations.
+    R8  scores saturate near 1: `saturation` spreads them. Rankings use the score itself.
+
+Degenerate inputs, decided by conditions and never by catching exceptions:
+
+    fewer than `min_rows` rows         no row explores, so no cycles and no evidence (R6)
+    MAD = 0                            `zero_mad` (R6)
+    z constant (spread below 1e-6)     no state has the larger mean: no row explores
+    a row without entries              its slope is 0 (the reference drops the row)
+    a single cycle                     its progress is 0 (Eq. 6): no evidence
+    a response without entries         no evidence; reward and bad are nan; R4 decides its score
+
+The paper names neither the mixture's number of EM steps nor its variance floor: 50 and 1e-6 are
+the reference's. A fit that stops at 50 steps is used as it stands.
+"""
+
+# Shapes: E stored entries (row, neuron), R rows, R1 rows + 1, N all neurons, K neurons kept,
+# T tokens, M runs of equal rows, S states (0 = X, 1 = E).
+
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+
+import numpy as np
+
+from surgeon.errors import BadInput
+
+if TYPE_CHECKING:
+    from surgeon.activations import Activations
+
+EPS = 1e-6
+"""The epsilon of Eq. 5, 7, 11 and 20."""
+
+
+@dataclass(frozen=True)
+class Readings:
+    """The method's free choices; the defaults are the published reference code's."""
+
+    log_time_from: Literal[0, 1] = 0
+    """R1: log-time of row r (counted from 0) is log(1 + log_time_from + r), Eq. 19."""
+    reuse_median_over: Literal["all", "gated"] = "gated"
+    """R2: the cycles whose reuse shares enter the median of Eq. 6."""
+    short_run_joins: Literal["longer", "previous"] = "previous"
+    """R3: the neighbour that a run shorter than `min_run` joins (sec. A.5)."""
+    empty_response: Literal["zero", "omitted"] = "omitted"
+    """R4: what a response without any mass adds to the model score."""
+    zero_mad: Literal["residual", "epsilon"] = "residual"
+    """R6: with a MAD of 0, E is where the residual is positive, or Eq. 20 divides by epsilon."""
+    min_rows: int = 3
+    """R6: a response with fewer rows has no phases; at least 3."""
+    rho: float = 0.95
+    """Probability of staying in a state (Eq. 22), strictly between 0 and 1."""
+    min_run: int = 2
+    """Shortest run of rows that stands as a phase (sec. A.5), at least 1."""
+    credit: Literal["introduced", "active"] = "introduced"
+    """Neurons a cycle credits: those its E phase introduces (Eq. 2) or, as the ablation of
+    sec. 5.3, all that are active in it, each with its mass summed over the E phase."""
+
+    def __post_init__(self) -> None:
+        """Raise BadInput for a value outside the ranges above."""
+        for field in fields(self):
+            value, allowed = getattr(self, field.name), get_args(field.type)
+            if allowed and value not in allowed:
+                choices = " or ".join(map(repr, allowed))
+                raise BadInput(f"found {field.name} = {value!r}, expected {choices}")
+        if not isinstance(self.rho, (int, float)) or not 0 < self.rho < 1:
+            raise BadInput(f"found rho = {self.rho!r}, expected a number between 0 and 1 (0.95)")
+        for name, least in (("min_rows", 3), ("min_run", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise BadInput(f"found {name} = {value!r}, expected an integer of at least {least}")
+
+
+PRESETS: dict[str, Readings] = {
+    "paper": Readings(
+        log_time_from=1,
+        reuse_median_over="all",
+        short_run_joins="longer",
+        empty_response="zero",
+    ),
+    "reference": Readings(),
+}
+"""All readings at once: as the paper is worded, and as its published code computes."""
+
+DEFAULT = PRESETS["reference"]
+
+
+# ---------------------------------------------------------------- sec. 3.1: phases and cycles
+
+
+def first_seen(acts: "Activations") -> np.ndarray:
+    """Positions among the entries, int64_K ascending, at which a neuron appears for the first time
+    in the response: all N_r minus N_<r of Eq. 1 and 2, row after row."""
+    n_entries = len(acts.neuron_E)
+    if n_entries == 0:
+        return np.zeros(0, np.int64)
+    position = np.int32 if n_entries < 2**31 else np.int64
+    first_N = np.full(_span(acts), -1, position)
+    # An index that is assigned twice keeps the last value, so walking backwards keeps the first.
+    first_N[acts.neuron_E[::-1]] = np.arange(n_entries - 1, -1, -1, dtype=position)
+    new_E = np.zeros(n_entries, bool)
+    new_E[first_N[first_N >= 0]] = True
+    return np.flatnonzero(new_E)
+
+
+def novelty(acts: "Activations", first_K: np.ndarray) -> np.ndarray:
+    """Novelty slope, float64_R: neurons that row r is the first to use, per token of the row."""
+    return np.diff(np.searchsorted(first_K, acts.start_R1)) / acts.tokens_R  # Eq. 1
+
+
+class Observations(NamedTuple):
+    """What the phases are decoded from."""
+
+    z_R: np.ndarray
+    """float64, the standardised slope."""
+    mad: float
+    """Raw median absolute deviation of the residual; 0 means that z_R is residual / epsilon."""
+
+
+def standardise(slope_R: np.ndarray, readings: Readings = DEFAULT) -> Observations:
+    """Log slope without its log-time trend, centred by the median and scaled by the MAD;
+    nothing and 0 without rows."""
+    if len(slope_R) == 0:
+        return Observations(np.zeros(0), 0.0)
+    log_R = np.log1p(slope_R)  # Eq. 18
+    time_R = np.log1p(np.arange(len(slope_R)) + float(readings.log_time_from))  # R1
+    design = np.stack([np.ones_like(time_R), time_R], axis=1)
+    residual_R = log_R - design @ np.linalg.lstsq(design, log_R, rcond=None)[0]  # Eq. 19
+    centred_R = residual_R - np.median(residual_R)
+    mad = float(np.median(np.abs(centred_R)))
+    return Observations(centred_R / (mad + EPS), mad)  # Eq. 20
+
+
+class Emissions(NamedTuple):
+    """The Gaussian of each state."""
+
+    mean_S: np.ndarray
+    """float64, ascending: the state with the larger mean is E (sec. 3.1)."""
+    variance_S: np.ndarray
+    """float64, at least 1e-6."""
+
+
+def emissions(z_R: np.ndarray) -> Emissions:
+    """Means and variances of a two-component mixture fitted to z, with a fixed seed."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
+    mixture = GaussianMixture(2, covariance_type="diag", random_state=0, max_iter=50)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        mixture.fit(z_R[:, None])
+    mean_S = np.asarray(mixture.means_)[:, 0]  # Eq. 21
+    variance_S = np.asarray(mixture.covariances_)[:, 0]
+    order_S = np.argsort(mean_S, kind="stable")
+    return Emissions(mean_S[order_S], np.maximum(variance_S[order_S], 1e-6))
+
+
+def viterbi(z_R: np.ndarray, states: Emissions, rho: float) -> np.ndarray:
+    """bool_R, true in state E: likeliest path of a sticky two-state HMM with these emissions."""
+    from hmmlearn.hmm import GaussianHMM
+
+    hmm = GaussianHMM(2, covariance_type="diag", init_params="", params="")
+    hmm.startprob_ = np.array([0.5, 0.5])
+    hmm.transmat_ = np.array([[rho, 1 - rho], [1 - rho, rho]])  # Eq. 22
+    hmm.means_, hmm.covars_ = states.mean_S[:, None], states.variance_S[:, None]
+    return hmm.decode(z_R[:, None], algorithm="viterbi")[1] == 1
+
+
+def smooth(explore_R: np.ndarray, readings: Readings = DEFAULT) -> np.ndarray:
+    """bool_R without short runs: each run below `min_run` rows joins a neighbour (sec. A.5, R3).
+
+    One walk over the decoded runs, from first to last; a path of one run stays as it is.
+    "previous": lengths are those decoded. A short run takes the state that the row before it has
+    by now; the first run takes the state of the second. Its result may still hold a short run at
+    the start when `min_run` is above 2.
+    "longer": a short run's rows go to the longer of the two runs beside it, to the one before on a
+    tie. The run before counts with all rows it has taken; the run after, when it takes rows, is
+    judged by its new length. A decoded run is judged as such even where the run before it has
+    taken on its state. No short run remains, unless the whole response is one.
+    """
+    bounds = _run_bounds(explore_R)
+    length_M = [b - a for a, b in pairwise(bounds)]
+    state_M = [bool(explore_R[a]) for a in bounds[:-1]]
+    if readings.short_run_joins == "previous":
+        for i, length in enumerate(length_M):
+            if length < readings.min_run and len(length_M) > 1:
+                state_M[i] = state_M[i - 1] if i else state_M[1]
+        return np.repeat(np.array(state_M, bool), length_M)
+    kept: list[tuple[bool, int]] = []
+    for i, length in enumerate(length_M):
+        after = length_M[i + 1] if i + 1 < len(length_M) else 0
+        if length >= readings.min_run or not (kept or after):
+            kept.append((state_M[i], length))
+        elif kept and kept[-1][1] >= after:
+            kept[-1] = (kept[-1][0], kept[-1][1] + length)
+        else:
+            length_M[i + 1] += length  # before the walk gets there
+    return np.repeat(np.array([state for state, _ in kept], bool), [n for _, n in kept])
+
+
+def decode(observations: Observations, readings: Readings = DEFAULT) -> np.ndarray:
+    """bool_R, true in E rows as decoded: short runs still stand."""
+    z_R, mad = observations
+    if mad == 0 and readings.zero_mad == "residual":  # R6
+        return z_R > 0
+    if np.ptp(z_R) < EPS:
+        return np.zeros(len(z_R), bool)
+    return viterbi(z_R, emissions(z_R), readings.rho)
+
+
+def phases(slope_R: np.ndarray, readings: Readings = DEFAULT) -> np.ndarray:
+    """bool_R, true where the row explores (E) and false where it exploits (X)."""
+    if len(slope_R) < readings.min_rows:  # R6
+        return np.zeros(len(slope_R), bool)
+    return smooth(decode(standardise(slope_R, readings), readings), readings)
+
+
+class Cycle(NamedTuple):
+    """An E run and the X run after it, as slices of rows."""
+
+    explore: slice
+    exploit: slice
+
+
+def cycles(explore_R: np.ndarray) -> list[Cycle]:
+    """The E -> X cycles in order; an E run that ends the response has no X run and is none."""
+    bounds = _run_bounds(explore_R)
+    return [
+        Cycle(slice(a, b), slice(b, c))
+        for a, b, c in zip(bounds, bounds[1:], bounds[2:], strict=False)
+        if explore_R[a]
+    ]
+
+
+def _run_bounds(explore_R: np.ndarray) -> list[int]:
+    """First row of every run of equal rows, then the number of rows; [0] without rows."""
+    edges = (np.flatnonzero(np.diff(explore_R)) + 1).tolist()
+    return [0, *edges, len(explore_R)] if len(explore_R) else [0]
+
+
+def segments(explore_R: np.ndarray) -> int:
+    """Number of E segments, a last one without an X phase included (sec. 5.2)."""
+    return int(np.count_nonzero(np.diff(explore_R.astype(np.int8), prepend=0) == 1))
+
+
+# ---------------------------------------------------------------- sec. 3.2: credit
+
+
+class Evidence(NamedTuple):
+    """What one response says about the neurons it used."""
+
+    neuron_K: np.ndarray
+    """int64, ascending: the neurons with any evidence."""
+    effective_K: np.ndarray
+    """float64, addend of m+ (Eq. 9)."""
+    redundant_K: np.ndarray
+    """float64, addend of m- (Eq. 10)."""
+    slope_R: np.ndarray
+    """float64, the novelty slope (Eq. 1)."""
+    explore_R: np.ndarray
+    """bool, true in E rows."""
+    cycles: int
+    """E -> X cycles found."""
+    gated: int
+    """Cycles that passed the strength gate and introduced neurons."""
+
+
+def credit(acts: "Activations", readings: Readings = DEFAULT) -> Evidence:
+    """One response's evidence, from its rows (Eq. 1-10, 18-22)."""
+    first_K = first_seen(acts)
+    slope_R = novelty(acts, first_K)
+    return cycle_credit(acts, first_K, slope_R, phases(slope_R, readings), readings)
+
+
+def cycle_credit(
+    acts: "Activations",
+    first_K: np.ndarray,
+    slope_R: np.ndarray,
+    explore_R: np.ndarray,
+    readings: Readings = DEFAULT,
+) -> Evidence:
+    """One response's evidence, given its phases; `first_K` is from `first_seen` (Eq. 2, 5-10)."""
+    found = cycles(explore_R)
+    start_R1, first_R1 = acts.start_R1, np.searchsorted(first_K, acts.start_R1)
+    # Cycle i writes i over its neurons, so the marks of earlier cycles need no clearing.
+    mark_N = np.zeros(_span(acts), np.int32)
+    median_slope = np.median(slope_R) if len(slope_R) else 0.0
+    shares: list[float] = []
+    gated: list[tuple[np.ndarray, np.ndarray, float, float]] = []
+    for i, (e, x) in enumerate(found, start=1):
+        slope_e, slope_x = np.median(slope_R[e]), np.median(slope_R[x])
+        if readings.credit == "introduced":
+            new_K = first_K[first_R1[e.start] : first_R1[e.stop]]
+            neuron_K, mass_K = acts.neuron_E[new_K], acts.mass_E[new_K].astype(float)  # Eq. 2
+        else:
+            neuron_K, mass_K = _summed(acts, e)
+        passes = slope_e - median_slope > 0 and len(neuron_K) > 0  # Eq. 8
+        if not passes and readings.reuse_median_over == "gated":  # R2
+            continue
+        mark_N[neuron_K] = i
+        in_x = slice(start_R1[x.start], start_R1[x.stop])
+        mass_X = acts.mass_E[in_x]
+        reused = (mass_X * (mark_N[acts.neuron_E[in_x]] == i)).sum(dtype=np.float64)
+        share = float(reused / (mass_X.sum(dtype=np.float64) + EPS))  # Eq. 5
+        consolidation = float(np.clip(1 - slope_x / (slope_e + EPS), 0, 1))  # Eq. 7
+        shares.append(share)
+        if passes:
+            gated.append((neuron_K, mass_K, share, consolidation))
+    effective_N, redundant_N = np.zeros(len(mark_N)), np.zeros(len(mark_N))
+    median_share = float(np.median(shares)) if shares else 0.0
+    for neuron_K, mass_K, share, consolidation in gated:
+        progress = share - median_share  # Eq. 6
+        if progress > 0 and consolidation > 0:
+            effective_N[neuron_K] += mass_K * (progress * consolidation)  # Eq. 9
+        else:
+            redundant_N[neuron_K] += mass_K * abs(progress)  # Eq. 10
+    kept_K = np.flatnonzero((effective_N > 0) | (redundant_N > 0))
+    return Evidence(
+        kept_K,
+        effective_N[kept_K],
+        redundant_N[kept_K],
+        slope_R,
+        explore_R,
+        len(found),
+        len(gated),
+    )
+
+
+def _span(acts: "Activations") -> int:
+    """One more than the largest neuron key of the response."""
+    return int(acts.neuron_E.max()) + 1 if len(acts.neuron_E) else 0
+
+
+def _summed(acts: "Activations", rows: slice) -> tuple[np.ndarray, np.ndarray]:
+    """Neurons with mass in these rows (int64_K ascending) and that mass, summed (float64_K)."""
+    span = slice(acts.start_R1[rows.start], acts.start_R1[rows.stop])
+    mass_N = np.bincount(acts.neuron_E[span], weights=acts.mass_E[span])
+    neuron_K = np.flatnonzero(mass_N)
+    return neuron_K, mass_N[neuron_K]
+
+
+# ---------------------------------------------------------------- sec. 3.3: weights and scores
+
+
+def response_mass(acts: "Activations") -> tuple[np.ndarray, np.ndarray]:
+    """b_k of sec. 3.3: the neurons used (int64_K ascending) and their mass over the response
+    (float32_K)."""
+    neuron_K, mass_K = _summed(acts, slice(0, len(acts.tokens_R)))
+    return neuron_K, mass_K.astype(np.float32)
+
+
+def accumulate(evidences: Iterable[Evidence], n_neurons: int) -> tuple[np.ndarray, np.ndarray]:
+    """m+ and m-, float64_N each: the evidence of all responses of a mini-set summed (Eq. 9, 10)."""
+    effective_N, redundant_N = np.zeros(n_neurons), np.zeros(n_neurons)
+    for evidence in evidences:
+        effective_N[evidence.neuron_K] += evidence.effective_K
+        redundant_N[evidence.neuron_K] += evidence.redundant_K
+    return effective_N, redundant_N
+
+
+def weights(effective_N: np.ndarray, redundant_N: np.ndarray) -> np.ndarray:
+    """float64_N in [-1, 1]: above 0 effective, below 0 redundant, 0 without evidence."""
+    return np.tanh(np.log((effective_N + EPS) / (redundant_N + EPS)))  # Eq. 11
+
+
+class Score(NamedTuple):
+    """One response's Good-Mass Fraction and its auxiliaries."""
+
+    score: float
+    """PosMass / AbsMass in [0, 1]; 0 when no mass is weighted (Eq. 14)."""
+    reward: float
+    """PosMass / TotMass in [0, 1] (Eq. 15); nan when the response has no mass."""
+    bad: float
+    """(AbsMass - PosMass) / TotMass in [0, 1] (Eq. 16); nan when the response has no mass."""
+    credible: bool
+    """Does any of its mass sit on a weighted neuron?"""
+    mass: float
+    """TotMass; 0 for an empty response."""
+
+
+def good_mass_fraction(neuron_K: np.ndarray, mass_K: np.ndarray, weight_N: np.ndarray) -> Score:
+    """Score one response from its summed masses; serves model, data and best-of-n scores alike."""
+    weighted_K = mass_K.astype(np.float64) * weight_N[neuron_K]
+    positive = float(weighted_K[weighted_K > 0].sum())  # Eq. 12
+    negative = -float(weighted_K[weighted_K < 0].sum())
+    absolute = positive + negative  # Eq. 13
+    total = float(mass_K.sum(dtype=np.float64))
+    return Score(
+        score=positive / absolute if absolute > 0 else 0.0,  # Eq. 14
+        reward=positive / total if total > 0 else math.nan,  # Eq. 15
+        bad=negative / total if total > 0 else math.nan,  # Eq. 16
+        credible=absolute > 0,
+        mass=total,
+    )
+
+
+class ModelScore(NamedTuple):
+    """A model's score and what it rests on."""
+
+    score: float
+    """Mean over the scored responses, in [0, 1]; nan when there is none."""
+    scored: int
+    """Responses in the mean."""
+    empty: int
+    """Responses without any mass (R4 decides whether they are in the mean)."""
+    without_evidence: int
+    """Responses with mass, but none on a weighted neuron: they count as 0."""
+
+
+def model_score(scores: Iterable[Score], readings: Readings = DEFAULT) -> ModelScore:
+    """Mean response score over a mini-set (sec. 3.3, R4), with the responses that carry nothing."""
+    scores = list(scores)
+    empty = sum(s.mass == 0 for s in scores)
+    kept = [s.score for s in scores if s.mass > 0 or readings.empty_response == "zero"]
+    mean = math.fsum(kept) / len(kept) if kept else math.nan
+    bare = sum(s.mass > 0 and not s.credible for s in scores)
+    return ModelScore(mean, len(kept), empty, bare)
+
+
+def saturation(score: float) -> float:
+    """-log10(1 - score), R8: 1 at 0.9, 2 at 0.99; 1 - score counts as at least 1e-12, so the
+    largest value is 12. nan stays nan."""
+    return (
+        0.0 - math.log10(max(1 - score, 1e-12)) if score < 1 else 12.0 if score >= 1 else math.nan
+    )
+
+
+# ---------------------------------------------------------------- sec. 4.4: baselines
+
+
+def length(logprob_T: np.ndarray) -> int:
+    """Tokens in the response."""
+    return len(logprob_T)
+
+
+def hes(entropy_T: np.ndarray) -> float:
+    """High-entropy sum: the next-token entropies of a response summed, in nats."""
+    return float(entropy_T.sum(dtype=np.float64))
+
+
+def mean_logprob(logprob_T: np.ndarray) -> float:
+    """Mean token log-probability under the generating model, in nats; nan for an empty response."""
+    return float(logprob_T.mean(dtype=np.float64)) if len(logprob_T) else math.nan
+
+
+def row_entropy(entropy_T: np.ndarray, tokens_R: np.ndarray) -> np.ndarray:
+    """Mean next-token entropy of each row, float64_R in nats; `tokens_R` sums to the length of
+    `entropy_T`, every row has a token."""
+    total_T1 = np.concatenate([[0.0], np.cumsum(entropy_T, dtype=np.float64)])
+    end_R = np.cumsum(tokens_R)
+    return (total_T1[end_R] - total_T1[end_R - tokens_R]) / tokens_R
+
+
+def entropy_top20(rows: Sequence[np.ndarray], *, pooled: bool = True) -> np.ndarray:
+    """Share of each response's rows whose entropy is above the 80th percentile, one float64 per
+    response; `rows` holds the row entropies of every response of every candidate, nan for one
+    without rows.
+
+    A reading: the percentile is that of all rows given, not of the response's own as the paper
+    words it, because within a response the share is about 0.2 whatever the response is
+    (`pooled=False`).
+    """
+    whole = np.concatenate(rows) if rows else np.zeros(0)
+    bar = np.percentile(whole, 80) if len(whole) else math.nan
+    return np.array(
+        [
+            np.mean(row_R > (bar if pooled else np.percentile(row_R, 80)))
+            if len(row_R)
+            else math.nan
+            for row_R in rows
+        ]
+    )

@@ -1,0 +1,52 @@
+"""Numbers and foreign text as the page shows them: a missing value is a dash, never an error."""
+
+import numbers
+from typing import Any
+
+DASH = "\N{EN DASH}"
+_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
+_PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(128, 160), 65533)
+_PICTURES |= dict.fromkeys((65534, 65535), 65533)
+
+
+def finite(value: Any) -> float | None:
+    """The value as a float, or None when it is missing, no number, NaN, infinite or past 1e100."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if abs(number) <= 1e100 else None
+
+
+def integer(value: Any) -> int | None:
+    """The value rounded to an int, or None when it is no finite number."""
+    number = finite(value)
+    return None if number is None else round(number)
+
+
+def visible(text: str) -> str:
+    """The text with control characters drawn as their symbols; newlines and tabs stay.
+
+    HTML parsers drop or replace control characters; lone surrogates can't be written as UTF-8.
+    """
+    clean = text.replace("\r\n", "\n").translate(_PICTURES)
+    return clean.encode("utf-8", "replace").decode("utf-8")
+
+
+def grouped(value: float | None, decimals: int = 0) -> str:
+    """12345.6 -> 12,346; a dash for None."""
+    return DASH if value is None else signed(value, decimals, separator=",")
+
+
+def signed(value: float | None, decimals: int, *, separator: str = "") -> str:
+    """A number with a fixed count of decimals and a true minus sign; a dash for None."""
+    if value is None:
+        return DASH
+    if abs(value) >= 1e15:
+        return f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
+    shown = f"{value:{separator}.{decimals}f}"
+    if not any(digit in shown for digit in "123456789"):
+        shown = shown.lstrip("-")
+    return shown.replace("-", "\N{MINUS SIGN}")

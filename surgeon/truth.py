@@ -1,0 +1,86 @@
+"""True accuracies to hold a ranking against, read from an evaluation or a small table."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from surgeon.errors import BadInput
+
+EVALUATION = "evaluate.json"
+
+
+def read_accuracies(path: str | Path) -> dict[str, float]:
+    """Candidate name -> true accuracy in [0, 1].
+
+    `path` is the directory or the `evaluate.json` of an evaluation (its Avg@k is read), a JSON
+    object `{"name": accuracy}`, or a CSV of two columns, name and accuracy, with or without a
+    header. Raises `BadInput` naming the file and the entry that can't be used.
+    """
+    file = Path(path).expanduser()
+    file = file / EVALUATION if file.is_dir() else file
+    if not file.is_file():
+        raise BadInput(f"{file} is no file. Make it with surgeon evaluate, or give a CSV or JSON.")
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{file} is not text in UTF-8 ({error.reason}).") from error
+    csv_like = file.suffix.lower() in (".csv", ".tsv")
+    entries = _csv_entries(file, text) if csv_like else _json_entries(file, text)
+    found: dict[str, float] = {}
+    for name, value in entries:
+        number = _number(value)
+        if number is None or not 0 <= number <= 1:
+            raise BadInput(f"{file}: {name} has accuracy {value!r}, expected a number from 0 to 1.")
+        if name in found:
+            raise BadInput(f"{file} names {name} twice.")
+        found[name] = number
+    if not found:
+        raise BadInput(f"{file} holds no accuracy.")
+    return found
+
+
+def _json_entries(file: Path, text: str) -> list[tuple[str, Any]]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{file} is not valid JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise BadInput(
+            f"{file} holds a {type(content).__name__}, expected evaluate.json or an object "
+            '{"name": accuracy}.'
+        )
+    if "candidates" not in content:
+        return list(content.items())
+    candidates = content["candidates"]
+    if not isinstance(candidates, list) or not all(
+        isinstance(c, dict) and "name" in c and "avg" in c for c in candidates
+    ):
+        raise BadInput(f"{file} is not an evaluation: its candidates lack `name` or `avg`.")
+    return [(str(c["name"]), c["avg"]) for c in candidates]
+
+
+def _csv_entries(file: Path, text: str) -> list[tuple[str, Any]]:
+    delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
+    try:
+        rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if any(row)]
+    except csv.Error as error:
+        raise BadInput(f"{file} is not a readable CSV ({error}).") from error
+    for row in rows:
+        if len(row) != 2:
+            raise BadInput(f"{file} has a row of {len(row)} columns {row}, expected name,accuracy.")
+    if rows and _number(rows[0][1]) is None:
+        rows = rows[1:]
+    return [(name.strip(), value) for name, value in rows]
+
+
+def _number(value: Any) -> float | None:
+    """A JSON number or the text of one; None for anything else, True and nan included."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
