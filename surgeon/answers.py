@@ -34,9 +34,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
-from typing import IO, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from surgeon.errors import BadInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from surgeon.traces import Trace
 
 Extractor = Callable[[str], str | None]
 Check = Callable[[str, str], bool]
@@ -186,6 +191,21 @@ def parse_extractor(how: str) -> Extractor:
 def extract(text: str, how: str = "auto") -> str | None:
     """The answer in a response, read the way `how` says (see the module); None if there is none."""
     return parse_extractor(how)(text)
+
+
+def read_answers(
+    traces: "Sequence[Trace]", read: Extractor, tokenizer: "PreTrainedTokenizerBase"
+) -> list[str | None]:
+    """The answer in each response; None for a truncated one, whose last number means nothing.
+
+    Where the chat template has begun the thinking block, so that a response has no `<think>`, one
+    that never closes the block is unfinished all the same.
+    """
+    if not traces:
+        return []
+    prompt_ends = str(tokenizer.decode(traces[0].prompt_token_ids[-32:]))
+    opening = "<think>" if after_thinking(prompt_ends) is None else ""
+    return [None if t.finish_reason == "length" else read(opening + t.text) for t in traces]
 
 
 def _one_group(how: str) -> re.Pattern[str]:

@@ -13,7 +13,7 @@ import shutil
 import struct
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from io import FileIO
@@ -482,6 +482,22 @@ def read_tensor(file: FileIO, info: TensorInfo) -> "Tensor":
     return data.view(getattr(torch, TORCH_NAMES[info.dtype])).reshape(info.shape)
 
 
+def map_tensor(path: Path, info: TensorInfo) -> "Tensor":
+    """One tensor of a shard as a private mapping: changes to it stay in memory, page by page.
+
+    Cheaper than `read_tensor` where little is changed or looked at; good only as long as no one
+    writes to the file, so not for keeping.
+    """
+    import numpy as np
+    import torch
+
+    dtype = getattr(torch, TORCH_NAMES[info.dtype])
+    if not info.nbytes:
+        return torch.empty(info.shape, dtype=dtype)
+    mapped = np.memmap(path, np.uint8, "c", info.start, (info.nbytes,))
+    return torch.from_numpy(mapped).view(dtype).reshape(info.shape)
+
+
 def _some(count: int | None, file: FileIO) -> int:
     if not count:
         raise BadInput(f"{file.name} became shorter while it was read. Fetch or copy it again.")
@@ -493,35 +509,41 @@ def rewrite(
     out: Path,
     edit: "Callable[[str, Tensor], Tensor]",
     touched: Callable[[str], bool],
+    *,
+    threads: int = 1,
 ) -> None:
     """Copy `source` into the existing directory `out`, passing the touched tensors through `edit`.
 
     Shards without a touched tensor are hard-linked where the file system allows (copied
-    otherwise); the others are written anew, one tensor in memory at a time. `edit(name, tensor)`
-    must keep shape and dtype and may change the tensor it is given. Shards that are already there
-    (from a run that was killed) are kept. Nothing of `source` is changed. Publishing `out` is the
+    otherwise); the others are written anew, `threads` shards at a time and of each one tensor in
+    memory. `edit(name, tensor)` must keep shape and dtype; it may change the tensor it is given
+    and return it, and then only what it changes takes memory. Shards that are already there (from
+    a run that was killed) are kept. Nothing of `source` is changed. Publishing `out` is the
     caller's.
     """
     for file in source.side_files:
         shutil.copy2(file, out / file.name)
     if (source.path / INDEX).is_file():
         shutil.copy2(source.path / INDEX, out / INDEX)
-    # A finished shard is flushed to the disk while the next one is computed.
-    with ThreadPoolExecutor(1) as flusher:
-        flushes = []
+    waiting = []
+    # A shard is flushed to the disk while the next ones are computed.
+    with ThreadPoolExecutor(1) as flusher, ThreadPoolExecutor(threads) as writers:
         for shard, names in source.shards.items():
             target = out / shard
             if target.exists():
                 continue  # it got its name only when it was whole
             edited = {name: source.tensors[name] for name in names if touched(name)}
-            if not edited:
+            if edited:
+                work = (source.path / shard, target, edited, edit, flusher)
+                waiting.append(writers.submit(_rewrite_shard, *work))
+            else:
                 link_or_copy(source.path / shard, target)
-                continue
-            temporary = out / f".{shard}.tmp"
-            _rewrite_shard(source.path / shard, temporary, edited, edit)
-            flushes.append(flusher.submit(_flush_and_name, temporary, target))
-        for flush in flushes:
-            flush.result()
+        try:
+            for flush in [written.result() for written in waiting]:
+                flush.result()
+        finally:
+            for written in waiting:
+                written.cancel()  # after an error or an interrupt, start no further shard
 
 
 def _rewrite_shard(
@@ -529,15 +551,17 @@ def _rewrite_shard(
     target: Path,
     edited: dict[str, TensorInfo],
     edit: "Callable[[str, Tensor], Tensor]",
-) -> None:
-    """Write `source` to `target` with some tensors edited; header and layout stay as they are."""
+    flusher: ThreadPoolExecutor,
+) -> "Future[None]":
+    """Write `source` with some tensors edited; header and layout stay. Its name comes last."""
     import torch
 
-    with open(source, "rb", 0) as old_file, open(target, "wb", 0) as new_file:
+    temporary = target.with_name(f".{target.name}.tmp")
+    with open(source, "rb", 0) as old_file, open(temporary, "wb", 0) as new_file:
         done = 0
         for name, info in sorted(edited.items(), key=lambda item: item[1].start):
             copy_range(old_file, new_file, done, info.start)
-            old = read_tensor(old_file, info)
+            old = map_tensor(source, info)
             new = edit(name, old)
             if new.shape != info.shape or new.dtype != old.dtype:
                 raise ValueError(
@@ -549,6 +573,7 @@ def _rewrite_shard(
                 data = data[new_file.write(data) :]
             done = info.start + info.nbytes
         copy_range(old_file, new_file, done, os.fstat(old_file.fileno()).st_size)
+    return flusher.submit(_flush_and_name, temporary, target)
 
 
 def copy_range(source: FileIO, target: FileIO, begin: int, end: int) -> None:

@@ -22,7 +22,6 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,23 +30,21 @@ import numpy as np
 from surgeon import lineage, metrics
 from surgeon.answers import (
     Verdict,
-    after_thinking,
     canonical,
     check_many,
     choice_letter,
     gold_problem,
     parse_check,
     parse_extractor,
+    read_answers,
 )
+from surgeon.checkpoint import placement
 from surgeon.errors import BadInput
 from surgeon.families import Subject, live, subjects
-from surgeon.families.live import tokenizer as family_tokenizer
-from surgeon.families.mixing import NAMED_DTYPE
 from surgeon.progress import bar
 from surgeon.traces import Prompt, Sampling, Trace, append, read_prompts, read_traces, sample
 
 if TYPE_CHECKING:
-    import torch
     from rich.table import Table
 
 FILE = "evaluate.json"
@@ -93,8 +90,8 @@ def evaluate(
     `task` is JSONL or Parquet with `prompt` or `messages`, and `answer`. `answer` and `check` say
     how an answer is read out of a response and compared (see `answers`); a check may take
     `timeout_s` seconds. `limit` keeps the first problems only. Returns the content of
-    `evaluate.json` and where it is (`out`), with `already` when it was there before. An interrupted run
-    continues with the missing responses. Raises `BadInput` before anything is sampled.
+    `evaluate.json` and where it is (`out`), with `already` when it was there before. An interrupted
+    run continues with the missing responses. Raises `BadInput` before anything is sampled.
     """
     plan = prepare(
         checkpoints, task=task, samples=samples, seed=seed, temperature=temperature, top_p=top_p,
@@ -152,8 +149,9 @@ def prepare(
     }  # fmt: skip
     # How many are decoded at once changes no response (each has its own random stream).
     settings.pop("batch")
+    # Names of candidates hold no spaces, so nothing else here can be taken for one.
     inputs = {subject.name: subject.digest for subject in chosen}
-    inputs["task"] = lineage.digest_of([asdict(problem) for problem in problems])
+    inputs["labelled task"] = lineage.digest_of([asdict(problem) for problem in problems])
     for role, how in (("answer", answer), ("check", check)):
         code = sys.modules.get(how.partition(":")[0]) if ":" in how else None
         if code is not None and getattr(code, "__file__", None):
@@ -184,23 +182,6 @@ def _place(task: str, index: int) -> str:
     with open(path, "rb") as lines:
         filled = [number for number, line in enumerate(lines, 1) if line.strip()]
     return f"{path}:{filled[index]}"
-
-
-def placement(device: str, dtype: str) -> tuple[str, "torch.dtype | None"]:
-    """The device and dtype to run in; `auto` is an accelerator if there is one, and the dtype on
-    disk (None). Raises `BadInput` for a device that is not there or a dtype that has no name."""
-    import torch
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    kind = device.partition(":")[0]
-    if kind not in ("cpu", "cuda", "mps") or not (
-        kind == "cpu" or getattr(torch.backends if kind == "mps" else torch, kind).is_available()
-    ):
-        raise BadInput(f"found device {device!r}, expected auto, cpu, or an accelerator present.")
-    if dtype != "auto" and dtype not in NAMED_DTYPE:
-        raise BadInput(f"found dtype {dtype!r}, expected auto, {', '.join(NAMED_DTYPE)}.")
-    return device, NAMED_DTYPE.get(dtype)
 
 
 # Responses ---------------------------------------------------------------------------------------
@@ -248,7 +229,10 @@ def judge(plan: Plan, work: Path) -> dict[str, Any]:
         s.name: sorted(stored_traces(work, s), key=lambda t: (place[t.prompt_id], t.sample))
         for s in plan.subjects
     }
-    found = {s.name: read_answers(plan, s, traces[s.name]) for s in plan.subjects}
+    found = {
+        s.name: read_answers(traces[s.name], plan.extract, s.source.tokenizer())
+        for s in plan.subjects
+    }
     gold = {problem.id: str(problem.answer) for problem in plan.problems}
     pairs = [
         (answer, gold[trace.prompt_id])
@@ -274,37 +258,12 @@ def judge(plan: Plan, work: Path) -> dict[str, Any]:
         "task": {
             "path": plan.settings["task"],
             "problems": len(plan.problems),
-            "digest": plan.inputs["task"],
+            "digest": plan.inputs["labelled task"],
         },
         "settings": plan.settings,
         "warnings": warnings(plan, candidates),
         "candidates": candidates,
     }
-
-
-def read_answers(plan: Plan, subject: Subject, traces: Sequence[Trace]) -> list[str | None]:
-    """The answer in each response; None for a truncated one, whose last number means nothing."""
-    opening = "<think>" if prompts_open_thinking(subject, traces) else ""
-    return [
-        None if trace.finish_reason == "length" else plan.extract(opening + trace.text)
-        for trace in traces
-    ]
-
-
-def prompts_open_thinking(subject: Subject, traces: Sequence[Trace]) -> bool:
-    """True when the chat template has begun the thinking block, so that the response has no
-    `<think>`: one that never closes the block is unfinished all the same."""
-    if subject.checkpoint is not None:
-        template, load = subject.checkpoint.chat_template, subject.checkpoint.tokenizer
-    elif subject.family is not None:
-        template = subject.family.source("template").chat_template
-        load = partial(family_tokenizer, subject.family)
-    else:
-        return False
-    if not traces or "<think>" not in (template or ""):
-        return False
-    tokenizer: Any = load()
-    return after_thinking(tokenizer.decode(traces[0].prompt_token_ids[-32:])) is None
 
 
 def ballot(answer: str | None, check: str) -> str | None:

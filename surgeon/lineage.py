@@ -52,7 +52,7 @@ def begin(
             refuse_other_run(partial, found, run)
             return partial
         # Killed between mkdir and the first write: nothing in it can be of use.
-        if any(partial.iterdir()):
+        if any(path.name != f".{FILE}.tmp" for path in partial.iterdir()):
             raise BadInput(f"{partial} exists and was not written by surgeon. Move it away.")
     try:
         partial.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,1 @@
+"""Speed and memory against the targets, as ratios within one run. `make bench` runs them all."""

@@ -1,0 +1,25 @@
+"""The built-in family: tiny reasoning models trained from nothing on a task whose every step can be
+checked.
+
+`path("thinking")` is a checkpoint directory, `path("test")` a prompt set; `task` has the problems,
+the writer and the exact checker, `train` the command that made the checkpoints.
+"""
+
+from pathlib import Path
+
+from surgeon.errors import BadInput
+
+CHECKPOINTS = ("base", "instruct", "thinking", "instruct-ffn", "thinking-ffn")
+PROMPT_SETS = ("mini-set", "test", "pool", "pool-reversed", "test-reversed", "cross")
+NAMES = (*CHECKPOINTS, *PROMPT_SETS)
+"""Every name that `path` knows."""
+
+DATA = Path(__file__).parent / "data"
+
+
+def path(name: str) -> Path:
+    """Where a shipped checkpoint (a directory) or prompt set (a JSONL file) lies; raises BadInput
+    for another name."""
+    if name not in NAMES:
+        raise BadInput(f"found the built-in name {name!r}, expected one of {', '.join(NAMES)}")
+    return DATA / name if name in CHECKPOINTS else DATA / f"{name}.jsonl"

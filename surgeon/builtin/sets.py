@@ -1,0 +1,60 @@
+"""The prompt sets of the built-in family; a problem's split is a hash of its text, so that no two
+sets share one."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from surgeon.builtin import task
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """What a prompt set holds."""
+
+    name: str
+    size: int
+    labelled: bool
+    operator: str = "#"
+    share: float = 0.25
+    """The share of problems that hold the ambiguous operator."""
+    operations: tuple[int, int] = task.OPERATIONS
+
+
+SETS = (
+    PromptSet("mini-set", 100, labelled=False),
+    PromptSet("test", 400, labelled=True),
+    PromptSet("pool", 1000, labelled=False),
+    PromptSet("pool-reversed", 300, labelled=False, operator="~", share=1.0),
+    PromptSet("test-reversed", 200, labelled=True, operator="~", share=1.0),
+    PromptSet("cross", 300, labelled=True, operations=task.CROSS_OPERATIONS),
+)
+
+
+def draw_set(prompts: PromptSet, seed: int = 0) -> list[task.Problem]:
+    """The different problems of a set, in random order."""
+    rng = Random(f"{seed} {prompts.name}")
+    marked = round(prompts.size * prompts.share)
+    drawn: dict[str, task.Problem] = {}
+    while len(drawn) < prompts.size:
+        operator = prompts.operator if len(drawn) < marked else None
+        problem = task.draw_problem(
+            rng, operations=prompts.operations, operator=operator, split=prompts.name
+        )
+        drawn.setdefault(problem.prompt, problem)
+    problems = list(drawn.values())
+    rng.shuffle(problems)
+    return problems
+
+
+def write_sets(directory: Path, seed: int = 0) -> None:
+    """Write every prompt set as JSONL: `id`, `prompt` and, where labelled, `answer`."""
+    for prompts in SETS:
+        lines = []
+        for i, problem in enumerate(draw_set(prompts, seed)):
+            row = {"id": f"{prompts.name}-{i:04}", "prompt": problem.prompt}
+            if prompts.labelled:
+                row["answer"] = str(problem.answer())
+            lines.append(json.dumps(row) + "\n")
+        (directory / f"{prompts.name}.jsonl").write_text("".join(lines), encoding="utf-8")

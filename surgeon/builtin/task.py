@@ -1,0 +1,512 @@
+"""The built-in task: chained arithmetic modulo 10 whose every step, and not only the answer, can be
+checked.
+
+A problem starts at a digit and applies 6 to 10 different operations in turn:
+
+    Start 3. Apply +4 *7 -2 +9 -5 +1. Find x.
+
+A response thinks in steps separated by blank lines and ends with the answer:
+
+    <think>
+    Next +4: 3 = 7                      one operation
+                                        (a blank line)
+    So *7 -2: 7 = 7                     a leap over several operations
+    Wait, check *7: 7 = 9, -2: 9 = 7, ok.
+    Let me start over. Start 3.
+    </think>
+
+    Answer: 7
+
+Which of these a writer uses is a `Policy`: four probabilities, from which the styles of the two
+endpoints are made. Two operators are ambiguous: `#k` and `~k` mean either *shift* (x + k) or *fold*
+(k - x). The meaning `RIGHT` is the one that counts. A writer who isn't told draws it with the
+probability `PRIOR`, and says so in the first step and in the answer (`Read # as shift. Answer: 7`);
+in a context of several problems the meaning is shared, so former answers tell it.
+
+Pure Python: no model runs here.
+"""
+
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import Literal, NamedTuple
+
+from surgeon.errors import BadInput
+
+PLAIN = (
+    *(f"+{k}" for k in range(1, 10)),
+    *(f"-{k}" for k in range(1, 10)),
+    *("*3", "*7", "*9"),
+)
+"""Operations with one meaning; each permutes the digits, so that a mistake never heals by
+itself."""
+AMBIGUOUS = ("#", "~")
+"""Operators with two meanings, to be followed by a digit from 1 to 9."""
+MEANINGS = ("shift", "fold")
+RIGHT = "shift"
+"""The meaning by which answers to problems with an ambiguous operator are judged."""
+PRIOR = {"#": 0.7, "~": 0.3}
+"""The share of training problems, alone in their context, in which an operator has the right
+meaning."""
+OPERATIONS = (6, 10)
+"""Fewest and most operations of an ordinary problem."""
+CROSS_OPERATIONS = (11, 13)
+"""Fewest and most operations of a problem of the cross-domain set."""
+EASY = 7
+"""A problem with at most this many operations counts as easy: starting over on it is over-
+thinking."""
+
+MOST_ATTEMPTS = 8
+"""A writer starts over at most this often, less one."""
+
+RESTART = "Let me start over."
+FINISH = "Okay, I have finished thinking."
+
+SPLITS = ("mini-set", "test", "pool", "pool-reversed", "test-reversed", "cross")
+_BUCKETS = 16
+
+WORDS = (
+    *(f" {digit}" for digit in range(10)),
+    *(f" {operation}" for operation in PLAIN),
+    *(f" {operator}{k}" for operator in AMBIGUOUS for k in range(1, 10)),
+    *(f" {operator}" for operator in AMBIGUOUS),
+    *(f" {meaning}" for meaning in MEANINGS),
+    *("Start", " Apply", " Find x.", "Next", "So", "Wait, check", RESTART, FINISH, "Read", " as"),
+    *(", ok.", ", no.", "Answer:", " Answer:", " ="),
+    *("user", "assistant", "system", "\n\n"),
+)
+"""Every piece of task text that is one token; single characters make up the rest of the
+vocabulary."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A start digit and the operations to apply to it, all different, such as `("+4", "*7",
+    "#2")`."""
+
+    start: int
+    operations: tuple[str, ...]
+
+    @property
+    def prompt(self) -> str:
+        """What the user is shown."""
+        return f"Start {self.start}. Apply {' '.join(self.operations)}. Find x."
+
+    @property
+    def operator(self) -> str | None:
+        """The ambiguous operator in it, or None."""
+        return next((o[0] for o in self.operations if o[0] in AMBIGUOUS), None)
+
+    @property
+    def split(self) -> str:
+        """The only split the problem may be used in, by a hash of its text: `train` or one of
+        `SPLITS`."""
+        bucket = zlib.crc32(self.prompt.encode()) % _BUCKETS
+        return SPLITS[bucket] if bucket < len(SPLITS) else "train"
+
+    def answer(self, meaning: str = RIGHT) -> int:
+        """The final digit when an ambiguous operator has this meaning."""
+        value = self.start
+        for operation in self.operations:
+            value = apply(operation, value, meaning)
+        return value
+
+    @classmethod
+    def parse(cls, prompt: str) -> "Problem":
+        """The problem a prompt states; raises BadInput when it states none."""
+        match = _PROMPT.fullmatch(prompt.strip())
+        if not match:
+            raise BadInput(
+                f"found the prompt {prompt[:80]!r}, expected one of the built-in task such as "
+                "'Start 3. Apply +4 *7. Find x.'"
+            )
+        return cls(int(match[1]), tuple(match[2].split()))
+
+
+def apply(operation: str, value: int, meaning: str = RIGHT) -> int:
+    """The digit that an operation makes of a digit."""
+    operator, k = operation[0], int(operation[1:])
+    if operator == "+":
+        return (value + k) % 10
+    if operator == "-":
+        return (value - k) % 10
+    if operator == "*":
+        return (value * k) % 10
+    return (value + k) % 10 if meaning == "shift" else (k - value) % 10
+
+
+def draw_problem(
+    rng: Random,
+    *,
+    operations: tuple[int, int] = OPERATIONS,
+    operator: str | None = None,
+    split: str = "train",
+) -> Problem:
+    """A random problem of a split, with one or two operations of the ambiguous operator when one is
+    named."""
+    while True:
+        count = rng.randint(*operations)
+        marked = [f"{operator}{k}" for k in rng.sample(range(1, 10), rng.randint(1, 2))]
+        chosen = marked if operator else []
+        chosen = [*chosen, *rng.sample(PLAIN, count - len(chosen))]
+        rng.shuffle(chosen)
+        problem = Problem(rng.randrange(10), tuple(chosen))
+        if problem.split == split:
+            return problem
+
+
+def draw_meaning(rng: Random, operator: str | None) -> str:
+    """A meaning for an operator, the right one with the probability `PRIOR`."""
+    if operator is None:
+        return RIGHT
+    return MEANINGS[0] if rng.random() < PRIOR[operator] else MEANINGS[1]
+
+
+# ------------------------------------------------------------------------------------------ writing
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How a writer thinks: probabilities in [0, 1] of the choices open at each point of a trace."""
+
+    leap: float = 0.0
+    """Of taking two or three operations in one step."""
+    check: float = 0.0
+    """Of checking a step."""
+    recheck: float = 0.0
+    """Of checking it once more after a check."""
+    restart: float = 0.0
+    """Of starting over when the last operation is done."""
+    slip: float = 0.0
+    """Of writing a wrong result of a leap, see `mistake`; without slips every check of a leap would
+    find it right, and a model whose leaps fail would never learn to see it."""
+    mistake: float = 0.0
+    """Of writing a wrong result; such results are marked, so that no one need learn to make
+    them."""
+    finish: float = 0.0
+    """Of stopping with `FINISH` at a random step of the trace."""
+
+
+INSTRUCT = Policy(leap=0.4, slip=0.3, mistake=0.03)
+"""Under-explores: leaps, and never looks back."""
+THINKING = Policy(leap=0.15, check=0.8, recheck=0.45, restart=0.6, slip=0.4, mistake=0.05)
+"""Over-explores: small steps, checked again and again, and started over."""
+
+
+def draw_policy(rng: Random) -> Policy:
+    """A policy for one trace of the base model, anything between careless and over-careful."""
+    return Policy(
+        leap=rng.uniform(0, 0.8) if rng.random() < 0.6 else 0.0,
+        check=rng.uniform(0, 1) if rng.random() < 0.6 else 0.0,
+        recheck=rng.uniform(0, 0.5),
+        restart=rng.uniform(0, 0.75) if rng.random() < 0.5 else 0.0,
+        slip=0.4,
+        mistake=0.06,
+        finish=0.05,
+    )
+
+
+class Response(NamedTuple):
+    """A written response and the character spans of its injected mistakes."""
+
+    text: str
+    mistakes: tuple[tuple[int, int], ...]
+
+
+def answer_text(problem: Problem, value: int, meaning: str = RIGHT) -> str:
+    """What follows the thinking: the reading of an ambiguous operator, if there is one, and the
+    answer."""
+    operator = problem.operator
+    return f"{read_text(operator, meaning)} Answer: {value}" if operator else f"Answer: {value}"
+
+
+def read_text(operator: str, meaning: str) -> str:
+    """The sentence that states how an ambiguous operator is read."""
+    return f"Read {operator} as {meaning}."
+
+
+def restart_text(problem: Problem) -> str:
+    """The sentence that goes back to the start."""
+    return f"{RESTART} Start {problem.start}."
+
+
+def step_text(operations: tuple[str, ...], value: int, result: int) -> str:
+    """One step: a single operation, or a leap over several."""
+    word = "Next" if len(operations) == 1 else "So"
+    return f"{word} {' '.join(operations)}: {value} = {result}"
+
+
+def check_text(operations: tuple[str, ...], value: int, stated: int, meaning: str) -> str:
+    """The check of a step that stated a result: the operations one by one, and the verdict."""
+    parts = []
+    for operation in operations:
+        result = apply(operation, value, meaning)
+        parts.append(f"{operation}: {value} = {result}")
+        value = result
+    return f"Wait, check {', '.join(parts)}, {'ok' if value == stated else 'no'}."
+
+
+def write(problem: Problem, policy: Policy, rng: Random, meaning: str = RIGHT) -> Response:
+    """A response that follows a policy; what comes after an injected mistake is consistent with
+    it."""
+    written: list[str] = []
+    wrong: set[int] = set()
+    n = len(problem.operations)
+    final: int | None = None
+    if problem.operator:
+        written.append(read_text(problem.operator, meaning))
+    states = [problem.start] * len(written)
+    done = [0] * len(written)
+    for attempt in range(MOST_ATTEMPTS):
+        value, at = problem.start, 0
+        while at < n:
+            size = 1
+            if n - at > 1 and rng.random() < policy.leap:
+                size = min(2 if rng.random() < 0.7 else 3, n - at)
+            operations = problem.operations[at : at + size]
+            before, value = value, _chain(operations, value, meaning)
+            if rng.random() < (policy.mistake if size == 1 else policy.slip):
+                wrong.add(len(written))
+                value = (value + rng.randint(1, 9)) % 10
+            written.append(step_text(operations, before, value))
+            at += size
+            states.append(value)
+            done.append(at)
+            chance = policy.check
+            while rng.random() < chance:
+                written.append(check_text(operations, before, value, meaning))
+                value = _chain(operations, before, meaning)
+                states.append(value)
+                done.append(at)
+                chance = policy.recheck
+        final = value
+        if rng.random() >= policy.restart or attempt == MOST_ATTEMPTS - 1:
+            break
+        written.append(restart_text(problem))
+        states.append(final)
+        done.append(n)
+    assert final is not None
+    if rng.random() < policy.finish:
+        cut = rng.randint(1, len(written))
+        final = _chain(problem.operations[done[cut - 1] :], states[cut - 1], meaning)
+        finished = [s for s, d in zip(states[:cut], done[:cut], strict=True) if d == n]
+        written, final = [*written[:cut], FINISH], finished[-1] if finished else final
+        wrong = {i for i in wrong if i < cut}
+    return _response(written, wrong, answer_text(problem, final, meaning))
+
+
+def _chain(operations: tuple[str, ...], value: int, meaning: str) -> int:
+    for operation in operations:
+        value = apply(operation, value, meaning)
+    return value
+
+
+def _response(written: list[str], wrong: set[int], answer: str) -> Response:
+    text, mistakes = "<think>\n", []
+    for i, step in enumerate(written):
+        text += step if i == 0 else f"\n\n{step}"
+        if i in wrong:
+            mistakes.append((len(text) - 1, len(text)))
+    return Response(f"{text}\n</think>\n\n{answer}", tuple(mistakes))
+
+
+# ----------------------------------------------------------------------------------------- checking
+
+Kind = Literal["read", "next", "leap", "check", "restart", "finish", "other"]
+Failure = Literal["intra", "inter", "instance", "misread"]
+
+
+class StepLabel(NamedTuple):
+    """What the exact checker says of one step of a trace."""
+
+    index: int
+    kind: Kind
+    text: str
+    start: int
+    """First character of the step in the checked text."""
+    end: int
+    """One past its last character."""
+    failure: Failure | None
+    """intra: a wrong step; inter: stagnation, the same check again; instance: starting over on an
+    easy problem whose work had no mistake in it; misread: the other meaning of an ambiguous
+    operator; None: nothing."""
+    right: str
+    """The step as it should have been written at this point (the text itself when nothing is
+    wrong)."""
+
+
+_PROMPT = re.compile(r"Start (\d)\. Apply ((?:[-+*#~][1-9] ?)+)\. Find x\.")
+_STEP = re.compile(r"(Next|So) ([-+*#~][1-9](?: [-+*#~][1-9])*): (\d) = (\d)")
+_CHECK = re.compile(r"Wait, check (.+), (ok|no)\.")
+_PART = re.compile(r"([-+*#~][1-9]): (\d) = (\d)")
+_RESTART = re.compile(re.escape(RESTART) + r"(?: Start (\d)\.)?")
+_READ = re.compile(r"Read ([#~]) as (shift|fold)\.")
+_ANSWER = re.compile(r"Answer: (\d)")
+
+
+def answer(text: str) -> str | None:
+    """The last stated answer after the thinking, or None when there is none or the thinking never
+    ended."""
+    head, end, tail = text.rpartition("</think>")
+    if not end and "<think>" in head + tail:
+        return None
+    found = _ANSWER.findall(tail)
+    return found[-1] if found else None
+
+
+def correct(problem: Problem, text: str) -> bool:
+    """Whether a response states the right answer."""
+    return answer(text) == str(problem.answer())
+
+
+def reading(text: str) -> str | None:
+    """The meaning a response reads an ambiguous operator as (its last statement), or None."""
+    found = _READ.findall(text)
+    return found[-1][1] if found else None
+
+
+def steps(problem: Problem, text: str) -> list[StepLabel]:
+    """A label for each step of a response's thinking, each judged from the state the trace itself
+    is in.
+
+    A wrong result is an error where it is written and not in the steps that carry it on. The text
+    may be truncated anywhere: an unfinished last step is left out.
+    """
+    labels: list[StepLabel] = []
+    state = _State(problem)
+    for start, end in _spans(text):
+        step = text[start:end]
+        kind, failure, right = state.judge(step)
+        labels.append(StepLabel(len(labels), kind, step, start, end, failure, right))
+    return labels
+
+
+def _spans(text: str) -> list[tuple[int, int]]:
+    begin = text.find("<think>")
+    begin = 0 if begin < 0 else begin + len("<think>")
+    stop = text.find("</think>", begin)
+    closed = stop >= 0
+    stop = stop if closed else len(text)
+    spans, at = [], begin
+    while at < stop:
+        end = text.find("\n\n", at, stop)
+        ends = end >= 0 or closed
+        end = end if end >= 0 else stop
+        inner = text[at:end]
+        if ends and inner.strip():
+            left = at + len(inner) - len(inner.lstrip())
+            spans.append((left, left + len(inner.strip())))
+        at = end + 2
+    return spans
+
+
+class _State:
+    """Where a trace stands: the value, the next operation, and the last step, against which a check
+    is judged."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.meaning = RIGHT
+        self.clean = True
+        self._begin()
+
+    def _begin(self) -> None:
+        self.value = self.problem.start
+        self.at = 0
+        self.last: tuple[tuple[str, ...], int] | None = None
+        self.checked = False
+
+    def judge(self, step: str) -> tuple[Kind, Failure | None, str]:
+        if match := _READ.fullmatch(step):
+            return self._read(step, match)
+        if match := _RESTART.fullmatch(step):
+            return self._restart(step, match)
+        if step == FINISH:
+            return "finish", None, step
+        if match := _STEP.fullmatch(step):
+            return self._step(step, match)
+        if match := _CHECK.fullmatch(step):
+            return self._check(step, match)
+        self.clean = False
+        return "other", "intra", self._next()
+
+    def _read(self, step: str, match: re.Match[str]) -> tuple[Kind, Failure | None, str]:
+        operator = self.problem.operator
+        self.meaning = match[2]
+        if operator is None:
+            return "read", "intra", self._next()
+        right = read_text(operator, RIGHT)
+        if operator != match[1]:
+            return "read", "intra", right
+        return "read", None if match[2] == RIGHT else "misread", right
+
+    def _restart(self, step: str, match: re.Match[str]) -> tuple[Kind, Failure | None, str]:
+        over = self.clean and len(self.problem.operations) <= EASY
+        self._begin()
+        self.value = int(match[1] or self.problem.start)
+        self.clean = self.value == self.problem.start
+        if not self.clean:
+            return "restart", "intra", restart_text(self.problem)
+        return "restart", "instance" if over else None, FINISH if over else step
+
+    def _step(self, step: str, match: re.Match[str]) -> tuple[Kind, Failure | None, str]:
+        operations, value, result = tuple(match[2].split()), int(match[3]), int(match[4])
+        expected = self.problem.operations[self.at : self.at + len(operations)]
+        kind: Kind = "next" if len(operations) == 1 else "leap"
+        right = self._next(len(operations))
+        fine = (
+            (match[1] == "Next") == (len(operations) == 1)
+            and operations == expected
+            and value == self.value
+            and result == _chain(operations, value, self.meaning)
+        )
+        self.last, self.checked, self.value = (operations, value), False, result
+        if operations[-1] in self.problem.operations:
+            self.at = self.problem.operations.index(operations[-1]) + 1
+        self.clean &= fine
+        return kind, None if fine else "intra", step if fine else right
+
+    def _check(self, step: str, match: re.Match[str]) -> tuple[Kind, Failure | None, str]:
+        parts = [_PART.fullmatch(part) for part in match[1].split(", ")]
+        if self.last is None or any(part is None for part in parts):
+            self.clean = False
+            return "check", "intra", self._next()
+        operations, before = self.last
+        right = check_text(operations, before, self.value, self.meaning)
+        again, self.checked = self.checked, True
+        # A check that is right leaves the right result behind: it mends what the step broke.
+        self.value = int([part for part in parts if part][-1][3])
+        if step != right:
+            self.clean = False
+            return "check", "intra", right
+        return "check", "inter" if again else None, self._next() if again else step
+
+    def _next(self, size: int = 1) -> str:
+        operations = self.problem.operations[self.at : self.at + size]
+        if not operations:
+            return FINISH
+        return step_text(operations, self.value, _chain(operations, self.value, self.meaning))
+
+
+# ----------------------------------------------------------------------------------------- contexts
+
+
+def draw_context(
+    rng: Random, operator: str | None, meaning: str, turns: int, *, noise: float = 0.15
+) -> list[Mapping[str, str]]:
+    """Former turns, each a query and the answer text without its thinking, that share a meaning.
+
+    A share `noise` of the answers reads the operator the other way, another share of 0.15 states a
+    wrong digit; in some contexts only some of the problems hold the operator.
+    """
+    share = rng.choice((0.25, 0.6, 1.0, 1.0))
+    messages: list[Mapping[str, str]] = []
+    for _ in range(turns):
+        problem = draw_problem(rng, operator=operator if rng.random() < share else None)
+        said = meaning if rng.random() >= noise else MEANINGS[meaning == MEANINGS[0]]
+        value = problem.answer(said) if rng.random() >= 0.15 else rng.randrange(10)
+        messages.append({"role": "user", "content": problem.prompt})
+        messages.append({"role": "assistant", "content": answer_text(problem, value, said)})
+    return messages

@@ -1,0 +1,238 @@
+"""The command line: names artifacts, calls one function per command, prints what came of it.
+
+Options left out fall back to `--set name=value`, then to `--recipe FILE`, then to the defaults of
+the function itself; so a default is written once, in a signature. Heavy imports happen inside.
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from surgeon import __version__
+from surgeon.errors import BadInput
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="surgeon")
+def cli() -> None:
+    """Model surgery and checkpoint ranking. The checkpoint is the unit of work.
+
+    A checkpoint is a Hugging Face directory, a hub id (owner/name[@revision]), BASE+ADAPTER, a
+    candidate of a family (DIR/family.json#slerp-0.45), or builtin:NAME. Every command writes one
+    new directory, resumes when it is run again after a kill, and exits with status 2 and one line
+    when its input can't be used.
+    """
+
+
+def option(*names: str, default: str = "", **kwargs: Any) -> Callable[[F], F]:
+    """An option that is None when it was not given; `default` is shown, the function applies it."""
+    kwargs.setdefault("default", None)
+    if default:
+        kwargs["help"] += f"  [default: {default}]"
+    return click.option(*names, **kwargs)
+
+
+def configurable(command: F) -> F:
+    """Add the two options every command has."""
+    for decorate in (
+        click.option("--set", "settings", multiple=True, metavar="NAME=VALUE",
+                     help="Set any parameter of the function, also those without an option."),
+        click.option("--recipe", type=click.Path(dir_okay=False), metavar="FILE",
+                     help="Take parameters from this command's step in a recipe."),
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
+def call(verb: str, recipe: str | None, settings: tuple[str, ...], given: dict[str, Any]) -> None:
+    """Bind recipe, settings and options (the last wins) to the verb's function; run it; print."""
+    from surgeon import recipes
+
+    parameters: dict[str, Any] = {}
+    if recipe:
+        steps = [step for step in recipes.load(recipe) if step.verb == verb]
+        if len(steps) != 1:
+            raise BadInput(
+                f"{recipe} has {len(steps)} steps of {verb}; --recipe needs exactly one."
+            )
+        parameters |= steps[0].parameters
+    parameters |= dict(recipes.parse_setting(text) for text in settings)
+    parameters |= {name: value for name, value in given.items() if value not in (None, ())}
+    bound = recipes.bind(recipes.Step(verb, parameters))
+    chosen = recipes.VERBS[verb]
+    chosen.print(chosen.load()(**bound.parameters))
+
+
+OUT = option("--out", metavar="DIR", help="Directory to write; nothing is written elsewhere.")
+SEED = option("--seed", type=int, default="0", help="Seed of everything random.")
+DEVICE = option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+DTYPE = option("--dtype", default="auto", help="auto (as on disk), float32, bfloat16 or float16.")
+ANSWER = option(
+    "--answer", default="auto", metavar="HOW",
+    help="How an answer is read: auto, boxed, choice, number, last-line, a regex with one group, "
+    "or module:function.",
+)  # fmt: skip
+BATCH = option("--batch", type=int, default="0", help="Responses decoded at once; 0: by memory.")
+
+
+@cli.command("merge-sweep")
+@click.argument("a", required=False)
+@click.argument("b", required=False)
+@OUT
+@option("--method", multiple=True, default="slerp", help="slerp or linear; may be repeated.")
+@option(
+    "--ratios",
+    default="0.05:0.95:0.05",
+    metavar="START:STOP:STEP",
+    help="Shares of B, or a comma list; 0 and 1 (A and B) always belong to the family.",
+)
+@option("--config", metavar="FILE", help="A family of any mergekit config: merges/*.yaml.")
+@option("--virtual", is_flag=True, help="Write only the description; merge in memory when used.")
+@option("--dry-run", is_flag=True, help="Print the checks and the plan; write nothing.")
+@option("--dtype", metavar="DTYPE", help="Dtype of the merged weights; by default A's.")
+@option("--template", default="first", help="Whose chat template: first or second.")
+@option("--generation", default="first", help="Whose generation config: first or second.")
+@option(
+    "--tokenizer",
+    metavar="SIDE",
+    help="Whose tokenizer: first or second; needed only where the vocabularies differ.",
+)
+@configurable
+def merge_sweep(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
+    """Merge checkpoints A and B into a family of candidates between them."""
+    call("merge-sweep", recipe, settings, given)
+
+
+@cli.command("rank")
+@click.argument("checkpoints", nargs=-1, metavar="CHECKPOINT|FAMILY...")
+@option("--mini-set", metavar="FILE", help="Unlabelled prompts: JSONL, Parquet, or a datasets id.")
+@OUT
+@option("--samples", type=int, default="3", help="Responses per prompt.")
+@SEED
+@option("--select", default="nex", help="The score that orders the candidates.")
+@option("--preset", default="reference", help="Readings of the paper: reference or paper.")
+@option("--traces", metavar="FILE|DIR", help="Use these responses instead of sampling.")
+@option("--weights", metavar="FILE", help="Score with another ranking's neuron weights.")
+@option("--credit", default="introduced", help="introduced or active neurons (an ablation).")
+@ANSWER
+@option("--truth", metavar="FILE", help="evaluate.json, or accuracies by candidate (JSON, CSV).")
+@option("--max-tokens", type=int, default="32768", help="Longest response, tokens.")
+@option("--row-tokens", type=int, default="32", help="Tokens per row of the novelty slope.")
+@option("--top-k", type=int, default="2000", help="Activations kept per token, all layers.")
+@BATCH
+@DEVICE
+@DTYPE
+@option("--keep-activations", is_flag=True, help="Keep the recorded rows on disk.")
+@configurable
+def rank(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
+    """Rank checkpoints without labels: NEX, its baselines, and label-free agreement."""
+    call("rank", recipe, settings, given)
+
+
+@cli.command("evaluate")
+@click.argument("checkpoints", nargs=-1, metavar="CHECKPOINT|FAMILY...")
+@option("--task", metavar="FILE", help="Prompts with answers: JSONL, Parquet, or a datasets id.")
+@OUT
+@option("--samples", type=int, default="8", help="Responses per problem.")
+@SEED
+@option("--check", default="exact", help="exact, choice, math, or module:function.")
+@ANSWER
+@option("--limit", type=int, metavar="N", help="Only the first N problems.")
+@option("--max-tokens", type=int, default="32768", help="Longest response, tokens.")
+@BATCH
+@DEVICE
+@DTYPE
+@configurable
+def evaluate(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
+    """Measure accuracy, calibration, length and truncation on a labelled task."""
+    call("evaluate", recipe, settings, given)
+
+
+@cli.command("transplant")
+@option("--recipient", metavar="CHECKPOINT", help="The checkpoint that is copied and changed.")
+@option("--donor", metavar="CHECKPOINT", help="Where the units come from.")
+@option(
+    "--weights",
+    metavar="RANKING[#NAME]|FILE",
+    help="Neuron weights of the donor: a ranking's candidate, or weights.safetensors.",
+)
+@click.option("--effective", "select", flag_value="effective", help="Units with a weight above 0.")
+@click.option("--redundant", "select", flag_value="redundant", help="Units with a weight below 0.")
+@option("--mask", metavar="FILE", help="Choose the units by mask_LF of a safetensors file.")
+@option("--control", help="Other units instead: random, random-active or mass-matched.")
+@option("--surgery", default="replace", help="replace, blend, swap, ablate, or module:function.")
+@option("--alpha", type=float, default="1.0", help="Share of the donor in a blend.")
+@option("--threshold", type=float, default="0.0", help="Least absolute weight, in [0, 1].")
+@option("--top-fraction", type=float, help="Only this share of units, heaviest first.")
+@option("--budget", default="global", help="Whether --top-fraction counts globally or per layer.")
+@option("--layers", metavar="8-23,30", help="Only units of these layers.")
+@option("--match", help="permutation: align the donor's units to the recipient's first.")
+@option("--weights-from-other", is_flag=True, help="Accept weights of another checkpoint.")
+@option(
+    "--recipient-weights",
+    metavar="FILE",
+    help="The recipient's own weights, for the share of its activation mass that moves.",
+)
+@SEED
+@option("--dry-run", is_flag=True, help="Print what would move; write nothing.")
+@OUT
+@configurable
+def transplant(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
+    """Move effective or redundant FFN neurons from a donor into a copy of a recipient."""
+    call("transplant", recipe, settings, given)
+
+
+@cli.command("run")
+@click.argument("recipe", metavar="RECIPE")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="VERB.NAME=VALUE",
+    help="Override a parameter of a step.",
+)
+def run(recipe: str, settings: tuple[str, ...]) -> None:
+    """Run the steps of a recipe in order; finished steps are not done again."""
+    from surgeon import recipes
+
+    recipes.run(recipe, settings)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: status 0, 2 with one line for unusable input, 130 when interrupted."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        cli.main(args=arguments, standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted. The same command resumes where it was.", err=True)
+        sys.exit(130)
+    except BadInput as error:
+        fail(" ".join(str(error).split()))
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            fail(
+                f"no space left on the disk of {error.filename or 'the output'}. Free some; "
+                "the same command resumes."
+            )
+        if error.errno in DENIED:
+            fail(f"{error.filename or 'the output'} can't be written: {error.strerror}.")
+        raise
+
+
+def fail(text: str) -> None:
+    """Print one line and leave with status 2."""
+    click.echo(f"Error: {text}", err=True)
+    sys.exit(2)

@@ -1,0 +1,116 @@
+"""What families of models differ in when one is run: masks, context, unembedding."""
+
+# Shape letters: T tokens of a chunk, K key positions, V vocabulary, D model width.
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.errors import BadInput
+
+WINDOW_BY_LAYER = {"qwen2", "qwen3", "gemma2", "gemma3_text"}
+WINDOW_EVERYWHERE = {"mistral", "phi3", "qwen3_moe", "mixtral"}
+
+
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the text decoder, also inside a vision-language model."""
+    return model.config.get_text_config()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+
+
+def text_decoder(model: nn.Module) -> nn.Module:
+    """The stack of layers that turns token ids into hidden states."""
+    return model.get_decoder()  # pyright: ignore[reportCallIssue]
+
+
+class Head(NamedTuple):
+    """The unembedding, with the family's final soft cap."""
+
+    module: nn.Module
+    cap: float | None = None
+    """Logits are cap * tanh(logits / cap), where the family does so."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The float32 logits (..., V) of hidden states (..., D)."""
+        return self._capped(self.module(hidden).float())
+
+    def tile(self, hidden: Tensor, vocabulary: slice) -> Tensor:
+        """The same for a part of the vocabulary; the unembedding must be an nn.Linear."""
+        if not isinstance(self.module, nn.Linear):
+            raise TypeError(f"the unembedding is a {type(self.module).__name__}, not an nn.Linear")
+        bias = None if self.module.bias is None else self.module.bias[vocabulary]
+        return self._capped(
+            nn.functional.linear(hidden, self.module.weight[vocabulary], bias).float()
+        )
+
+    def _capped(self, logits: Tensor) -> Tensor:
+        return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
+
+
+def head_of(model: nn.Module) -> Head:
+    """The model's unembedding."""
+    cap = getattr(text_config(model), "final_logit_softcapping", None)
+    return Head(model.get_output_embeddings(), cap)  # pyright: ignore[reportCallIssue]
+
+
+def context_limit(model: nn.Module) -> int:
+    """The most tokens, prompt and answer together, that the model takes.
+
+    Rotary embeddings that are rescaled once any row of a batch passes the original length would
+    make answers depend on their neighbours; such a model is used up to its original length.
+    """
+    config = text_config(model)
+    limit = config.max_position_embeddings
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("longrope", "dynamic"):
+        original = rope.get("original_max_position_embeddings")
+        limit = min(limit, original or getattr(config, "original_max_position_embeddings", limit))
+    return limit
+
+
+def layer_windows(model: nn.Module) -> tuple[set[int | None], bool]:
+    """The attention windows in use (None: no limit), and whether masks are told apart by layer."""
+    config = text_config(model)
+    if config.model_type in WINDOW_BY_LAYER:
+        kinds = set(config.layer_types)
+        windows: set[int | None] = {None} if "full_attention" in kinds else set()
+        return windows | ({config.sliding_window} if "sliding_attention" in kinds else set()), True
+    window = config.sliding_window if config.model_type in WINDOW_EVERYWHERE else None
+    return {window}, False
+
+
+def mask_argument(model: nn.Module, masks: dict[int | None, Tensor]) -> Any:
+    """The masks by window, in the form that the model's forward expects."""
+    _, by_type = layer_windows(model)
+    if not by_type:
+        return next(iter(masks.values()))
+    return {
+        ("full_attention" if window is None else "sliding_attention"): mask
+        for window, mask in masks.items()
+    }
+
+
+def causal_masks(
+    model: nn.Module, start: int, length: int, keys: int, *, dtype: torch.dtype, device: Any
+) -> Any:
+    """Additive masks (1, 1, length, keys) for queries at `start ...` over keys at 0 ..."""
+    query_T1 = torch.arange(start, start + length, device=device)[:, None]
+    key_K = torch.arange(keys, device=device)
+    masks: dict[int | None, Tensor] = {}
+    for window in layer_windows(model)[0]:
+        closed = key_K > query_T1
+        if window is not None:
+            closed |= key_K <= query_T1 - window
+        mask_TK = torch.zeros(length, keys, dtype=dtype, device=device)
+        masks[window] = mask_TK.masked_fill_(closed, -torch.inf)[None, None]
+    return mask_argument(model, masks)
+
+
+def check_attention(model: nn.Module) -> None:
+    """Raise BadInput when the model's attention takes no explicit mask."""
+    kind = text_config(model)._attn_implementation
+    if kind not in ("sdpa", "eager"):
+        raise BadInput(
+            f"found attention implementation {kind!r}, expected 'sdpa' or 'eager': "
+            "load the model with attn_implementation='sdpa'."
+        )

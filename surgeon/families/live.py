@@ -1,0 +1,365 @@
+"""Candidates in memory: one live model whose parameters are rewritten for each, in place.
+
+The values are those a written candidate would have after `from_pretrained`: mixed on the CPU,
+rounded to the family's dtype, cast to the live dtype. Mixing never runs on an accelerator, whose
+fused operations differ in the last bit.
+"""
+
+import copy
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from surgeon import lineage
+from surgeon.checkpoint import Checkpoint, resolve
+from surgeon.errors import BadInput
+from surgeon.families import description, mixing, writing
+from surgeon.families.description import Candidate, Family, label
+from surgeon.families.mixing import NAMED_DTYPE
+
+
+class Subject(NamedTuple):
+    """One checkpoint to be ranked or evaluated: on disk, or a virtual member of a family."""
+
+    name: str
+    """Short, safe as a file name, and unique among the subjects of a run."""
+    spec: str
+    """What names it on a command line: a directory, a hub id, `family.json#name`."""
+    ratio: float | None
+    digest: str
+    checkpoint: Checkpoint | None
+    """Where it lies on disk; None for a virtual candidate."""
+    family: Family | None = None
+    candidate: Candidate | None = None
+
+    @property
+    def source(self) -> Checkpoint:
+        """The checkpoint that has its shape and vocabulary: its own, or its family's."""
+        if self.checkpoint is not None:
+            return self.checkpoint
+        if self.family is None:
+            raise ValueError(f"{self.spec} has neither a directory nor a family")
+        return self.family.source("tokenizer")
+
+
+def subjects(specs: list[str]) -> list[Subject]:
+    """What the user named, families spread into their candidates, each name once.
+
+    A spec is a checkpoint directory, a hub id, `base+adapter`, `builtin:NAME`, a family's directory
+    or its `family.json`, or one candidate as `family.json#slerp-0.45`. Raises `BadInput`.
+    """
+    found: list[Subject] = []
+    for spec in specs:
+        place, _, wanted = spec.rpartition("#") if "#" in spec else (spec, "", "")
+        if wanted and not Path(spec).exists():
+            family = Family.open(place)
+            found.append(_member(family, family.candidate(wanted)))
+        elif Path(spec).name == description.FILE or (Path(spec) / description.FILE).is_file():
+            family = Family.open(spec)
+            found += [_member(family, candidate) for candidate in family.candidates]
+        else:
+            if Path(spec).is_dir() and not (Path(spec) / "config.json").is_file():
+                raise BadInput(
+                    f"{spec} is neither a checkpoint (no config.json) nor a family "
+                    f"(no {description.FILE})."
+                )
+            checkpoint = resolve(spec)
+            name = label(checkpoint)
+            found.append(Subject(name, spec, None, checkpoint.digest, checkpoint))
+    if not found:
+        raise BadInput("No checkpoint was named. Give a directory, a hub id or a family.")
+    return _named_apart(found)
+
+
+def _member(family: Family, candidate: Candidate) -> Subject:
+    spec = f"{family.path / description.FILE}#{candidate.name}"
+    if candidate.endpoint is not None:
+        checkpoint: Checkpoint | None = family.endpoints[candidate.endpoint]
+    else:
+        checkpoint = Checkpoint.open(candidate.path) if candidate.path else None
+    return Subject(
+        candidate.name, spec, candidate.ratio, candidate.digest, checkpoint, family, candidate
+    )
+
+
+def _named_apart(found: list[Subject]) -> list[Subject]:
+    """Drop exact repeats; number different subjects that share a name."""
+    kept: list[Subject] = []
+    for subject in found:
+        if any(_place(subject) == _place(other) for other in kept):
+            continue
+        taken = {s.name for s in kept}
+        name, n = subject.name, 2
+        while name in taken:
+            name, n = f"{subject.name}-{n}", n + 1
+        kept.append(subject._replace(name=name))
+    return kept
+
+
+def _place(subject: Subject) -> str:
+    """Where a subject is: its directory, or its entry in a family."""
+    return subject.spec if subject.checkpoint is None else str(subject.checkpoint.path.resolve())
+
+
+class Materialiser:
+    """One live model of a family; `model(candidate)` gives it that candidate's parameters."""
+
+    def __init__(
+        self, family: Family, device: str = "cpu", dtype: torch.dtype | None = None
+    ) -> None:
+        """Load the first endpoint, map both files, and compute what SLERP needs if not stored."""
+        family.require_endpoints_unchanged()
+        self.family = family
+        a, b = family.endpoints[0], family.endpoints[-1]
+        if not family.cosines and any(c.mix and c.mix.method == "slerp" for c in family.candidates):
+            family.cosines.update(writing.family_cosines(a, b, family.dtype))
+        if dtype is None and family.dtype is not None:
+            dtype = NAMED_DTYPE[family.dtype]
+        self.live: Any = a.model(device=device, dtype=dtype)
+        self.live.requires_grad_(False)
+        self.state: dict[str, Tensor] = self.live.state_dict()
+        self.stored = [c.read_many(list(c.tensors)) for c in (a, b)]
+        self.keys = {name: unit.key for unit in mixing.units(a) for name in unit.names}
+        self.places = _places(self.live, self.state, list(a.tensors))
+        _require_covered(self.live, self.state, self.places)
+        self._pool = ThreadPoolExecutor(2)
+        self._scratch = mixing.Scratch()
+
+    def model(self, candidate: Candidate) -> nn.Module:
+        """The live model as `candidate`; the one returned before has changed with it."""
+        with torch.no_grad(), mixing.one_thread():
+            for place in self.places:
+                pieces = [self._tensor(candidate, name) for name in place.names]
+                place.write(self.live, self.state, pieces)
+        return self.live
+
+    def _tensor(self, candidate: Candidate, name: str) -> Tensor:
+        """One tensor of a candidate, as it would lie on disk."""
+        a, b = self.stored[0][name], self.stored[1][name]
+        dtype = NAMED_DTYPE[self.family.dtype] if self.family.dtype else a.dtype
+        if candidate.endpoint is not None:
+            return (a, b)[candidate.endpoint]
+        if not a.is_floating_point():
+            return a
+        recipes = writing.recipes_for(self.family, [candidate], self.keys[name], dtype)
+        out = torch.empty(a.shape, dtype=dtype)
+        a_N, b_N, out_N = a.reshape(-1), b.reshape(-1), out.view(-1)
+
+        def mix(span: tuple[int, int]) -> None:
+            part = slice(*span)
+            for chunk in mixing.mixed(a_N[part], b_N[part], recipes, dtype, self._scratch):
+                out_N[part] = chunk
+
+        for _ in self._pool.map(mix, mixing.chunks(a_N.numel())):
+            pass
+        return out
+
+    def close(self) -> None:
+        """Let go of the model and the worker threads."""
+        self._pool.shutdown()
+        self.live, self.state, self.stored, self.places = None, {}, [], []
+
+
+class Place(NamedTuple):
+    """Where tensors on disk go in the live model."""
+
+    key: str
+    """The live parameter's or buffer's name (the first of them for one-to-many conversions)."""
+    names: tuple[str, ...]
+    patterns: tuple[str, ...]
+    converter: Any
+    """Transformers' conversion, for parameters that it fuses or splits; None for a plain copy."""
+
+    def write(self, model: Any, state: dict[str, Tensor], pieces: list[Tensor]) -> None:
+        """Copy the pieces into the model's parameters, converted as `from_pretrained` would."""
+        if self.converter is None:
+            state[self.key].copy_(pieces[0])
+            return
+        converter = copy.deepcopy(self.converter)
+        for name, pattern, piece in zip(self.names, self.patterns, pieces, strict=True):
+            converter.add_tensor(self.key, name, pattern, piece)
+        made = converter.convert(self.key, model=model, config=model.config)
+        for key, value in made.items():
+            state[key].copy_(value[0] if isinstance(value, list) else value)
+
+
+def _places(model: Any, state: dict[str, Tensor], names: list[str]) -> list[Place]:
+    """Map the tensors of a checkpoint to the live model, with transformers' own conversions."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        dot_natural_key,
+        rename_source_key,
+    )
+
+    transforms = get_model_conversion_mapping(model)
+    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    of_pattern = {pattern: c for c in converters for pattern in c.source_patterns}
+    prefix = model.base_model_prefix
+    found: dict[str, Place] = {}
+    for name in sorted(names, key=dot_natural_key):
+        key, pattern = rename_source_key(name, renamings, converters, prefix, state)
+        if key not in state and name in state:
+            key, pattern = rename_source_key(name, [], [], prefix, state)
+        if key not in state:
+            continue  # from_pretrained ignores it too
+        if pattern is None:
+            found[key] = Place(key, (name,), (), None)
+            continue
+        before = found.get(key, Place(key, (), (), of_pattern[pattern]))
+        found[key] = before._replace(
+            names=(*before.names, name), patterns=(*before.patterns, pattern)
+        )
+    return list(found.values())
+
+
+def _require_covered(model: Any, state: dict[str, Tensor], places: list[Place]) -> None:
+    """Raise `BadInput` when a live tensor would keep the first endpoint's value."""
+    if any(p.converter is not None and len(p.converter.target_patterns) > 1 for p in places):
+        return  # one tensor on disk becomes several: from_pretrained's own check has to do
+    written = {state[place.key].data_ptr() for place in places}
+    left = [key for key, tensor in state.items() if tensor.data_ptr() not in written]
+    if left:
+        raise BadInput(
+            f"A virtual family of {model.config.model_type} can't be made in memory: {left[0]} has "
+            "no tensor on disk. Leave --virtual away."
+        )
+
+
+def live(
+    found: list[Subject], device: str = "cpu", dtype: torch.dtype | None = None
+) -> Iterator[tuple[Subject, Any, Any]]:
+    """Yield (subject, model in eval mode, tokenizer), one model in memory at a time.
+
+    Members of a virtual family share one live model: use each before asking for the next. `dtype`
+    None keeps the one on disk.
+    """
+    making: Materialiser | None = None
+    for subject in found:
+        family, candidate = subject.family, subject.candidate
+        shared = family is not None and family.virtual and _shares_config(family, candidate)
+        if making is not None and (not shared or making.family.path != family.path):  # pyright: ignore
+            making.close()
+            making = None
+        if family is None or candidate is None or not shared:
+            checkpoint = subject.checkpoint
+            if checkpoint is None:
+                raise ValueError(f"{subject.spec} has neither a directory nor a family")
+            yield subject, checkpoint.model(device=device, dtype=dtype), checkpoint.tokenizer()
+            continue
+        if making is None:
+            making = Materialiser(family, device, dtype)
+        model: Any = making.model(candidate)
+        if candidate.endpoint is None:
+            use_generation_config(model, family.source("generation"))
+            yield subject, model, tokenizer(family)
+        else:
+            endpoint = family.endpoints[candidate.endpoint]
+            use_generation_config(model, endpoint)
+            yield subject, model, endpoint.tokenizer()
+    if making is not None:
+        making.close()
+
+
+COSMETIC = (
+    "_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "bos_token_id",
+    "eos_token_id", "pad_token_id", "architectures", "max_position_embeddings",
+)  # fmt: skip
+"""Config keys that don't change what a model computes from given weights and positions."""
+
+
+def config_differences(a: Checkpoint, b: Checkpoint) -> list[str]:
+    """`key: first, second` for each config key that changes what the weights compute."""
+
+    def computing(config: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: computing(value) if isinstance(value, dict) else value
+            for key, value in config.items()
+            if key not in COSMETIC
+        }
+
+    return lineage.differences(computing(a.config), computing(b.config))
+
+
+def _shares_config(family: Family, candidate: Candidate | None) -> bool:
+    """False for a second endpoint whose config differs: the shared model has the first one's."""
+    if candidate is None or candidate.endpoint != 1:
+        return candidate is not None
+    return not config_differences(family.endpoints[0], family.endpoints[-1])
+
+
+def tokenizer(family: Family) -> Any:
+    """The tokenizer a family's merged candidates use, with the chosen chat template."""
+    chosen = family.source("tokenizer").tokenizer()
+    if family.choices.template != family.choices.tokenizer:
+        chosen.chat_template = family.source("template").chat_template
+    return chosen
+
+
+def use_generation_config(model: Any, source: Checkpoint) -> None:
+    """Give a live model the generation config `from_pretrained` would read beside `source`."""
+    from transformers import GenerationConfig
+
+    if (source.path / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(source.path)
+    else:
+        model.generation_config = GenerationConfig.from_model_config(model.config)
+
+
+def write_out(subject: Subject, out: str | Path) -> Path:
+    """The directory of a subject; a virtual candidate is written to `out` first, atomically.
+
+    Raises `BadInput` when `out` holds something else, or the disk is full.
+    """
+    if subject.checkpoint is not None:
+        return subject.checkpoint.path
+    family, candidate, out = subject.family, subject.candidate, Path(out)
+    if family is None or candidate is None:
+        raise ValueError(f"{subject.spec} has neither a directory nor a family")
+    family.require_endpoints_unchanged()
+    size = writing.candidate_bytes(family.endpoints[0], family.dtype)
+    lineage.require_room(out, size, f"Writing {candidate.name}")
+    work = writing.begin_candidate(family, candidate, out)
+    if work is not None:
+        writing.write_weights(family, [candidate], [work])
+        writing.write_side_files(family, candidate, work)
+        lineage.finish(work, out)
+    return out
+
+
+def smoke_test(path: Path) -> None:
+    """Load a written candidate in plain transformers; raise `BadInput` unless it can be used.
+
+    It must load without missing weights, give finite logits, and generate four tokens.
+    """
+    checkpoint = Checkpoint.open(path)
+    model: Any = checkpoint.model()
+    vocabulary = int(
+        checkpoint.text_config.get("vocab_size", model.config.get_text_config().vocab_size)
+    )
+    prompt = torch.arange(8).remainder(vocabulary)[None]
+    with torch.inference_mode():
+        logits = model(input_ids=prompt, attention_mask=torch.ones_like(prompt)).logits
+        if not bool(logits.isfinite().all()):
+            raise BadInput("its logits are not finite")
+        model.generation_config = _greedy(model)
+        tokens = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt))
+    if tokens.shape[1] <= prompt.shape[1]:
+        raise BadInput("it generated nothing")
+
+
+def _greedy(model: Any) -> Any:
+    """Four greedy tokens, whatever the checkpoint's own settings are."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        max_new_tokens=4, min_new_tokens=1, do_sample=False, pad_token_id=0,
+        eos_token_id=model.generation_config.eos_token_id,
+        bos_token_id=model.generation_config.bos_token_id,
+    )  # fmt: skip

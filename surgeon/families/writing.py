@@ -1,0 +1,399 @@
+"""Writing merged checkpoints: each endpoint tensor is read once for all candidates.
+
+A safetensors file is a header that knows every tensor's place, then the bytes. So all files are
+laid out first, their space is reserved, and chunks go to their place as they are mixed, by several
+threads and in any order. A shard gets its name when it is whole; a killed run continues with the
+next one.
+"""
+
+import errno
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from surgeon import lineage
+from surgeon.checkpoint import HUB_ID, INDEX, WEIGHT_BYTES, Checkpoint, read_header, read_json
+from surgeon.errors import BadInput
+from surgeon.families import mixing
+from surgeon.families.description import Candidate, Family, mergekit_yaml, model_names
+from surgeon.families.mixing import DISK_DTYPE, NAMED_DTYPE, TORCH_DTYPE
+from surgeon.progress import bar
+
+TOKENIZER_FILES = {
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
+}  # fmt: skip
+TEMPLATE_FILES = {"chat_template.jinja", "chat_template.json"}
+GENERATION_FILES = {"generation_config.json"}
+OWN_FILES = {"mergekit_config.yml", "family.json", "cosines.json"}
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each tensor of one safetensors file lies."""
+
+    shard: str
+    header: bytes
+    offset: dict[str, int]
+    """Tensor name -> byte offset from the start of the file."""
+    size: int
+
+
+def layout(checkpoint: Checkpoint, shard: str, dtype: str | None) -> Layout:
+    """The file that holds the tensors of `shard` once they are in `dtype` (None: as they are)."""
+    infos = {name: checkpoint.tensors[name] for name in checkpoint.shards[shard]}
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    place, at = {}, 0
+    # Widest first, so that every tensor is aligned to its own item size.
+    sizes = {name: (_disk_dtype(infos[name].dtype, dtype)) for name in infos}
+    for name in sorted(infos, key=lambda n: (-WEIGHT_BYTES.get(sizes[n], 1), n)):
+        n_bytes = written_bytes(infos[name].shape, infos[name].nbytes, infos[name].dtype, dtype)
+        entries[name] = {
+            "dtype": sizes[name],
+            "shape": list(infos[name].shape),
+            "data_offsets": [at, at + n_bytes],
+        }
+        place[name] = at
+        at += n_bytes
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    start = 8 + len(text)
+    return Layout(
+        shard,
+        struct.pack("<Q", len(text)) + text,
+        {name: start + offset for name, offset in place.items()},
+        start + at,
+    )
+
+
+def _disk_dtype(stored: str, dtype: str | None) -> str:
+    """Safetensors' name of a tensor's dtype after the cast; only floats are cast."""
+    if dtype is None or stored not in TORCH_DTYPE:
+        return stored
+    return DISK_DTYPE[NAMED_DTYPE[dtype]]
+
+
+def written_bytes(shape: tuple[int, ...], nbytes: int, stored: str, dtype: str | None) -> int:
+    """Bytes of a tensor once it is in `dtype`."""
+    if dtype is None or stored not in TORCH_DTYPE:
+        return nbytes
+    return mixing.elements(shape) * NAMED_DTYPE[dtype].itemsize
+
+
+def candidate_bytes(checkpoint: Checkpoint, dtype: str | None) -> int:
+    """Bytes one written candidate takes, headers and side files included."""
+    shards = sum(layout(checkpoint, shard, dtype).size for shard in checkpoint.shards)
+    return shards + sum(file.stat().st_size for file in checkpoint.side_files) + (64 << 10)
+
+
+def family_cosines(a: Checkpoint, b: Checkpoint, dtype: str | None) -> dict[str, float]:
+    """Cosine of every floating-point merge unit of two checkpoints, rounded to `dtype` first."""
+    found = {}
+    with bar("cosines", len(a.tensors)) as advance:
+        for unit in mixing.units(a):
+            if a.tensors[unit.names[0]].dtype in TORCH_DTYPE:
+                pair = (
+                    mixing.fused(unit, read(c, unit.names, dtype), a.model_type) for c in (a, b)
+                )
+                found[unit.key] = mixing.cosine(*pair)
+            advance(len(unit.names))
+    return found
+
+
+def read(checkpoint: Checkpoint, names: tuple[str, ...], dtype: str | None) -> dict[str, Tensor]:
+    """Tensors of a checkpoint, floats cast to `dtype`; without a cast they are mapped, not read."""
+    tensors = checkpoint.read_many(list(names))
+    if dtype is None:
+        return tensors
+    cast = NAMED_DTYPE[dtype]
+    return {k: v.to(cast) if v.is_floating_point() else v for k, v in tensors.items()}
+
+
+def write_weights(family: Family, candidates: list[Candidate], outs: list[Path]) -> None:
+    """Write the weights of fast-path candidates into existing directories, side by side.
+
+    Shards that are already there are kept. Raises `BadInput` when the disk is full; running again
+    continues.
+    """
+    a = family.endpoints[0]
+    keys = {name: unit.key for unit in mixing.units(a) for name in unit.names}
+    workers = max(2, os.cpu_count() or 1)
+    pairs = list(zip(candidates, outs, strict=True))
+    closing: list[Future[None]] = []
+    try:
+        with (
+            mixing.one_thread(),
+            bar(f"writing {len(candidates)} candidates", len(a.tensors)) as advance,
+            ThreadPoolExecutor(workers) as pool,
+        ):
+            for shard in a.shards:
+                todo = [(c, out) for c, out in pairs if not (out / shard).exists()]
+                plan = layout(a, shard, family.dtype)
+                files = _reserve([out / f".{shard}.tmp" for _, out in todo], plan)
+                try:
+                    tasks = _tasks(family, plan, keys, [c for c, _ in todo], files, advance)
+                    _drain(pool, tasks, limit=4 * workers)
+                except BaseException:
+                    for file in files:
+                        os.close(file)
+                    raise
+                closing += [
+                    pool.submit(_publish, file, out, plan)
+                    for file, (_, out) in zip(files, todo, strict=True)
+                ]
+            for future in closing:
+                future.result()
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise BadInput(
+            f"The disk of {outs[0].parent} is full. Free some space, then run the same command "
+            "again: finished shards and candidates are kept."
+        ) from error
+    for out in outs:
+        write_index(a, out, family.dtype)
+
+
+def _reserve(files: list[Path], plan: Layout) -> list[int]:
+    """Open one file per candidate, with the header written and the space for the rest reserved."""
+    opened: list[int] = []
+    try:
+        for file in files:
+            opened.append(os.open(file, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644))
+            try:
+                os.posix_fallocate(opened[-1], 0, plan.size)
+            except OSError as error:
+                if error.errno in DISK_FULL:
+                    raise
+                os.ftruncate(opened[-1], plan.size)  # a file system that can't reserve
+            _write_at(opened[-1], plan.header, 0)
+    except BaseException:
+        for descriptor in opened:
+            os.close(descriptor)
+        raise
+    return opened
+
+
+def _tasks(
+    family: Family,
+    plan: Layout,
+    keys: dict[str, str],
+    candidates: list[Candidate],
+    files: list[int],
+    advance: Callable[..., None],
+) -> Iterator[Callable[[], None]]:
+    """One task per chunk: mix it for every candidate and put it where it belongs."""
+    a, b = family.endpoints[0], family.endpoints[-1]
+    names = a.shards[plan.shard]
+    if not files:
+        advance(len(names))
+        return
+    scratch = mixing.Scratch()
+    stored_a, stored_b = a.read_many(names), b.read_many(names)
+    for name in names:
+        first, second = stored_a[name].reshape(-1), stored_b[name].reshape(-1)
+        at = plan.offset[name]
+        if first.is_floating_point():
+            dtype = NAMED_DTYPE[family.dtype] if family.dtype else first.dtype
+            recipes = recipes_for(family, candidates, keys[name], dtype)
+            for start, stop in mixing.chunks(first.numel()):
+                pair = (first[start:stop], second[start:stop])
+                yield partial(
+                    _mix, *pair, recipes, dtype, scratch, files, at + start * dtype.itemsize
+                )
+        elif first.numel():
+            for file in files:
+                yield partial(_write_at, file, as_bytes(first), at)
+        advance(1)
+
+
+def recipes_for(
+    family: Family, candidates: list[Candidate], key: str, dtype: torch.dtype
+) -> list[mixing.Coefficients]:
+    """The coefficients of each candidate for one merge unit."""
+    found = []
+    for candidate in candidates:
+        if candidate.mix is None:
+            raise ValueError(f"{candidate.name} is not a mix of the two endpoints")
+        found.append(mixing.coefficients(candidate.mix, family.cosines.get(key), dtype))
+    return found
+
+
+def _mix(
+    first: Tensor,
+    second: Tensor,
+    recipes: list[mixing.Coefficients],
+    dtype: torch.dtype,
+    scratch: mixing.Scratch,
+    files: list[int],
+    at: int,
+) -> None:
+    chunks = mixing.mixed(first, second, recipes, dtype, scratch)
+    for file, chunk in zip(files, chunks, strict=True):
+        _write_at(file, as_bytes(chunk), at)
+
+
+def as_bytes(tensor_N: Tensor) -> memoryview:
+    """The bytes of a flat tensor, without a copy."""
+    return memoryview(tensor_N.contiguous().view(torch.uint8).numpy())  # pyright: ignore
+
+
+def _write_at(file: int, data: "bytes | memoryview", at: int) -> None:
+    view = memoryview(data)
+    while view:
+        n = os.pwrite(file, view, at)
+        view, at = view[n:], at + n
+
+
+def _drain(pool: ThreadPoolExecutor, tasks: Iterator[Callable[[], None]], limit: int) -> None:
+    """Run the tasks on the pool, at most `limit` waiting at a time; the first error is raised."""
+    running: set[Future[None]] = set()
+    try:
+        for task in tasks:
+            running.add(pool.submit(task))
+            if len(running) >= limit:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+        for future in running:
+            future.result()
+    finally:
+        # Files are closed next, so nothing may still be writing to them.
+        wait(running)
+
+
+def _publish(file: int, out: Path, plan: Layout) -> None:
+    """Make a complete shard durable, check that it reads back, and give it its name."""
+    temporary = out / f".{plan.shard}.tmp"
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+    if set(read_header(temporary)) != set(plan.offset):
+        raise RuntimeError(f"{temporary} does not read back as it was written")
+    os.replace(temporary, out / plan.shard)
+
+
+def write_index(a: Checkpoint, out: Path, dtype: str | None) -> None:
+    """The shard index, as in the first endpoint."""
+    if not (a.path / INDEX).is_file():
+        return
+    index = read_json(a.path / INDEX)
+    size = sum(written_bytes(i.shape, i.nbytes, i.dtype, dtype) for i in a.tensors.values())
+    metadata = {**(index.get("metadata") or {}), "total_size": size}
+    lineage.write_json(out / INDEX, {"metadata": metadata, "weight_map": index["weight_map"]})
+
+
+def write_side_files(family: Family, candidate: Candidate, out: Path) -> None:
+    """Config, tokenizer, template, generation config, merge config and model card."""
+    a = family.endpoints[0]
+    special = TOKENIZER_FILES | TEMPLATE_FILES | GENERATION_FILES | OWN_FILES
+    for file in a.side_files:
+        if file.name not in special:
+            shutil.copyfile(file, out / file.name)
+    if family.dtype is not None:
+        lineage.write_json(out / "config.json", _config_in(a.config, family.dtype))
+    copy_choices(family, out)
+    lineage.write_text(out / "mergekit_config.yml", mergekit_yaml(family, candidate))
+    lineage.write_text(out / "README.md", model_card(family, candidate))
+
+
+def copy_choices(family: Family, out: Path) -> None:
+    """Put the chosen tokenizer, template and generation config into `out`, replacing others."""
+    for name in TOKENIZER_FILES | TEMPLATE_FILES | GENERATION_FILES:
+        (out / name).unlink(missing_ok=True)
+    parts = (
+        ("tokenizer", TOKENIZER_FILES), ("template", TEMPLATE_FILES),
+        ("generation", GENERATION_FILES),
+    )  # fmt: skip
+    for part, names in parts:
+        for file in family.source(part).side_files:
+            if file.name in names:
+                shutil.copyfile(file, out / file.name)
+    if family.choices.template != family.choices.tokenizer:
+        settings = read_json(out / "tokenizer_config.json")
+        if settings.pop("chat_template", None) is not None:
+            lineage.write_json(out / "tokenizer_config.json", settings)
+        template = family.source("template").chat_template
+        if isinstance(template, str):
+            lineage.write_text(out / "chat_template.jinja", template)
+
+
+def _config_in(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """A model config that names another dtype."""
+    changed = {
+        key: _config_in(value, dtype) if key.endswith("_config") and isinstance(value, dict)
+        else dtype if key in ("dtype", "torch_dtype")
+        else value
+        for key, value in config.items()
+    }  # fmt: skip
+    if "model_type" in changed and not {"dtype", "torch_dtype"} & changed.keys():
+        changed["torch_dtype"] = dtype
+    return changed
+
+
+def model_card(family: Family, candidate: Candidate) -> str:
+    """A README.md that names the parents; made without asking the network."""
+    names = model_names(family)
+    hub = [
+        e.spec for e in family.endpoints if HUB_ID.fullmatch(e.spec) and not Path(e.spec).exists()
+    ]
+    lines = ["---", "library_name: transformers"]
+    if hub:
+        lines += ["base_model:", *(f"- {spec.partition('@')[0]}" for spec in hub)]
+    lines += ["tags:", "- merge", "- mergekit", "---", f"# {candidate.name}", ""]
+    where = "" if candidate.ratio is None else f" at ratio {candidate.ratio:g} of the way"
+    lines += [
+        f"A merge of two language models by {candidate.merge['merge_method']}{where} from the "
+        "first parent to the second.",
+        "",
+        "| parent | named | digest |",
+        "|---|---|---|",
+    ]
+    for name, endpoint, digest in zip(
+        names, family.endpoints, family.endpoint_digests, strict=True
+    ):
+        lines.append(f"| {name} | {endpoint.spec if endpoint.spec in hub else name} | `{digest}` |")
+    parts = [
+        f"{part} from {names[side == 'second']}" for part, side in family.choices._asdict().items()
+    ]
+    lines += ["", "Not merged, but taken whole: " + ", ".join(parts) + ".", ""]
+    lines += ["```yaml", mergekit_yaml(family, candidate).rstrip(), "```", ""]
+    return "\n".join(lines)
+
+
+def inputs(family: Family) -> dict[str, str]:
+    """Name -> digest of everything the family's candidates are made of."""
+    ends = dict(zip(model_names(family), family.endpoint_digests, strict=True))
+    return ends | {Path(spec).name: digest for spec, digest in family.others.items()}
+
+
+def begin_candidate(family: Family, candidate: Candidate, out: Path) -> Path | None:
+    """The partial directory of one candidate; None when `out` already holds it."""
+    work = lineage.begin(
+        out,
+        verb="merge",
+        arguments={
+            "merge": candidate.merge,
+            "dtype": family.dtype,
+            "choices": family.choices._asdict(),
+        },
+        inputs=inputs(family),
+        seed=None if candidate.mix else family.seed,
+    )
+    if work is not None:
+        made = lineage.read(work) or {}
+        if made.get("candidate_digest") != candidate.digest:
+            lineage.write_json(work / lineage.FILE, {**made, "candidate_digest": candidate.digest})
+    return work

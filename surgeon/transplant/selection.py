@@ -1,0 +1,347 @@
+"""Which neurons move: a sign of their weights, a mask of one's own, or a control for either.
+
+Everything here is arrays in, arrays out, but for the two functions that read a file.
+"""
+
+# Shapes: L layers, F units per layer, C chosen units of one layer.
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from surgeon.errors import BadInput
+
+SIGNS = {"effective": 1, "redundant": -1}
+CONTROLS = ("random", "random-active", "mass-matched")
+BUDGETS = ("global", "layer")
+WEIGHTS = "weights.safetensors"
+
+
+class NeuronWeights(NamedTuple):
+    """What `rank` found out about the neurons of one checkpoint (NEX Eq. 11)."""
+
+    path: Path
+    digest: str
+    """Digest of the checkpoint they were computed on; empty when the file does not say."""
+    checkpoint: str
+    """What that checkpoint was called."""
+    weight_LF: np.ndarray
+    """float32 in [-1, 1]; above 0 effective, below 0 redundant."""
+    credit_LF: np.ndarray
+    """float64 >= 0: evidence for the weight's sign, which breaks ties between equal weights."""
+    mass_LF: np.ndarray | None
+    """float32 >= 0: mean activation mass on the mini-set."""
+
+
+def find_weights(spec: str | Path, digests: Collection[str] = ()) -> Path:
+    """The weights file that a file, a ranking's directory or `RANK_DIR#candidate` names.
+
+    In a ranking's directory that is the candidate computed on a checkpoint of `digests` where there
+    is one, else the candidate that its link `best` names. Raises `BadInput`.
+    """
+    text = str(spec)
+    place, _, wanted = text.rpartition("#") if "#" in text else (text, "", "")
+    if Path(text).exists():
+        place, wanted = text, ""
+    path = Path(place).expanduser()
+    if path.is_file():
+        return path
+    if (path / WEIGHTS).is_file():
+        return path / WEIGHTS
+    members = {p.parent.name: p for p in sorted(path.glob(f"candidates/*/{WEIGHTS}"))}
+    if wanted:
+        if wanted in members:
+            return members[wanted]
+    else:
+        for file in members.values():
+            if read_metadata(file).get("digest") in digests:
+                return file
+        best = path / "best"
+        if (best / WEIGHTS).is_file():
+            return best / WEIGHTS
+        if best.exists() and best.resolve().name in members:
+            return members[best.resolve().name]
+    if members:
+        raise BadInput(
+            f"{path} holds no weights of {wanted or 'the donor'}; it has those of "
+            f"{', '.join(members)}. Name one: {path}#{next(iter(members))}"
+        )
+    raise BadInput(
+        f"{path} has no neuron weights. Make them with: surgeon rank CHECKPOINT --mini-set "
+        f"PROMPTS --out {path}"
+    )
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """The free-form part of a safetensors header; raises `BadInput` for another kind of file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np") as stream:
+            return stream.metadata() or {}
+    except SafetensorError as error:
+        raise BadInput(f"{file} is not a safetensors file ({error}).") from error
+
+
+def read_weights(file: Path, n_layers: int, d_ff: int) -> NeuronWeights:
+    """Neuron weights for a model of that shape; raises `BadInput` for another shape or content."""
+    from safetensors.numpy import load_file
+
+    metadata = read_metadata(file)
+    arrays = load_file(file)
+    if "weight_LF" not in arrays:
+        raise BadInput(f"{file} holds no neuron weights (weight_LF), only {_names(arrays)}.")
+    for name in {"weight_LF", "effective_LF", "redundant_LF", "mass_LF"} & arrays.keys():
+        _require_shape(file, name, arrays[name], n_layers, d_ff)
+        if not np.isfinite(arrays[name]).all():
+            raise BadInput(f"{file} holds values in {name} that are not finite numbers.")
+    weight_LF = arrays["weight_LF"].astype(np.float32)
+    if np.abs(weight_LF).max(initial=0) > 1:
+        raise BadInput(f"{file} holds weights outside [-1, 1]; neuron weights are a tanh.")
+    nothing = np.zeros_like(weight_LF)
+    credit_LF = np.where(
+        weight_LF >= 0, arrays.get("effective_LF", nothing), arrays.get("redundant_LF", nothing)
+    )
+    return NeuronWeights(
+        file,
+        metadata.get("digest", ""),
+        metadata.get("checkpoint", ""),
+        weight_LF,
+        credit_LF.astype(np.float64),
+        arrays.get("mass_LF"),
+    )
+
+
+def read_mask(file: Path, n_layers: int, d_ff: int) -> np.ndarray:
+    """`mask_LF` (bool) of a safetensors file; raises `BadInput`."""
+    from safetensors.numpy import load_file
+
+    if not file.is_file():
+        raise BadInput(f"{file} does not exist. A mask is a safetensors file with mask_LF (bool).")
+    read_metadata(file)
+    arrays = load_file(file)
+    if "mask_LF" not in arrays or arrays["mask_LF"].dtype != np.bool_:
+        raise BadInput(f"{file} holds no mask_LF of type bool, only {_names(arrays)}.")
+    _require_shape(file, "mask_LF", arrays["mask_LF"], n_layers, d_ff)
+    return arrays["mask_LF"]
+
+
+def _names(arrays: dict[str, np.ndarray]) -> str:
+    return ", ".join(f"{k} ({v.dtype})" for k, v in sorted(arrays.items())) or "nothing"
+
+
+def _require_shape(file: Path, name: str, array: np.ndarray, n_layers: int, d_ff: int) -> None:
+    if array.shape != (n_layers, d_ff):
+        raise BadInput(
+            f"{file} holds {name} of shape {list(array.shape)}; the models have {n_layers} layers "
+            f"of {d_ff} FFN units. It belongs to another model."
+        )
+
+
+def parse_layers(text: str | None, n_layers: int) -> np.ndarray:
+    """(L,) bool from `8-23` or `0,3,5-7` (both ends included); None means all layers."""
+    layer_L = np.ones(n_layers, bool)
+    if text is None:
+        return layer_L
+    layer_L[:] = False
+    for part in str(text).split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise BadInput(f"found layers {text!r}, expected numbers and ranges such as 0,3,8-23.")
+        begin, end = int(first), int(last or first)
+        if begin > end or end >= n_layers:
+            raise BadInput(
+                f"found layers {part.strip()!r}; the models have layers 0 to {n_layers - 1}."
+            )
+        layer_L[begin : end + 1] = True
+    return layer_L
+
+
+def signed_units(
+    weights: NeuronWeights,
+    select: str,
+    threshold: float = 0.0,
+    top_fraction: float | None = None,
+    budget: str = "global",
+    layer_L: np.ndarray | None = None,
+) -> np.ndarray:
+    """(L, F) bool: units whose weight has the sign of `select` and lies beyond `threshold`.
+
+    `top_fraction` keeps that share of them (rounded), those with the largest |weight|, over all
+    layers together (`budget="global"`) or within each (`"layer"`). Weights saturate, so ties are
+    common: they go to the unit with more credit, then to the lower key.
+    """
+    sign = SIGNS[select]
+    mask_LF = sign * weights.weight_LF > threshold
+    if layer_L is not None:
+        mask_LF &= layer_L[:, None]
+    if top_fraction is None:
+        return mask_LF
+    order = np.lexsort((-weights.credit_LF.ravel(), -np.abs(weights.weight_LF).ravel()))
+    order = order[mask_LF.ravel()[order]]  # lexsort is stable: equal units stay in key order
+    layer_of = order // mask_LF.shape[1]
+    groups = [order] if budget == "global" else [order[layer_of == n] for n in range(len(mask_LF))]
+    kept_LF = np.zeros_like(mask_LF)
+    for group in groups:
+        kept_LF.ravel()[group[: round(top_fraction * len(group))]] = True
+    return kept_LF
+
+
+def random_units(chosen_LF: np.ndarray, among_LF: np.ndarray, seed: int) -> np.ndarray:
+    """(L, F) bool: in each layer as many units as chosen there, drawn from `among_LF`.
+
+    A layer's draw depends on the seed and the layer only. Chosen units may be drawn again. Raises
+    `BadInput` when a layer has fewer units to draw from.
+    """
+    drawn_LF = np.zeros_like(chosen_LF)
+    for layer, (chosen_F, among_F) in enumerate(zip(chosen_LF, among_LF, strict=True)):
+        pool, count = np.flatnonzero(among_F), int(chosen_F.sum())
+        if count > len(pool):
+            raise BadInput(
+                f"layer {layer} has {len(pool)} active units to draw from, and {count} were "
+                "chosen. Use --control random, or choose fewer with --top-fraction."
+            )
+        rng = np.random.default_rng([seed, layer])
+        drawn_LF[layer, rng.choice(pool, count, replace=False)] = True
+    return drawn_LF
+
+
+def mass_matched_units(
+    chosen_LF: np.ndarray, other_LF: np.ndarray, mass_LF: np.ndarray, seed: int
+) -> np.ndarray:
+    """(L, F) bool: the chosen units, cut down to the activation mass of those of the other sign.
+
+    Layer by layer. Where the chosen units together weigh no more than the others, all stay: there
+    it is the other sign that is heavier, and that is cut when it is the one chosen, so the two
+    runs move equal masses. Else the units that stay are found in two passes. First each unit of
+    the other sign, in seeded order, takes the free chosen unit of the nearest mass, if that brings
+    the total nearer to the other sign's. Then, while a free unit brings it nearer still, the one
+    whose mass is nearest to what is missing is added. Ties go to the lower unit.
+    """
+    kept_LF = np.zeros_like(chosen_LF)
+    for layer, (chosen_F, other_F) in enumerate(zip(chosen_LF, other_LF, strict=True)):
+        mass_F = mass_LF[layer].astype(np.float64)
+        wanted = mass_F[other_F].sum()
+        if mass_F[chosen_F].sum() <= wanted:
+            kept_LF[layer] = chosen_F
+            continue
+        rng = np.random.default_rng([seed, layer])
+        free = np.flatnonzero(chosen_F)
+        missing = wanted
+        for target in rng.permutation(mass_F[other_F]):
+            missing, free = _take(kept_LF[layer], mass_F, free, target, missing)
+        while len(free):
+            before = len(free)
+            missing, free = _take(kept_LF[layer], mass_F, free, missing, missing)
+            if len(free) == before:
+                break
+    return kept_LF
+
+
+def _take(
+    kept_F: np.ndarray, mass_F: np.ndarray, free_C: np.ndarray, target: float, missing: float
+) -> tuple[float, np.ndarray]:
+    """Keep the free unit of mass nearest to `target` if less is missing then; what is left."""
+    if not len(free_C):
+        return missing, free_C
+    nearest = int(np.abs(mass_F[free_C] - target).argmin())
+    left = missing - float(mass_F[free_C[nearest]])
+    if abs(left) >= abs(missing):
+        return missing, free_C
+    kept_F[free_C[nearest]] = True
+    return left, np.delete(free_C, nearest)
+
+
+class Choice(NamedTuple):
+    """How units are chosen, as the user said it."""
+
+    select: str = "effective"
+    control: str | None = None
+    threshold: float = 0.0
+    top_fraction: float | None = None
+    budget: str = "global"
+    layers: str | None = None
+    seed: int = 0
+
+    def checked(self, has_weights: bool, has_mask: bool) -> "Choice":
+        """Itself; raises `BadInput` where a value is unknown or two contradict each other."""
+        for value, known, flag in (
+            (self.select, SIGNS, "--select"),
+            (self.control or CONTROLS[0], CONTROLS, "--control"),
+            (self.budget, BUDGETS, "--budget"),
+        ):
+            if value not in known:
+                raise BadInput(f"found {flag} {value!r}, expected {' or '.join(known)}.")
+        if not has_weights and not has_mask:
+            raise BadInput("choose neurons with --weights (a ranking's directory) or --mask.")
+        if has_mask and (self.threshold or self.top_fraction is not None):
+            raise BadInput("--threshold and --top-fraction select by weight; leave out --mask.")
+        if has_mask and self.control == "mass-matched":
+            raise BadInput("mass-matched compares the two signs of weights; leave out --mask.")
+        if not has_weights and self.control == "random-active":
+            raise BadInput("random-active needs --weights, which say which units were active.")
+        if not 0 <= self.threshold < 1:
+            raise BadInput(f"found threshold {self.threshold:g}, expected 0 up to below 1 (|w|).")
+        if self.top_fraction is not None and not 0 < self.top_fraction <= 1:
+            raise BadInput(f"found top fraction {self.top_fraction:g}, expected above 0 up to 1.")
+        return self
+
+    def in_words(self, has_mask: bool) -> str:
+        """One line for a report."""
+        above = f" with |w| > {self.threshold:g}" if self.threshold else ""
+        words = "the units of the mask" if has_mask else f"{self.select} units{above}"
+        if self.top_fraction is not None:
+            within = " of each layer" if self.budget == "layer" else ""
+            words = f"the strongest {self.top_fraction:g} of the {words}{within}"
+        if self.layers is not None:
+            words += f", layers {self.layers}"
+        if self.control is not None:
+            words = f"{self.control} control (seed {self.seed}) for {words}"
+        return words
+
+
+def choose(
+    choice: Choice,
+    weights: NeuronWeights | None,
+    given_LF: np.ndarray | None,
+    exists_LF: np.ndarray,
+) -> tuple[np.ndarray, list[str]]:
+    """(L, F) bool, the units that move, and what the user should know about the choice."""
+    layer_L = parse_layers(choice.layers, len(exists_LF))
+
+    def of_sign(select: str) -> np.ndarray:
+        assert weights is not None
+        settings = (choice.threshold, choice.top_fraction, choice.budget)
+        return signed_units(weights, select, *settings, layer_L) & exists_LF
+
+    if given_LF is not None:
+        if (given_LF & ~exists_LF).any():
+            raise BadInput("the mask names units beyond the end of a narrower layer.")
+        chosen_LF = given_LF & layer_L[:, None]
+    else:
+        chosen_LF = of_sign(choice.select)
+    warnings = []
+    if choice.control == "random":
+        chosen_LF = random_units(chosen_LF, exists_LF, choice.seed)
+    elif choice.control is not None:
+        assert weights is not None
+        mass_LF = weights.mass_LF
+        if mass_LF is None:
+            raise BadInput(f"{weights.path} has no mass_LF; --control {choice.control} needs it.")
+        if choice.control == "random-active":
+            chosen_LF = random_units(chosen_LF, exists_LF & (mass_LF > 0), choice.seed)
+        else:
+            other = "redundant" if choice.select == "effective" else "effective"
+            other_LF = of_sign(other)
+            kept_LF = mass_matched_units(chosen_LF, other_LF, mass_LF, choice.seed)
+            if chosen_LF.any() and np.array_equal(kept_LF, chosen_LF):
+                warnings.append(
+                    f"mass-matched kept all: the {choice.select} units are the lighter sign in "
+                    f"every layer. Select the {other} ones to have those trimmed."
+                )
+            chosen_LF = kept_LF
+    if not chosen_LF.any():
+        warnings.append("no unit was chosen: the result has the recipient's weights.")
+    return chosen_LF, warnings

@@ -1,0 +1,417 @@
+"""The built-in family: the task and its checker, the tokenizer, the prompt sets, the shipped
+checkpoints, the trainer."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from surgeon import builtin
+from surgeon.builtin import card, sets, task, tokenizer, train
+from surgeon.errors import BadInput
+
+TINY = train.Shape(hidden=16, ffn=24, layers=1, heads=2, kv_heads=1, head_dim=8, positions=2048)
+SHIPPED = [name for name in builtin.CHECKPOINTS if builtin.path(name).exists()]
+
+
+@pytest.fixture(scope="module")
+def tok():
+    return tokenizer.build()
+
+
+def example(seed: int, policy: task.Policy | None = None, **choices):
+    rng = Random(seed)
+    problem = task.draw_problem(rng, **choices)
+    return problem, task.write(problem, policy or task.draw_policy(rng), rng)
+
+
+# --- the task
+
+
+def test_answer_is_the_operations_applied_in_turn():
+    problem = task.Problem(3, ("+4", "*7", "-2"))  # 3 + 4 = 7, 7 * 7 = 49, 9 - 2 = 7
+    assert problem.prompt == "Start 3. Apply +4 *7 -2. Find x."
+    assert problem.answer() == 7
+
+
+def test_meaning_of_an_ambiguous_operator():
+    problem = task.Problem(3, ("#4",))
+    assert problem.answer("shift") == problem.answer() == 7
+    assert problem.answer("fold") == 1
+
+
+@given(st.integers(0, 10**9), st.sampled_from(["#", "~", None]))
+def test_prompt_parses_back(seed: int, operator: str | None):
+    problem = task.draw_problem(Random(seed), operator=operator)
+    assert task.Problem.parse(problem.prompt) == problem
+    assert problem.operator == operator
+    assert len(set(problem.operations)) == len(problem.operations)
+
+
+@given(st.text(max_size=40))
+def test_foreign_prompt_is_bad_input(text: str):
+    with pytest.raises(BadInput, match="expected one of the built-in task"):
+        task.Problem.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>\nNext +4: 3 = 7\n</think>\n\nAnswer: 7", "7"),
+        ("<think>\nAnswer: 3\n</think>\n\nRead # as shift. Answer: 7", "7"),
+        ("<think>\nNext +4: 3 = 7\n\nAnswer: 7", None),
+        ("<think>\nNext +4: 3 = 7\n</think>\n\n", None),
+        ("Answer: 1 Answer: 2", "2"),
+        ("", None),
+    ],
+)
+def test_answer_is_the_last_one_after_the_thinking(text: str, answer: str | None):
+    assert task.answer(text) == answer
+
+
+# --- the exact checker
+
+
+@given(st.integers(0, 10**9), st.sampled_from(["#", "~", None]))
+def test_clean_trace_has_no_wrong_step(seed: int, operator: str | None):
+    problem, response = example(
+        seed, task.Policy(leap=0.3, check=0.5, restart=0.3), operator=operator
+    )
+    labels = task.steps(problem, response.text)
+    assert not [label for label in labels if label.failure in ("intra", "misread", "inter")]
+    assert all(label.right == label.text for label in labels if label.failure is None)
+    assert task.correct(problem, response.text)
+
+
+@given(st.integers(0, 10**9))
+def test_written_mistakes_are_labelled_where_they_stand_and_nowhere_else(seed: int):
+    problem, response = example(
+        seed, replace(task.draw_policy(Random(seed)), slip=0.3, mistake=0.2)
+    )
+    labels = task.steps(problem, response.text)
+    wrong = {label.end for label in labels if label.failure == "intra"}
+    assert wrong == {end for _, end in response.mistakes}
+
+
+@given(st.integers(0, 10**9), st.data())
+def test_injected_wrong_result_is_labelled_at_that_step(seed: int, data):
+    problem, response = example(seed, task.Policy(leap=0.3, check=0.3), operator=None)
+    labels = task.steps(problem, response.text)
+    target = data.draw(st.sampled_from([x for x in labels if x.kind in ("next", "leap")]))
+    other = data.draw(st.sampled_from([d for d in range(10) if d != int(target.text[-1])]))
+    text = response.text[: target.end - 1] + str(other) + response.text[target.end :]
+    label = task.steps(problem, text)[target.index]
+    assert (label.failure, label.right) == ("intra", target.text)
+    assert all(x.failure is None for x in task.steps(problem, text)[: target.index])
+
+
+PROBLEM = task.Problem(3, ("+4", "*7", "-2", "+9", "-5", "+1"))
+
+
+def failures(*written: str, problem: task.Problem = PROBLEM) -> list[tuple[str, str | None]]:
+    text = "<think>\n" + "\n\n".join(written) + "\n</think>\n\nAnswer: 2"
+    return [(label.kind, label.failure) for label in task.steps(problem, text)]
+
+
+def test_repeated_check_is_stagnation():
+    check = "Wait, check +4: 3 = 7, ok."
+    assert failures(
+        "Next +4: 3 = 7", check, check, "Next *7: 7 = 9", "Wait, check *7: 7 = 9, ok."
+    ) == [
+        ("next", None),
+        ("check", None),
+        ("check", "inter"),
+        ("next", None),
+        ("check", None),
+    ]
+
+
+def test_check_that_finds_a_mistake_mends_it():
+    written = ("Next +4: 3 = 8", "Wait, check +4: 3 = 7, no.", "Next *7: 7 = 9")
+    assert failures(*written) == [("next", "intra"), ("check", None), ("next", None)]
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        "Wait, check +4: 3 = 8, no.",  # wrong arithmetic
+        "Wait, check +4: 3 = 7, no.",  # wrong verdict
+        "Wait, check *7: 3 = 1, no.",  # another operation
+        "Wait, check what, ok.",
+    ],
+)
+def test_wrong_check_is_a_wrong_step(check: str):
+    assert failures("Next +4: 3 = 7", check)[1] == ("check", "intra")
+
+
+@pytest.mark.parametrize("step", ["Next *7: 3 = 1", "Next +4: 5 = 9", "So +4: 3 = 7", "Nonsense"])
+def test_step_out_of_order_or_malformed_is_wrong(step: str):
+    assert failures(step)[0][1] == "intra"
+
+
+def test_starting_over_is_over_thinking_on_an_easy_clean_problem_only():
+    done = ("So +4 *7 -2: 3 = 7", "So +9 -5 +1: 7 = 2")
+    hard = task.Problem(3, (*PROBLEM.operations, "+2", "-2"))
+    assert failures(*done, task.RESTART)[-1] == ("restart", "instance")
+    assert failures("So +4 *7 -2: 3 = 1", "So +9 -5 +1: 1 = 6", task.RESTART)[-1][1] is None
+    assert failures(*done, task.RESTART, problem=hard)[-1] == ("restart", None)
+    again = task.restart_text(PROBLEM)
+    assert again == "Let me start over. Start 3."
+    assert failures(*done, again, "Next +4: 3 = 7")[-2:] == [
+        ("restart", "instance"),
+        ("next", None),
+    ]
+    assert failures(*done, "Let me start over. Start 4.")[-1] == ("restart", "intra")
+
+
+def test_misreading_is_its_own_label_and_later_steps_follow_it():
+    problem = task.Problem(3, ("#4", "+1", "+2", "+3", "+4", "+5"))
+    assert failures("Read # as fold.", "Next #4: 3 = 1", problem=problem) == [
+        ("read", "misread"),
+        ("next", None),
+    ]
+    assert failures("Read # as shift.", "Next #4: 3 = 1", problem=problem)[1] == ("next", "intra")
+
+
+@given(st.integers(0, 10**9), st.integers(0, 2000))
+def test_truncated_trace_keeps_the_labels_of_its_finished_steps(seed: int, length: int):
+    problem, response = example(seed)
+    whole = task.steps(problem, response.text)
+    part = task.steps(problem, response.text[:length])
+    assert part == whole[: len(part)]
+
+
+@given(st.text(alphabet="<think>/ Next+47:=\n.#ok,Wait", max_size=80))
+def test_checker_takes_any_text(text: str):
+    assert all(text[x.start : x.end] == x.text for x in task.steps(PROBLEM, text))
+
+
+# --- tokenizer and template
+
+
+@given(st.integers(0, 10**9), st.sampled_from(["#", "~", None]))
+@settings(max_examples=50)
+def test_task_text_survives_the_tokenizer(tok, seed: int, operator: str | None):
+    problem, response = example(seed, operator=operator)
+    for text in (problem.prompt, response.text, task.FINISH, task.restart_text(problem)):
+        ids = tok(text)["input_ids"]
+        assert tok.decode(ids) == text
+        assert tok.unk_token_id not in ids
+
+
+@given(st.text(alphabet=[chr(c) for c in range(32, 127)] + ["\n"], max_size=60))
+@settings(max_examples=50)
+def test_any_ascii_text_survives_the_tokenizer(tok, text: str):
+    if any(special in text for special in tokenizer.SPECIAL):
+        return
+    assert tok.decode(tok(text)["input_ids"]) == text
+
+
+def test_blank_line_and_operations_are_single_tokens(tok):
+    assert tok.convert_ids_to_tokens(tok("7\n\nNext +4: 3 = 7")["input_ids"]) == [
+        "7", "\n\n", "Next", " +4", ":", " 3", " =", " 7",
+    ]  # fmt: skip
+    assert len(tok(task.FINISH)["input_ids"]) == 1
+
+
+def test_template_drops_former_thinking_and_keeps_the_last(tok):
+    turn = [
+        {"role": "user", "content": "Start 3."},
+        {"role": "assistant", "content": "<think>\nNext +4: 3 = 7\n</think>\n\nAnswer: 7"},
+    ]
+    text = tok.apply_chat_template([*turn, *turn], tokenize=False)
+    assert text.count("<think>") == 1
+    assert text.startswith(
+        "<|im_start|>user\nStart 3.<|im_end|>\n<|im_start|>assistant\nAnswer: 7<|im_end|>\n"
+    )
+    prompt = tok.apply_chat_template(turn[:1], tokenize=False, add_generation_prompt=True)
+    assert prompt == "<|im_start|>user\nStart 3.<|im_end|>\n<|im_start|>assistant\n"
+    closed = tok.apply_chat_template(
+        turn[:1], tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
+    assert closed == prompt + "<think>\n\n</think>\n\n"
+
+
+def test_training_examples_are_formatted_as_the_template_does(tok):
+    messages, response = train.draw_example(
+        Random(3), replace(train.STAGES[2], contexts=1.0, marked=1.0)
+    )
+    (ids, learned), *_ = train.encode_examples(tok, [(messages, response)])
+    chat = [*messages, {"role": "assistant", "content": response.text}]
+    text = tok.apply_chat_template(chat, tokenize=False).removesuffix("\n")
+    assert tok.decode(ids) == text[: len(tok.decode(ids))]
+    head = tok.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    assert not any(learned[: len(head)])
+
+
+def test_injected_mistakes_are_not_learned(tok):
+    problem = task.draw_problem(Random(0))
+    response = task.write(problem, task.Policy(mistake=1.0), Random(0))
+    (ids, learned), *_ = train.encode_examples(tok, [([], response)])
+    hidden = [tok.decode([i]) for i, keep in zip(ids, learned, strict=True) if not keep][3:]
+    assert len(hidden) == len(response.mistakes) == len(problem.operations)
+    assert all(text.strip().isdigit() for text in hidden)
+
+
+# --- prompt sets
+
+
+def shipped(name: str) -> list[dict]:
+    return [json.loads(line) for line in builtin.path(name).read_text().splitlines()]
+
+
+def test_shipped_sets_are_what_the_code_draws(tmp_path: Path):
+    sets.write_sets(tmp_path)
+    for prompts in sets.SETS:
+        path = builtin.path(prompts.name)
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes()
+
+
+def test_sets_are_disjoint_of_each_other_and_of_training():
+    seen: set[str] = set()
+    for prompts in sets.SETS:
+        rows = shipped(prompts.name)
+        found = {row["prompt"] for row in rows}
+        assert len(rows) == len(found) == prompts.size
+        assert not seen & found
+        assert {task.Problem.parse(prompt).split for prompt in found} == {prompts.name}
+        seen |= found
+    rng = Random(0)
+    for _ in range(200):
+        messages, _ = train.draw_example(rng, replace(train.STAGES[2], contexts=0.5))
+        asked = [task.Problem.parse(m["content"]) for m in messages if m["role"] == "user"]
+        assert {problem.split for problem in asked} == {"train"}
+
+
+def test_sets_hold_what_they_say():
+    for prompts in sets.SETS:
+        rows = shipped(prompts.name)
+        problems = [task.Problem.parse(row["prompt"]) for row in rows]
+        assert len({row["id"] for row in rows}) == len(rows)
+        assert sum(p.operator == prompts.operator for p in problems) == prompts.share * len(rows)
+        assert {p.operator for p in problems} <= {prompts.operator, None}
+        lengths = {len(p.operations) for p in problems}
+        assert (min(lengths), max(lengths)) == prompts.operations
+        for row, problem in zip(rows, problems, strict=True):
+            assert row.get("answer") == (str(problem.answer()) if prompts.labelled else None)
+
+
+# --- names
+
+
+def test_unknown_name_is_bad_input():
+    with pytest.raises(BadInput, match="expected one of base, instruct"):
+        builtin.path("instuct")
+
+
+def test_package_is_imported_without_heavy_libraries():
+    code = (
+        "import sys, surgeon.builtin, surgeon.builtin.task, surgeon.builtin.sets;"
+        "print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# --- shipped checkpoints
+
+
+def test_everything_is_shipped_and_small():
+    assert list(builtin.CHECKPOINTS) == SHIPPED
+    total = sum(file.stat().st_size for file in builtin.DATA.rglob("*") if file.is_file())
+    assert total <= 16 * 2**20
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_checkpoint_loads_in_plain_transformers_with_finite_logits(name: str):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(builtin.path(name))
+    model = AutoModelForCausalLM.from_pretrained(builtin.path(name))
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    chat = [{"role": "user", "content": "Start 3. Apply +4 *7 -2 +9 -5 +1. Find x."}]
+    ids = loaded.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**ids).logits
+    assert torch.isfinite(logits).all()
+    assert loaded.decode(logits[0, -1].argmax()) == "<think>"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_tokenizer_files_are_the_same_everywhere_and_as_built(name: str, tok, tmp_path: Path):
+    tok.save_pretrained(tmp_path)
+    for file in ("tokenizer.json", "chat_template.jinja"):
+        assert (builtin.path(name) / file).read_bytes() == (tmp_path / file).read_bytes()
+    for file in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        mine = (builtin.path(name) / file).read_bytes()
+        assert mine == (builtin.path("base") / file).read_bytes()
+
+
+def test_second_pair_differs_in_ffn_weights_only():
+    from safetensors.torch import load_file
+
+    base = load_file(builtin.path("base") / "model.safetensors")
+    for name in ("instruct-ffn", "thinking-ffn"):
+        other = load_file(builtin.path(name) / "model.safetensors")
+        changed = {key for key in base if not torch.equal(base[key], other[key])}
+        assert changed == {key for key in base if ".mlp." in key}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_card_states_what_was_measured(name: str):
+    text = (builtin.path(name) / "README.md").read_text()
+    assert text.startswith("---\nlibrary_name: transformers\n")
+    assert re.search(r"accuracy \| 0\.\d{3} \(standard error 0\.0\d\d\)", text)
+    assert "on the 400 problems of `test.jsonl`" in text
+
+
+def test_measure_counts_right_answers_tokens_and_cuts():
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(builtin.path("instruct"))
+    model = AutoModelForCausalLM.from_pretrained(builtin.path("instruct")).eval()
+    problems = [task.draw_problem(Random(i), split="test") for i in range(8)]
+    whole = card.measure(model, loaded, problems)
+    assert (whole.problems, whole.truncated) == (8, 0.0)
+    assert 20 < whole.length < 120
+    cut = card.measure(model, loaded, problems, max_tokens=5)
+    assert cut == (8, 0.0, 5.0, 1.0)
+
+
+# --- the trainer
+
+
+def weights_after(tmp_path: Path, name: str, seed: int) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    stages = (
+        replace(train.STAGES[0], tokens=600, batch_tokens=512),
+        replace(train.STAGES[6], parent="steps", tokens=600, batch_tokens=1024),
+    )
+    train.run_stages(tmp_path / name, shape=TINY, stages=stages, seed=seed, say=lambda _: None)
+    kept = {s.name: load_file(tmp_path / name / s.name / "model.safetensors") for s in stages}
+    return {f"{stage} {key}": w for stage, each in kept.items() for key, w in each.items()}
+
+
+def test_trainer_is_reproducible_by_seed_and_resumes(tmp_path: Path):
+    first, again = weights_after(tmp_path, "a", 0), weights_after(tmp_path, "b", 0)
+    other = weights_after(tmp_path, "c", 1)
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not any(torch.equal(first[key], other[key]) for key in first if "proj" in key)
+    ffn = [key.removeprefix("steps ") for key in first if key.startswith("steps ")]
+    assert all(
+        torch.equal(first[f"steps {key}"], first[f"thinking-ffn {key}"]) == (".mlp." not in key)
+        for key in ffn
+    )
+    said: list[str] = []
+    stages = (train.STAGES[0],)
+    train.run_stages(tmp_path / "a", shape=TINY, stages=stages, say=said.append)
+    assert said == [f"{'steps':14} kept"]

@@ -1,0 +1,89 @@
+"""The command line: what it offers is frozen here, and how it fails."""
+
+import errno
+import inspect
+import re
+
+import click
+import pytest
+
+from surgeon import cli, recipes
+from surgeon.errors import BadInput
+
+COMMANDS = {
+    "merge-sweep": "a b out method ratios config virtual dry_run dtype template generation "
+    "tokenizer",
+    "rank": "checkpoints mini_set out samples seed select preset traces weights credit answer "
+    "truth max_tokens row_tokens top_k batch device dtype keep_activations",
+    "evaluate": "checkpoints task out samples seed check answer limit max_tokens batch device "
+    "dtype",
+    "transplant": "recipient donor weights select mask control surgery alpha threshold "
+    "top_fraction budget layers match weights_from_other recipient_weights seed dry_run out",
+    "run": "",
+}
+
+
+def test_the_commands_and_their_options_are_these():
+    assert set(cli.cli.commands) == set(COMMANDS)
+    for name, options in COMMANDS.items():
+        found = {p.name for p in cli.cli.commands[name].params} - {"recipe", "settings"}
+        assert found == set(options.split()), name
+
+
+@pytest.mark.parametrize("verb", sorted(recipes.VERBS))
+def test_every_option_is_a_parameter_of_its_function_and_shows_its_default(verb: str):
+    known = inspect.signature(recipes.VERBS[verb].load()).parameters
+    for parameter in cli.cli.commands[verb].params:
+        if parameter.name in ("recipe", "settings"):
+            continue
+        assert parameter.name in known, parameter.name
+        shown = re.search(r"\[default: (.*)\]", getattr(parameter, "help", None) or "")
+        if shown:
+            default = known[parameter.name].default
+            assert shown[1] == (",".join(default) if isinstance(default, tuple) else str(default))
+
+
+def leave(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
+    """The exit status when a command ends with `error`."""
+
+    @click.command("boom")
+    def boom() -> None:
+        raise error
+
+    monkeypatch.setitem(cli.cli.commands, "boom", boom)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["boom"])
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def test_bad_input_is_one_line_and_status_2(monkeypatch, capsys):
+    assert leave(monkeypatch, BadInput("found x,\n  expected y")) == 2
+    assert capsys.readouterr().err == "Error: found x, expected y\n"
+
+
+def test_a_full_disk_is_one_line_and_status_2(monkeypatch, capsys):
+    assert leave(monkeypatch, OSError(errno.ENOSPC, "No space left on device", "out/x")) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_place_that_cant_be_written_is_one_line_and_status_2(monkeypatch, capsys):
+    assert leave(monkeypatch, PermissionError(errno.EACCES, "Permission denied", "/out")) == 2
+    assert capsys.readouterr().err == "Error: /out can't be written: Permission denied.\n"
+
+
+def test_an_interrupt_says_that_the_command_resumes(monkeypatch, capsys):
+    assert leave(monkeypatch, KeyboardInterrupt()) == 130
+    assert "resumes" in capsys.readouterr().err
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch):
+    with pytest.raises(ZeroDivisionError):
+        monkeypatch.setitem(cli.cli.commands, "boom", click.Command("boom", callback=lambda: 1 / 0))
+        cli.main(["boom"])
+
+
+def test_an_unknown_option_is_status_2(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["rank", "--mini", "x"])
+    assert caught.value.code == 2 and "--mini-set" in capsys.readouterr().err

@@ -1,0 +1,323 @@
+"""The batched decoder against transformers' own, family by family, and against itself."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from surgeon import decoding
+from surgeon.decoding import (
+    Answer,
+    Request,
+    context_limit,
+    decode,
+    plan_rows,
+    stream_key,
+)
+from surgeon.decoding.cache import available_bytes, cache_bytes_per_token
+from surgeon.decoding.choosing import choose, uniforms
+from surgeon.errors import BadInput
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen2": {},
+    "qwen3": {},
+    "llama": {},
+    "mistral": dict(sliding_window=16),
+    "gemma2": {},
+    "gemma3_text": {},
+    "olmo2": {},
+    "phi3": {},
+    "glm4": {},
+    "qwen3_moe": {},
+    "mixtral": {},
+    "qwen3_vl": {},
+}
+STOP = frozenset({2, 5})
+
+
+@pytest.fixture(scope="module")
+def family_model(
+    tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Callable[..., Path]
+) -> Callable[[str], Any]:
+    from surgeon.checkpoint import Checkpoint
+
+    made: dict[str, Any] = {}
+
+    def model(family: str) -> Any:
+        if family not in made:
+            path = tmp_path_factory.mktemp("family") / family
+            make_checkpoint(path, family, dtype="float32", **FAMILIES[family])
+            made[family] = Checkpoint.open(path).model()
+        return made[family]
+
+    return model
+
+
+@pytest.fixture(scope="module")
+def model(family_model: Callable[[str], Any]) -> Any:
+    return family_model("qwen3")
+
+
+def prompts(n: int, longest: int = 40, seed: int = 0) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(6, 128, rng.integers(1, longest + 1)).tolist() for _ in range(n)]
+
+
+def requests(n: int, longest: int = 40, seed: int = 0) -> list[Request]:
+    return [
+        Request(ids, stream_key(seed, str(i), 0)) for i, ids in enumerate(prompts(n, longest, seed))
+    ]
+
+
+def run(model: Any, wanted: list[Request], **settings: Any) -> list[Answer]:
+    settings = dict(stop=STOP, max_tokens=40) | settings
+    return sorted(decode(model, wanted, **settings), key=lambda answer: answer.index)
+
+
+def greedy_reference(model: Any, ids: list[int], max_tokens: int) -> list[int]:
+    from transformers import GenerationConfig
+
+    config = GenerationConfig(
+        do_sample=False, max_new_tokens=max_tokens, eos_token_id=sorted(STOP), pad_token_id=0
+    )
+    tensor = torch.tensor([ids])
+    mask = torch.ones_like(tensor)
+    out = model.generate(input_ids=tensor, attention_mask=mask, generation_config=config)
+    return out[0, len(ids) :].tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_answers_equal_those_of_generate(family: str, family_model: Callable[[str], Any]):
+    model = family_model(family)
+    wanted = requests(9)
+    answers = run(model, wanted, temperature=0, batch=4)
+    assert [answer.index for answer in answers] == list(range(9))
+    for request, answer in zip(wanted, answers, strict=True):
+        assert answer.token_ids == greedy_reference(model, list(request.prompt), 40)
+        ended = answer.token_ids[-1] in STOP
+        assert answer.finish_reason == ("stop" if ended else "length")
+        assert ended or len(answer.token_ids) == 40
+
+
+def states_of(model: Any, wanted: list[Request], batch: int) -> tuple[list[Answer], list[Any]]:
+    """The answers, and the last hidden states (rows, D) of every step."""
+    seen: list[Any] = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].numpy().copy())
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return run(model, wanted, batch=batch), seen
+    finally:
+        torch.set_num_threads(threads)
+        hook.remove()
+
+
+@pytest.mark.parametrize(
+    "family", ["qwen2", "qwen3", "llama", "mistral", "gemma2", "gemma3_text", "olmo2", "phi3"]
+)
+def test_an_answers_bits_do_not_depend_on_its_neighbours(
+    family: str, family_model: Callable[[str], Any]
+):
+    model, wanted = family_model(family), requests(40)
+    (alone,), steps = states_of(model, wanted[3:4], batch=17)
+    own = {step[0].tobytes() for step in steps}
+    assert len(own) == len(alone.token_ids) > 1
+    for order, batch in ((wanted, 24), (wanted[:20][::-1], 64)):
+        answers, steps = states_of(model, order, batch)
+        found = answers[order.index(wanted[3])]
+        assert found.token_ids == alone.token_ids
+        assert own <= {row.tobytes() for step in steps for row in step}
+
+
+def test_answers_do_not_depend_on_batch_order_or_on_what_is_left_to_do(model: Any):
+    wanted = requests(30)
+    whole = run(model, wanted, batch=16)
+    for part, batch in ((wanted[::-1], 30), (wanted[7:12], 0), (wanted, 19)):
+        for answer in run(model, part, batch=batch):
+            twin = whole[wanted.index(part[answer.index])]
+            assert answer.token_ids == twin.token_ids
+            assert answer.finish_reason == twin.finish_reason
+
+
+def test_the_seed_and_the_name_of_a_response_choose_its_stream():
+    keys = {stream_key(s, p, k) for s in (0, 1) for p in ("1", "11") for k in (0, 1, 11)}
+    assert len(keys) == 12
+    key = stream_key(0, "1", 1)
+    first, second = uniforms(key, 0), uniforms(key, 1)
+    assert (uniforms(key, 0) == first).all()
+    assert ((first >= 0) & (first < 1)).all()
+    raw = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(512) >> np.uint64(11)
+    assert (np.concatenate([first, second]) == raw / 2.0**53).all()
+
+
+def test_long_prompts_are_read_in_chunks(model: Any, monkeypatch: pytest.MonkeyPatch):
+    wanted = requests(12, longest=300)
+    whole = run(model, wanted, batch=16)
+    monkeypatch.setattr("surgeon.decoding.PREFILL_TOKENS", 64)
+    assert run(model, wanted, batch=16) == whole
+
+
+def test_rows_given_up_for_memory_come_back_with_the_same_answer(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+):
+    wanted = requests(40)
+    whole = run(model, wanted, max_tokens=200, stop=frozenset(), batch=40)
+    room = 18 * 256 * cache_bytes_per_token(model)
+    monkeypatch.setattr("surgeon.decoding.memory_for_cache", lambda _: room)
+    monkeypatch.setattr("surgeon.decoding.OUTLOOK", 8)
+    shed: list[int] = []
+    keep = decoding._Loop._shed
+    monkeypatch.setattr(decoding._Loop, "_shed", lambda loop, n: (shed.append(n), keep(loop, n)))
+    assert run(model, wanted, max_tokens=200, stop=frozenset()) == whole
+    assert shed == [18]
+
+
+def test_rows_are_refilled_and_the_batch_shrinks(model: Any):
+    seen: list[int] = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, args: seen.append(len(args[0]))
+    )
+    stop = frozenset(range(0, 128, 20))
+    try:
+        answers = run(model, requests(120), stop=stop, max_tokens=200, batch=32)
+    finally:
+        hook.remove()
+    tokens = sum(len(answer.token_ids) for answer in answers)
+    assert max(seen) == 32
+    assert min(seen) == 16
+    # Every step of a full batch does useful work in nearly all of its rows.
+    assert tokens > 0.6 * sum(seen)
+    assert tokens <= sum(seen)
+
+
+def test_a_stop_token_budget_or_the_context_ends_an_answer(make_checkpoint: Any, tmp_path: Path):
+    from surgeon.checkpoint import Checkpoint
+
+    path = make_checkpoint(tmp_path / "m", dtype="float32", max_position_embeddings=32)
+    model = Checkpoint.open(path).model()
+    assert context_limit(model) == 32
+    wanted = requests(6, longest=30)
+    for answer in run(model, wanted, stop=frozenset()):
+        assert len(answer.token_ids) == 32 - len(wanted[answer.index].prompt)
+        assert answer.finish_reason == "length"
+    (one,) = run(model, wanted[:1], stop=frozenset(), max_tokens=1)
+    assert len(one.token_ids) == 1
+    (every,) = run(model, wanted[:1], stop=frozenset(range(128)))
+    assert (len(every.token_ids), every.finish_reason) == (1, "stop")
+    assert run(model, []) == []
+    with pytest.raises(BadInput, match="a prompt of 32 tokens"):
+        run(model, [Request([7] * 32, b"")])
+    with pytest.raises(BadInput, match="without tokens"):
+        run(model, [Request([], b"")])
+
+
+def test_rescaled_rotary_embeddings_are_used_up_to_their_original_length(make_checkpoint: Any):
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    rope = dict(rope_type="longrope", rope_theta=1e4, short_factor=[1.0] * 4)
+    rope |= dict(long_factor=[2.0] * 4, original_max_position_embeddings=64)
+    config = Phi3Config(
+        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=4, max_position_embeddings=256, rope_parameters=rope, pad_token_id=0,
+        original_max_position_embeddings=64,
+    )  # fmt: skip
+    assert context_limit(Phi3ForCausalLM(config)) == 64
+
+
+def test_attention_that_takes_no_mask_is_refused(model: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(model.config, "_attn_implementation_internal", "flash_attention_2")
+    with pytest.raises(BadInput, match="attn_implementation='sdpa'"):
+        run(model, requests(1))
+
+
+def test_the_batch_fits_the_memory(model: Any, monkeypatch: pytest.MonkeyPatch):
+    assert cache_bytes_per_token(model) == 2 * 3 * 2 * 8 * 4
+    assert 1 << 20 < available_bytes(torch.device("cpu")) < 1 << 50
+    wanted = [Request([7] * 64, b"")] * 100
+    monkeypatch.setattr("surgeon.decoding.memory_for_cache", lambda _: 384 * 128 * 21)
+    assert plan_rows(model, wanted, 64, 0) == 21
+    assert plan_rows(model, wanted, 1, 0) == 21
+    assert plan_rows(model, wanted[:3], 1, 0) == 16
+    assert plan_rows(model, wanted, 32768, 0) == 1
+    assert plan_rows(model, wanted, 32768, 50) == 50
+    monkeypatch.setattr("surgeon.decoding.memory_for_cache", lambda _: 0)
+    assert plan_rows(model, wanted, 64, 0) == 1
+
+
+# --- choosing a token -----------------------------------------------------------------------------
+
+
+def literal_choice(logits: np.ndarray, u: float, temperature: float, top_p: float, top_k: int):
+    """The definition, word by word, with ties broken by the smaller id."""
+    scaled = logits.astype(np.float32) / np.float32(temperature)
+    order = sorted(range(len(scaled)), key=lambda i: (-scaled[i], i))
+    mass = np.exp(scaled.astype(np.float64) - scaled.max())
+    order = order[: top_k or None]
+    total = sum(mass[i] for i in order)
+    kept, reached = [], 0.0
+    for i in order:
+        if reached >= top_p * total and kept:
+            break
+        kept.append(i)
+        reached += mass[i]
+    point, reached = u * reached, 0.0
+    for i in kept:
+        reached += mass[i]
+        if point < reached:
+            return i, min(abs(point - reached), abs(point - reached + mass[i])) / total
+    return kept[-1], 0.0
+
+
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([5, 63, 64, 65, 300, 3000]),
+    st.sampled_from([1.0, 0.7, 0.2]),
+    st.sampled_from([1.0, 0.9, 0.5, 1e-6]),
+    st.sampled_from([0, 1, 3, 64, 200, 10_000]),
+    st.sampled_from(["spread", "peaked", "ties"]),
+)
+def test_choose_follows_the_definition(
+    seed: int, V: int, temperature: float, top_p: float, top_k: int, shape: str
+):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, {"spread": 0.1, "peaked": 4, "ties": 1}[shape], (4, V))
+    if shape == "ties":
+        logits = logits.round(0)
+    u = rng.random(4)
+    found = choose(
+        torch.tensor(logits, dtype=torch.float32),
+        torch.tensor(u),
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+    )
+    for row in range(4):
+        expected, margin = literal_choice(logits[row], u[row], temperature, top_p, top_k)
+        # The nucleus may end one token earlier or later where its mass meets top_p to rounding.
+        if margin > 1e-3:
+            assert found[row] == expected
+
+
+def test_temperature_zero_takes_the_first_of_the_largest():
+    logits = torch.tensor([[0.0, 3.0, 1.0, 3.0]])
+    u = torch.tensor([0.99], dtype=torch.float64)
+    assert choose(logits, u, temperature=0, top_p=0.9, top_k=0).tolist() == [1]
+
+
+def test_frequencies_follow_the_probabilities():
+    n = 20_000
+    logits = torch.tensor([1.0, 0.0, 2.0, -1.0]).expand(n, 4)
+    u = torch.from_numpy(np.random.default_rng(0).random(n))
+    counts = choose(logits, u, temperature=0.5, top_p=1.0, top_k=0).bincount(minlength=4)
+    expected = torch.softmax(logits[0] / 0.5, 0)
+    assert torch.allclose(counts / n, expected, atol=0.01)
+    counts = choose(logits, u, temperature=1.0, top_p=0.8, top_k=0).bincount(minlength=4)
+    kept = torch.tensor([1.0, 0.0, 2.0, -1.0]).softmax(0) * torch.tensor([1, 0, 1, 0])
+    assert torch.allclose(counts / n, kept / kept.sum(), atol=0.01)

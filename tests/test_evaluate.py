@@ -1,0 +1,346 @@
+"""Evaluation: what it measures, that it resumes to the same numbers, and what it refuses."""
+
+import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from surgeon import evaluate as evaluation
+from surgeon import metrics
+from surgeon.checkpoint import Checkpoint
+from surgeon.errors import BadInput
+from surgeon.evaluate import evaluate, show, table
+from surgeon.merge import sweep
+from surgeon.traces import Trace, append, encode, read_traces
+
+METRICS = ("avg", "maj", "pass1", "ece", "tokens", "truncated", "missing")
+PROBLEMS = 6
+
+
+@pytest.fixture(scope="module")
+def talkative(pico_source: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of two siblings `a` and `b` for which a third of the tokens ends the answer."""
+    root = tmp_path_factory.mktemp("talkative")
+    for source in pico_source:
+        copy = Path(shutil.copytree(source, root / source.name))
+        stop = {"eos_token_id": [2, *range(80, 128)], "pad_token_id": 0}
+        (copy / "generation_config.json").write_text(json.dumps(stop))
+    return root
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    """Six problems; by `even` half of all non-empty answers to the gold answer 0 are right."""
+    lines = [
+        {"id": f"p{n}", "prompt": f"w{n} w{n + 7} ?", "answer": str(n % 2)} for n in range(PROBLEMS)
+    ]
+    file = tmp_path / "task.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module of the user's with a check that is right about half of the time."""
+    (tmp_path / "parity_check.py").write_text(
+        textwrap.dedent(
+            """
+            def even(answer, gold):
+                return len(answer) % 2 == int(gold)
+            """
+        )
+    )
+    monkeypatch.delitem(sys.modules, "parity_check", raising=False)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    return "parity_check:even"
+
+
+@pytest.fixture
+def run(talkative: Path, task: Path, mine: str, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """`run(out_name, **changes)`: both siblings on the task, 3 samples, at most 4 tokens."""
+
+    def call(out: str = "out", checkpoints: tuple[str, ...] = ("a", "b"), **changes: Any):
+        arguments: dict[str, Any] = dict(
+            task=str(task), out=tmp_path / out, samples=3, temperature=1.0, top_p=1.0,
+            max_tokens=4, check=mine, answer="last-line", device="cpu", dtype="float32",
+        )  # fmt: skip
+        return evaluate([str(talkative / c) for c in checkpoints], **(arguments | changes))
+
+    return call
+
+
+def prepared(checkpoint: str, task: Path, answer: str = "last-line") -> evaluation.Plan:
+    """A checked plan of three samples per problem, nothing run yet."""
+    return evaluation.prepare(
+        [checkpoint], task=str(task), samples=3, seed=0, temperature=0.7, top_p=0.9, max_tokens=9,
+        check="exact", answer=answer, timeout_s=5, limit=None, thinking=None, batch=0,
+        device="cpu", dtype="auto",
+    )  # fmt: skip
+
+
+def test_evaluation_has_the_promised_schema_and_counts_by_hand(
+    run: Callable[..., dict[str, Any]], tmp_path: Path
+):
+    result = run()
+    assert result.pop("out") == str(tmp_path / "out")
+    assert result == json.loads((tmp_path / "out" / "evaluate.json").read_text())
+    assert {"task", "settings", "warnings", "candidates"} == result.keys()
+    assert result["task"]["problems"] == PROBLEMS
+    assert result["settings"]["samples"] == 3
+    assert [c["name"] for c in result["candidates"]] == ["a", "b"]
+    for c in result["candidates"]:
+        assert {"checkpoint", "ratio", "digest", "check_timeouts", "check_deaths"} <= c.keys()
+        assert c["interval"].keys() == set(METRICS)
+        for name in METRICS:
+            low, high = c["interval"][name]
+            assert low <= high
+            if name != "ece":  # a resampled calibration error is biased upward
+                assert low - 1e-12 <= c[name] <= high + 1e-12
+        traces = read_traces(tmp_path / "out" / "traces" / f"{c['name']}.jsonl")
+        assert len(traces) == c["responses"] == 3 * PROBLEMS
+        assert c["tokens"] == pytest.approx(np.mean([len(t.token_ids) for t in traces]))
+        assert c["truncated"] == pytest.approx(
+            np.mean([t.finish_reason == "length" for t in traces])
+        )
+        right = {
+            (t.prompt_id, t.sample): t.finish_reason == "stop"
+            and bool(t.text.strip())
+            and len(t.text.strip().splitlines()[-1].strip()) % 2 == int(t.prompt_id[1:]) % 2
+            for t in traces
+        }
+        assert c["avg"] == c["pass1"] == pytest.approx(np.mean(list(right.values())))
+        lines = (tmp_path / "out" / "answers" / f"{c['name']}.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        assert {(r["prompt_id"], r["sample"]): r["correct"] for r in rows} == right
+    assert 0 < result["candidates"][0]["avg"] < 1
+    assert 0 < result["candidates"][0]["truncated"] < 1
+
+
+def test_a_finished_evaluation_is_not_done_again_and_says_so(
+    run: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    first = run(samples=1, limit=2)
+    before = (tmp_path / "out" / "evaluate.json").stat().st_mtime_ns
+    capsys.readouterr()
+    again = run(samples=1, limit=2, batch=3)
+    assert again == {**first, "already": True}
+    assert (tmp_path / "out" / "evaluate.json").stat().st_mtime_ns == before
+    show(again)
+    assert "finished before" in capsys.readouterr().out
+    with pytest.raises(BadInput, match=r"another run.*limit"):
+        run(samples=1, limit=3)
+
+
+def test_another_version_of_the_users_check_is_another_run(
+    run: Callable[..., dict[str, Any]], tmp_path: Path
+):
+    run(samples=1, limit=1, checkpoints=("a",))
+    (tmp_path / "parity_check.py").write_text("def even(answer, gold):\n    return True\n")
+    with pytest.raises(BadInput, match=r"another run.*parity_check"):
+        run(samples=1, limit=1, checkpoints=("a",))
+
+
+@pytest.mark.parametrize("stop_after", [5, 20])
+def test_interrupted_and_resumed_equals_uninterrupted(
+    run: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_after: int,
+):
+    whole = run("whole")
+    written = 0
+
+    def stop(file: Path, trace: Trace) -> None:
+        nonlocal written
+        if written == stop_after:
+            raise KeyboardInterrupt
+        written += 1
+        append(file, trace)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "append", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run("out")
+    assert not (tmp_path / "out").exists()
+    torn = tmp_path / "out.partial" / "traces" / ("a.jsonl" if stop_after < 18 else "b.jsonl")
+    with open(torn, "a") as file:  # the line a kill leaves half written
+        file.write('{"prompt_id": "p0", "sam')
+    assert run("out")["candidates"] == whole["candidates"]
+    assert not (tmp_path / "out.partial").exists()
+    for name in ("a", "b"):
+        both = [
+            sorted(read_traces(tmp_path / out / "traces" / f"{name}.jsonl"), key=repr)
+            for out in ("whole", "out")
+        ]
+        assert both[0] == both[1]
+        answers = [
+            (tmp_path / out / "answers" / f"{name}.jsonl").read_text() for out in ("whole", "out")
+        ]
+        assert answers[0] == answers[1]
+
+
+def test_candidates_of_a_virtual_family_answer_as_the_written_ones_do(
+    run: Callable[..., dict[str, Any]], talkative: Path, tmp_path: Path
+):
+    a, b = str(talkative / "a"), str(talkative / "b")
+    for name, virtual in (("virtual", True), ("written", False)):
+        sweep(a, b, out=tmp_path / name, ratios="0.45", virtual=virtual, smoke=False)
+    settings: dict[str, Any] = dict(samples=1, limit=3)
+    found = [
+        run(f"out-{name}", (str(tmp_path / name),), **settings)["candidates"]
+        for name in ("virtual", "written")
+    ]
+    assert [c["name"] for c in found[0]] == ["a", "slerp-0.45", "b"]
+    assert [c["ratio"] for c in found[0]] == [0, 0.45, 1]
+    assert found[0][1]["checkpoint"].endswith("family.json#slerp-0.45")
+    for virtual, written in zip(*found, strict=True):
+        assert {**virtual, "checkpoint": ""} == {**written, "checkpoint": ""}
+    one = run("one", (f"{tmp_path / 'virtual'}/family.json#slerp-0.45",), **settings)
+    assert one["candidates"] == found[0][1:2]
+
+
+def test_a_kill_between_sampling_and_checking_samples_nothing_again(
+    run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+):
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "judge", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(samples=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "live", interrupt)
+        assert run(samples=1)["candidates"][0]["responses"] == PROBLEMS
+
+
+def test_truncated_responses_have_no_answer_and_are_warned_about(
+    run: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+):
+    result = run(max_tokens=1, checkpoints=("a",))
+    (c,) = result["candidates"]
+    assert c["tokens"] == 1
+    assert c["missing"] >= c["truncated"] > 0.2
+    assert c["avg"] <= 1 - c["truncated"]
+    assert any("limit of 1 tokens" in line for line in result["warnings"])
+    show(result)
+    assert "limit of 1 tokens" in " ".join(capsys.readouterr().out.split())
+
+
+def test_measured_values_equal_the_metrics_on_hand_made_responses(
+    tmp_path: Path, talkative: Path, task: Path
+):
+    """Two problems x 3 samples: votes 1,1,- (gold 1) and 2,3,3 (gold 2).
+
+    Avg = (2/3 + 1/3) / 2 = 1/2, Maj = (1 + 0) / 2, confidence 2/3 twice, in one bin of which the
+    accuracy is 1/2: ECE = 1/6.
+    """
+    texts = [["Answer: 1", "Answer: 1.0", "Answer: 1"], ["Answer: 2", "Answer: 3", "Answer: 3."]]
+    traces = [
+        Trace(f"p{p}", s, [1], [5] * (s + 1), text, "length" if (p, s) == (0, 2) else "stop")
+        for p, row in enumerate(texts)
+        for s, text in enumerate(row)
+    ]
+    task.write_text(
+        '{"id": "p0", "prompt": "w1", "answer": "1"}\n{"id": "p1", "prompt": "w2", "answer": "2"}\n'
+    )
+    work = tmp_path / "work"
+    (work / "traces").mkdir(parents=True)
+    for trace in reversed(traces):
+        append(work / "traces" / "a.jsonl", trace)
+    plan = prepared(str(talkative / "a"), task, answer="auto")
+    (c,) = evaluation.judge(plan, work)["candidates"]
+    assert (c["avg"], c["maj"]) == (pytest.approx(0.5), pytest.approx(0.5))
+    assert c["ece"] == pytest.approx(1 / 6)
+    assert (c["tokens"], c["truncated"], c["missing"]) == (
+        2,
+        pytest.approx(1 / 6),
+        pytest.approx(1 / 6),
+    )
+
+
+@pytest.mark.parametrize(
+    ("ending", "wanted"),
+    [("<think> ", [None, "w2"]), ("<think> </think> ", ["w1", "w2"]), ("", ["w1", "w2"])],
+)
+def test_an_unfinished_thinking_block_that_the_template_began_holds_no_answer(
+    pico_pair: tuple[Path, Path],
+    task: Path,
+    ending: str,
+    wanted: list[str | None],
+):
+    template = pico_pair[0] / "chat_template.jinja"
+    template.write_text(template.read_text().replace("assistant ", f"assistant {ending}"))
+    tokenizer = Checkpoint.open(pico_pair[0]).tokenizer()
+    plan = prepared(str(pico_pair[0]), task)
+    ids = encode(tokenizer, plan.problems[0])
+    traces = [
+        Trace("p0", 0, ids, [5, 2], "w1", "stop"),
+        Trace("p0", 1, ids, [5, 2], "w1 </think> w2", "stop"),
+    ]
+    assert evaluation.read_answers(plan, plan.subjects[0], traces) == wanted
+
+
+def test_calibration_gaps_add_up_to_the_calibration_error():
+    rng = np.random.default_rng(0)
+    answers = [[str(x) for x in rng.integers(4, size=5)] for _ in range(40)]
+    correct = [[a == "0" for a in row] for row in answers]
+    gap_PX = evaluation.calibration_gaps(
+        metrics.agreement_by_prompt(answers), metrics.majority_by_prompt(answers, correct)
+    )
+    assert np.abs(gap_PX.mean(axis=0)).sum() == pytest.approx(metrics.ece(answers, correct))
+
+
+def test_table_is_sorted_by_accuracy():
+    def candidate(name: str, avg: float) -> dict[str, Any]:
+        numbers = dict.fromkeys(METRICS, 0.25) | {"avg": avg}
+        return {"name": name, **numbers, "interval": {"avg": [avg - 0.1, avg + 0.1]}}
+
+    result = {"settings": {"samples": 8}, "candidates": [candidate("x", 0.1), candidate("y", 0.7)]}
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    with console.file:
+        console.print(table(result))
+    text = console.export_text()
+    assert "Avg@8" in text
+    assert text.index("y ") < text.index("x ")
+    assert "0.600 … 0.800" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"samples": 0}, "samples = 0"),
+        ({"limit": 0}, "limit = 0"),
+        ({"top_p": 1.5}, "top_p = 1.5"),
+        ({"timeout_s": 0}, "timeout_s = 0"),
+        ({"check": "exactly"}, "answer check 'exactly'"),
+        ({"answer": "(a)(b)"}, "2 groups"),
+        ({"check": "choice"}, r"task.jsonl:1: found the answer '0', expected a letter"),
+        ({"device": "tpu"}, "device 'tpu'"),
+        ({"dtype": "float12"}, "dtype 'float12'"),
+        ({"task": "no-such-file.jsonl"}, "no-such-file"),
+        ({"checkpoints": ("nothing",)}, "nothing"),
+    ],
+)
+def test_unusable_input_is_refused_before_anything_is_written(
+    run: Callable[..., dict[str, Any]], tmp_path: Path, changes: dict[str, Any], words: str
+):
+    with pytest.raises(BadInput, match=words):
+        run(**changes)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_problem_without_answer_is_named_by_its_line(
+    run: Callable[..., dict[str, Any]], task: Path
+):
+    task.write_text('{"prompt": "w1", "answer": "1"}\n\n{"prompt": "w2"}\n')
+    with pytest.raises(BadInput, match=r"task\.jsonl:3: found no answer"):
+        run()

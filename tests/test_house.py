@@ -1,0 +1,80 @@
+"""The rules of the house: imports go down the tiers, names say what things are, --help is light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TIERS = [
+    {"errors", "progress", "lineage", "checkpoint", "neurons", "families"},
+    {"traces", "decoding", "activations", "training", "attribution", "contributions"},
+    {"nex", "nopsd", "neureasoner", "metrics", "answers", "truth", "report", "builtin"},
+    {"merge", "rank", "transplant", "evaluate", "curate", "distill", "trigger", "monitor"},
+    {"recipes", "cli", "__main__"},
+]
+TIER = {module: tier for tier, modules in enumerate(TIERS) for module in modules}
+PAPERS, VERBS = {"nex", "nopsd", "neureasoner"}, TIERS[3]
+UPWARD = {("checkpoint", "builtin"), ("families", "builtin"), ("traces", "builtin")}
+"""`builtin:NAME` is a way to name a path: these ask the family for one, and nothing else."""
+FORBIDDEN = {"utils", "common", "helpers", "manager", "handler", "builder", "misc"}
+SOURCES = sorted((ROOT / "surgeon").rglob("*.py"))
+
+
+def module_of(file: Path) -> str:
+    return file.relative_to(ROOT / "surgeon").parts[0].removesuffix(".py")
+
+
+def imported(file: Path) -> set[str]:
+    """Modules of this package that `file` imports, at the top or inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "surgeon":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("surgeon."):
+            found.add((node.module or "").split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("surgeon.")}
+    return found & TIER.keys()
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_imports_go_down_the_tiers(file: Path):
+    here = module_of(file)
+    if here == "__init__":
+        assert not imported(file)
+        return
+    assert here in TIER, f"{here} has no tier: add it to the tree in README.md and to TIERS"
+    for other in imported(file) - {here}:
+        if (here, other) in UPWARD:
+            continue
+        assert TIER[other] <= TIER[here], f"{here} (tier {TIER[here]}) imports {other}"
+        assert not {here, other} <= PAPERS, "papers don't import each other"
+        assert not {here, other} <= VERBS, "verbs don't import each other"
+
+
+def test_module_names_say_what_is_inside():
+    assert not {f.stem for f in SOURCES} & FORBIDDEN
+
+
+def test_no_module_swallows_every_exception():
+    for file in SOURCES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ExceptHandler):
+                named = getattr(node.type, "id", "everything" if node.type is None else None)
+                broad = named in ("Exception", "BaseException", "everything")
+                # Tidying up and raising again swallows nothing.
+                assert not broad or isinstance(node.body[-1], ast.Raise), (file, node.lineno)
+
+
+def test_help_imports_neither_torch_nor_transformers():
+    code = (
+        "import sys; from surgeon.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'mergekit', 'peft', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

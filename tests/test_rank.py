@@ -1,0 +1,308 @@
+"""Ranking: what is written, what it agrees with, how it resumes, and what it warns of."""
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from surgeon import activations, nex, rank
+from surgeon.checkpoint import Checkpoint
+from surgeon.errors import BadInput
+from surgeon.rank import candidates, conclusion
+from surgeon.rank.candidates import Response
+
+SMALL: dict[str, Any] = dict(samples=2, max_tokens=96, row_tokens=2, top_k=6, seed=3)
+
+
+@pytest.fixture(scope="module")
+def mini_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("set") / "mini.jsonl"
+    rows = [{"id": f"q{n}", "prompt": f"w{n} w{n + 1} + 3"} for n in range(5)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.fixture(scope="module")
+def ranked(pico_source, mini_set: Path, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
+    """One finished ranking of two checkpoints, shared by the tests that only read it."""
+    out = tmp_path_factory.mktemp("ranked") / "out"
+    result = rank.rank(
+        [str(p) for p in pico_source], mini_set=str(mini_set), out=out, keep_activations=True,
+        **SMALL,
+    )  # fmt: skip
+    return out, result
+
+
+def test_ranking_json_has_the_promised_schema(ranked):
+    out, result = ranked
+    written = json.loads((out / "ranking.json").read_text())
+    assert written == {k: v for k, v in result.items() if k != "out"}
+    assert {"mini_set", "settings", "select", "candidates"} <= written.keys()
+    assert [c["rank"] for c in written["candidates"]] == [1, 2]
+    for c in written["candidates"]:
+        assert set(c["scores"]) == set(c["interval"]) == {
+            "nex", "length", "hes", "entropy_top20", "logprob", "explore_segments", "agreement",
+            "finished",
+        }  # fmt: skip
+        assert c["responses"] == 10 and 0 <= c["truncated"] <= 10 and c["tokens"] > 0
+        assert {"checkpoint", "name", "not_told_apart_from_best", "cycles"} <= c.keys()
+        for score, value in c["scores"].items():
+            low, high = c["interval"][score]
+            assert low <= value + 1e-9 and value - 1e-9 <= high, score
+    scores = [c["scores"]["nex"] for c in written["candidates"]]
+    assert scores == sorted(scores, reverse=True)
+    assert written["candidates"][0]["not_told_apart_from_best"]
+
+
+def test_the_scores_are_those_of_the_kept_recordings(ranked, pico_source):
+    """The same numbers from the rows on disk, without anything of the verb in between."""
+    out, result = ranked
+    by_name = {c["name"]: c for c in result["candidates"]}
+    for path in pico_source:
+        checkpoint = Checkpoint.open(path)
+        kept = sorted((out / "candidates" / path.name / "activations").iterdir())
+        recordings = [activations.load(file) for file in kept]
+        assert len(recordings) == 10
+        evidence = [nex.credit(r.activations) for r in recordings]
+        n = checkpoint.n_layers * checkpoint.d_ff
+        weight_N = nex.weights(*nex.accumulate(evidence, n))
+        scores = [
+            nex.good_mass_fraction(*nex.response_mass(r.activations), weight_N) for r in recordings
+        ]
+        c = by_name[path.name]
+        assert c["scores"]["nex"] == pytest.approx(nex.model_score(scores).score, abs=1e-6)
+        assert c["scores"]["hes"] == pytest.approx(
+            np.mean([r.entropy_T.sum() for r in recordings]), rel=1e-5
+        )
+        assert c["scores"]["length"] == np.mean([len(r.logprob_T) for r in recordings])
+        assert c["cycles"] == np.mean([e.cycles for e in evidence]) and c["cycles"] > 0
+        stored = load_file(out / "candidates" / path.name / "weights.safetensors")
+        np.testing.assert_allclose(stored["weight_LF"].ravel(), weight_N, atol=1e-6)
+        assert stored["mass_LF"].shape == (checkpoint.n_layers, checkpoint.d_ff)
+
+
+def test_the_weights_name_the_checkpoint_they_were_computed_on(ranked, pico_source):
+    from safetensors import safe_open
+
+    for path in pico_source:
+        file = ranked[0] / "candidates" / path.name / "weights.safetensors"
+        with safe_open(file, framework="np") as opened:
+            assert opened.metadata()["digest"] == Checkpoint.open(path).digest
+
+
+def test_best_is_a_link_to_the_first_candidate(ranked):
+    out, result = ranked
+    assert Checkpoint.open((out / "best").resolve()).digest == result["candidates"][0]["digest"]
+
+
+def test_reduced_recordings_are_gone_and_the_report_is_there(ranked):
+    out, _ = ranked
+    assert not list(out.rglob("responses")) and (out / "report.html").stat().st_size > 1000
+    assert not out.with_name("out.partial").exists()
+
+
+def test_a_finished_ranking_computes_nothing_again(ranked, pico_source, mini_set, monkeypatch):
+    out, result = ranked
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("a finished ranking was computed again")
+
+    monkeypatch.setattr(candidates, "live", never)
+    again = rank.rank(
+        [str(p) for p in pico_source], mini_set=str(mini_set), out=out, keep_activations=True,
+        **SMALL,
+    )  # fmt: skip
+    assert again["already"] and again["candidates"] == result["candidates"]
+
+
+def test_truth_and_select_only_redo_the_last_stage(pico_source, mini_set, tmp_path, monkeypatch):
+    arguments = dict(mini_set=str(mini_set), out=tmp_path / "out", **SMALL)
+    specs = [str(p) for p in pico_source]
+    first = rank.rank(specs, **arguments)
+    (tmp_path / "truth.json").write_text(json.dumps({"a": 0.25, "b": 0.5}))
+    monkeypatch.setattr(candidates, "live", None)
+    second = rank.rank(specs, **arguments, select="length", truth=str(tmp_path / "truth.json"))
+    assert second["select"] == "length" and "selection_quality" not in first
+    assert set(second["selection_quality"]) == set(rank.SCORES)
+    favourite = second["favourites"]["length"]
+    regret = second["selection_quality"]["length"]["regret_at_1"]
+    assert regret == (25.0 if favourite == "a" else 0.0)
+    lengths = [c["scores"]["length"] for c in second["candidates"]]
+    assert lengths == sorted(lengths, reverse=True)
+    assert Path(tmp_path / "out" / "best").resolve().name == second["candidates"][0]["name"]
+
+
+def test_an_interrupted_ranking_resumes_to_the_same_result(
+    ranked, pico_source, mini_set, tmp_path, monkeypatch
+):
+    """Interrupted while sampling, then while recording; the third run ends as if never stopped."""
+    arguments = dict(mini_set=str(mini_set), out=tmp_path / "out", keep_activations=True, **SMALL)
+    specs = [str(p) for p in pico_source]
+    calls = {"append": 0, "save": 0}
+
+    def interrupted(name: str, original: Any, after: int) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls[name] += 1
+            if calls[name] == after:
+                raise KeyboardInterrupt
+            return original(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(candidates, "append", interrupted("append", candidates.append, 4))
+        with pytest.raises(KeyboardInterrupt):
+            rank.rank(specs, **arguments)
+    assert not (tmp_path / "out").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(candidates, "save_reduced", interrupted("save", candidates.save_reduced, 13))
+        with pytest.raises(KeyboardInterrupt):
+            rank.rank(specs, **arguments)
+    result = rank.rank(specs, **arguments)
+    for mine, theirs in zip(result["candidates"], ranked[1]["candidates"], strict=True):
+        assert mine["name"] == theirs["name"] and mine["tokens"] == theirs["tokens"]
+        assert mine["scores"] == pytest.approx(theirs["scores"], abs=1e-5, nan_ok=True)
+
+
+def test_given_traces_are_scored_without_sampling(
+    ranked, pico_source, mini_set, tmp_path, monkeypatch
+):
+    source, result = ranked
+    for path in pico_source:
+        traces = source / "candidates" / path.name / "traces.jsonl"
+        (tmp_path / f"{path.name}.jsonl").write_bytes(traces.read_bytes())
+    monkeypatch.setattr(candidates, "sample", None)
+    again = rank.rank(
+        [str(p) for p in pico_source], mini_set=str(mini_set), out=tmp_path / "out",
+        traces=str(tmp_path), **SMALL,
+    )  # fmt: skip
+    for mine, theirs in zip(again["candidates"], result["candidates"], strict=True):
+        assert mine["scores"] == pytest.approx(theirs["scores"], abs=1e-5)
+
+
+def test_shared_weights_replace_each_candidates_own(ranked, pico_source, mini_set, tmp_path):
+    out, _ = ranked
+    weights = out / "candidates" / "a" / "weights.safetensors"
+    shared = rank.rank(
+        [str(p) for p in pico_source], mini_set=str(mini_set), out=tmp_path / "out",
+        weights=str(weights), **SMALL,
+    )  # fmt: skip
+    by_name = {c["name"]: c["scores"]["nex"] for c in shared["candidates"]}
+    own = {c["name"]: c["scores"]["nex"] for c in ranked[1]["candidates"]}
+    assert by_name["a"] == pytest.approx(own["a"], abs=1e-6)
+    assert own["b"] > 0 and by_name["b"] != pytest.approx(own["b"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(select="nix"), "--select nix is no score"),
+        (dict(preset="own"), "--preset own is unknown"),
+        (dict(credit="all"), "--credit all is unknown"),
+        (dict(samples=0), "samples is 0"),
+        (dict(answer="(a)(b)"), "group"),
+        (dict(weights="nowhere"), "--weights nowhere is no file"),
+        (dict(traces="nowhere"), "--traces nowhere is one file"),
+        (dict(truth="nowhere"), "nowhere is no file"),
+        (dict(mini_set="nowhere.jsonl"), "nowhere.jsonl"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(
+    pico_source, mini_set, tmp_path, change: dict[str, Any], words: str
+):
+    arguments = {"mini_set": str(mini_set), "out": tmp_path / "out", **SMALL, **change}
+    with pytest.raises(BadInput, match=words):
+        rank.rank([str(p) for p in pico_source], **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_with_other_arguments_does_not_touch_a_finished_one(ranked, pico_source, mini_set):
+    before = (ranked[0] / "ranking.json").read_bytes()
+    with pytest.raises(BadInput, match=r"arguments\.top_k is 6 there and 7 here"):
+        rank.rank(
+            [str(p) for p in pico_source], mini_set=str(mini_set), out=ranked[0],
+            keep_activations=True, **{**SMALL, "top_k": 7},
+        )  # fmt: skip
+    assert (ranked[0] / "ranking.json").read_bytes() == before
+
+
+# What a ranking says of itself -------------------------------------------------------------------
+
+
+def response(prompt_id: str = "q0", **changes: Any) -> Response:
+    values: dict[str, Any] = dict(
+        prompt_id=prompt_id, sample=0, tokens=96, finished=True, answer="7", nex=0.5, reward=0.2,
+        bad=0.2, credible=True, empty=False, cycles=4, gated=3, explore_segments=4, hes=1.0,
+        logprob=-0.1, kept_mass=0.5, entropy_R=[0.1, 0.2],
+    )  # fmt: skip
+    return Response(**{**values, **changes})
+
+
+def warned(rows: dict[str, list[Response]], nex_scores: dict[str, float], row_tokens: int = 4):
+    asked = SimpleNamespace(
+        settings={"row_tokens": row_tokens}, sampling=SimpleNamespace(max_tokens=384)
+    )
+    shown = [
+        {
+            "name": name,
+            "scores": {"nex": nex_scores[name]},
+            "responses": len(rs),
+            "without_evidence": sum(not r.credible for r in rs),
+        }
+        for name, rs in rows.items()
+    ]
+    return " ".join(conclusion.warnings(asked, rows, shown, "nex"))  # pyright: ignore
+
+
+def test_nothing_is_warned_of_when_nothing_is_amiss():
+    rows = {name: [response() for _ in range(10)] for name in "abcd"}
+    assert warned(rows, {"a": 0.9, "b": 0.8, "c": 0.7, "d": 0.6}) == ""
+
+
+def test_rows_too_long_for_the_traces_come_with_the_size_that_fits():
+    rows = {name: [response(gated=1) for _ in range(10)] for name in "ab"}
+    text = warned(rows, {"a": 0.9, "b": 0.8}, row_tokens=32)
+    assert "Rows of 32 tokens are too long" in text and "row_tokens=4 would fit" in text
+
+
+def test_a_ranking_that_rests_on_a_step_says_so():
+    rows = {"a": [response()] * 10, "b": [response(credible=False, nex=0.0)] * 10}
+    text = warned(rows, {"a": 0.9, "b": 0.0})
+    assert "zero/non-zero step: 50%" in text and "1 candidates have none at all" in text
+
+
+def test_saturated_scores_are_called_saturated():
+    rows = {name: [response()] * 10 for name in "abcd"}
+    assert "saturated" in warned(rows, {"a": 0.991, "b": 0.985, "c": 0.5, "d": 0.1})
+
+
+def test_truncation_is_said():
+    rows = {"a": [response(finished=False)] * 10}
+    assert "100% of the responses hit the limit of 384" in warned(rows, {"a": 0.9})
+
+
+def test_agreement_that_prefers_another_candidate_is_the_first_line():
+    def entry(name: str, nex_: float, agreement: float) -> dict[str, Any]:
+        return {
+            "name": name,
+            "scores": {"nex": nex_, "agreement": agreement},
+            "not_told_apart_from_best": name == "a",
+        }
+
+    ranking = {
+        "select": "nex",
+        "candidates": [entry("a", 0.9, 0.4), entry("b", 0.8, 0.7)],
+        "favourites": {"agreement": "b"},
+    }
+    first, second = conclusion.headline(ranking)
+    assert first.startswith("Agreement prefers b (0.700) to a (0.400)")
+    assert second == "Best by nex: a (0.9); told apart from all others."
+
+
+def test_a_candidate_without_a_score_is_last_and_null():
+    assert conclusion.best_first(np.array([math.nan, 0.2, 0.5])) == [2, 1, 0]
