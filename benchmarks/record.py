@@ -1,11 +1,11 @@
 """`record` against the plain forward pass, on a random-weight model of Qwen3-0.6B's shape.
 
-    python benchmarks/record.py [--tokens 512] [--peak-tokens 8192] [--layers 28] [--dtypes bf16 fp32]
+    python -m benchmarks.record [--tokens 512] [--peak-tokens 8192] [--layers 28] [--dtypes bf16]
 
 Prints, per dtype, seconds of the decoder alone, of the decoder with all logits, and of `record`
-(activations, log-probabilities and entropies), each the best of interleaved repeats, and the ratios.
-The peak memory of `record` on one long trace is measured in a fresh process, beside that of holding
-the model alone.
+(activations, log-probabilities and entropies), each the best of interleaved repeats, and ratios.
+The peak memory of `record` on one long trace is measured in a fresh process, beside that of the
+model alone.
 """
 
 import argparse
@@ -38,7 +38,8 @@ def model_of(layers: int, dtype: torch.dtype, vocabulary: int) -> Any:
     )  # fmt: skip
     torch.manual_seed(0)
     with no_init_weights():
-        model = Qwen3ForCausalLM(config).to(dtype)
+        model: Any = Qwen3ForCausalLM(config)
+    model.to(dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
@@ -124,7 +125,7 @@ def main() -> None:
         compare(name, args.tokens, *shape, repeats=args.repeats)
     if args.peak_tokens:
         for name in args.dtypes:
-            command = [sys.executable, __file__, "--peak-only", "--dtypes", name]
+            command = [sys.executable, "-m", "benchmarks.record", "--peak-only", "--dtypes", name]
             for option in ("peak_tokens", "layers", "top_k", "vocabulary"):
                 command += [f"--{option.replace('_', '-')}", str(getattr(args, option))]
             subprocess.run(command, check=True)

@@ -41,6 +41,8 @@ TORCH_NAMES = {
     **{f"{sign}{bits}": f"{name}{bits}" for sign, name in (("I", "int"), ("U", "uint"))
        for bits in (8, 16, 32, 64)},
 }  # fmt: skip
+PIECE = 1 << 20
+"""Bytes per write: with tens of megabytes at once, Linux takes several times as long."""
 HEADER_LIMIT = 100 << 20
 """Bytes: the largest header the safetensors format allows."""
 LIVE_DTYPES = ("float32", "bfloat16", "float16")
@@ -470,11 +472,15 @@ def _require_adapter_fits(base: Checkpoint, adapter: Path, tensors: dict[str, Te
                 )
 
 
-def read_tensor(file: FileIO, info: TensorInfo) -> "Tensor":
-    """One tensor's bytes from an open shard, in memory of its own (not a mapping of the file)."""
+def read_tensor(file: FileIO, info: TensorInfo, scratch: "Tensor | None" = None) -> "Tensor":
+    """One tensor's bytes from an open shard, in memory of its own (not a mapping of the file).
+
+    `scratch` (uint8) is used as that memory where it is given.
+    """
     import torch
 
-    data = torch.empty(info.nbytes, dtype=torch.uint8)
+    data = torch.empty(info.nbytes, dtype=torch.uint8) if scratch is None else scratch
+    data = data[: info.nbytes]
     file.seek(info.start)
     rest = data.numpy().data
     while rest:
@@ -517,8 +523,8 @@ def rewrite(
     Shards without a touched tensor are hard-linked where the file system allows (copied
     otherwise); the others are written anew, `threads` shards at a time and of each one tensor in
     memory. `edit(name, tensor)` must keep shape and dtype; it may change the tensor it is given
-    and return it, and then only what it changes takes memory. Shards that are already there (from
-    a run that was killed) are kept. Nothing of `source` is changed. Publishing `out` is the
+    and return it, and must not keep it. Shards that are already there (from a run that was killed)
+    are kept. Nothing of `source` is changed. Publishing `out` is the
     caller's.
     """
     for file in source.side_files:
@@ -557,11 +563,13 @@ def _rewrite_shard(
     import torch
 
     temporary = target.with_name(f".{target.name}.tmp")
+    # One memory for all tensors: fresh pages cost more than the reading.
+    scratch = torch.empty(max(info.nbytes for info in edited.values()), dtype=torch.uint8)
     with open(source, "rb", 0) as old_file, open(temporary, "wb", 0) as new_file:
         done = 0
         for name, info in sorted(edited.items(), key=lambda item: item[1].start):
             copy_range(old_file, new_file, done, info.start)
-            old = map_tensor(source, info)
+            old = read_tensor(old_file, info, scratch)
             new = edit(name, old)
             if new.shape != info.shape or new.dtype != old.dtype:
                 raise ValueError(
@@ -570,7 +578,7 @@ def _rewrite_shard(
                 )
             data = new.contiguous().reshape(-1).view(torch.uint8).numpy().data
             while data:
-                data = data[new_file.write(data) :]
+                data = data[new_file.write(data[:PIECE]) :]
             done = info.start + info.nbytes
         copy_range(old_file, new_file, done, os.fstat(old_file.fileno()).st_size)
     return flusher.submit(_flush_and_name, temporary, target)

@@ -146,6 +146,7 @@ def rank(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
 @option("--check", default="exact", help="exact, choice, math, or module:function.")
 @ANSWER
 @option("--limit", type=int, metavar="N", help="Only the first N problems.")
+@option("--baseline", metavar="NAME", help="Compare the others with this candidate, paired.")
 @option("--max-tokens", type=int, default="32768", help="Longest response, tokens.")
 @BATCH
 @DEVICE

@@ -79,6 +79,7 @@ def evaluate(
     answer: str = "auto",
     timeout_s: float = 5.0,
     limit: int | None = None,
+    baseline: str | None = None,
     thinking: bool | None = None,
     batch: int = 0,
     device: str = "auto",
@@ -89,14 +90,15 @@ def evaluate(
     `checkpoints` are directories, hub ids, `base+adapter`, families or `family.json#candidate`;
     `task` is JSONL or Parquet with `prompt` or `messages`, and `answer`. `answer` and `check` say
     how an answer is read out of a response and compared (see `answers`); a check may take
-    `timeout_s` seconds. `limit` keeps the first problems only. Returns the content of
+    `timeout_s` seconds. `limit` keeps the first problems only. `baseline` names the candidate that
+    the others are compared with, by a paired bootstrap over problems. Returns the content of
     `evaluate.json` and where it is (`out`), with `already` when it was there before. An interrupted
     run continues with the missing responses. Raises `BadInput` before anything is sampled.
     """
     plan = prepare(
         checkpoints, task=task, samples=samples, seed=seed, temperature=temperature, top_p=top_p,
         max_tokens=max_tokens, check=check, answer=answer, timeout_s=timeout_s, limit=limit,
-        thinking=thinking, batch=batch, device=device, dtype=dtype,
+        baseline=baseline, thinking=thinking, batch=batch, device=device, dtype=dtype,
     )  # fmt: skip
     out = Path(out)
     work = lineage.begin(
@@ -124,6 +126,7 @@ def prepare(
     answer: str,
     timeout_s: float,
     limit: int | None,
+    baseline: str | None,
     thinking: bool | None,
     batch: int,
     device: str,
@@ -143,9 +146,12 @@ def prepare(
     parse_check(check)
     problems = read_problems(task, check)[:limit]
     chosen = subjects(list(checkpoints))
+    names = [subject.name for subject in chosen]
+    if baseline is not None and baseline not in names:
+        raise BadInput(f"baseline {baseline} is not evaluated. Name one of: {', '.join(names)}.")
     settings = {
-        **asdict(sampling), "task": task, "limit": limit, "answer": answer, "check": check,
-        "timeout_s": timeout_s, "dtype": dtype, "device": device,
+        **asdict(sampling), "task": task, "limit": limit, "baseline": baseline,
+        "answer": answer, "check": check, "timeout_s": timeout_s, "dtype": dtype, "device": device,
     }  # fmt: skip
     # How many are decoded at once changes no response (each has its own random stream).
     settings.pop("batch")
@@ -240,11 +246,13 @@ def judge(plan: Plan, work: Path) -> dict[str, Any]:
         for trace, answer in zip(rows, found[name], strict=True)
     ]
     verdicts = iter(check_many(pairs, plan.settings["check"], timeout_s=plan.settings["timeout_s"]))
-    candidates = []
+    candidates, accuracy_P = [], {}
     for subject in plan.subjects:
         rows, answers = traces[subject.name], found[subject.name]
         judged = [next(verdicts) for _ in rows]
         write_answers(work / "answers" / f"{subject.name}.jsonl", rows, answers, gold, judged)
+        k = plan.sampling.samples
+        accuracy_P[subject.name] = np.reshape([v.correct for v in judged], (-1, k)).mean(1)
         candidates.append(
             {
                 "name": subject.name,
@@ -254,6 +262,13 @@ def judge(plan: Plan, work: Path) -> dict[str, Any]:
                 **measure(plan, rows, answers, judged),
             }
         )
+    baseline = plan.settings["baseline"]
+    for candidate in candidates if baseline else []:
+        if candidate["name"] != baseline:
+            pair = accuracy_P[candidate["name"]], accuracy_P[baseline]
+            ends = metrics.paired_bootstrap(*pair, seed=plan.sampling.seed)
+            gain = float(pair[0].mean() - pair[1].mean())
+            candidate["gain"] = {"avg": gain, "interval": list(ends)}
     return {
         "task": {
             "path": plan.settings["task"],
@@ -375,21 +390,35 @@ def warnings(plan: Plan, candidates: Sequence[dict[str, Any]]) -> list[str]:
 
 def table(result: dict[str, Any]) -> "Table":
     """An evaluation for the terminal, highest accuracy first."""
+    from rich.markup import escape
     from rich.table import Table
 
-    k = result["settings"]["samples"]
+    k, baseline = result["settings"]["samples"], result["settings"]["baseline"]
     shown = Table(box=None, pad_edge=False, header_style="bold")
-    shown.add_column("candidate")
-    for name in (f"Avg@{k}", "95% interval", f"Maj@{k}", "ECE", "tokens", "truncated", "no answer"):
+    shown.add_column("candidate", no_wrap=True)
+    titles = [f"Avg@{k}", "95% interval", f"Maj@{k}", "ECE", "tokens", "truncated", "no answer"]
+    if baseline:
+        titles[2:2] = [f"gain on {baseline}, pp"]
+    for name in titles:
         shown.add_column(name, justify="right", style="dim" if "interval" in name else "")
     for c in sorted(result["candidates"], key=lambda c: -c["avg"]):
         low, high = c["interval"]["avg"]
-        shown.add_row(
-            c["name"], f"{c['avg']:.3f}", f"{low:.3f} … {high:.3f}", f"{c['maj']:.3f}",
-            f"{c['ece']:.3f}", f"{c['tokens']:.0f}", f"{c['truncated']:.0%}",
-            f"{c['missing']:.0%}",
-        )  # fmt: skip
+        cells = [
+            f"{c['avg']:.3f}", f"{low:.3f} … {high:.3f}", f"{c['maj']:.3f}", f"{c['ece']:.3f}",
+            f"{c['tokens']:.0f}", f"{c['truncated']:.0%}", f"{c['missing']:.0%}",
+        ]  # fmt: skip
+        if baseline:
+            cells[2:2] = [gain_text(c.get("gain"))]
+        shown.add_row(escape(c["name"]), *cells)
     return shown
+
+
+def gain_text(gain: dict[str, Any] | None) -> str:
+    """A paired gain and its interval in percentage points; a dash for the baseline itself."""
+    if gain is None:
+        return "–"
+    low, high = gain["interval"]
+    return f"{100 * gain['avg']:+.1f} ({100 * low:+.1f} … {100 * high:+.1f})"
 
 
 def show(result: dict[str, Any]) -> None:

@@ -320,13 +320,12 @@ def test_selection_equals_a_plain_sort(
 def test_selection_on_other_devices_equals_that_on_the_cpu(seed: int, k: int, ties: bool):
     h = torch.randn(6, 100, generator=torch.Generator().manual_seed(seed))
     h = (h * 3).round() if ties else h
-    place, mass, total = _select(h.relu(), k, 0)
+    flat, count, mass, total = _select(h.clone(), k, 0)
     site = FfnSite(0, torch.nn.Identity(), 0, 0, 100)
     top = largest([Held(site, h, None)], slice(0, 6), k, 100)
-    assert place.tolist() == [
-        n * 100 + key for n, row in enumerate(as_lists(top)) for key, _ in row
-    ]
-    assert mass.tolist() == [value for row in as_lists(top) for _, value in row]
+    expected = [(n * 100 + key, m) for n, row in enumerate(as_lists(top)) for key, m in row]
+    assert list(zip(flat.tolist(), mass.tolist(), strict=True)) == expected
+    assert count.tolist() == [len(row) for row in as_lists(top)]
     np.testing.assert_allclose(total, top.total_N, rtol=1e-6)
 
 
@@ -378,7 +377,7 @@ def test_a_misleading_sample_does_not_mislead_the_selection(dtype: torch.dtype):
 def test_tiles_of_the_vocabulary_give_the_whole_distribution(
     V: int, cap: float | None, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("surgeon.activations.statistics.TILE_VALUES", 1)
+    monkeypatch.setattr("surgeon.activations.statistics.TILE_VALUES", {"cpu": 1})
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(300, 12, generator=generator) * 3
     linear = torch.nn.Linear(12, V)

@@ -81,8 +81,8 @@ def prepared(checkpoint: str, task: Path, answer: str = "last-line") -> evaluati
     """A checked plan of three samples per problem, nothing run yet."""
     return evaluation.prepare(
         [checkpoint], task=str(task), samples=3, seed=0, temperature=0.7, top_p=0.9, max_tokens=9,
-        check="exact", answer=answer, timeout_s=5, limit=None, thinking=None, batch=0,
-        device="cpu", dtype="auto",
+        check="exact", answer=answer, timeout_s=5, limit=None, baseline=None,
+        thinking=None, batch=0, device="cpu", dtype="auto",
     )  # fmt: skip
 
 
@@ -122,6 +122,18 @@ def test_evaluation_has_the_promised_schema_and_counts_by_hand(
         assert {(r["prompt_id"], r["sample"]): r["correct"] for r in rows} == right
     assert 0 < result["candidates"][0]["avg"] < 1
     assert 0 < result["candidates"][0]["truncated"] < 1
+
+
+def test_a_baseline_adds_the_paired_gain_of_the_others(run: Callable[..., dict[str, Any]]):
+    result = run(baseline="a")
+    a, b = result["candidates"]
+    assert "gain" not in a and b["gain"]["avg"] == pytest.approx(b["avg"] - a["avg"])
+    low, high = b["gain"]["interval"]
+    assert low <= b["gain"]["avg"] <= high and low < high
+    console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    with console.file:
+        console.print(table(result))
+    assert f"{100 * b['gain']['avg']:+.1f} (" in console.export_text()
 
 
 def test_a_finished_evaluation_is_not_done_again_and_says_so(
@@ -286,7 +298,7 @@ def test_an_unfinished_thinking_block_that_the_template_began_holds_no_answer(
         Trace("p0", 0, ids, [5, 2], "w1", "stop"),
         Trace("p0", 1, ids, [5, 2], "w1 </think> w2", "stop"),
     ]
-    assert evaluation.read_answers(plan, plan.subjects[0], traces) == wanted
+    assert evaluation.read_answers(traces, plan.extract, tokenizer) == wanted
 
 
 def test_calibration_gaps_add_up_to_the_calibration_error():
@@ -304,7 +316,8 @@ def test_table_is_sorted_by_accuracy():
         numbers = dict.fromkeys(METRICS, 0.25) | {"avg": avg}
         return {"name": name, **numbers, "interval": {"avg": [avg - 0.1, avg + 0.1]}}
 
-    result = {"settings": {"samples": 8}, "candidates": [candidate("x", 0.1), candidate("y", 0.7)]}
+    settings = {"samples": 8, "baseline": None}
+    result = {"settings": settings, "candidates": [candidate("x", 0.1), candidate("y", 0.7)]}
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file:
         console.print(table(result))
@@ -324,8 +337,9 @@ def test_table_is_sorted_by_accuracy():
         ({"check": "exactly"}, "answer check 'exactly'"),
         ({"answer": "(a)(b)"}, "2 groups"),
         ({"check": "choice"}, r"task.jsonl:1: found the answer '0', expected a letter"),
-        ({"device": "tpu"}, "device 'tpu'"),
-        ({"dtype": "float12"}, "dtype 'float12'"),
+        ({"device": "tpu"}, "device is 'tpu'"),
+        ({"dtype": "float12"}, "dtype is 'float12'"),
+        ({"baseline": "c"}, "baseline c is not evaluated. Name one of: a, b"),
         ({"task": "no-such-file.jsonl"}, "no-such-file"),
         ({"checkpoints": ("nothing",)}, "nothing"),
     ],

@@ -267,7 +267,7 @@ def test_nothing_is_warned_of_when_nothing_is_amiss():
 def test_rows_too_long_for_the_traces_come_with_the_size_that_fits():
     rows = {name: [response(gated=1) for _ in range(10)] for name in "ab"}
     text = warned(rows, {"a": 0.9, "b": 0.8}, row_tokens=32)
-    assert "Rows of 32 tokens are too long" in text and "row_tokens=4 would fit" in text
+    assert "Rows of 32 tokens are too long" in text and "row_tokens=2 would fit" in text
 
 
 def test_a_ranking_that_rests_on_a_step_says_so():

@@ -14,6 +14,8 @@ from surgeon.neurons import FfnSite
 
 SAMPLE_ABOVE = 8192
 """Rows of values longer than this find their threshold through a sample first."""
+BLOCK_VALUES, BLOCK_VALUES_ELSEWHERE = 1 << 20, 1 << 27
+"""Values compared at a time, on the CPU and on other devices: on the CPU they stay in its cache."""
 
 
 class Held(NamedTuple):
@@ -42,142 +44,150 @@ def largest(held: Sequence[Held], rows: slice, k: int, d_ff: int, before: Top | 
     the smaller key wins, on every device.
     """
     parts = [entry.h_NF[rows] for entry in held]
+    fresh = 0
     if before is not None:
-        carried = torch.from_numpy(before.mass_NK).to(parts[0])
-        parts.insert(0, carried)
+        # Values carried along were counted when they were new.
+        fresh = before.mass_NK.shape[1]
+        parts.insert(0, torch.from_numpy(before.mass_NK).to(parts[0]))
     W = sum(part.shape[1] for part in parts)
     N = parts[0].shape[0]
     key_NK, mass_NK = np.zeros((N, k), np.int64), np.zeros((N, k), np.float32)
     total_N = np.zeros(N) if before is None else before.total_N.copy()
-    # Values carried along were counted when they were new.
-    fresh = 0 if before is None else before.mass_NK.shape[1]
+    key_W = _keys(held, W, d_ff)
+    expert_NC = {
+        entry.site.layer: entry.expert_NC[rows].cpu().numpy()
+        for entry in held
+        if entry.expert_NC is not None
+    }
     on_cpu = parts[0].device.type == "cpu"
-    size = max(1, (1 << 19) // W) if on_cpu else max(1, (1 << 27) // W)
-    block = np.empty((min(size, N), W), _bits(parts[0].dtype)) if on_cpu else None
+    size = max(1, (BLOCK_VALUES if on_cpu else BLOCK_VALUES_ELSEWHERE) // W)
+    block_NW = torch.empty(min(size, N), W, dtype=parts[0].dtype, device=parts[0].device)
     for first in range(0, N, size):
-        span = slice(first, min(first + size, N))
-        n = span.stop - first
-        if block is not None:
-            place_E, mass_E, total = _select_on_cpu(parts, span, block[:n], k, fresh)
-        else:
-            place_E, mass_E, total = _select(
-                torch.cat([part[span] for part in parts], 1).relu_(), k, fresh
-            )
-        row_E = place_E // W
-        ends = np.searchsorted(row_E, np.arange(n + 1))
-        slot_E = np.arange(len(row_E)) - ends[row_E]
+        last = min(first + size, N)
+        part_NW = block_NW[: last - first]
+        torch.cat([part[first:last] for part in parts], 1, out=part_NW)
+        select = _select_on_cpu if on_cpu else _select
+        flat_E, count_N, mass_E, total = select(part_NW, k, fresh)
+        row_E = np.repeat(np.arange(last - first), count_N)
+        place_E = flat_E - row_E * W
         row_E += first
-        key_NK[row_E, slot_E] = _keys(held, rows, before, row_E, place_E % W, d_ff)
-        mass_NK[row_E, slot_E] = mass_E
-        total_N[span] += total
+        key_E = key_W[place_E]
+        if before is not None:
+            old = place_E < fresh
+            key_E[old] = before.key_NK[row_E[old], place_E[old]]
+        if expert_NC:
+            _place_experts(key_E, row_E, place_E, held, fresh, expert_NC)
+        filled_NK = np.arange(k) < count_N[:, None]
+        key_NK[first:last][filled_NK], mass_NK[first:last][filled_NK] = key_E, mass_E
+        total_N[first:last] += total
     return Top(key_NK, mass_NK, total_N)
 
 
-def _keys(
-    held: Sequence[Held],
-    rows: slice,
-    before: Top | None,
+def _keys(held: Sequence[Held], W: int, d_ff: int) -> np.ndarray:
+    """The neuron keys of a token's values, int64 (W,), as if its experts were the first ones."""
+    keys = [
+        np.arange(entry.h_NF.shape[1]) + entry.site.layer * d_ff + entry.site.first
+        for entry in held
+    ]
+    carried = W - sum(map(len, keys))
+    return np.concatenate([np.zeros(carried, np.int64), *keys])
+
+
+def _place_experts(
+    key_E: np.ndarray,
     row_E: np.ndarray,
     place_E: np.ndarray,
-    d_ff: int,
-) -> np.ndarray:
-    """The neuron keys of places within the compared values of tokens."""
-    widths = [entry.h_NF.shape[1] for entry in held]
-    starts = np.cumsum([0 if before is None else before.mass_NK.shape[1], *widths])
-    base = np.array([e.site.layer * d_ff + e.site.first for e in held]) - starts[:-1]
-    if all(entry.expert_NC is None for entry in held):
-        shift = np.repeat(base, widths)
-        key_E = place_E.copy()
-        new = slice(None) if before is None else place_E >= starts[0]
-        key_E[new] += shift[place_E[new] - starts[0]]
-    else:
-        key_E = place_E.copy()
-        for entry, start, end, shift in zip(held, starts, starts[1:], base, strict=False):
-            inside = (place_E >= start) & (place_E < end)
-            key_E[inside] += shift
-            if entry.expert_NC is not None:
-                units = entry.site.n_units
-                slot = (place_E[inside] - start) // units
-                expert_NC = entry.expert_NC[rows].cpu().numpy()
-                key_E[inside] += (expert_NC[row_E[inside], slot] - slot) * units
-    if before is not None:
-        old = place_E < starts[0]
-        key_E[old] = before.key_NK[row_E[old], place_E[old]]
-    return key_E
-
-
-def _bits(dtype: torch.dtype) -> type:
-    """The integer whose order is that of the positive numbers of `dtype`."""
-    return np.int16 if dtype.itemsize == 2 else np.int32
+    held: Sequence[Held],
+    start: int,
+    expert_NC: dict[int, np.ndarray],
+) -> None:
+    """Move keys of routed units, in place, from the expert's slot to the expert's number."""
+    for entry in held:
+        end = start + entry.h_NF.shape[1]
+        if entry.expert_NC is not None:
+            inside = np.flatnonzero((place_E >= start) & (place_E < end))
+            slot = (place_E[inside] - start) // entry.site.n_units
+            expert = expert_NC[entry.site.layer][row_E[inside], slot]
+            key_E[inside] += (expert - slot) * entry.site.n_units
+        start = end
 
 
 def _select_on_cpu(
-    parts: Sequence[Tensor], span: slice, block_NW: np.ndarray, k: int, fresh: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`_select` for tokens of the CPU: in integers, where sorting and comparing are fastest."""
-    W, start = block_NW.shape[1], 0
-    for part in parts:
-        bits = part[span].view(torch.int16 if block_NW.dtype == np.int16 else torch.int32).numpy()
-        np.maximum(bits, 0, out=block_NW[:, start : start + bits.shape[1]])
-        start += bits.shape[1]
-    values_NW = torch.from_numpy(block_NW).view(parts[0].dtype)
-    total_N = values_NW[:, fresh:].sum(-1, dtype=torch.float32).double().numpy()
+    value_NW: Tensor, k: int, fresh: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """`_select` for the CPU: by the bits of the values, which order positive numbers as integers
+    do, and integers are sorted and compared fastest."""
+    N, W = value_NW.shape
+    bits = value_NW.view(torch.int16 if value_NW.dtype.itemsize == 2 else torch.int32)
+    bits_NW = bits.clamp_(min=0).numpy()
+    total_N = value_NW[:, fresh:].float().sum(-1).double().numpy()
     if k >= W:
-        least_N = np.zeros(len(block_NW), block_NW.dtype)
-    elif W > SAMPLE_ABOVE:
-        least_N = _sampled_threshold(block_NW, k)
+        least_N = np.ones(N, bits_NW.dtype)
+    elif W <= SAMPLE_ABOVE:
+        least_N = np.maximum(np.sort(bits_NW, axis=1)[:, W - k], 1)
     else:
-        least_N = np.sort(block_NW, axis=1)[:, W - k]
-    place_E = np.flatnonzero(block_NW >= np.maximum(least_N, 1)[:, None])
-    bits_E = block_NW.reshape(-1)[place_E]
-    if k < W:
-        keep_E = _first_largest(bits_E, place_E // W, len(block_NW), k)
-        if keep_E is not None:
-            place_E, bits_E = place_E[keep_E], bits_E[keep_E]
-    mass_E = torch.from_numpy(bits_E).view(parts[0].dtype).float().numpy()
-    return place_E, mass_E, total_N
+        least_N = np.maximum(_sampled_threshold(bits_NW, k), 1)
+    flat_E, count_N = _reached(bits_NW, least_N)
+    short_N = (count_N < k) & (least_N > 1)
+    if short_N.any():
+        exact = np.sort(bits_NW[short_N], axis=1)[:, W - k]
+        least_N[short_N] = np.maximum(exact, 1)
+        flat_E, count_N = _reached(bits_NW, least_N)
+    bits_E = bits_NW.reshape(-1)[flat_E]
+    if count_N.max(initial=0) > k:
+        chosen_E = _first_largest(bits_E, count_N, k)
+        flat_E, bits_E, count_N = flat_E[chosen_E], bits_E[chosen_E], np.minimum(count_N, k)
+    mass_E = torch.from_numpy(bits_E).view(value_NW.dtype).float().numpy()
+    return flat_E, count_N, mass_E, total_N
 
 
-def _sampled_threshold(block_NW: np.ndarray, k: int) -> np.ndarray:
-    """A value per row that at least `k` entries reach, and few more: a quantile of a sample, with
-    the exact one where the sample was misleading."""
-    W = block_NW.shape[1]
+def _reached(bits_NW: np.ndarray, least_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Flat places of the values that reach their row's threshold, and how many in each row."""
+    N, W = bits_NW.shape
+    # `np.flatnonzero` of a sparse mask, by way of its bytes of eight.
+    packed = np.packbits(bits_NW >= least_N[:, None])
+    byte_E = np.flatnonzero(packed != 0)
+    bit_E = np.flatnonzero(np.unpackbits(packed[byte_E]).view(bool))
+    flat_E = (byte_E[bit_E >> 3] << 3) + (bit_E & 7)
+    return flat_E, np.diff(np.searchsorted(flat_E, np.arange(N + 1) * W))
+
+
+def _sampled_threshold(bits_NW: np.ndarray, k: int) -> np.ndarray:
+    """A value per row that, going by a sample, at least `k` entries reach, and not many more."""
     step = 16
-    sample_NS = np.sort(block_NW[:, ::step], axis=1)
+    sample_NS = np.sort(bits_NW[:, ::step], axis=1)
     rank = int(k / step + 4 * (k / step) ** 0.5) + 1
-    least_N = sample_NS[:, max(0, sample_NS.shape[1] - rank)]
-    short = np.count_nonzero(block_NW >= least_N[:, None], axis=1) < k
-    if short.any():
-        least_N[short] = np.sort(block_NW[short], axis=1)[:, W - k]
-    return least_N
+    return sample_NS[:, max(0, sample_NS.shape[1] - rank)]
 
 
-def _first_largest(bits_E: np.ndarray, row_E: np.ndarray, N: int, k: int) -> np.ndarray | None:
-    """Which of the candidates are among the `k` largest of their row, the first of equal ones
-    first; None when all are."""
-    ends = np.searchsorted(row_E, np.arange(N + 1))
-    count_N = np.diff(ends)
-    widest = int(count_N.max(initial=0))
-    if widest <= k:
-        return None
-    padded_NC = np.zeros((N, widest), bits_E.dtype)
-    padded_NC[row_E, np.arange(len(row_E)) - ends[row_E]] = bits_E
+def _first_largest(bits_E: np.ndarray, count_N: np.ndarray, k: int) -> np.ndarray:
+    """Which of the candidates (`count_N` per row) are among the `k` largest of their row, the first
+    of equal ones first."""
+    widest = int(count_N.max())
+    padded_NC = np.zeros((len(count_N), widest), bits_E.dtype)
+    padded_NC[np.arange(widest) < count_N[:, None]] = bits_E
     least_N = np.sort(padded_NC, axis=1)[:, widest - k]
-    least_E = least_N[row_E]
+    least_E = np.repeat(least_N, count_N)
     keep_E = bits_E >= least_E
-    tie_E = bits_E == least_E
-    surplus_N = np.bincount(row_E[keep_E], minlength=N) - k
+    surplus_N = np.count_nonzero(padded_NC >= np.maximum(least_N, 1)[:, None], axis=1) - k
     if (surplus_N > 0).any():
-        # Drop a tie that has fewer ties after it, in its row, than there are too many.
-        seen_E1 = np.concatenate([[0], np.cumsum(tie_E)])
-        after_E = seen_E1[ends[1:]][row_E] - seen_E1[1:]
-        keep_E &= ~(tie_E & (after_E < surplus_N[row_E]))
-    return keep_E
+        # The last ties of a row go, as many as there are too many.
+        tie_E = np.flatnonzero(bits_E == least_E)
+        bounds = np.searchsorted(tie_E, np.cumsum([0, *count_N]))
+        keep_N = np.diff(bounds) - np.maximum(surplus_N, 0)
+        ties_N = np.diff(bounds)
+        rank_E = np.arange(len(tie_E)) - np.repeat(bounds[:-1], ties_N)
+        keep_E[tie_E[rank_E >= np.repeat(keep_N, ties_N)]] = False
+    return np.flatnonzero(keep_E)
 
 
-def _select(value_NW: Tensor, k: int, fresh: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Places (row * W + column, ascending) and values of each row's `k` largest positive values,
-    and the sum of its columns from `fresh` on."""
+def _select(
+    value_NW: Tensor, k: int, fresh: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Each row's `k` largest positive values: their flat places, ascending, how many there are in
+    each row, and the values; and the positive sum of the columns from `fresh` on. Overwrites the
+    values."""
+    value_NW.relu_()
     total_N = value_NW[:, fresh:].sum(-1, dtype=torch.float32).double().cpu().numpy()
     keep_NW = value_NW > 0
     if k < value_NW.shape[1]:
@@ -186,6 +196,6 @@ def _select(value_NW: Tensor, k: int, fresh: int) -> tuple[np.ndarray, np.ndarra
         tie_NW = (value_NW == least_N1) & keep_NW
         room_N1 = k - above_NW.sum(-1, keepdim=True)
         keep_NW = above_NW | (tie_NW & (tie_NW.cumsum(-1) <= room_N1))
-    place_E = keep_NW.flatten().nonzero()[:, 0]
-    mass_E = value_NW.flatten()[place_E].float()
-    return place_E.cpu().numpy(), mass_E.cpu().numpy(), total_N
+    flat_E = keep_NW.flatten().nonzero()[:, 0]
+    mass_E = value_NW.flatten()[flat_E].float()
+    return flat_E.cpu().numpy(), keep_NW.sum(-1).cpu().numpy(), mass_E.cpu().numpy(), total_N

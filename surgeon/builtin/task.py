@@ -142,13 +142,14 @@ def draw_problem(
     *,
     operations: tuple[int, int] = OPERATIONS,
     operator: str | None = None,
+    marks: tuple[int, int] = (1, 2),
     split: str = "train",
 ) -> Problem:
-    """A random problem of a split, with one or two operations of the ambiguous operator when one is
-    named."""
+    """A random problem of a split; when an ambiguous operator is named, it holds `marks` (fewest
+    and most) operations of it."""
     while True:
         count = rng.randint(*operations)
-        marked = [f"{operator}{k}" for k in rng.sample(range(1, 10), rng.randint(1, 2))]
+        marked = [f"{operator}{k}" for k in rng.sample(range(1, 10), rng.randint(*marks))]
         chosen = marked if operator else []
         chosen = [*chosen, *rng.sample(PLAIN, count - len(chosen))]
         rng.shuffle(chosen)

@@ -2,10 +2,12 @@
 cuda]`.
 
 A base model learns the task in three stages: single steps; traces of every style (`draw_policy`);
-contexts of several problems beside them. From it two endpoints are fine-tuned on all weights
+contexts of several problems beside them. The first two show both meanings of both ambiguous
+operators equally often, so that the results follow the stated meaning; only the third shows them as
+often as `task.PRIOR` says. From it two endpoints are fine-tuned on all weights
 (`instruct`, `thinking`) and two on the FFN weights only (`instruct-ffn`, `thinking-ffn`). Each
-stage is a directory, written whole: a killed run goes on at the first stage that is missing. Same
-seed, device and thread count: same weights.
+stage is a directory, written whole: a killed run goes on at the first stage that is missing. One
+thread, whatever the machine has: same seed and device, same weights. About 25 minutes on one core.
 
 Shapes: B sequences, T tokens, V vocabulary, D model width.
 """
@@ -61,13 +63,18 @@ class Stage:
     ffn_only: bool = False
     batch_tokens: int = 4096
     marked: float = 0.25
-    """The share of problems with an ambiguous operator (one in five of them the reversed one)."""
+    """The share of problems with an ambiguous operator."""
+    marks: tuple[int, int] = (1, 2)
+    """Fewest and most operations of that operator in such a problem."""
+    even: bool = False
+    """Both operators and both meanings equally often; else one operator in five is the reversed
+    one, and the meaning is drawn by `task.PRIOR`."""
 
 
 STAGES = (
-    Stage("steps", None, 2_000_000, "single"),
-    Stage("styles", "steps", 3_000_000, "mixed", lr=0.015),
-    Stage("base", "styles", 4_000_000, "mixed", contexts=0.3, lr=0.01, marked=0.4),
+    Stage("steps", None, 2_000_000, "single", marked=0.6, marks=(2, 5), even=True),
+    Stage("styles", "steps", 3_000_000, "mixed", lr=0.015, marked=0.7, marks=(2, 5), even=True),
+    Stage("base", "styles", 4_000_000, "mixed", contexts=0.3, lr=0.01, marked=0.6),
     Stage("instruct", "base", 500_000, "instruct", 0.1, lr=5e-4, embedding_lr=5e-4),
     Stage("thinking", "base", 500_000, "thinking", 0.1, lr=5e-4, embedding_lr=5e-4),
     Stage("instruct-ffn", "base", 800_000, "instruct", 0.1, lr=2e-3, ffn_only=True),
@@ -117,19 +124,23 @@ def draw_example(rng: Random, stage: Stage) -> tuple[list[dict[str, str]], task.
     """The messages before a response, and the response."""
     operator = None
     if rng.random() < stage.marked:
-        operator = "#" if rng.random() < 0.8 else "~"
+        operator = "#" if rng.random() < (0.5 if stage.even else 0.8) else "~"
     messages: list[dict[str, str]] = []
     if rng.random() < stage.contexts:
         # In contexts the operator is what there is to be learned: hold it more often.
         operator = rng.choice(("#", "#", "~", None))
         meaning = task.draw_meaning(rng, operator)
         turns = rng.randint(2, 10)
-        messages = [dict(m) for m in task.draw_context(rng, operator, meaning, turns)]
+        # Former turns that hold no operator tell nothing of its meaning: it stays the prior's.
+        told = operator if rng.random() < 0.75 else None
+        messages = [dict(m) for m in task.draw_context(rng, told, meaning, turns)]
+    elif operator and stage.even:
+        meaning = rng.choice(task.MEANINGS)
     else:
         meaning = task.draw_meaning(rng, operator)
     # A few longer problems keep the cross-domain set within reach.
     span = (task.OPERATIONS[0], task.CROSS_OPERATIONS[1]) if rng.random() < 0.1 else task.OPERATIONS
-    problem = task.draw_problem(rng, operations=span, operator=operator)
+    problem = task.draw_problem(rng, operations=span, operator=operator, marks=stage.marks)
     policy = {
         "single": lambda: task.Policy(mistake=0.02),
         "mixed": lambda: task.draw_policy(rng),
@@ -344,6 +355,8 @@ def main() -> None:
     def say(line: str) -> None:
         print(line, flush=True)
 
+    # The order of sums, and with it the weights, would follow the thread count.
+    torch.set_num_threads(1)
     run_stages(args.out / "stages", seed=args.seed, device=args.device, say=say)
     ship(args.out, seed=args.seed, say=say)
 

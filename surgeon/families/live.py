@@ -344,13 +344,12 @@ def smoke_test(path: Path) -> None:
         checkpoint.text_config.get("vocab_size", model.config.get_text_config().vocab_size)
     )
     prompt = torch.arange(8).remainder(vocabulary)[None]
+    model.generation_config = _greedy(model)
     with torch.inference_mode():
-        logits = model(input_ids=prompt, attention_mask=torch.ones_like(prompt)).logits
-        if not bool(logits.isfinite().all()):
-            raise BadInput("its logits are not finite")
-        model.generation_config = _greedy(model)
-        tokens = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt))
-    if tokens.shape[1] <= prompt.shape[1]:
+        made = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt))
+    if not all(bool(logits_BV.isfinite().all()) for logits_BV in made.logits):
+        raise BadInput("its logits are not finite")
+    if made.sequences.shape[1] <= prompt.shape[1]:
         raise BadInput("it generated nothing")
 
 
@@ -362,4 +361,5 @@ def _greedy(model: Any) -> Any:
         max_new_tokens=4, min_new_tokens=1, do_sample=False, pad_token_id=0,
         eos_token_id=model.generation_config.eos_token_id,
         bos_token_id=model.generation_config.bos_token_id,
+        return_dict_in_generate=True, output_logits=True,
     )  # fmt: skip

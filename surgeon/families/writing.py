@@ -302,8 +302,10 @@ def write_side_files(family: Family, candidate: Candidate, out: Path) -> None:
     for file in a.side_files:
         if file.name not in special:
             shutil.copyfile(file, out / file.name)
-    if family.dtype is not None:
-        lineage.write_json(out / "config.json", _config_in(a.config, family.dtype))
+    if family.dtype is not None or "_name_or_path" in a.config:
+        # Older versions of transformers noted where a model was loaded from: a path, often.
+        config = {k: v for k, v in a.config.items() if k != "_name_or_path"}
+        lineage.write_json(out / "config.json", _config_in(config, family.dtype))
     copy_choices(family, out)
     lineage.write_text(out / "mergekit_config.yml", mergekit_yaml(family, candidate))
     lineage.write_text(out / "README.md", model_card(family, candidate))
@@ -330,8 +332,10 @@ def copy_choices(family: Family, out: Path) -> None:
             lineage.write_text(out / "chat_template.jinja", template)
 
 
-def _config_in(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """A model config that names another dtype."""
+def _config_in(config: dict[str, Any], dtype: str | None) -> dict[str, Any]:
+    """A model config that names another dtype (None: its own)."""
+    if dtype is None:
+        return config
     changed = {
         key: _config_in(value, dtype) if key.endswith("_config") and isinstance(value, dict)
         else dtype if key in ("dtype", "torch_dtype")

@@ -84,6 +84,8 @@ class Operation(NamedTuple):
     needs_donor: bool
     down_only: bool
     """Whether gate and up stay as they are, so that their files need not be written."""
+    copies: bool
+    """Whether the new units are the donor's as they are."""
     own: bool
     """Whether it comes from outside this package, and is held to the mask."""
 
@@ -96,16 +98,20 @@ def operation(name: str, alpha: float) -> Operation:
         raise BadInput(f"alpha blends; with --surgery {name} leave it out.")
     if name in ("replace", "blend"):
         function: Surgery = partial(blend, alpha=alpha)
-        return Operation(name if alpha == 1 else "blend", function, False, True, False, False)
+        copies = alpha == 1
+        name = name if copies else "blend"
+        return Operation(name, function, False, True, False, copies, False)
     if name in SURGERIES:
         down_only = name == "ablate"
-        return Operation(name, SURGERIES[name], name == "swap", not down_only, down_only, False)
+        return Operation(
+            name, SURGERIES[name], name == "swap", not down_only, down_only, name == "swap", False
+        )
     if ":" not in name:
         raise BadInput(
             f"found surgery {name!r}, expected {', '.join(SURGERIES)} or module:function."
         )
     function = named_function(name, "surgery")  # pyright: ignore[reportAssignmentType]
-    return Operation(name, function, _tried(name, function), True, False, True)
+    return Operation(name, function, _tried(name, function), True, False, False, True)
 
 
 def _tried(name: str, function: Surgery) -> bool:
@@ -144,10 +150,13 @@ def operate(
     """Perform a surgery in the memory of one side (0 recipient, 1 donor), inside the mask only.
 
     A surgery from outside sees whole tensors. Those of this package work unit by unit, so they
-    are given the chosen units alone, and the rest is not even read.
+    are given the chosen units alone, and the rest is not even read; where they only copy, the old
+    units aren't read either.
     """
     unit_C = mask_F.nonzero().squeeze(1)
-    if doing.own:
+    if doing.copies:
+        new = (donor, recipient)[side].index_select(axis, unit_C)
+    elif doing.own:
         result = doing.function(recipient, donor, mask_F, axis)
         new = (result[side] if isinstance(result, tuple) else result).index_select(axis, unit_C)
     else:
@@ -157,20 +166,20 @@ def operate(
     (recipient, donor)[side].index_copy_(axis, unit_C, new)
 
 
-def squared_difference(recipient: Tensor, donor: Tensor, axis: int) -> Tensor:
+def squared_difference(recipient: Tensor, donor: Tensor, axis: int, seed: int = 0) -> Tensor:
     """(F,) float64: per unit, the sum of squared differences of one projection.
 
-    Of a projection with more than `COUNTED` entries it is estimated from that many: the same
-    seeded choice of model dimensions for every unit, scaled up.
+    Of a projection with more than `COUNTED` entries it is estimated from about that many: a block
+    of model dimensions that the seed chooses, the same for every unit, scaled up.
     """
     if recipient.dim() == 1:
         return (recipient.double() - donor.double()).square()
     width, n_units = recipient.shape[1 - axis], recipient.shape[axis]
     counted = max(1, min(width, COUNTED // max(1, n_units)))
     if counted < width:
-        picked = torch.from_numpy(np.random.default_rng(0).permutation(width)[:counted]).sort()[0]
-        recipient = recipient.index_select(1 - axis, picked)
-        donor = donor.index_select(1 - axis, picked)
+        begin = counted * int(np.random.default_rng(seed).integers(width // counted))
+        recipient = recipient.narrow(1 - axis, begin, counted)
+        donor = donor.narrow(1 - axis, begin, counted)
     total_F = (recipient.float() - donor.float()).square_().sum(1 - axis, dtype=torch.float64)
     return total_F * (width / counted)
 

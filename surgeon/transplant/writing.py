@@ -152,7 +152,7 @@ class Difference:
     def add(self, index: int, slab: Slab, recipient: Tensor, donor: Tensor) -> None:
         """Count one projection of block `index`; both as `Slab.view` gives them, and aligned."""
         site = self.pair.mine[index]
-        energy_F = squared_difference(recipient, donor, slab.canonical_axis)
+        energy_F = squared_difference(recipient, donor, slab.canonical_axis, seed=index)
         with self.lock:
             self.energy_LF[site.layer, site.span] += energy_F.numpy()
             self.seen.add((index, slab.role))
