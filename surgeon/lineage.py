@@ -40,10 +40,8 @@ def begin(
     out = Path(out)
     run = {"verb": verb, "arguments": plain(arguments), "inputs": inputs, "seed": seed}
     if out.exists() or out.is_symlink():
-        found = read(out)
-        if found is None:
-            raise BadInput(f"{out} exists and was not written by surgeon. Choose another --out.")
-        refuse_other_run(out, found, run)
+        refuse_foreign(out)
+        refuse_other_run(out, read(out) or {}, run)
         return None
     partial = out.with_name(out.name + ".partial")
     if partial.exists():
@@ -95,6 +93,13 @@ def read_object(file: str | Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadInput(f"{file} holds a {type(value).__name__}, expected a JSON object.")
     return value
+
+
+def refuse_foreign(out: str | Path) -> None:
+    """Raise `BadInput` when there is something at `out` that this package didn't write."""
+    out = Path(out)
+    if (out.exists() or out.is_symlink()) and read(out) is None:
+        raise BadInput(f"{out} exists and was not written by surgeon. Choose another --out.")
 
 
 def refuse_other_run(path: Path, found: dict[str, Any], run: dict[str, Any]) -> None:

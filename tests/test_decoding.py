@@ -94,14 +94,14 @@ def greedy_reference(model: Any, ids: list[int], max_tokens: int) -> list[int]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_answers_equal_those_of_generate(family: str, family_model: Callable[[str], Any]):
     model = family_model(family)
-    wanted = requests(9)
-    answers = run(model, wanted, temperature=0, batch=4)
-    assert [answer.index for answer in answers] == list(range(9))
+    wanted = requests(6)
+    answers = run(model, wanted, temperature=0, max_tokens=24, batch=4)
+    assert [answer.index for answer in answers] == list(range(6))
     for request, answer in zip(wanted, answers, strict=True):
-        assert answer.token_ids == greedy_reference(model, list(request.prompt), 40)
+        assert answer.token_ids == greedy_reference(model, list(request.prompt), 24)
         ended = answer.token_ids[-1] in STOP
         assert answer.finish_reason == ("stop" if ended else "length")
-        assert ended or len(answer.token_ids) == 40
+        assert ended or len(answer.token_ids) == 24
 
 
 def states_of(model: Any, wanted: list[Request], batch: int) -> tuple[list[Answer], list[Any]]:
@@ -167,15 +167,15 @@ def test_long_prompts_are_read_in_chunks(model: Any, monkeypatch: pytest.MonkeyP
 def test_rows_given_up_for_memory_come_back_with_the_same_answer(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    wanted = requests(40)
-    whole = run(model, wanted, max_tokens=200, stop=frozenset(), batch=40)
-    room = 18 * 256 * cache_bytes_per_token(model)
+    wanted = requests(24)
+    whole = run(model, wanted, max_tokens=150, stop=frozenset(), batch=24)
+    room = 18 * 192 * cache_bytes_per_token(model)
     monkeypatch.setattr("surgeon.decoding.memory_for_cache", lambda _: room)
     monkeypatch.setattr("surgeon.decoding.OUTLOOK", 8)
     shed: list[int] = []
     keep = decoding._Loop._shed
     monkeypatch.setattr(decoding._Loop, "_shed", lambda loop, n: (shed.append(n), keep(loop, n)))
-    assert run(model, wanted, max_tokens=200, stop=frozenset()) == whole
+    assert run(model, wanted, max_tokens=150, stop=frozenset()) == whole
     assert shed == [18]
 
 
@@ -277,7 +277,7 @@ def literal_choice(logits: np.ndarray, u: float, temperature: float, top_p: floa
 
 @given(
     st.integers(0, 2**32),
-    st.sampled_from([5, 63, 64, 65, 300, 3000]),
+    st.sampled_from([5, 64, 300, 2049, 5000]),
     st.sampled_from([1.0, 0.7, 0.2]),
     st.sampled_from([1.0, 0.9, 0.5, 1e-6]),
     st.sampled_from([0, 1, 3, 64, 200, 10_000]),
@@ -321,3 +321,10 @@ def test_frequencies_follow_the_probabilities():
     counts = choose(logits, u, temperature=1.0, top_p=0.8, top_k=0).bincount(minlength=4)
     kept = torch.tensor([1.0, 0.0, 2.0, -1.0]).softmax(0) * torch.tensor([1, 0, 1, 0])
     assert torch.allclose(counts / n, kept / kept.sum(), atol=0.01)
+
+
+def test_logits_that_are_not_finite_are_refused():
+    u = torch.tensor([0.5], dtype=torch.float64)
+    for temperature in (0, 1.0):
+        with pytest.raises(BadInput, match="not finite"):
+            choose(torch.tensor([[0.0, torch.nan]]), u, temperature=temperature, top_p=1, top_k=0)

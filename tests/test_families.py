@@ -245,6 +245,17 @@ def test_the_model_card_names_parents_and_leaks_no_path(
         assert str(tmp_path) not in text
 
 
+def test_a_config_that_notes_where_it_was_loaded_from_is_cleaned(
+    pico_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    file = pico_pair[0] / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "_name_or_path": "/home/someone/model"}))
+    family = describe(tmp_path / "f", *pico_pair, [Mix("slerp", 0.5)])
+    (path,) = write_all(family, tmp_path / "out").values()
+    assert Checkpoint.open(path).config == config
+
+
 @given(
     shape=st.lists(st.integers(0, 5), max_size=3),
     t=st.floats(0, 1),

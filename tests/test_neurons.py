@@ -16,23 +16,24 @@ from surgeon.neurons import sites
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 SMALL: dict[str, Any] = dict(
-    vocab_size=128, hidden_size=32, intermediate_size=16, num_hidden_layers=2,
+    vocab_size=128, hidden_size=32, intermediate_size=16, num_hidden_layers=3,
     num_attention_heads=4, num_key_value_heads=2, head_dim=8, pad_token_id=0, bos_token_id=1,
     eos_token_id=2,
 )  # fmt: skip
 
 
-def write_model(path: Path, config: Any, auto: Any) -> Checkpoint:
+def write_model(path: Path, config: Any, auto: Any, shards: int) -> Checkpoint:
     torch.manual_seed(0)
     model = auto.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.15)
-    model.to(torch.bfloat16).save_pretrained(path)
+    size = 2 * sum(parameter.numel() for parameter in model.parameters())
+    model.to(torch.bfloat16).save_pretrained(path, max_shard_size=-(-size // shards))
     return Checkpoint.open(path)
 
 
-def write_all_experts(path: Path) -> Checkpoint:
+def write_all_experts(path: Path, shards: int = 1) -> Checkpoint:
     """A qwen3_vl_moe checkpoint: one tensor holds gate and up of all experts."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -42,16 +43,16 @@ def write_all_experts(path: Path) -> Checkpoint:
         patch_size=4, num_position_embeddings=16, deepstack_visual_indexes=[0],
     )  # fmt: skip
     config = AutoConfig.for_model("qwen3_vl_moe", text_config=text, vision_config=vision)
-    return write_model(path, config, AutoModelForImageTextToText)
+    return write_model(path, config, AutoModelForImageTextToText, shards)
 
 
-def write_alternating(path: Path) -> Checkpoint:
+def write_alternating(path: Path, shards: int = 1) -> Checkpoint:
     """A gpt_oss checkpoint: gate in even columns, up in odd ones, with biases."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     extra = dict(num_local_experts=4, num_experts_per_tok=2, sliding_window=16)
     config = AutoConfig.for_model("gpt_oss", **SMALL, **extra)
-    return write_model(path, config, AutoModelForCausalLM)
+    return write_model(path, config, AutoModelForCausalLM, shards)
 
 
 def change(checkpoint: Checkpoint, edit: Any) -> Checkpoint:

@@ -12,23 +12,27 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_torch_file
+from test_neurons import write_all_experts, write_alternating
 
 from surgeon import lineage
 from surgeon.checkpoint import INDEX, Checkpoint
 from surgeon.errors import BadInput
 from surgeon.neurons import sites
 from surgeon.transplant import (
+    SURGERIES,
     NeuronWeights,
     choose,
     find_weights,
     mass_matched_units,
     parse_layers,
     random_units,
+    read_weights,
     signed_units,
     transplant,
 )
-from surgeon.transplant.operations import squared_difference
+from surgeon.transplant.operations import operate, operation, squared_difference
 from surgeon.transplant.selection import Choice
 
 # Shapes: L layers, F units per layer.
@@ -44,7 +48,23 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
     "untied-fp32": ("qwen2", dict(tied=False, dtype="float32")),
     "dense-and-experts": ("qwen3_moe", dict(mlp_only_layers=[1])),
 }
-laws = pytest.mark.parametrize("layout", LAYOUTS)
+ONE_TENSOR = {"one-tensor": write_all_experts, "alternating": write_alternating}
+laws = pytest.mark.parametrize("layout", [*LAYOUTS, *ONE_TENSOR])
+
+
+def write_sibling(source: Checkpoint, path: Path, *, turned: bool) -> Checkpoint:
+    """A copy plus noise; `turned` stores the tensors that hold all experts the other way round."""
+    shutil.copytree(source.path, path)
+    rng = torch.Generator().manual_seed(1)
+    for shard, names in source.shards.items():
+        changed = source.read_many(names)
+        for name, tensor in changed.items():
+            tensor += torch.randn(tensor.shape, generator=rng).to(tensor.dtype) * 0.02
+            if turned and ".experts." in name:
+                changed[name] = tensor.mT.contiguous()
+        (path / shard).unlink()
+        save_torch_file(changed, path / shard, {"format": "pt"})
+    return Checkpoint.open(path)
 
 
 @pytest.fixture(scope="session")
@@ -53,15 +73,22 @@ def siblings(tmp_path_factory: pytest.TempPathFactory, make_checkpoint):
     made: dict[str, tuple[Checkpoint, Checkpoint]] = {}
 
     def pair(layout: str) -> tuple[Checkpoint, Checkpoint]:
-        if layout not in made:
-            root = tmp_path_factory.mktemp(layout)
+        if layout in made:
+            return made[layout]
+        root = tmp_path_factory.mktemp(layout)
+        if layout in ONE_TENSOR:
+            a = ONE_TENSOR[layout](root / "a", 3)
+            b = write_sibling(a, root / "b", turned=layout == "one-tensor")
+        else:
             model_type, config = LAYOUTS[layout]
-            a = make_checkpoint(root / "a", model_type, shards=3, **config)
-            b = make_checkpoint(root / "b", model_type, shards=3, seed=1, noise_from=a, **config)
-            for file in a.glob("*"):  # a mistake that writes through a hard link must show
-                os.chmod(file, 0o444)
-            made[layout] = Checkpoint.open(a), Checkpoint.open(b)
-        return made[layout]
+            config = config | {"shards": 3}
+            a = Checkpoint.open(make_checkpoint(root / "a", model_type, **config))
+            other = make_checkpoint(root / "b", model_type, seed=1, noise_from=a.path, **config)
+            b = Checkpoint.open(other)
+        for file in a.path.glob("*"):  # a mistake that writes through a hard link must show
+            os.chmod(file, 0o444)
+        made[layout] = a, b
+        return a, b
 
     return pair
 
@@ -149,7 +176,8 @@ def test_all_units_give_the_donors_ffn_exactly(tmp_path: Path, siblings, layout:
         name: value
         for name, value in theirs.items()
         if "layers." in name and ".mlp." in name and "visual" not in name
-        and not name.endswith(("mlp.gate.weight", "mlp.down_proj.bias"))
+        and not name.endswith(("mlp.gate.weight", "mlp.down_proj.bias", "experts.down_proj_bias"))
+        and ".mlp.router." not in name
     }  # fmt: skip
     assert len(moved) >= 2 * a.n_layers
     wanted.load_state_dict({**wanted.state_dict(), **moved})
@@ -166,13 +194,13 @@ def test_units_outside_the_mask_keep_their_bits(tmp_path: Path, siblings, layout
     made = Checkpoint.open(tmp_path / "o")
     old, donor, new = tensors(a), tensors(b), tensors(made)
     in_ffn = set()
-    for site in sites(a):
+    for site, there in zip(sites(a), sites(b), strict=True):
         mask_F = torch.from_numpy(mask_LF[site.layer, site.span])
         for slab in site.slabs:
             in_ffn.add(slab.name)
             mine, theirs, got = (
-                slab.view(t[slab.name], site.n_units).movedim(slab.canonical_axis, 0)
-                for t in (old, donor, new)
+                one.view(t[one.name], site.n_units).movedim(slab.canonical_axis, 0)
+                for t, one in ((old, slab), (donor, there.slab(slab.role)), (new, slab))
             )
             assert torch.equal(got[~mask_F], mine[~mask_F])
             assert torch.equal(got[mask_F], theirs[mask_F])
@@ -218,11 +246,13 @@ def test_alpha_zero_is_the_identity_and_one_replaces(tmp_path: Path, siblings, l
         transplant(a, donor=b, mask=mask_LF, alpha=alpha, surgery=surgery, out=tmp_path / name)
         made[name] = Checkpoint.open(tmp_path / name)
     assert same_bits(made["zero"], a) and same_bits(made["one"], made["all"])
-    site = next(s for s in sites(a) if mask_LF[s.layer, s.span].any())
+    index = next(i for i, s in enumerate(sites(a)) if mask_LF[s.layer, s.span].any())
+    site, there = sites(a)[index], sites(b)[index]
     mask_F = torch.from_numpy(mask_LF[site.layer, site.span])
     slab = site.slab("up")
     x, y, z = (
-        slab.view(c.tensor(slab.name), site.n_units)[mask_F].float() for c in (a, b, made["half"])
+        one.view(c.tensor(one.name), site.n_units)[mask_F].float()
+        for c, one in ((a, slab), (b, there.slab("up")), (made["half"], slab))
     )
     dtype = a.tensor(slab.name).dtype
     assert torch.equal(z, torch.lerp(x, y, 0.5).to(dtype).float())
@@ -249,10 +279,12 @@ def test_ablation_takes_away_what_the_units_add(tmp_path: Path, siblings, layout
     for layer, block in enumerate(model.get_decoder().layers):
         ffn = block.mlp
         if not hasattr(ffn, "down_proj"):
-            n_units = ffn.experts.down_proj.shape[2]
-            keep_EF = ~torch.from_numpy(mask_LF[layer]).view(-1, n_units)[:4]
+            weight = ffn.experts.down_proj  # (E, D, F), or (E, F, D) where it is transposed
+            parts = weight.mT if ffn.experts.is_transposed else weight
+            n_experts, _, n_units = parts.shape
+            keep_EF = ~torch.from_numpy(mask_LF[layer]).view(n_experts, n_units)
             with torch.no_grad():
-                ffn.experts.down_proj *= keep_EF[:, None]
+                parts *= keep_EF[:, None]
             continue
         keep_F = ~torch.from_numpy(mask_LF[layer][: ffn.down_proj.in_features])
         ffn.down_proj.register_forward_pre_hook(lambda _, args, keep_F=keep_F: (args[0] * keep_F,))
@@ -366,14 +398,30 @@ def test_a_surgery_that_breaks_the_rules_is_refused(
         transplant(a, donor=b, mask=some_units(a), surgery=f"my_surgeries:{function}", out="o")
 
 
+@pytest.mark.parametrize("name", ["replace", "blend", "swap", "ablate"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_surgeries_are_performed_as_their_functions_say(name: str, axis: int):
+    """The short ways of `operate` against the plain function on whole tensors."""
+    rng = torch.Generator().manual_seed(0)
+    recipient, donor = torch.randn(2, 12, 12, generator=rng).bfloat16().unbind()
+    mask_F = torch.rand(12, generator=rng) < 0.5
+    alpha = 0.3 if name == "blend" else 1.0
+    doing = operation(name, alpha)
+    plain = doing.function if name == "blend" else SURGERIES[name]
+    wanted = plain(recipient.clone(), donor.clone(), mask_F, axis)
+    for side in (0, 1) if doing.pair else (0,):
+        both = recipient.clone(), donor.clone()
+        operate(doing, *both, mask_F, axis, side)
+        assert torch.equal(both[side], wanted[side] if isinstance(wanted, tuple) else wanted)
+        assert torch.equal(both[1 - side], (donor, recipient)[side])
+
+
 # --- matching ---------------------------------------------------------------------------------
 
 
 def permuted(source: Checkpoint, out: Path, seed: int = 0) -> Path:
     """The same function with the units of every block in another order."""
     shutil.copytree(source.path, out)
-    from safetensors.torch import save_file as save
-
     rng = np.random.default_rng(seed)
     changed = tensors(source)
     for site in sites(source):
@@ -383,7 +431,7 @@ def permuted(source: Checkpoint, out: Path, seed: int = 0) -> Path:
             part.copy_(part.index_select(slab.canonical_axis, order_F))
     for shard, names in source.shards.items():
         (out / shard).unlink()
-        save({name: changed[name] for name in names}, out / shard, {"format": "pt"})
+        save_torch_file({name: changed[name] for name in names}, out / shard, {"format": "pt"})
     return out
 
 
@@ -570,8 +618,6 @@ def test_mass_matching_comes_near_the_other_signs_mass(seed: int):
 def test_both_signs_mass_matched_carry_the_same_mass(tmp_path: Path, siblings):
     _, b = siblings("separate")
     weights = write_weights(tmp_path / "w.safetensors", b)
-    from surgeon.transplant import read_weights
-
     read = read_weights(weights, b.n_layers, b.d_ff)
     assert read.mass_LF is not None
     exists_LF = all_units(b)
@@ -590,8 +636,6 @@ def test_effective_units_move_and_are_reported(tmp_path: Path, siblings):
     a, b = siblings("separate")
     weights = write_weights(tmp_path / "rank" / "weights.safetensors", b)
     report = transplant(a, donor=b, weights=tmp_path / "rank", layers="1-2", out=tmp_path / "o")
-    from safetensors.numpy import load_file
-
     arrays = load_file(weights)
     mask_LF = arrays["weight_LF"] > 0
     mask_LF[0] = False
@@ -632,8 +676,6 @@ def test_mass_is_the_recipients_where_its_recording_is_given(tmp_path: Path, sib
     donor_weights = write_weights(tmp_path / "b.safetensors", b)
     own = write_weights(tmp_path / "a.safetensors", a, seed=5)
     report = transplant(a, donor=b, weights=donor_weights, recipient_weights=own, dry_run=True)
-    from safetensors.numpy import load_file
-
     mass_LF = load_file(own)["mass_LF"]
     mask_LF = load_file(donor_weights)["weight_LF"] > 0
     assert report.mass_of == "recipient"
@@ -675,6 +717,11 @@ def test_lineage_and_card_name_the_parents(tmp_path: Path, siblings):
     assert found["arguments"]["top_fraction"] == 0.5
     card = (tmp_path / "o" / "README.md").read_text()
     assert a.digest in card and b.digest in card and "the strongest 0.5" in card
+    transplant(a, donor=b, weights=weights, surgery="swap", out=tmp_path / "s")
+    for side in ("recipient", "donor"):
+        card = (tmp_path / "s" / side / "README.md").read_text()
+        assert f"is the {side}'s, byte for byte" in card and a.digest in card and b.digest in card
+        assert (lineage.read(tmp_path / "s" / side) or {})["part"] == side
 
 
 def test_a_finished_run_is_not_done_again(tmp_path: Path, siblings):
@@ -708,6 +755,7 @@ def test_a_killed_run_continues_and_gives_the_same(
         real(*arguments)
 
     real = writing.operate
+    monkeypatch.setattr(writing, "WRITERS", 1)  # so that it is known what is done at the sixth
     monkeypatch.setattr(writing, "operate", dies)
     with pytest.raises(KeyboardInterrupt):
         transplant(a, donor=b, mask=mask_LF, surgery=surgery, out=tmp_path / "o")
@@ -833,15 +881,13 @@ def test_other_numbers_of_experts_are_refused(tmp_path: Path, make_checkpoint, s
 
 def test_quantised_weights_are_refused(tmp_path: Path, pico_pair):
     a, b = pico_pair
-    from safetensors.torch import save_file as save
-
     source = Checkpoint.open(b)
     name = "model.layers.0.mlp.up_proj.weight"
     shard = source.tensors[name].shard
     held = source.read_many(source.shards[shard])
     held = {k: v.clone() for k, v in held.items()}
     held[name] = held[name].to(torch.float8_e4m3fn)
-    save(held, b / shard)
+    save_torch_file(held, b / shard)
     with pytest.raises(BadInput, match="as F8_E4M3: quantised"):
         transplant(a, donor=b, mask=all_units(source), dry_run=True)
 

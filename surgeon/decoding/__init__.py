@@ -28,7 +28,7 @@ from surgeon.errors import BadInput
 
 __all__ = ["Answer", "Request", "context_limit", "decode", "stream_key"]
 
-BLOCK = 64
+BLOCK = 16
 """Key positions are handed to attention in multiples of this: the sums of a row then don't depend
 on how long its neighbours are."""
 FLOOR = 16

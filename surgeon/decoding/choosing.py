@@ -8,8 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from surgeon.errors import BadInput
+
 STREAM_BLOCK = 256
 """Random numbers of a stream that are drawn at a time."""
+SORTED_OUTRIGHT = 2048
+"""Vocabularies up to this size are sorted without looking for a short list of candidates first."""
 
 
 def stream_key(seed: int, prompt_id: str, sample: int) -> bytes:
@@ -37,48 +41,44 @@ def choose(
     Temperature first, then the `top_k` most likely tokens (0: all), then the smallest set of most
     likely tokens whose probability reaches `top_p`; among equal logits the smaller id comes first.
     Temperature 0 takes the most likely token. The choice is the inverse of the cumulative
-    distribution at `u_B`, most likely token first. Only rows whose nucleus is wider than a short
-    list of candidates are sorted further.
+    distribution at `u_B`, most likely token first. A large vocabulary is sorted only for rows whose
+    nucleus is wider than a short list of candidates. Raises BadInput for logits that aren't finite.
     """
     if temperature == 0:
-        return logits_BV.argmax(-1)
+        largest_B, token_B = logits_BV.max(-1)
+        _check(largest_B)
+        return token_B
     logits_BV = logits_BV.float() / temperature
     V = logits_BV.shape[1]
     norm_B = logits_BV.logsumexp(-1)
-    token_B = torch.empty(len(logits_BV), dtype=torch.long, device=logits_BV.device)
-    rows: Tensor | None = None
-    width = min(V, max(64, top_k + 1) if top_k else 64)
-    while True:
-        part = logits_BV if rows is None else logits_BV[rows]
-        norm, u = (norm_B, u_B) if rows is None else (norm_B[rows], u_B[rows])
-        found, exact = _choose_within(part, norm, u, width, top_p, top_k)
-        if rows is None:
-            token_B = found
-            if bool(exact.all()):
-                return token_B
-            rows = (~exact).nonzero()[:, 0]
-        else:
-            token_B[rows] = found
-            if bool(exact.all()):
-                return token_B
-            rows = rows[~exact]
+    _check(norm_B)
+    width = V
+    if V > SORTED_OUTRIGHT:
+        width = min(V, max(64, top_k + 1))
+    token_B, exact_B = _choose_within(logits_BV, norm_B, u_B, width, top_p, top_k)
+    while not bool(exact_B.all()):
+        rows = (~exact_B).nonzero()[:, 0]
         width = min(V, width * 16)
+        token_B[rows], exact_B[rows] = _choose_within(
+            logits_BV[rows], norm_B[rows], u_B[rows], width, top_p, top_k
+        )
+    return token_B
+
+
+def _check(value_B: Tensor) -> None:
+    if not bool(value_B.isfinite().all()):
+        raise BadInput(
+            "found logits that are not finite: the weights are broken, or too large for float16 "
+            "(load the model in bfloat16 or float32)."
+        )
 
 
 def _choose_within(
     logits_BV: Tensor, norm_B: Tensor, u_B: Tensor, width: int, top_p: float, top_k: int
 ) -> tuple[Tensor, Tensor]:
     """The choice among the `width` largest logits, and whether those were enough to be exact."""
-    if width < logits_BV.shape[1]:
-        value_BC, token_BC = logits_BV.topk(width)
-        if bool((value_BC[:, 1:] == value_BC[:, :-1]).any()):
-            token_BC, order = token_BC.sort(-1)
-            value_BC, order = value_BC.gather(1, order).sort(stable=True, dim=-1, descending=True)
-            token_BC = token_BC.gather(1, order)
-        complete = False
-    else:
-        value_BC, token_BC = logits_BV.sort(stable=True, dim=-1, descending=True)
-        complete = True
+    complete = width == logits_BV.shape[1]
+    value_BC = _descending(logits_BV) if complete else logits_BV.topk(width).values
     mass_BC = (value_BC - norm_B[:, None]).exp().double()
     if top_k:
         mass_BC[:, top_k:] = 0
@@ -89,14 +89,31 @@ def _choose_within(
         last_B1 = (cum_BC < top_p * total_B1).sum(-1, keepdim=True).clamp_(max=width - 1)
         target_B1 = u_B[:, None] * cum_BC.gather(1, last_B1)
     else:
-        last_B1 = torch.full_like(token_BC[:, :1], width - 1)
+        last_B1 = torch.full((len(u_B), 1), width - 1, device=u_B.device)
         target_B1 = u_B[:, None] * total_B1
     pick_B1 = torch.minimum((cum_BC <= target_B1).sum(-1, keepdim=True), last_B1)
-    token_B = token_BC.gather(1, pick_B1)[:, 0]
+    value_B1 = value_BC.gather(1, pick_B1)
+    rank_B1 = pick_B1 - (value_BC > value_B1).sum(-1, keepdim=True)
+    token_B = _nth_equal(logits_BV, value_B1, rank_B1[:, 0])
     if complete:
         return token_B, torch.ones_like(token_B, dtype=torch.bool)
-    # A candidate as small as the smallest one may have equals that were left out.
-    decisive_B1 = last_B1 if top_p < 1 else pick_B1
+    # Where the nucleus, or without one the choice, ends within the candidates.
+    decisive_B1 = pick_B1 if top_p == 1 else last_B1
     if top_k:
         decisive_B1 = torch.full_like(last_B1, top_k - 1)
     return token_B, (value_BC.gather(1, decisive_B1) > value_BC[:, -1:])[:, 0]
+
+
+def _descending(logits_BV: Tensor) -> Tensor:
+    """Each row's values, largest first."""
+    if logits_BV.device.type == "cpu":
+        # Many times faster than torch's sort, which also keeps track of where values came from.
+        return torch.from_numpy(np.sort(-logits_BV.numpy(), axis=-1)).neg_()
+    return logits_BV.sort(-1, descending=True).values
+
+
+def _nth_equal(logits_BV: Tensor, value_B1: Tensor, rank_B: Tensor) -> Tensor:
+    """The id of the token with that logit; of several, by number from 0, the `rank_B`-th."""
+    row_E, token_E = (logits_BV == value_B1).nonzero(as_tuple=True)
+    first_B = torch.searchsorted(row_E, torch.arange(len(rank_B), device=row_E.device))
+    return token_E[first_B + rank_B]

@@ -150,21 +150,23 @@ def sweep(
         "seed": seed if by_mergekit else None,
     }
     partial = out.with_name(out.name + ".partial")
+    lineage.refuse_foreign(out)
     for place in (out, partial):
         if (found := lineage.read(place)) is not None:
             lineage.refuse_other_run(place, found, lineage.plain(run))
+    n_bytes = 0 if out.exists() else _bytes_to_write(family, partial, virtual, by_mergekit)
+    if not dry_run:
+        lineage.require_room(out, n_bytes, f"The family of {len(plan.members)} candidates")
     shares = None
     if "slerp" in family.methods:
         family = replace(family, cosines=_cosines(family, (out, partial)))
         shares = preflight.fallback(first, family.cosines)
-    n_bytes = 0 if out.exists() else _bytes_to_write(family, partial, virtual, by_mergekit)
     lines = _plan_lines(family, shares, n_bytes, virtual, by_mergekit)
     report = SweepReport(None, tuple(lines), tuple(notices), (), (), shares)
     if dry_run:
         return report
     for line in (*lines, *notices):
         log.info(line)
-    lineage.require_room(out, n_bytes, f"The family of {len(plan.members)} candidates")
     work = lineage.begin(out, **run)
     if work is None:
         done = Family.open(out)

@@ -367,7 +367,8 @@ def _publish(
     targets = [work / "recipient", work / "donor"] if doing.pair else [work]
     for target in targets:
         title = out.name if target == work else f"{out.name}, {target.name}"
-        card = model_card(title, report.lines(), rows, hub_ids)
+        rest_of = "donor" if target.name == "donor" and doing.pair else "recipient"
+        card = model_card(title, rest_of, report.lines()[:-1], rows, hub_ids)
         lineage.write_text(target / "README.md", card)
         if target != work:
             lineage.write_json(target / lineage.FILE, {**made, "part": target.name})
@@ -385,3 +386,12 @@ def _read_report(out: Path) -> Report:
     if values["similarity"] is not None:
         values["similarity"] = Similarity(*values["similarity"])
     return Report(**values)
+
+
+def show(report: Report) -> None:
+    """Print what a transplant moved, or would move."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for line in report.lines():
+        console.print(line, markup=False, soft_wrap=True)

@@ -231,7 +231,12 @@ def write(
             advance(1)
             return tensor
 
-        rewrite(pair.recipient, out, edit, changed.__contains__, threads=WRITERS)
+        source = pair.recipient
+        tensor = max((source.tensors[name].nbytes for name in changed), default=0)
+        shard = max((source.path / name).stat().st_size for name in source.shards)
+        # Each writer holds a tensor of both sides; together no more than the largest shards.
+        threads = max(1, min(WRITERS, shard // max(1, tensor)))
+        rewrite(source, out, edit, changed.__contains__, threads=threads)
 
 
 def bytes_needed(pair: Pair, moved_LF: np.ndarray, doing: Operation, out: Path) -> int:
@@ -251,9 +256,16 @@ def bytes_needed(pair: Pair, moved_LF: np.ndarray, doing: Operation, out: Path) 
 
 
 def model_card(
-    title: str, lines: list[str], parents: list[tuple[str, str, str]], hub_ids: list[str]
+    title: str,
+    rest_of: str,
+    lines: list[str],
+    parents: list[tuple[str, str, str]],
+    hub_ids: list[str],
 ) -> str:
-    """A README.md naming the parents as (role, name, digest); made without asking the network."""
+    """A README.md naming the parents as (role, name, digest); made without asking the network.
+
+    `rest_of` is the parent that everything else comes from: recipient or donor.
+    """
     found = ["---", "library_name: transformers"]
     if hub_ids:
         found += ["base_model:", *(f"- {spec.partition('@')[0]}" for spec in hub_ids)]
@@ -265,5 +277,5 @@ def model_card(
         "|---|---|---|",
     ]
     found += [f"| {role} | {name} | `{digest}` |" for role, name, digest in parents]
-    found += ["", "Everything but the FFN units below is the recipient's, byte for byte.", ""]
+    found += ["", f"Everything but the FFN units below is the {rest_of}'s, byte for byte.", ""]
     return "\n".join([*found, "```", *lines, "```", ""])
