@@ -7,8 +7,12 @@ export TOKENIZERS_PARALLELISM = false
 
 .PHONY: demo transplant test test-fast lint format bench family clean
 
+# One thread: on models this small several only wait for each other.
 demo: $(STAMP)  ## merge, rank and evaluate the built-in family; prints the ranking, writes a report
-	$(BIN)/surgeon run recipes/demo.yaml
+	OMP_NUM_THREADS=1 $(BIN)/surgeon run recipes/demo.yaml
+
+transplant: $(STAMP)  ## effective, redundant and control neurons into the Instruct endpoint
+	OMP_NUM_THREADS=1 $(BIN)/surgeon run recipes/transplant.yaml
 
 test: $(STAMP)  ## every test
 	$(BIN)/python -m pytest -n 2 --dist worksteal

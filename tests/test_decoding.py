@@ -108,7 +108,7 @@ def states_of(model: Any, wanted: list[Request], batch: int) -> tuple[list[Answe
     """The answers, and the last hidden states (rows, D) of every step."""
     seen: list[Any] = []
     hook = model.get_output_embeddings().register_forward_pre_hook(
-        lambda _, args: seen.append(args[0].numpy().copy())
+        lambda _, args: seen.append(args[0].float().numpy().copy())
     )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -161,7 +161,10 @@ def test_long_prompts_are_read_in_chunks(model: Any, monkeypatch: pytest.MonkeyP
     wanted = requests(12, longest=300)
     whole = run(model, wanted, batch=16)
     monkeypatch.setattr("surgeon.decoding.PREFILL_TOKENS", 64)
+    monkeypatch.setattr("surgeon.decoding.PREFILL_CHUNK", 64)
     assert run(model, wanted, batch=16) == whole
+    for request, answer in zip(wanted[:3], run(model, wanted[:3], temperature=0), strict=True):
+        assert answer.token_ids == greedy_reference(model, list(request.prompt), 40)
 
 
 def test_rows_given_up_for_memory_come_back_with_the_same_answer(
@@ -243,7 +246,7 @@ def test_the_batch_fits_the_memory(model: Any, monkeypatch: pytest.MonkeyPatch):
     wanted = [Request([7] * 64, b"")] * 100
     monkeypatch.setattr("surgeon.decoding.memory_for_cache", lambda _: 384 * 128 * 21)
     assert plan_rows(model, wanted, 64, 0) == 21
-    assert plan_rows(model, wanted, 1, 0) == 21
+    assert plan_rows(model, wanted, 1, 0) == 128 * 21 // 80
     assert plan_rows(model, wanted[:3], 1, 0) == 16
     assert plan_rows(model, wanted, 32768, 0) == 1
     assert plan_rows(model, wanted, 32768, 50) == 50

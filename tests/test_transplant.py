@@ -776,6 +776,22 @@ def test_a_killed_run_continues_and_gives_the_same(
         assert (tmp_path / "o" / sides[0] / name).stat().st_ino == inode
 
 
+def test_untouched_layers_of_large_models_are_counted_by_some_of_their_units(
+    tmp_path: Path, siblings, monkeypatch: pytest.MonkeyPatch
+):
+    """With 30 of 48 units (gate, up) and a quarter of the rows (down) read, the share is near."""
+    a, b = siblings("separate")
+    exact = transplant(a, donor=b, mask=all_units(a), layers="1", dry_run=True)
+    import surgeon.transplant.operations as operations
+    import surgeon.transplant.writing as writing
+
+    for module in (operations, writing):
+        monkeypatch.setattr(module, "COUNTED", 30 * 32)
+    near = transplant(a, donor=b, mask=all_units(a), layers="1", dry_run=True)
+    assert near.difference_share == pytest.approx(exact.difference_share, rel=0.05)
+    assert near.difference_share != exact.difference_share
+
+
 def test_large_projections_are_compared_by_a_fair_sample():
     rng = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 3000, 1200, generator=rng).bfloat16().unbind()

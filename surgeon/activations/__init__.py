@@ -20,7 +20,13 @@ from surgeon.activations.files import load, read_nex_cache, save, write_nex_cach
 from surgeon.activations.rows import Activations, Recording, RowSums
 from surgeon.activations.selection import Held, Top, largest
 from surgeon.activations.statistics import token_statistics
-from surgeon.decoding.architecture import context_limit, head_of, text_config, text_decoder
+from surgeon.decoding.architecture import (
+    context_limit,
+    head_of,
+    key_block,
+    text_config,
+    text_decoder,
+)
 from surgeon.decoding.cache import round_up
 from surgeon.errors import BadInput
 from surgeon.neurons import FfnSite, ffn_sites, live_d_ff
@@ -114,7 +120,7 @@ def record(
     check_traces(model, traces)
     device = next(model.parameters()).device
     budget = batch_tokens or (1024 if device.type == "cpu" else 8192)
-    recorder = _Recorder(model, sites, row_tokens, top_k, round_up(chunk_tokens, 16))
+    recorder = _Recorder(model, sites, row_tokens, top_k, chunk_tokens)
     was_training = model.training
     model.eval()
     try:
@@ -172,7 +178,8 @@ class _Recorder:
     ):
         self.model, self.decoder, self.head = model, text_decoder(model), head_of(model)
         self.sites, self.row_tokens, self.top_k = sites, row_tokens, top_k
-        self.chunk_tokens, self.limit = chunk_tokens, context_limit(model)
+        self.block, self.limit = key_block(model), context_limit(model)
+        self.chunk_tokens = round_up(chunk_tokens, self.block)
         self.d_ff = live_d_ff(model)
         self.n_neurons = self.d_ff * text_config(model).num_hidden_layers
         self.device = next(model.parameters()).device
@@ -200,18 +207,24 @@ class _Recorder:
         order = sorted(range(len(traces)), key=lambda i: -len(ids[i]))
         found: dict[int, Recording] = {}
         while order:
-            longest = round_up(len(ids[order[0]]), 16)
+            longest = round_up(len(ids[order[0]]), self.block)
             batch = order[: max(1, budget // longest)]
+            batch = [i for i in batch if self._kind(ids[i]) == self._kind(ids[order[0]])]
             order = order[len(batch) :]
             starts = [len(traces[i].prompt_token_ids) for i in batch]
             recordings = self.batch([ids[i] for i in batch], starts)
             found |= zip(batch, recordings, strict=True)
         return [found[i] for i in range(len(traces))]
 
+    def _kind(self, ids: list[int]) -> tuple[bool, ...]:
+        """Sequences of one kind may share a pass: attention on the CPU sums in another order from
+        192 and from 768 positions on, and chunks are read otherwise."""
+        length = round_up(len(ids), self.block)
+        return tuple(length >= least for least in (192, 768, self.chunk_tokens + 1))
+
     def batch(self, ids: list[list[int]], starts: list[int]) -> list[Recording]:
         """Record right-padded sequences whose responses begin at `starts`."""
-        # A multiple of 16 positions: sums over keys then don't depend on the longest neighbour.
-        longest = round_up(len(ids[0]), 16)
+        longest = round_up(len(ids[0]), self.block)
         ids_BT = np.zeros((len(ids), longest), dtype=np.int64)
         for b, row in enumerate(ids):
             ids_BT[b, : len(row)] = row

@@ -3,11 +3,10 @@ cuda]`.
 
 A base model learns the task in three stages: single steps; traces of every style (`draw_policy`);
 contexts of several problems beside them. The first two show both meanings of both ambiguous
-operators equally often, so that the results follow the stated meaning; only the third shows them as
-often as `task.PRIOR` says. From it two endpoints are fine-tuned on all weights
-(`instruct`, `thinking`) and two on the FFN weights only (`instruct-ffn`, `thinking-ffn`). Each
-stage is a directory, written whole: a killed run goes on at the first stage that is missing. One
-thread, whatever the machine has: same seed and device, same weights. About 25 minutes on one core.
+operators equally often, the third as often as `task.PRIOR` says. From it two endpoints are
+fine-tuned on all weights (`instruct`, `thinking`) and two on the FFN weights only (`instruct-ffn`,
+`thinking-ffn`). Each stage is a directory, written whole: a killed run goes on at the first stage
+that is missing. One thread, whatever the machine has. 21 minutes of one core's time.
 
 Shapes: B sequences, T tokens, V vocabulary, D model width.
 """

@@ -3,8 +3,10 @@
 # Shape letters: B rows of the batch (slots), T tokens of a chunk, K key positions, V vocabulary,
 # D model width, S numbers of a random stream.
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -17,20 +19,19 @@ from surgeon.decoding.architecture import (
     check_attention,
     context_limit,
     head_of,
+    key_block,
     layer_windows,
     mask_argument,
     text_config,
     text_decoder,
 )
+from surgeon.decoding.attention import attending
 from surgeon.decoding.cache import SlotCache, available_bytes, cache_bytes_per_token, round_up
 from surgeon.decoding.choosing import STREAM_BLOCK, choose, stream_key, uniforms
 from surgeon.errors import BadInput
 
 __all__ = ["Answer", "Request", "context_limit", "decode", "stream_key"]
 
-BLOCK = 16
-"""Key positions are handed to attention in multiples of this: the sums of a row then don't depend
-on how long its neighbours are."""
 FLOOR = 16
 """On the CPU a batch keeps at least this many rows: with fewer, matrix products change their order
 of summation, and an answer's bits would depend on how many others are left."""
@@ -38,6 +39,9 @@ LARGEST_BATCH = 256
 OUTLOOK = 2048
 """Tokens per answer that an automatic batch size makes room for; longer answers shed rows."""
 PREFILL_TOKENS = 8192
+"""Prompt tokens that share a pass."""
+PREFILL_CHUNK = 128
+"""Prompt tokens of one row per pass: on the CPU attention sums in another order above 191."""
 
 
 class Request(NamedTuple):
@@ -62,7 +66,7 @@ def plan_rows(model: nn.Module, requests: Sequence[Request], max_tokens: int, ba
     if batch:
         return min(batch, max(len(requests), FLOOR))
     longest = max(len(request.prompt) for request in requests)
-    tokens = round_up(longest + min(max_tokens, OUTLOOK), BLOCK)
+    tokens = round_up(longest + min(max_tokens, OUTLOOK), key_block(model))
     fit = memory_for_cache(model) // (cache_bytes_per_token(model) * tokens)
     return max(1, min(LARGEST_BATCH, max(len(requests), FLOOR), fit))
 
@@ -160,7 +164,10 @@ class _Loop:
         self.token_bytes = cache_bytes_per_token(model)
         self.windows = sorted(layer_windows(model)[0], key=lambda window: window or 0)
         longest = max(len(request.prompt) for request in requests)
-        capacity = round_up(longest + min(max_tokens, 2 * BLOCK), BLOCK)
+        self.block, self.config = key_block(model), text_config(model)
+        on_cpu = self.device.type == "cpu"
+        self.own_attention = on_cpu and self.config._attn_implementation == "sdpa"
+        capacity = round_up(longest + min(max_tokens, 128), self.block)
         layers = text_config(model).num_hidden_layers
         self.cache = SlotCache(layers, n, capacity)
         self.row_B: list[_Row | None] = [None] * n
@@ -203,46 +210,40 @@ class _Loop:
                 seated.append((length, b))
         # Neighbours of similar length share a pass: little padding.
         seated.sort()
+        chunk = PREFILL_CHUNK if self.device.type == "cpu" else PREFILL_TOKENS
         while seated:
-            n, longest = 1, seated[-1][0]
-            while n < len(seated) and (n + 1) * longest <= PREFILL_TOKENS:
-                n += 1
-            self._prefill([b for _, b in seated[-n:]])
+            n = max(1, PREFILL_TOKENS // min(chunk, round_up(seated[-1][0], self.block)))
+            self._prefill([b for _, b in seated[-n:]], chunk)
             del seated[-n:]
 
-    def _prefill(self, slots: list[int]) -> None:
-        """Keys and values of these rows' prompts, all but the last token."""
-        rows: list[Sequence[int]] = []
-        for b in slots:
-            row = self.row_B[b]
-            assert row is not None
-            rows.append(row.prompt[:-1])
-        longest = round_up(max(map(len, rows)), FLOOR)
-        ids_BT = np.zeros((len(rows), longest), dtype=np.int64)
-        for i, prompt in enumerate(rows):
-            ids_BT[i, : len(prompt)] = prompt
-        ids = torch.from_numpy(ids_BT).to(self.device)
-        chunk = max(FLOOR, PREFILL_TOKENS // len(rows) // FLOOR * FLOOR)
+    def _prefill(self, slots: list[int], chunk: int) -> None:
+        """Keys and values of these rows' prompts, all but the last token; the longest come last."""
+        lengths = [int(self.length_B[b]) for b in slots]
+        longest = round_up(lengths[-1], chunk if lengths[-1] > chunk else self.block)
         if longest > self.cache.capacity:
             self._grow(longest)
-        self.cache.slots = torch.tensor(slots, device=self.device)
+        ids_BT = np.zeros((len(slots), longest), dtype=np.int64)
+        for i, b in enumerate(slots):
+            row = self.row_B[b]
+            assert row is not None
+            ids_BT[i, : lengths[i]] = row.prompt[:-1]
+        ids = torch.from_numpy(ids_BT).to(self.device)
         for start in range(0, longest, chunk):
-            part = ids[:, start : start + chunk]
-            self.cache.start, length = start, part.shape[1]
+            done = bisect_right(lengths, start)
+            part = ids[done:, start : start + chunk]
+            length = part.shape[1]
+            self.cache.slots = torch.tensor(slots[done:], device=self.device)
+            self.cache.start = start
             # Padding stays within the context: some models rescale positions beyond it.
             position = torch.arange(start, start + length, device=self.device)
             position = position.clamp_(max=self.limit - 1)
+            masks = causal_masks(
+                self.model, start, length, start + length, dtype=self.dtype, device=self.device
+            )
             self.decoder(
                 input_ids=part,
-                position_ids=position.expand(len(rows), -1),
-                attention_mask=causal_masks(
-                    self.model,
-                    start,
-                    length,
-                    start + length,
-                    dtype=self.dtype,
-                    device=self.device,
-                ),
+                position_ids=position.expand(len(part), -1),
+                attention_mask=masks,
                 past_key_values=self.cache,
                 use_cache=True,
             )
@@ -266,15 +267,16 @@ class _Loop:
                 )
             flat.index_fill_(0, at_B, 0.0)
         cache.at_B, cache.start = at_B, longest
-        cache.span = min(round_up(longest, BLOCK), cache.capacity)
+        cache.span = min(round_up(longest, self.block), cache.capacity)
         masks = {window: mask[:, None, None, : cache.span] for window, mask in self.masks.items()}
-        hidden_B1D = self.decoder(
-            input_ids=self.token_B[:, None],
-            position_ids=length_B[:, None],
-            attention_mask=mask_argument(self.model, masks),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
+        with attending(self.config) if self.own_attention else nullcontext():
+            hidden_B1D = self.decoder(
+                input_ids=self.token_B[:, None],
+                position_ids=length_B[:, None],
+                attention_mask=mask_argument(self.model, masks),
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
         return self.head.logits(hidden_B1D[:, -1])
 
     def random(self) -> Tensor:
@@ -313,10 +315,10 @@ class _Loop:
 
     def _grow(self, needed: int) -> None:
         """Make room for `needed` positions a row, giving up the youngest rows where memory ends."""
-        capacity = round_up(max(needed, self.cache.capacity * 3 // 2), BLOCK)
+        capacity = round_up(max(needed, self.cache.capacity * 3 // 2), self.block)
         n = len(self.row_B)
         if not self.fixed and n * capacity * self.token_bytes > self.budget:
-            capacity = round_up(needed, BLOCK)
+            capacity = round_up(needed, self.block)
             fit = max(1, self.budget // (capacity * self.token_bytes))
             if fit < n:
                 self._shed(fit)

@@ -106,6 +106,12 @@ def causal_masks(
     return mask_argument(model, masks)
 
 
+def key_block(model: nn.Module) -> int:
+    """Key positions are handed to attention in multiples of this many: the sums of a row then don't
+    depend on how long its neighbours are."""
+    return 16 if text_config(model)._attn_implementation == "sdpa" else 64
+
+
 def check_attention(model: nn.Module) -> None:
     """Raise BadInput when the model's attention takes no explicit mask."""
     kind = text_config(model)._attn_implementation

@@ -138,7 +138,7 @@ class Report(NamedTuple):
         else:
             found.append("activation mass: not recorded in the weights given")
         if self.difference_share is not None:
-            where = " of the layers matched" if self.matched_similarity is not None else ""
+            where = " of the FFNs matched" if self.matched_similarity is not None else ""
             found.append(
                 f"weight difference: {self.difference_share:.1%} of the squared difference of the "
                 f"FFN weights{where} lies in these units"

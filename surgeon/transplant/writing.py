@@ -17,7 +17,7 @@ from surgeon.checkpoint import Checkpoint, map_tensor, rewrite
 from surgeon.errors import BadInput
 from surgeon.neurons import Site, Slab, sites
 from surgeon.progress import bar
-from surgeon.transplant.operations import Operation, matching, operate, squared_difference
+from surgeon.transplant.operations import COUNTED, Operation, matching, operate, squared_difference
 
 WRITERS = 2
 """Shards written at a time: copying is mostly waiting, exchanging is mostly arithmetic."""
@@ -157,34 +157,66 @@ class Difference:
             self.energy_LF[site.layer, site.span] += energy_F.numpy()
             self.seen.add((index, slab.role))
 
+    def _add_some(self, index: int, slab: Slab) -> None:
+        """Count a block without moved units, of which only the sum matters, reading little of it.
+
+        Of gate and up some neighbouring units stand for all; of down `add` reads some rows only.
+        """
+        site, there = self.pair.mine[index], self.pair.theirs[index]
+        count = max(1, COUNTED // int(self.pair.recipient.text_config["hidden_size"]))
+        if slab.canonical_axis == 1 or count >= site.n_units:
+            units = slice(0, site.n_units)
+        else:
+            begin = int(np.random.default_rng(index).integers(site.n_units - count + 1))
+            units = slice(begin, begin + count)
+        mine = _stored(self.pair.recipient, site, slab.role, units, ahead=False)
+        theirs = _stored(self.pair.donor, there, slab.role, units, ahead=False).to(mine.dtype)
+        energy_F = squared_difference(mine, theirs, slab.canonical_axis, seed=index)
+        self.energy_LF[site.layer, site.span] += float(energy_F.mean())
+
     def share(self, moved_LF: np.ndarray) -> float:
         """Share of the squared difference inside the mask; reads what no one has counted yet.
 
-        With matching, only layers with moved units are compared: the others were not aligned.
+        With matching, only blocks with moved units are compared: the others were not aligned.
         """
         compared_LF = np.ones_like(moved_LF)
         if self.pair.order_LF is not None:
-            compared_LF[~moved_LF.any(1)] = False
+            for site in self.pair.mine:
+                compared_LF[site.layer, site.span] = moved_LF[site.layer, site.span].any()
         for entries in places(self.pair, compared_LF).values():
             for index, slab in entries:
-                if (index, slab.role) not in self.seen:
-                    part = _stored(self.pair.recipient, self.pair.mine[index], slab)
+                site = self.pair.mine[index]
+                if (index, slab.role) in self.seen:
+                    continue
+                if moved_LF[site.layer, site.span].any():
+                    part = _stored(self.pair.recipient, site, slab.role)
                     self.add(index, slab, part, _donors(self.pair, index, slab.role, part.dtype))
+                else:
+                    self._add_some(index, slab)
         self.energy_LF *= compared_LF
         total = self.energy_LF.sum()
         return float(self.energy_LF[moved_LF].sum() / total) if total else 0.0
 
 
-def _stored(checkpoint: Checkpoint, site: Site, slab: Slab) -> Tensor:
-    """One projection of a block, mapped: only what is looked at is read."""
+def _stored(
+    checkpoint: Checkpoint,
+    site: Site,
+    role: str,
+    units: slice | None = None,
+    *,
+    ahead: bool = True,
+) -> Tensor:
+    """One projection of a block, or of some of its units, as a mapping of the file."""
+    slab = site.slab(role)
     info = checkpoint.tensors[slab.name]
-    return slab.view(map_tensor(checkpoint.path / info.shard, info), site.n_units)
+    mapped = map_tensor(checkpoint.path / info.shard, info, ahead=ahead)
+    return slab.view(mapped, site.n_units, units)
 
 
 def _donors(pair: Pair, index: int, role: str, dtype: torch.dtype) -> Tensor:
     """The donor's projection of block `index` in the recipient's dtype and order of units."""
     site = pair.theirs[index]
-    part = _stored(pair.donor, site, site.slab(role)).to(dtype)
+    part = _stored(pair.donor, site, role).to(dtype)
     order_F = pair.order_F(index)
     return part if order_F is None else part.index_select(site.slab(role).canonical_axis, order_F)
 
