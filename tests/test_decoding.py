@@ -105,7 +105,7 @@ def test_greedy_answers_equal_those_of_generate(family: str, family_model: Calla
 
 
 def states_of(model: Any, wanted: list[Request], batch: int) -> tuple[list[Answer], list[Any]]:
-    """The answers, and the last hidden states (rows, D) of every step."""
+    """The answers, and the last hidden states (rows, D) of every step, on one thread."""
     seen: list[Any] = []
     hook = model.get_output_embeddings().register_forward_pre_hook(
         lambda _, args: seen.append(args[0].float().numpy().copy())
@@ -113,23 +113,22 @@ def states_of(model: Any, wanted: list[Request], batch: int) -> tuple[list[Answe
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return run(model, wanted, batch=batch), seen
+        return run(model, wanted, batch=batch, max_tokens=20), seen
     finally:
         torch.set_num_threads(threads)
         hook.remove()
 
 
-@pytest.mark.parametrize(
-    "family", ["qwen2", "qwen3", "llama", "mistral", "gemma2", "gemma3_text", "olmo2", "phi3"]
-)
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in ("qwen3_moe", "mixtral")])
 def test_an_answers_bits_do_not_depend_on_its_neighbours(
     family: str, family_model: Callable[[str], Any]
 ):
-    model, wanted = family_model(family), requests(40)
+    """Experts are left out: how many tokens share one depends on the neighbours."""
+    model, wanted = family_model(family), requests(30, longest=420)
     (alone,), steps = states_of(model, wanted[3:4], batch=17)
     own = {step[0].tobytes() for step in steps}
     assert len(own) == len(alone.token_ids) > 1
-    for order, batch in ((wanted, 24), (wanted[:20][::-1], 64)):
+    for order, batch in ((wanted, 17), (wanted[:20][::-1], 64)):
         answers, steps = states_of(model, order, batch)
         found = answers[order.index(wanted[3])]
         assert found.token_ids == alone.token_ids
@@ -171,7 +170,7 @@ def test_rows_given_up_for_memory_come_back_with_the_same_answer(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ):
     wanted = requests(24)
-    whole = run(model, wanted, max_tokens=150, stop=frozenset(), batch=24)
+    whole = run(model, wanted, max_tokens=150, stop=frozenset(), batch=32)
     room = 18 * 192 * cache_bytes_per_token(model)
     monkeypatch.setattr("surgeon.decoding.memory_for_cache", lambda _: room)
     monkeypatch.setattr("surgeon.decoding.OUTLOOK", 8)
@@ -179,7 +178,7 @@ def test_rows_given_up_for_memory_come_back_with_the_same_answer(
     keep = decoding._Loop._shed
     monkeypatch.setattr(decoding._Loop, "_shed", lambda loop, n: (shed.append(n), keep(loop, n)))
     assert run(model, wanted, max_tokens=150, stop=frozenset()) == whole
-    assert shed == [18]
+    assert shed == [16]
 
 
 def test_rows_are_refilled_and_the_batch_shrinks(model: Any):
@@ -245,11 +244,13 @@ def test_the_batch_fits_the_memory(model: Any, monkeypatch: pytest.MonkeyPatch):
     assert 1 << 20 < available_bytes(torch.device("cpu")) < 1 << 50
     wanted = [Request([7] * 64, b"")] * 100
     monkeypatch.setattr("surgeon.decoding.memory_for_cache", lambda _: 384 * 128 * 21)
-    assert plan_rows(model, wanted, 64, 0) == 21
-    assert plan_rows(model, wanted, 1, 0) == 128 * 21 // 80
+    assert plan_rows(model, wanted, 64, 0) == 16
+    assert plan_rows(model, wanted, 1, 0) == 128 * 21 // 80 // 16 * 16
     assert plan_rows(model, wanted[:3], 1, 0) == 16
     assert plan_rows(model, wanted, 32768, 0) == 1
-    assert plan_rows(model, wanted, 32768, 50) == 50
+    assert plan_rows(model, wanted, 32768, 50) == 48
+    assert plan_rows(model, wanted, 32768, 7) == 7
+    assert plan_rows(model, wanted[:20], 32768, 50) == 32
     monkeypatch.setattr("surgeon.decoding.memory_for_cache", lambda _: 0)
     assert plan_rows(model, wanted, 64, 0) == 1
 

@@ -32,9 +32,10 @@ from surgeon.errors import BadInput
 
 __all__ = ["Answer", "Request", "context_limit", "decode", "stream_key"]
 
-FLOOR = 16
-"""On the CPU a batch keeps at least this many rows: with fewer, matrix products change their order
-of summation, and an answer's bits would depend on how many others are left."""
+ROWS = 16
+"""On the CPU a batch has a multiple of this many rows. Matrix products of fewer, and the last
+elements of tensors of another size, are computed in another way, so an answer's bits would depend
+on how many others are decoded beside it."""
 LARGEST_BATCH = 256
 OUTLOOK = 2048
 """Tokens per answer that an automatic batch size makes room for; longer answers shed rows."""
@@ -63,12 +64,17 @@ class Answer(NamedTuple):
 
 def plan_rows(model: nn.Module, requests: Sequence[Request], max_tokens: int, batch: int) -> int:
     """How many rows to decode at once: `batch`, or as many as the free memory is likely to hold."""
-    if batch:
-        return min(batch, max(len(requests), FLOOR))
     longest = max(len(request.prompt) for request in requests)
     tokens = round_up(longest + min(max_tokens, OUTLOOK), key_block(model))
     fit = memory_for_cache(model) // (cache_bytes_per_token(model) * tokens)
-    return max(1, min(LARGEST_BATCH, max(len(requests), FLOOR), fit))
+    most = batch or max(1, min(LARGEST_BATCH, fit))
+    return whole_rows(min(most, round_up(len(requests), ROWS)), model)
+
+
+def whole_rows(n: int, model: nn.Module) -> int:
+    """`n` or somewhat fewer rows, see `ROWS`."""
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    return n // ROWS * ROWS if on_cpu and n > ROWS else n
 
 
 def memory_for_cache(model: nn.Module) -> int:
@@ -158,14 +164,14 @@ class _Loop:
             for i, r in enumerate(requests)
         )
         n = plan_rows(model, requests, max_tokens, batch)
-        self.floor = min(FLOOR, n) if self.device.type == "cpu" else 1
+        on_cpu = self.device.type == "cpu"
+        self.step_rows = min(ROWS, n) if on_cpu else 1
         self.fixed = batch > 0
         self.budget = memory_for_cache(model)
         self.token_bytes = cache_bytes_per_token(model)
         self.windows = sorted(layer_windows(model)[0], key=lambda window: window or 0)
         longest = max(len(request.prompt) for request in requests)
         self.block, self.config = key_block(model), text_config(model)
-        on_cpu = self.device.type == "cpu"
         self.own_attention = on_cpu and self.config._attn_implementation == "sdpa"
         capacity = round_up(longest + min(max_tokens, 128), self.block)
         layers = text_config(model).num_hidden_layers
@@ -190,8 +196,8 @@ class _Loop:
             self._seat(free[: len(self.waiting)])
         elif len(free) == n:
             return False
-        elif not self.waiting and len(free) > n // 16 and n > self.floor:
-            self._shrink(max(self.floor, n - len(free)))
+        elif not self.waiting and len(free) > n // 16:
+            self._shrink(min(n, round_up(n - len(free), self.step_rows)))
         return True
 
     def _seat(self, slots: list[int]) -> None:
@@ -320,6 +326,7 @@ class _Loop:
         if not self.fixed and n * capacity * self.token_bytes > self.budget:
             capacity = round_up(needed, self.block)
             fit = max(1, self.budget // (capacity * self.token_bytes))
+            fit = whole_rows(fit, self.model)
             if fit < n:
                 self._shed(fit)
         self.cache.grow(capacity)
@@ -336,11 +343,13 @@ class _Loop:
             row.token_ids = []
             self.waiting.appendleft(row)
             self._free(b)
-        self.floor = min(self.floor, n)
+        self.step_rows = min(self.step_rows, n)
         self._shrink(n)
 
     def _shrink(self, n: int) -> None:
         """Move the answers of the last rows into free slots, and go on with `n` rows."""
+        if n == len(self.row_B):
+            return
         source = [b for b, row in enumerate(self.row_B) if row is not None and b >= n]
         target = [b for b, row in enumerate(self.row_B[:n]) if row is None][: len(source)]
         if source:

@@ -1,8 +1,8 @@
-"""Attention of one new token per row, with sums that don't depend on how far other rows have come.
+"""Attention of one new token per row, with sums that don't depend on how far other rows are.
 
-On the CPU the matrix products inside attention add up more than 384 keys in parts whose size follows
-from the longest row of the batch. Here longer spans are cut at fixed places instead and put together
-again, so a row's result is the same to the bit whoever its neighbours are.
+On the CPU the matrix products inside attention add up more than 384 keys in parts whose size
+follows from the longest row of the batch. Here longer spans are cut at fixed places instead and put
+together again, so a row's result is the same to the bit whoever its neighbours are.
 """
 
 # Shape letters: B rows, H key/value heads, G query heads per key/value head, K keys, D width.
