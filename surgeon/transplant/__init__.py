@@ -91,6 +91,8 @@ class Report(NamedTuple):
     """`recipient` or `donor`: whose activation mass that is."""
     difference_share: float | None
     """Share of the squared difference of all compared FFN weights that lies in the units."""
+    difference_sampled: bool
+    """Whether that share is an estimate from a part of each large projection."""
     similarity: Similarity | None
     """Of units of the same number; None for a surgery without a donor."""
     matched_similarity: float | None
@@ -142,6 +144,7 @@ class Report(NamedTuple):
             found.append(
                 f"weight difference: {self.difference_share:.1%} of the squared difference of the "
                 f"FFN weights{where} lies in these units"
+                + (" (estimated from a part of each)" if self.difference_sampled else "")
             )
         if self.similarity is not None:
             found.append(
@@ -270,6 +273,7 @@ def transplant(
         mass_share=mass_share,
         mass_of=mass_of,
         difference_share=difference.share(moved_LF) if doing.needs_donor else None,
+        difference_sampled=doing.needs_donor and difference.sampled,
         similarity=alike,
         matched_similarity=after,
         warnings=tuple(warnings),

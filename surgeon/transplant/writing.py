@@ -3,7 +3,8 @@
 # Shapes: L layers, F units per layer.
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -17,7 +18,8 @@ from surgeon.checkpoint import Checkpoint, map_tensor, rewrite
 from surgeon.errors import BadInput
 from surgeon.neurons import Site, Slab, sites
 from surgeon.progress import bar
-from surgeon.transplant.operations import COUNTED, Operation, matching, operate, squared_difference
+from surgeon.transplant import operations
+from surgeon.transplant.operations import Operation, matching, operate, squared_difference
 
 WRITERS = 2
 """Shards written at a time: copying is mostly waiting, exchanging is mostly arithmetic."""
@@ -149,6 +151,12 @@ class Difference:
         shape = (self.pair.recipient.n_layers, self.pair.recipient.d_ff)
         self.energy_LF = np.zeros(shape)
 
+    @property
+    def sampled(self) -> bool:
+        """Whether any projection has more entries than are compared."""
+        width = int(self.pair.recipient.text_config["hidden_size"])
+        return any(site.n_units * width > operations.COUNTED for site in self.pair.mine)
+
     def add(self, index: int, slab: Slab, recipient: Tensor, donor: Tensor) -> None:
         """Count one projection of block `index`; both as `Slab.view` gives them, and aligned."""
         site = self.pair.mine[index]
@@ -157,13 +165,21 @@ class Difference:
             self.energy_LF[site.layer, site.span] += energy_F.numpy()
             self.seen.add((index, slab.role))
 
+    def _read(self, index: int, slab: Slab, moved_LF: np.ndarray) -> None:
+        site = self.pair.mine[index]
+        if moved_LF[site.layer, site.span].any():
+            part = _stored(self.pair.recipient, site, slab.role)
+            self.add(index, slab, part, _donors(self.pair, index, slab.role, part.dtype))
+        else:
+            self._add_some(index, slab)
+
     def _add_some(self, index: int, slab: Slab) -> None:
         """Count a block without moved units, of which only the sum matters, reading little of it.
 
         Of gate and up some neighbouring units stand for all; of down `add` reads some rows only.
         """
         site, there = self.pair.mine[index], self.pair.theirs[index]
-        count = max(1, COUNTED // int(self.pair.recipient.text_config["hidden_size"]))
+        count = max(1, operations.COUNTED // int(self.pair.recipient.text_config["hidden_size"]))
         if slab.canonical_axis == 1 or count >= site.n_units:
             units = slice(0, site.n_units)
         else:
@@ -183,19 +199,28 @@ class Difference:
         if self.pair.order_LF is not None:
             for site in self.pair.mine:
                 compared_LF[site.layer, site.span] = moved_LF[site.layer, site.span].any()
-        for entries in places(self.pair, compared_LF).values():
-            for index, slab in entries:
-                site = self.pair.mine[index]
-                if (index, slab.role) in self.seen:
-                    continue
-                if moved_LF[site.layer, site.span].any():
-                    part = _stored(self.pair.recipient, site, slab.role)
-                    self.add(index, slab, part, _donors(self.pair, index, slab.role, part.dtype))
-                else:
-                    self._add_some(index, slab)
+        with _one_thread_each():
+            for entries in places(self.pair, compared_LF).values():
+                for index, slab in entries:
+                    if (index, slab.role) not in self.seen:
+                        self._read(index, slab, moved_LF)
         self.energy_LF *= compared_LF
         total = self.energy_LF.sum()
         return float(self.energy_LF[moved_LF].sum() / total) if total else 0.0
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Keep torch from splitting the many small operations: its threads would wait for each other.
+
+    Work is shared out by shards instead.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _stored(
@@ -268,7 +293,8 @@ def write(
         shard = max((source.path / name).stat().st_size for name in source.shards)
         # Each writer holds a tensor of both sides; together no more than the largest shards.
         threads = max(1, min(WRITERS, shard // max(1, tensor)))
-        rewrite(source, out, edit, changed.__contains__, threads=threads)
+        with _one_thread_each():
+            rewrite(source, out, edit, changed.__contains__, threads=threads)
 
 
 def bytes_needed(pair: Pair, moved_LF: np.ndarray, doing: Operation, out: Path) -> int:
