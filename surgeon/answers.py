@@ -505,7 +505,9 @@ class _Worker:
         self._end()
 
     def _start(self) -> None:
-        path = json.dumps([place or os.getcwd() for place in sys.path])
+        # Where this package lies comes last: it may have been imported from a place since left.
+        home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        path = json.dumps([*(place or os.getcwd() for place in sys.path), home])
         with self.lock:
             if self.closed:
                 return
@@ -576,7 +578,8 @@ def _kill(process: "subprocess.Popen[str]") -> None:
 
 
 _BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "import json, sys; given = json.loads(sys.argv[1]); "
+    "sys.path[:] = given + [place for place in sys.path if place not in given]; "
     "from surgeon.answers import _serve; _serve()"
 )
 
