@@ -44,6 +44,7 @@ VERBS = {
     "rank": Verb("surgeon.rank", "rank"),
     "evaluate": Verb("surgeon.evaluate", "evaluate"),
     "transplant": Verb("surgeon.transplant", "transplant"),
+    "distill": Verb("surgeon.distill", "distill"),
 }
 
 

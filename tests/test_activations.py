@@ -143,7 +143,7 @@ def equal(a: Recording, b: Recording) -> bool:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["qwen3", "gemma2", "gemma3_text", "phi3", "mistral"])
 def test_a_recording_does_not_depend_on_batch_order_or_chunks(
-    name: str, dtype: str, family: Callable[..., tuple[Checkpoint, Any]], one_thread: None
+    name: str, dtype: str, family: Callable[..., tuple[Checkpoint, Any]]
 ):
     _, model = family(name, dtype)
     traces = some_traces(9)
@@ -161,14 +161,6 @@ def test_a_recording_does_not_depend_on_batch_order_or_chunks(
         )
     for a, b in zip(whole, chunks, strict=True):
         np.testing.assert_allclose(a.logprob_T, b.logprob_T, atol=1e-4 if "32" in dtype else 0.2)
-
-
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_holding_fewer_layers_at_a_time_changes_nothing(
@@ -309,9 +301,9 @@ def test_selection_equals_a_plain_sort(
     all_NW = torch.cat(hs, 1)[rows]
     key_W = np.concatenate([np.arange(F) + layer * d_ff for layer in range(3)])
     assert as_lists(top) == plain_top(all_NW, np.tile(key_W, (N, 1)), k)
-    np.testing.assert_allclose(
-        top.total_N, all_NW.float().clamp(min=0).sum(1, dtype=torch.float64), rtol=1e-5, atol=1e-6
-    )
+    total = all_NW.float().clamp(min=0).sum(1, dtype=torch.float64)
+    rtol = 1e-5 if dtype is torch.float32 else 2e-3
+    np.testing.assert_allclose(top.total_N, total, rtol=rtol, atol=1e-6)
 
 
 @given(

@@ -105,17 +105,14 @@ def test_greedy_answers_equal_those_of_generate(family: str, family_model: Calla
 
 
 def states_of(model: Any, wanted: list[Request], batch: int) -> tuple[list[Answer], list[Any]]:
-    """The answers, and the last hidden states (rows, D) of every step, on one thread."""
+    """The answers, and the last hidden states (rows, D) of every step."""
     seen: list[Any] = []
     hook = model.get_output_embeddings().register_forward_pre_hook(
         lambda _, args: seen.append(args[0].float().numpy().copy())
     )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
         return run(model, wanted, batch=batch, max_tokens=20), seen
     finally:
-        torch.set_num_threads(threads)
         hook.remove()
 
 
@@ -332,3 +329,19 @@ def test_logits_that_are_not_finite_are_refused():
     for temperature in (0, 1.0):
         with pytest.raises(BadInput, match="not finite"):
             choose(torch.tensor([[0.0, torch.nan]]), u, temperature=temperature, top_p=1, top_k=0)
+
+
+def test_small_models_run_on_one_thread(model: Any):
+    seen: list[int] = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(
+        lambda *_: seen.append(torch.get_num_threads())
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for _ in decode(model, requests(3), stop=STOP, max_tokens=5):
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+        hook.remove()
+    assert set(seen) == {1}

@@ -22,6 +22,7 @@ from surgeon.activations.selection import Held, Top, largest
 from surgeon.activations.statistics import token_statistics
 from surgeon.decoding.architecture import (
     context_limit,
+    fitting_threads,
     head_of,
     key_block,
     text_config,
@@ -126,7 +127,9 @@ def record(
     try:
         with recorder.experts_reported():
             for window in _windows(traces, 8 * budget):
-                yield from recorder.window(window, budget)
+                with fitting_threads(model):
+                    recordings = recorder.window(window, budget)
+                yield from recordings
     finally:
         model.train(was_training)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from surgeon.decoding.architecture import Head
 
-PART_TOKENS = 256
+PART_TOKENS = 512
 """Tokens whose logits are made together: enough for a good matrix product."""
 TILE_VALUES = {"cpu": 1 << 18}
 """Logits that exist at a time, by device: on the CPU as many as stay in its cache."""

@@ -18,6 +18,7 @@ from surgeon.decoding.architecture import (
     causal_masks,
     check_attention,
     context_limit,
+    fitting_threads,
     head_of,
     key_block,
     layer_windows,
@@ -98,9 +99,10 @@ def decode(
 
     A row whose answer has ended takes the next request, so short answers don't wait for long ones;
     once no request waits, the batch shrinks with the rows that are left. The answer to a request
-    depends on its prompt and stream, not on its neighbours (to the bit on the CPU in float32 on one
-    thread, for families without experts). `max_tokens` counts generated tokens; the model's context
-    ends an answer too. Raises BadInput for a prompt that is empty or fills the context.
+    depends on its prompt and stream, not on its neighbours: to the bit on the CPU in float32 on one
+    thread (which small models always run on), for families without experts. `max_tokens` counts
+    generated tokens; the model's context ends an answer too. Raises BadInput for a prompt that is
+    empty or fills the context.
     """
     check_attention(model)
     limit = context_limit(model)
@@ -118,15 +120,18 @@ def decode(
     was_training = model.training
     model.eval()
     try:
-        while batch_loop.refill():
-            logits_BV = batch_loop.step()
-            token_B = choose(
-                logits_BV,
-                batch_loop.random(),
-                temperature=temperature,
-                top_p=top_p,
-                top_k=top_k,
-            )
+        while True:
+            with fitting_threads(model):
+                if not batch_loop.refill():
+                    return
+                logits_BV = batch_loop.step()
+                token_B = choose(
+                    logits_BV,
+                    batch_loop.random(),
+                    temperature=temperature,
+                    top_p=top_p,
+                    top_k=top_k,
+                )
             yield from batch_loop.accept(token_B)
     finally:
         model.train(was_training)

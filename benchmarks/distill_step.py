@@ -1,0 +1,243 @@
+"""One step of on-policy self-distillation against TRL's SDFTTrainer: tokens per second and memory.
+
+Both train the same random model of a 150k vocabulary with LoRA on the same questions, with
+responses of the same length, a teacher that is a moving average and sees ten demonstrations, and
+the reverse KL over the whole vocabulary; each in a process of its own. TRL is no dependency:
+`pip install trl`.
+"""
+
+# Shapes: none; see surgeon.training.
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import importlib.util
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+VOCABULARY, HIDDEN, LAYERS = 151_936, 128, 4
+BATCH, MICRO, LENGTH, SHOTS = 16, 8, 64, 10
+STEPS, WARM = 4, 1
+"""Steps, and how many of them are not timed."""
+RATE, RANK, LR = 0.01, 16, 1e-4
+SPEED, MEMORY = 1.2, 0.6
+"""Targets: at least this many times the tokens per second, at most this share of the memory."""
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|> {{ m.role }} {{ m.content }} <|im_end|> {% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|> assistant {% endif %}"
+)
+
+
+def write_model(path: Path) -> None:
+    """A random Qwen3 whose distributions are as peaked as a trained model's, and a tokenizer."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=3 * HIDDEN,
+            num_hidden_layers=LAYERS, num_attention_heads=4, num_key_value_heads=2, head_dim=32,
+            max_position_embeddings=4096, tie_word_embeddings=True, eos_token_id=2, pad_token_id=0,
+        )
+    )  # fmt: skip
+    with torch.no_grad():
+        model.model.embed_tokens.weight.normal_(0, 0.6)
+    model.save_pretrained(path)
+    words = ["<pad>", "<|im_start|>", "<|im_end|>", "<unk>", "user", "assistant", "system"]
+    words += [f"w{i}" for i in range(VOCABULARY - len(words))]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<|im_end|>", unk_token="<unk>"
+    )
+    fast.chat_template = TEMPLATE
+    fast.save_pretrained(path)
+
+
+def question(i: int) -> str:
+    """Twenty words."""
+    return " ".join(f"w{(37 * i + j) % 5000}" for j in range(20))
+
+
+def demonstrations(i: int) -> list[tuple[str, str]]:
+    """Ten other questions, each with an answer of twenty words."""
+    return [(question(i + 1 + j), question(1000 + i + j)) for j in range(SHOTS)]
+
+
+def train_here(path: Path) -> list[float]:
+    """Seconds of each step of this package."""
+    from accelerate import Accelerator
+
+    from surgeon.checkpoint import Checkpoint
+    from surgeon.decoding import Request, decode, stream_key
+    from surgeon.distill.objective import Micro, imitation, teacher_states
+    from surgeon.training import (
+        AveragedWeights,
+        Batch,
+        Schedule,
+        Student,
+        Tuning,
+        fit,
+        sequences,
+        tune,
+    )  # fmt: skip
+
+    checkpoint = Checkpoint.open(path)
+    model: Any = checkpoint.model()
+    tokenizer = checkpoint.tokenizer()
+    tune(model, Tuning(rank=RANK))
+    student = Student(model, Accelerator(cpu=True))
+
+    def encoded(messages: list[dict[str, str]]) -> list[int]:
+        found: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        return list(found["input_ids"])
+
+    def batches(start: int) -> Iterator[Batch]:
+        for step in range(start, STEPS):
+            numbers = range(step * BATCH, (step + 1) * BATCH)
+            asked = [[{"role": "user", "content": question(i)}] for i in numbers]
+            shown = [
+                [{"role": role, "content": text} for pair in demonstrations(i)
+                 for role, text in zip(("user", "assistant"), pair, strict=True)]
+                for i in numbers
+            ]  # fmt: skip
+            prompts = [encoded(a) for a in asked]
+            told = [encoded(s + a) for s, a in zip(shown, asked, strict=True)]
+            requests = [Request(p, stream_key(0, str(step), b)) for b, p in enumerate(prompts)]
+            answers = student.rollouts(
+                lambda m, r=requests: sorted(
+                    decode(m, r, stop=frozenset(), max_tokens=LENGTH, temperature=1.0, top_p=1.0)
+                )
+            )
+            responses = [answer.token_ids for answer in answers]
+            parts = [slice(b, b + MICRO) for b in range(0, BATCH, MICRO)]
+            micros = [
+                Micro(sequences(prompts[p], responses[p]), sequences(told[p], responses[p]))
+                for p in parts
+            ]
+            tokens = BATCH * LENGTH
+            yield Batch(micros, tokens, tokens, BATCH, {"length": float(tokens)})
+
+    records = fit(
+        student, batches, imitation, path / "ours", teacher=AveragedWeights(model, RATE),
+        target=teacher_states, schedule=Schedule(steps=STEPS, lr=LR, save_every=0),
+    )  # fmt: skip
+    return [record["seconds"] for record in records]
+
+
+def train_trl(path: Path) -> list[float]:
+    """Seconds of each step of TRL's trainer, with the same settings."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl.experimental.sdft import SDFTConfig, SDFTTrainer  # pyright: ignore
+
+    ends: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            if not ends:
+                ends.append(time.monotonic())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            ends.append(time.monotonic())
+
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": question(i)}],
+            "privileged_context": " ".join(
+                f"<|im_start|> user {q} <|im_end|> <|im_start|> assistant {a} <|im_end|>"
+                for q, a in demonstrations(i)
+            ),
+        }
+        for i in range(STEPS * BATCH)
+    ]
+    config = SDFTConfig(
+        output_dir=str(path / "trl"), max_steps=STEPS, per_device_train_batch_size=MICRO,
+        gradient_accumulation_steps=BATCH // MICRO, learning_rate=LR, use_cpu=True, bf16=False,
+        gradient_checkpointing=False, report_to=[], save_strategy="no", logging_strategy="no",
+        teacher_model_kind="ema", teacher_update_rate=RATE, teacher_sync_steps=1,
+        distillation_mode="full_logits", distillation_alpha=1.0, distillation_is_clip=None,
+        num_generations=1, max_prompt_length=None, max_completion_length=LENGTH, temperature=1.0,
+        teacher_prompt_template="{privileged_context} {prompt}", disable_tqdm=True,
+    )  # fmt: skip
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    model.generation_config.eos_token_id = VOCABULARY - 1
+    trainer = SDFTTrainer(
+        model=model, args=config, train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(path),
+        peft_config=LoraConfig(r=RANK, lora_alpha=32, target_modules="all-linear",
+                               task_type="CAUSAL_LM"),
+        callbacks=[Clock()],
+    )  # fmt: skip
+    trainer.train()
+    return [b - a for a, b in pairwise(ends)]
+
+
+def measure(side: str, path: Path) -> None:
+    """Run one side in this process and print what it took as JSON."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    taken = {"ours": train_here, "trl": train_trl}[side](path)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    timed = sorted(taken[WARM:])
+    print(json.dumps({"seconds": timed[0], "all": taken, "peak": (peak - before) / 1024}))
+
+
+def main() -> dict[str, float]:
+    """Print both sides and the ratios."""
+    if importlib.util.find_spec("trl") is None:
+        print("TRL is not installed, so there is nothing to compare with: pip install trl")
+        return {}
+    found = {}
+    with tempfile.TemporaryDirectory() as work:
+        write_model(Path(work))
+        for side in ("ours", "trl"):
+            command = [sys.executable, "-W", "ignore", "-m", "benchmarks.distill_step", side, work]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                print(done.stderr[-3000:])
+                raise SystemExit(1)
+            found[side] = json.loads(done.stdout.strip().splitlines()[-1])
+    tokens = BATCH * LENGTH
+    speed = found["trl"]["seconds"] / found["ours"]["seconds"]
+    memory = found["ours"]["peak"] / found["trl"]["peak"]
+    print(
+        f"a step of {BATCH} responses of {LENGTH} tokens, vocabulary {VOCABULARY:,}, LoRA rank "
+        f"{RANK}, full-vocabulary reverse KL"
+    )
+    for side, name in (("ours", "surgeon"), ("trl", "TRL SDFTTrainer")):
+        numbers = found[side]
+        print(
+            f"  {name:<16} {numbers['seconds']:7.2f} s  {tokens / numbers['seconds']:7.0f} tokens/s"
+            f"  {numbers['peak']:7.0f} MiB"
+        )
+    for what, value, target, good in (
+        ("tokens/s", speed, SPEED, speed >= SPEED), ("memory", memory, MEMORY, memory <= MEMORY),
+    ):  # fmt: skip
+        verdict = "reached" if good else "missed"
+        print(f"  {what:<16} {value:7.2f} x  (target {target:g}: {verdict})")
+    return {"speed": speed, "memory": memory}
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        measure(sys.argv[1], Path(sys.argv[2]))
+    else:
+        main()

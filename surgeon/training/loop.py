@@ -1,0 +1,286 @@
+"""The loop.
+
+`fit` knows no method. It takes batches from a generator (where on-policy rollouts live), a loss
+function and, with a teacher, a target function that runs under the teacher's weights. Nothing in a
+step depends on what was drawn before it: the random state is set from (seed, step, process), so a
+run that was killed continues with the same numbers as one that wasn't.
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from surgeon import lineage
+from surgeon.errors import BadInput
+from surgeon.progress import bar
+from surgeon.training.state import METRICS, resume, save
+from surgeon.training.student import Student
+from surgeon.training.tuning import Teacher, trainable
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long, how fast, and how often the state is saved."""
+
+    steps: int = 150
+    lr: float = 1e-4
+    """Peak learning rate of AdamW."""
+    warmup: float = 0.03
+    """Share of the steps in which the rate rises linearly."""
+    decay: Literal["constant", "linear", "cosine"] = "cosine"
+    """How the rate falls to 0 afterwards."""
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """Largest norm of the gradient; 0: no limit."""
+    save_every: int = 25
+    """Steps between saved states; 0: none."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            allowed = get_args(item.type)
+            if allowed and getattr(self, item.name) not in allowed:
+                choices = " or ".join(map(repr, allowed))
+                raise BadInput(
+                    f"found {item.name} = {getattr(self, item.name)!r}, expected {choices}."
+                )
+        for name, good, expected in (
+            ("steps", self.steps >= 1, "at least 1"),
+            ("lr", 0 < self.lr < math.inf, "above 0"),
+            ("warmup", 0 <= self.warmup <= 1, "from 0 to 1"),
+            ("weight_decay", self.weight_decay >= 0, "0 or more"),
+            ("clip", self.clip >= 0, "0 (no limit) or more"),
+            ("save_every", self.save_every >= 0, "0 (never) or more"),
+        ):
+            if not good:
+                raise BadInput(f"found {name} = {getattr(self, name)}, expected {expected}.")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of step 0, 1, ..."""
+        rising = max(1, round(self.warmup * self.steps))
+        if step < rising:
+            return self.lr * (step + 1) / rising
+        done = (step - rising) / max(1, self.steps - rising)
+        return (
+            self.lr
+            * {
+                "constant": 1.0,
+                "linear": 1.0 - done,
+                "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+            }[self.decay]
+        )
+
+
+class Batch(NamedTuple):
+    """One step's work on this process."""
+
+    micros: list[Any]
+    """What `loss` takes, one forward and backward pass each; at least one."""
+    weight: float
+    """What the summed loss is divided by (added up over processes): tokens, or responses."""
+    tokens: int
+    """Response tokens, over which the loss function's sums are averaged for the record."""
+    responses: int
+    sums: dict[str, float]
+    """Added up over this process's responses; their means are recorded."""
+
+
+class Loss(NamedTuple):
+    """What a loss function returns for a micro-batch."""
+
+    total: Tensor
+    """Scalar with a gradient, summed over tokens."""
+    sums: dict[str, Tensor]
+    """Summed over tokens, without gradients; the means per token are recorded."""
+
+
+@dataclass
+class Guards:
+    """What to watch while training: a metric's name, and below which share of where it began its
+    mean over ten steps is called a collapse."""
+
+    collapse: Mapping[str, float] = field(default_factory=dict)
+    window: int = 10
+
+    def warnings(self, records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+        """Metric -> a sentence, for those that have collapsed by the last of the records."""
+        found = {}
+        n = self.window
+        if len(records) < 2 * n:
+            return found
+        for name, share in self.collapse.items():
+            begin = sum(r[name] for r in records[:n]) / n
+            now = sum(r[name] for r in records[-n:]) / n
+            if now < share * begin:
+                found[name] = (
+                    f"{name.replace('_', ' ')} has collapsed: {now:.4g} over the last {n} steps, "
+                    f"{begin:.4g} over the first {n} (step {records[-1]['step']}). Lower the "
+                    "learning rate, or train for fewer steps."
+                )
+        return found
+
+
+def fit(
+    student: Student,
+    batches: Callable[[int], Iterator[Batch]],
+    loss: Callable[..., Loss],
+    directory: Path,
+    *,
+    schedule: Schedule,
+    teacher: Teacher | None = None,
+    target: Callable[..., Any] | None = None,
+    guards: Guards | None = None,
+    what: str = "train",
+) -> list[dict[str, Any]]:
+    """Train; returns the record of every step, which `directory/metrics.jsonl` holds too.
+
+    `batches(step)` yields the batches from that step on. `loss(model, micro, target)` is called
+    with gradients; with a teacher, `target(model, micro)` is called before it under the teacher's
+    weights, without (else the target is None). The state (parameters, teacher, optimizer) is saved
+    every `schedule.save_every` steps, and a run that finds one in `directory` continues from it
+    with the numbers it would have had. Raises `BadInput` when the loss is not finite.
+    """
+    accelerator, guards = student.accelerator, guards or Guards()
+    parameters = trainable(student.model)
+    optimizer = torch.optim.AdamW(
+        list(parameters.values()), lr=schedule.lr, weight_decay=schedule.weight_decay
+    )
+    start, records = resume(directory, student, optimizer, teacher)
+    said = {name for record in records for name in record.get("warnings", ())}
+    work = iter(batches(start))
+    with ExitStack() as stack:
+        advance = (
+            stack.enter_context(bar(what, schedule.steps)) if accelerator.is_main_process else None
+        )
+        if advance:
+            advance(start)
+        for step in range(start, schedule.steps):
+            begun = time.monotonic()
+            seed_everything(schedule.seed, step, accelerator.process_index)
+            batch = next(work)
+            rate = schedule.rate(step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            sums, gradient = _step(student, optimizer, batch, loss, teacher, target, schedule)
+            seconds = time.monotonic() - begun
+            record = {
+                "step": step + 1,
+                **sums,
+                "lr": rate,
+                "gradient_norm": gradient,
+                "seconds": seconds,
+                "tokens_per_s": sums["tokens"] / seconds,
+            }
+            records.append(record)
+            collapsed = guards.warnings(records)
+            fresh = {name: text for name, text in collapsed.items() if name not in said}
+            if fresh:
+                record["warnings"] = fresh
+                said |= fresh.keys()
+            if accelerator.is_main_process:
+                for text in fresh.values():
+                    print(f"Warning: {text}", file=sys.stderr, flush=True)
+                with open(directory / METRICS, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(record) + "\n")
+            accelerator.log({k: v for k, v in record.items() if k != "warnings"}, step=step + 1)
+            if advance:
+                advance(note=f"loss {record['loss']:.4f}")
+            if schedule.save_every and (step + 1) % schedule.save_every == 0:
+                save(directory, step + 1, student, optimizer, teacher)
+    if not schedule.save_every or schedule.steps % schedule.save_every:
+        save(directory, schedule.steps, student, optimizer, teacher)
+    return records
+
+
+def _step(
+    student: Student,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    loss: Callable[..., Loss],
+    teacher: Teacher | None,
+    target: Callable[..., Any] | None,
+    schedule: Schedule,
+) -> tuple[dict[str, float], float]:
+    """One update; the means over all processes, and the norm of the gradient before clipping."""
+    accelerator = student.accelerator
+    world = accelerator.num_processes
+    # Sums are kept where float64 exists, which isn't every accelerator.
+    device = accelerator.device if world > 1 else torch.device("cpu")
+    counts = torch.tensor(
+        [batch.weight, batch.tokens, batch.responses, *batch.sums.values()],
+        dtype=torch.float64, device=device,
+    )  # fmt: skip
+    weight, tokens, responses, *of_responses = _added(accelerator, counts).tolist()
+    most = int(_largest(accelerator, torch.tensor(len(batch.micros), device=device)))
+    totals: dict[str, Tensor] = {}
+    for number in range(most):
+        # Peers with shards must make the same calls: one that has run out repeats without weight.
+        micro, mine = batch.micros[min(number, len(batch.micros) - 1)], number < len(batch.micros)
+        if not mine and not student.sharded:
+            break
+        given = None
+        if teacher is not None and target is not None:
+            with torch.no_grad(), student.taught_by(teacher.acting()):
+                given = student(target, micro)
+        last = number == (most if student.sharded else len(batch.micros)) - 1
+        with student.last(last):
+            part: Loss = student(loss, micro, given)
+            # Averaged over processes by the wrapper, so multiplied here.
+            (part.total * (world / weight if mine else 0.0)).backward()
+        if mine:
+            for name, value in {"loss": part.total.detach(), **part.sums}.items():
+                totals[name] = totals.get(name, 0) + value.to(device).double()
+    names = list(totals)
+    added = _added(accelerator, torch.stack([totals[name] for name in names])).tolist()
+    sums = dict(zip(names, added, strict=True))
+    means = {name: value / tokens for name, value in sums.items()}
+    means["loss"] = sums["loss"] / weight
+    means |= {name: v / responses for name, v in zip(batch.sums, of_responses, strict=True)}
+    if not math.isfinite(means["loss"]):
+        raise BadInput(
+            f"the loss became {means['loss']}. Lower the learning rate; the last saved state is "
+            "kept and training continues from it."
+        )
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm: Any = torch.nn.utils.clip_grad_norm_(parameters, schedule.clip or math.inf)
+    gradient = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    if not math.isfinite(gradient):
+        raise BadInput(
+            f"the norm of the gradient became {gradient}. Lower the learning rate; the last saved "
+            "state is kept and training continues from it."
+        )
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    if teacher is not None:
+        teacher.update()
+    return {**means, "tokens": tokens, "responses": responses}, gradient
+
+
+def _added(accelerator: "Accelerator", tensor: Tensor) -> Tensor:
+    """The sum over processes."""
+    return accelerator.reduce(tensor, "sum")  # pyright: ignore[reportReturnType]
+
+
+def _largest(accelerator: "Accelerator", tensor: Tensor) -> Tensor:
+    """The maximum over processes."""
+    if accelerator.num_processes == 1:
+        return tensor
+    return accelerator.gather(tensor[None]).max()  # pyright: ignore
+
+
+def seed_everything(seed: int, step: int, process: int) -> None:
+    """Set torch's random state from these numbers alone."""
+    text = lineage.digest_of([seed, step, process]).removeprefix("sha256:")
+    torch.manual_seed(int(text[:15], 16))

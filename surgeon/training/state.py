@@ -1,0 +1,117 @@
+"""The saved state of a training run: parameters, teacher and optimizer as safetensors.
+
+The random state and the place in the data aren't in it: both follow from the seed and the step.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from surgeon import lineage
+from surgeon.training.student import Student
+from surgeon.training.tuning import Teacher, trainable
+
+METRICS = "metrics.jsonl"
+
+
+def states(directory: Path) -> list[Path]:
+    """The complete saved states of a run, oldest first."""
+    return sorted(p for p in directory.glob("state-*") if p.suffix != ".partial")
+
+
+def save(
+    directory: Path,
+    step: int,
+    student: Student,
+    optimizer: torch.optim.Optimizer,
+    teacher: Teacher | None,
+) -> None:
+    """Write parameters, teacher and optimizer after `step` steps; the state before it goes."""
+    from safetensors.torch import save_file
+
+    parameters = trainable(student.model)
+    moments = {
+        f"{key}.{name}": value
+        for name, p in parameters.items()
+        for key, value in optimizer.state[p].items()
+    }
+    parts = {
+        "student": student.whole(dict(parameters)),
+        "teacher": student.whole(teacher.tensors if teacher is not None else {}),
+        "optimizer": student.whole(moments),
+    }
+    if student.accelerator.is_main_process:
+        out = directory / f"state-{step:06d}"
+        partial = out.with_name(out.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for name, tensors in parts.items():
+            save_file(
+                {k: t.contiguous() for k, t in tensors.items()}, partial / f"{name}.safetensors"
+            )
+        lineage.write_json(partial / "state.json", {"step": step})
+        shutil.rmtree(out, ignore_errors=True)
+        lineage.finish(partial, out)
+        for old in states(directory):
+            if old != out:
+                shutil.rmtree(old)
+    student.accelerator.wait_for_everyone()
+
+
+def resume(
+    directory: Path,
+    student: Student,
+    optimizer: torch.optim.Optimizer,
+    teacher: Teacher | None,
+) -> tuple[int, list[dict[str, Any]]]:
+    """Bring back the last saved state; the steps it has behind it, and their records."""
+    from safetensors.torch import load_file
+
+    directory.mkdir(parents=True, exist_ok=True)
+    found = states(directory)
+    step = 0
+    if found:
+        step = int(lineage.read_object(found[-1] / "state.json")["step"])
+        parts = {
+            name: load_file(found[-1] / f"{name}.safetensors")
+            for name in ("student", "teacher", "optimizer")
+        }
+        parameters = trainable(student.model)
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(_like(parts["student"][name], parameter))
+                optimizer.state[parameter] = {
+                    key: _like(parts["optimizer"][f"{key}.{name}"], parameter)
+                    if key != "step"
+                    else parts["optimizer"][f"{key}.{name}"]
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+            for name, tensor in (teacher.tensors if teacher is not None else {}).items():
+                tensor.copy_(_like(parts["teacher"][name], tensor))
+    records = []
+    file = directory / METRICS
+    if file.is_file():
+        with open(file, encoding="utf-8") as lines:
+            # A kill may have cut the last line, or come after steps that weren't saved.
+            whole = [line for line in lines if line.endswith("\n")]
+        records = [record for record in map(json.loads, whole) if record["step"] <= step]
+    # Every process has read the file before the first one shortens it.
+    student.accelerator.wait_for_everyone()
+    if student.accelerator.is_main_process:
+        lineage.write_text(file, "".join(json.dumps(record) + "\n" for record in records))
+    student.accelerator.wait_for_everyone()
+    return step, records
+
+
+def _like(tensor: Tensor, other: Tensor) -> Tensor:
+    """A full tensor as the device and the sharding of another have it."""
+    tensor = tensor.to(other.device)
+    if not hasattr(other, "device_mesh"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, other.device_mesh, other.placements)  # pyright: ignore

@@ -1,0 +1,495 @@
+"""`surgeon distill` from end to end on tiny models, and what it refuses."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from surgeon.checkpoint import Checkpoint, resolve
+from surgeon.decoding.architecture import Head
+from surgeon.distill import distill, show
+from surgeon.distill import evidence as stages
+from surgeon.distill.grpo import majority_rewards, self_certainty
+from surgeon.distill.objective import draw, grouped, majority, share_of
+from surgeon.distill.plan import prepare
+from surgeon.errors import BadInput
+from surgeon.traces import Prompt, Trace
+
+SMALL: dict[str, Any] = dict(
+    top_global=0.1, max_tokens=80, temperature=1.0, top_p=1.0, share=0.4, shots=2, samples=2,
+    diagnose=3, steps=4, batch_size=4, lr=1e-2, save_every=2, rank=4, answer="last-line",
+    device="cpu",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory, make_checkpoint) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("distill") / "m", dtype="float32")
+
+
+def write_pool(path: Path, n: int = 16, *, labels: bool = False) -> str:
+    rows = [
+        {"id": f"q{i}", "prompt": f"w{i} + w{i + 1} = ?", **({"answer": str(i)} if labels else {})}
+        for i in range(n)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def records(directory: Path) -> list[dict]:
+    """The training record without the clock."""
+    lines = (directory / "training" / "metrics.jsonl").read_text().splitlines()
+    drop = ("seconds", "tokens_per_s")
+    return [{k: v for k, v in json.loads(line).items() if k not in drop} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def done(source: Path, tmp_path_factory) -> tuple[dict, Path]:
+    """One finished run; read only."""
+    root = tmp_path_factory.mktemp("done")
+    out = root / "out"
+    return distill(str(source), pool=write_pool(root / "pool.jsonl"), out=out, **SMALL), out
+
+
+# --- the whole
+
+
+def test_four_stages_leave_their_artifacts_and_an_adapter_that_loads(source, done, capsys):
+    result, out = done
+    made = {p.name for p in out.iterdir()}
+    assert made == {
+        "surgeon.json", "rollouts", "sets", "selection.json", "contexts.jsonl",
+        "diagnostics.json", "training", "distill.json", "README.md", "adapter_config.json",
+        "adapter_model.safetensors",
+    }  # fmt: skip
+    assert [p.name for p in (out / "training").iterdir()] == ["metrics.jsonl"]
+    chosen = json.loads((out / "selection.json").read_text())["questions"]
+    assert len(chosen) == round(0.4 * 16)
+    told = [json.loads(line) for line in (out / "contexts.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in told] == [q["id"] for q in chosen]
+    assert all(row["id"] not in row["shots"] and len(row["shots"]) == 2 for row in told)
+    for record in records(out):
+        assert {"loss", "kl", "student_entropy", "teacher_entropy", "length", "truncated",
+                "agreement", "tokens"} <= record.keys()  # fmt: skip
+        assert record["loss"] == pytest.approx(record["kl"], rel=1e-5)  # R14: mean over tokens
+        assert 0 <= record["agreement"] <= 1
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        before = Checkpoint.open(source).model()(input_ids=ids).logits
+        after = resolve(f"{source}+{out}").model()(input_ids=ids).logits
+    assert not torch.allclose(before, after)
+    show(result)
+    assert f"{source}+{out}" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_a_finished_run_is_not_repeated(source: Path, done):
+    result, out = done
+    pool = out.parent / "pool.jsonl"
+    again = distill(str(source), pool=str(pool), out=out, **SMALL)
+    assert again["already"] and again["training"] == result["training"]
+
+
+def test_no_label_is_read(source: Path, done, tmp_path: Path):
+    """The same pool with answers gives the same bytes."""
+    _, out = done
+    pool = write_pool(tmp_path / "pool.jsonl", labels=True)
+    distill(str(source), pool=pool, out=tmp_path / "out", **SMALL)
+    for name in ("adapter_model.safetensors", "selection.json", "contexts.jsonl",
+                 "diagnostics.json"):  # fmt: skip
+        assert (out / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
+    assert records(out) == records(tmp_path / "out")
+    inputs = [
+        json.loads((d / "surgeon.json").read_text())["inputs"] for d in (out, tmp_path / "out")
+    ]
+    assert inputs[0] == inputs[1]
+
+
+def test_killed_in_each_stage_it_ends_in_the_same_result(
+    source: Path, done, tmp_path: Path, monkeypatch
+):
+    """Stopped while it answers, makes contexts and trains; each time continued by the same call."""
+    _, out = done
+    again = tmp_path / "out"
+    pool = write_pool(tmp_path / "pool.jsonl")
+
+    class Killed(Exception):
+        pass
+
+    def stop_after(n: int, real):
+        calls = iter(range(n))
+
+        def function(*args, **kwargs):
+            if next(calls, None) is None:
+                raise Killed
+            return real(*args, **kwargs)
+
+        return function
+
+    from surgeon.distill import objective
+
+    for module, name, n in (
+        (stages, "append", 5), (stages, "set_block", 0), (stages, "teacher_prompt", 3),
+        (objective, "rollout", 3),
+    ):  # fmt: skip
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, stop_after(n, getattr(module, name)))
+            with pytest.raises(Killed):
+                distill(str(source), pool=pool, out=again, **SMALL)
+        assert not again.exists()
+    distill(str(source), pool=pool, out=again, **SMALL)
+    assert records(again) == records(out)
+    name = "adapter_model.safetensors"
+    assert (again / name).read_bytes() == (out / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_kill_minus_nine_while_training(source: Path, done, tmp_path: Path):
+    _, out = done
+    pool = write_pool(tmp_path / "pool.jsonl")
+    again = tmp_path / "out"
+    code = (
+        "import torch; torch.set_num_threads(1)\nfrom surgeon.distill import distill\n"
+        f"distill({str(source)!r}, pool={pool!r}, out={str(again)!r}, **{SMALL!r})"
+    )
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    partial, deadline = tmp_path / "out.partial", time.monotonic() + 120
+    while not any(partial.glob("training/state-*[0-9]")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not again.exists()
+    subprocess.run(command, check=True, capture_output=True)
+    assert len(records(again)) == SMALL["steps"]
+    for mine, other in zip(records(again), records(out), strict=True):
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_same_adapter(source: Path, done, tmp_path: Path):
+    from test_training import launched
+
+    _, out = done
+    pool = write_pool(tmp_path / "pool.jsonl")
+    settings = {parallel: {**SMALL, "parallel": parallel} for parallel in ("ddp", "fsdp")}
+    launched(
+        "import torch; torch.set_num_threads(1)\nfrom surgeon.distill import distill\n"
+        f"for name, settings in {settings!r}.items():\n"
+        f"    out = {str(tmp_path)!r} + '/' + name\n"
+        f"    distill({str(source)!r}, pool={pool!r}, out=out, **settings)"
+    )
+    for parallel in settings:
+        again = tmp_path / parallel
+        assert (again / "contexts.jsonl").read_bytes() == (out / "contexts.jsonl").read_bytes()
+        for mine, other in zip(records(again), records(out), strict=True):
+            assert mine["loss"] == pytest.approx(other["loss"], rel=1e-2)
+            assert mine["responses"] == other["responses"] == 4
+
+
+# --- outputs
+
+
+def test_merge_writes_the_base_with_its_adapter_added(source: Path, done, tmp_path: Path):
+    _, out = done
+    pool = write_pool(tmp_path / "pool.jsonl")
+    result = distill(str(source), pool=pool, out=tmp_path / "out", merge=True, **SMALL)
+    assert result["result"] == "checkpoint"
+    assert not (tmp_path / "out" / "adapter_config.json").exists()
+    merged = Checkpoint.open(tmp_path / "out")
+    assert merged.chat_template
+    expected = resolve(f"{source}+{out}")
+    for name in merged.tensors:
+        assert torch.equal(merged.tensor(name), expected.tensor(name)), name
+
+
+def test_full_weights_are_written_in_their_own_dtype(pico_pair, tmp_path: Path):
+    pool = write_pool(tmp_path / "pool.jsonl")
+    result = distill(
+        str(pico_pair[0]), pool=pool, out=tmp_path / "out", tuning="full",
+        **{**SMALL, "steps": 2, "lr": 1e-3, "gradient_checkpointing": True},
+    )  # fmt: skip
+    assert result["result"] == "checkpoint"
+    base, made = Checkpoint.open(pico_pair[0]), Checkpoint.open(tmp_path / "out")
+    assert {i.dtype for i in made.tensors.values()} == {"BF16"}
+    assert made.tensors.keys() == base.tensors.keys()
+    assert any(not torch.equal(made.tensor(n), base.tensor(n)) for n in made.tensors)
+    assert made.chat_template and made.tokenizer()
+    assert "No label was read" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_lmsi_learns_the_answers_of_the_majority(source: Path, tmp_path: Path):
+    pool = write_pool(tmp_path / "pool.jsonl", 6)
+    settings = {**SMALL, "steps": 8, "samples": 3, "max_tokens": 24}
+    result = distill(str(source), pool=pool, out=tmp_path / "out", method="lmsi", **settings)
+    losses = [record["loss"] for record in records(tmp_path / "out")]
+    assert losses[-1] < losses[0]
+    assert not (tmp_path / "out" / "contexts.jsonl").exists()
+    assert "room" in result["diagnostics"] and "entropy_gap" not in result["diagnostics"]
+    assert result["result"] == "adapter"
+
+
+# --- the parts
+
+
+def planned(source: Path, tmp_path: Path, **changes: Any):
+    pool = changes.pop("pool", None) or write_pool(tmp_path / "pool.jsonl")
+    import inspect
+
+    defaults = {
+        name: p.default
+        for name, p in inspect.signature(distill).parameters.items()
+        if p.default is not p.empty
+    }
+    given = {**defaults, **SMALL, **changes}
+    return prepare(str(source), pool=pool, out=tmp_path / "out", **given)
+
+
+def answered(i: int, text: str, reason: str = "stop") -> Trace:
+    return Trace(f"q{i}", 0, [5], [20], text, reason)  # pyright: ignore
+
+
+def test_demonstrations_stand_nearest_last_without_their_thinking(source: Path):
+    """R13; a system message of the question stands first."""
+    tokenizer = Checkpoint.open(source).tokenizer()
+    query = Prompt("q", ({"role": "system", "content": "w9"}, {"role": "user", "content": "w0"}))
+    shots = [
+        (Prompt(str(i), ({"role": "user", "content": f"w{i}"},)), f"x{i} x{i}") for i in (1, 2)
+    ]
+    text = str(tokenizer.decode(stages.teacher_prompt(tokenizer, query, shots, None)))
+    turns = [turn.split("<|im_start|>")[-1].split() for turn in text.split("<|im_end|>")]
+    assert [turn[0] for turn in turns] == ["system", "user", "assistant", "user", "assistant",
+                                           "user", "assistant"]  # fmt: skip
+    assert [turn[1] for turn in turns[:-1]] == ["w9", "w2", "x2", "w1", "x1", "w0"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "how", "shown"),
+    [
+        ("<think> w1 </think>\n\nw2 ", "stop", "answer", "w2"),
+        ("w1 </think> w2", "stop", "answer", "w2"),  # the template opens the block itself
+        ("<think> w1 </think> w2", "stop", "response", "<think> w1 </think> w2"),
+        ("<think> w1 </think> w2", "length", "answer", None),
+        ("<think> w1", "stop", "answer", None),
+        ("<think> w1 </think> ", "stop", "answer", None),
+    ],
+)
+def test_r13_what_is_shown_of_an_answer(text, reason, how, shown):
+    assert stages.demonstrated(answered(0, text, reason), how) == shown
+
+
+def test_demonstrations_are_dropped_whole_farthest_first_and_counted(source: Path, tmp_path: Path):
+    """With room for two of three demonstrations the two nearest stay."""
+    traces = [answered(i, "w1 w2") for i in range(16)]
+    plan = planned(source, tmp_path)
+    tokenizer = plan.checkpoint.tokenizer()
+    two = [(plan.prompts[i], "w1 w2") for i in (0, 1)]
+    room = len(stages.teacher_prompt(tokenizer, plan.prompts[2], two, None)) + 3
+    plan = planned(source, tmp_path, shots=3, teacher_tokens=room)
+    sets = stages.nopsd.gather([np.arange(i, i + 9, dtype=np.int32) for i in range(16)], 200)
+    (tmp_path / "work").mkdir()
+    found = stages.find_contexts(plan, tokenizer, traces, sets, [3, 8], tmp_path / "work")
+    again = stages.find_contexts(plan, tokenizer, [], sets, [], tmp_path / "work")
+    assert found == again  # what is on disk is read
+    assert {query: c.shot_K for query, c in found.items()} == {3: [2, 4, 1], 8: [7, 9, 6]}
+    for query, context in found.items():
+        ids = stages.prompt_of_teacher(plan, tokenizer, traces, context, query)
+        assert context.kept == 2 and len(ids) <= room
+        query_ids = plan.prompt_ids[query]
+        assert ids[-len(query_ids) :] == query_ids  # the question itself always stays
+        text = str(tokenizer.decode(ids))
+        shown = [plan.prompts[i].messages[0]["content"] in text for i in context.shot_K]
+        assert shown == [True, True, False]
+
+
+def test_questions_without_a_finished_answer_demonstrate_nothing(source: Path, tmp_path: Path):
+    plan = planned(source, tmp_path, shots=5)
+    tokenizer = plan.checkpoint.tokenizer()
+    traces = [answered(i, "w1", "stop" if i in (2, 5) else "length") for i in range(16)]
+    sets = stages.nopsd.gather([np.arange(i, i + 9, dtype=np.int32) for i in range(16)], 200)
+    (tmp_path / "work").mkdir()
+    found = stages.find_contexts(plan, tokenizer, traces, sets, [0, 9], tmp_path / "work")
+    assert {query: set(c.shot_K) for query, c in found.items()} == {0: {2, 5}, 9: {2, 5}}
+    shutil.rmtree(tmp_path / "work")
+    (tmp_path / "work").mkdir()
+    none = [answered(i, "w1", "length") for i in range(16)]
+    with pytest.raises(BadInput, match="of 16 answers 0 ended"):
+        stages.find_contexts(plan, tokenizer, none, sets, [0], tmp_path / "work")
+
+
+def test_every_chosen_question_comes_once_per_epoch():
+    chosen = [3, 5, 8, 13, 21]
+    drawn = [i for step in range(5) for i in draw(chosen, 2, step, seed=0)]
+    assert sorted(drawn[:5]) == sorted(drawn[5:]) == chosen
+    assert drawn[:5] != drawn[5:]
+    assert draw(chosen, 2, 3, seed=0) == drawn[6:8]  # a step needs no other
+
+
+def test_processes_share_a_batch():
+    assert share_of(5, 0, 2) + share_of(5, 1, 2) == [0, 2, 4, 1, 3]
+    with pytest.raises(BadInput, match="batch_size is 1"):
+        share_of(1, 1, 2)
+
+
+def test_micro_batches_hold_their_tokens_padding_included():
+    assert grouped([3, 9, 4, 8, 1], 18) == [[1, 3], [2, 0, 4]]
+    assert grouped([30, 2], 18) == [[0], [1]]
+
+
+def test_majority_keeps_answers_that_agree_and_ties_go_to_the_first(source: Path, tmp_path: Path):
+    plan = planned(source, tmp_path, samples=3, method="lmsi", select=None)
+    texts = {0: ["w1", "w2", "w2"], 1: ["w5", "w4", "w3"], 2: ["w9", "w9", "w9"]}
+    answers = {
+        (f"q{i}", n): Trace(
+            f"q{i}", n, [5], [20], texts.get(i, ["w7"] * 3)[n], "length" if i > 1 else "stop"
+        )
+        for i in range(16)
+        for n in range(3)
+    }
+    evidence = stages.Evidence(None, None, answers, [], {}, {}, [])
+    kept = majority(plan, evidence)
+    assert [(i, trace.text) for i, trace in kept] == [(0, "w2"), (0, "w2"), (1, "w5")]
+
+
+def test_diagnostics_warn_in_plain_words(source: Path, tmp_path: Path):
+    plan = planned(source, tmp_path)
+    good = {
+        "room": 0.3, "truncated": 0.0, "entropy_gap": -0.02, "mean_jaccard_distance": 0.87,
+        "entropy_gap_interval": [-0.03, -0.01], "consensus_length_r": 0.1,
+        "questions_with_dropped": 0, "demonstrations_dropped": 0,
+    }  # fmt: skip
+    assert stages.cautions(plan, good) == []
+    for change, said in (
+        ({"room": 0.01}, "nearly always agree"),
+        ({"entropy_gap_interval": [-0.01, 0.002]}, "not sharper"),
+        ({"mean_jaccard_distance": 0.63}, "homogeneous"),
+        ({"truncated": 0.5}, "50% of the answers hit the limit of 80 tokens"),
+        ({"consensus_length_r": 0.95}, "length"),
+        ({"questions_with_dropped": 2, "demonstrations_dropped": 7}, "7 demonstrations of 2"),
+    ):
+        (line,) = stages.cautions(plan, {**good, **change})
+        assert said in line
+
+
+# --- baselines with a reward
+
+
+def test_ttrl_rewards_the_majority_of_each_group():
+    votes = ["4", "5", "4", None, None, None, "7", "8"]
+    assert majority_rewards(votes, 4) == [1, 0, 1, 0, 0, 0, 1, 0]
+
+
+def test_intuitor_rewards_distance_from_uniform():
+    """p = (3/4, 1/4): -log 2 - (log 3/4 + log 1/4) / 2 = 0.1438; a uniform p gives 0."""
+    head = Head(torch.nn.Linear(2, 2, bias=False))
+    with torch.no_grad():
+        head.module.weight.copy_(torch.eye(2))  # pyright: ignore
+        sure, unsure = torch.tensor([[np.log(3.0), 0.0]]).float(), torch.zeros(1, 2)
+        assert self_certainty(sure, head) == pytest.approx(0.143841, abs=1e-5)
+        assert self_certainty(unsure, head) == pytest.approx(0.0, abs=1e-6)
+        assert self_certainty(torch.cat([sure, unsure]), head) == pytest.approx(0.07192, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", ["ttrl", "intuitor"])
+def test_methods_of_trl_say_how_to_get_it(source: Path, tmp_path: Path, method, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(BadInput, match="needs TRL: pip install trl"):
+        planned(source, tmp_path, method=method)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", ["ttrl", "intuitor"])
+def test_baselines_with_a_reward_train_an_adapter(source: Path, tmp_path: Path, method):
+    pytest.importorskip("trl")
+    pool = write_pool(tmp_path / "pool.jsonl", 6)
+    settings = {**SMALL, "steps": 2, "batch_size": 2, "max_tokens": 24}
+    result = distill(str(source), pool=pool, out=tmp_path / "out", method=method, **settings)
+    assert result["result"] == "adapter" and "reward" in result["training"]
+    assert resolve(f"{source}+{tmp_path / 'out'}").n_layers == 3
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"method": "grpo"}, "nopsd, lmsi"),
+        ({"select": "best"}, "bottom, top, band"),
+        ({"context": "far"}, "nearest, random"),
+        ({"ema": "slow"}, "factors, exact"),
+        ({"tuning": "some"}, "'lora' or 'full'"),
+        ({"tuning": "full", "ema": "exact"}, "averaged exactly"),
+        ({"share": 0.0}, "share 0.0"),
+        ({"band": [0.5]}, "two shares"),
+        ({"top_global": 5000}, "keeps all 144 neurons"),
+        ({"shots": 0}, "shots is 0"),
+        ({"ema_rate": 0.0}, "ema_rate"),
+        ({"steps": 0}, "steps = 0"),
+        ({"tracker": "stdout"}, "tensorboard, trackio, wandb"),
+        ({"max_tokens": 2045}, "doesn't fit the context of 2048"),
+        ({"teacher_tokens": 3}, "more than teacher_tokens 3"),
+        ({"method": "lmsi", "select": "top"}, "takes no select"),
+        ({"device": "abacus"}, "device"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_wrong_settings_are_refused_in_one_line(source: Path, tmp_path: Path, changes, said):
+    with pytest.raises(BadInput) as error:
+        planned(source, tmp_path, **changes)
+    assert said in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_an_empty_pool_is_refused(source: Path, tmp_path: Path):
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(BadInput, match="holds no prompts"):
+        planned(source, tmp_path, pool=str(tmp_path / "empty.jsonl"))
+    with pytest.raises(BadInput, match="2 or more"):
+        planned(source, tmp_path, pool=write_pool(tmp_path / "one.jsonl", 1))
+
+
+def test_a_prompt_longer_than_the_context_is_refused_by_name(source: Path, tmp_path: Path):
+    pool = tmp_path / "long.jsonl"
+    rows = [{"prompt": "w1"}, {"id": "long", "prompt": "w2 " * 2100}]
+    pool.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(BadInput, match=r"'long' has 21\d\d tokens"):
+        planned(source, tmp_path, pool=str(pool))
+
+
+def test_a_tokenizer_without_a_template_is_refused(pico_pair, tmp_path: Path):
+    (pico_pair[0] / "chat_template.jinja").unlink()
+    with pytest.raises(BadInput, match="has no chat template"):
+        planned(pico_pair[0], tmp_path)
+
+
+def test_an_adapter_of_another_base_is_refused(done, make_checkpoint, tmp_path: Path):
+    """Of another shape, and of the same shape but with other weights."""
+    _, out = done
+    for name, change in (("wide", {"hidden_size": 64}), ("sibling", {"seed": 7})):
+        other = make_checkpoint(tmp_path / name, dtype="float32", **change)
+        with pytest.raises(BadInput, match="another base"):
+            planned(Path(f"{other}+{out}"), tmp_path)
+
+
+def test_other_arguments_than_those_of_the_directory_are_refused(source: Path, done):
+    _, out = done
+    pool = str(out.parent / "pool.jsonl")
+    with pytest.raises(BadInput, match="shots is 2 there and 1 here"):
+        distill(str(source), pool=pool, out=out, **{**SMALL, "shots": 1})
+
+
+def test_mixtures_of_experts_are_refused_by_name(make_checkpoint, tmp_path: Path):
+    path = make_checkpoint(tmp_path / "moe", "qwen3_moe", dtype="float32")
+    with pytest.raises(BadInput, match="qwen3_moe"):
+        distill(str(path), pool=write_pool(tmp_path / "p.jsonl"), out=tmp_path / "out", **SMALL)
