@@ -9,10 +9,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TIERS = [
-    {"errors", "progress", "lineage", "checkpoint", "neurons", "families"},
-    {"traces", "decoding", "activations", "training", "attribution", "contributions"},
+    {"errors", "progress", "threads", "lineage", "checkpoint", "neurons", "families"},
+    {
+        "traces",
+        "decoding",
+        "activations",
+        "training",
+        "channels",
+        "attribution",
+        "contributions",
+    },
     {"nex", "nopsd", "neureasoner", "metrics", "answers", "truth", "report", "builtin"},
-    {"merge", "rank", "transplant", "evaluate", "curate", "distill", "trigger", "monitor"},
+    {"merge", "rank", "transplant", "evaluate", "curate", "distill", "trigger", "monitor", "serve"},
     {"recipes", "cli", "__main__"},
 ]
 TIER = {module: tier for tier, modules in enumerate(TIERS) for module in modules}

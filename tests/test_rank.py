@@ -121,7 +121,7 @@ def test_a_finished_ranking_computes_nothing_again(ranked, pico_source, mini_set
 
 
 def test_truth_and_select_only_redo_the_last_stage(pico_source, mini_set, tmp_path, monkeypatch):
-    arguments = dict(mini_set=str(mini_set), out=tmp_path / "out", **SMALL)
+    arguments: dict[str, Any] = dict(mini_set=str(mini_set), out=tmp_path / "out", **SMALL)
     specs = [str(p) for p in pico_source]
     first = rank.rank(specs, **arguments)
     (tmp_path / "truth.json").write_text(json.dumps({"a": 0.25, "b": 0.5}))
@@ -141,7 +141,9 @@ def test_an_interrupted_ranking_resumes_to_the_same_result(
     ranked, pico_source, mini_set, tmp_path, monkeypatch
 ):
     """Interrupted while sampling, then while recording; the third run ends as if never stopped."""
-    arguments = dict(mini_set=str(mini_set), out=tmp_path / "out", keep_activations=True, **SMALL)
+    arguments: dict[str, Any] = dict(
+        mini_set=str(mini_set), out=tmp_path / "out", keep_activations=True, **SMALL
+    )
     specs = [str(p) for p in pico_source]
     calls = {"append": 0, "save": 0}
 

@@ -20,6 +20,7 @@ from surgeon.errors import BadInput
 from surgeon.families import description, mixing, writing
 from surgeon.families.description import Candidate, Family, label
 from surgeon.families.mixing import NAMED_DTYPE
+from surgeon.threads import one_thread
 
 
 class Subject(NamedTuple):
@@ -131,7 +132,7 @@ class Materialiser:
 
     def model(self, candidate: Candidate) -> nn.Module:
         """The live model as `candidate`; the one returned before has changed with it."""
-        with torch.no_grad(), mixing.one_thread():
+        with torch.no_grad(), one_thread():
             for place in self.places:
                 pieces = [self._tensor(candidate, name) for name in place.names]
                 place.write(self.live, self.state, pieces)

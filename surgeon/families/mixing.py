@@ -12,7 +12,6 @@ import copy
 import math
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -236,17 +235,6 @@ def mixed(
             torch.mul(y, recipe.second, out=q)
             p.add_(q)
         yield out.copy_(p) if dtype != work else p
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run torch operations single-threaded: mixing has threads of its own, one per chunk."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def require_method(method: str) -> None:

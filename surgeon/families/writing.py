@@ -28,6 +28,7 @@ from surgeon.families import mixing
 from surgeon.families.description import Candidate, Family, mergekit_yaml, model_names
 from surgeon.families.mixing import DISK_DTYPE, NAMED_DTYPE, TORCH_DTYPE
 from surgeon.progress import bar
+from surgeon.threads import one_thread
 
 TOKENIZER_FILES = {
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -133,7 +134,7 @@ def write_weights(family: Family, candidates: list[Candidate], outs: list[Path])
     closing: list[Future[None]] = []
     try:
         with (
-            mixing.one_thread(),
+            one_thread(),
             bar(f"writing {len(candidates)} candidates", len(a.tensors)) as advance,
             ThreadPoolExecutor(workers) as pool,
         ):

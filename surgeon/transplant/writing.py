@@ -3,8 +3,7 @@
 # Shapes: L layers, F units per layer.
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -18,6 +17,7 @@ from surgeon.checkpoint import Checkpoint, map_tensor, rewrite
 from surgeon.errors import BadInput
 from surgeon.neurons import Site, Slab, sites
 from surgeon.progress import bar
+from surgeon.threads import one_thread
 from surgeon.transplant import operations
 from surgeon.transplant.operations import Operation, matching, operate, squared_difference
 
@@ -199,7 +199,7 @@ class Difference:
         if self.pair.order_LF is not None:
             for site in self.pair.mine:
                 compared_LF[site.layer, site.span] = moved_LF[site.layer, site.span].any()
-        with _one_thread_each():
+        with one_thread():
             for entries in places(self.pair, compared_LF).values():
                 for index, slab in entries:
                     if (index, slab.role) not in self.seen:
@@ -207,20 +207,6 @@ class Difference:
         self.energy_LF *= compared_LF
         total = self.energy_LF.sum()
         return float(self.energy_LF[moved_LF].sum() / total) if total else 0.0
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Keep torch from splitting the many small operations: its threads would wait for each other.
-
-    Work is shared out by shards instead.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _stored(
@@ -293,7 +279,7 @@ def write(
         shard = max((source.path / name).stat().st_size for name in source.shards)
         # Each writer holds a tensor of both sides; together no more than the largest shards.
         threads = max(1, min(WRITERS, shard // max(1, tensor)))
-        with _one_thread_each():
+        with one_thread():
             rewrite(source, out, edit, changed.__contains__, threads=threads)
 
 

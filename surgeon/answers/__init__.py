@@ -1,0 +1,51 @@
+r"""Answers: read them out of a response, bring them to one form, judge them against the gold.
+
+Nothing here runs a model. `extract` never raises on any text; what can be wrong is the *name* of an
+extractor or of a check, and `parse_extractor` and `parse_check` say so before any response is made.
+
+Extractors (`--answer`), all applied to the text after the last `</think>`:
+
+- `auto`: the last `\boxed{...}`, else the last `Answer:` line, else the last number, else the last
+  line that is not empty.
+- `boxed`: what stands in the last `\boxed{...}` with balanced braces.
+- `choice`: a letter A-J; the last boxed one, else the last after "answer" or "correct option", else
+  the last such as `(C)`, `**C**` or `C.` at the head of a line, else the last that stands alone.
+- `number`: the last whole or decimal number, thousands commas removed.
+- `last-line`: the last line that is not empty.
+- a regex with exactly one group; the last match counts. Python syntax without flags: write `(?i)`,
+  `(?m)` in it.
+- `module:function`, called as `function(text) -> str | None`.
+
+Checks (`--check`): `exact` (equal in `canonical` form), `choice` (the same letter), `math` (equal
+in canonical form, or equal to math-verify), `module:function`, called as
+`function(answer, gold) -> bool`.
+"""
+
+from surgeon.answers.checks import Verdict, choice_letter, gold_problem, parse_check
+from surgeon.answers.judging import check_many
+from surgeon.answers.reading import (
+    EXTRACTORS,
+    Extractor,
+    after_thinking,
+    canonical,
+    extract,
+    named_function,
+    parse_extractor,
+    read_answers,
+)
+
+__all__ = [
+    "EXTRACTORS",
+    "Extractor",
+    "Verdict",
+    "after_thinking",
+    "canonical",
+    "check_many",
+    "choice_letter",
+    "extract",
+    "gold_problem",
+    "named_function",
+    "parse_check",
+    "parse_extractor",
+    "read_answers",
+]

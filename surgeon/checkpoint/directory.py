@@ -1,0 +1,294 @@
+"""The checkpoint directory, and the live model and tokenizer in it."""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from surgeon import lineage
+from surgeon.checkpoint.tensors import (
+    TensorInfo,
+    read_header,
+    read_json,
+    read_tensor,
+)
+from surgeon.errors import BadInput
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+LIVE_DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A directory holding `config.json`, safetensors weights and a tokenizer."""
+
+    path: Path
+    spec: str = ""
+    """How the user named it: a directory, a hub id, `base+adapter` or `builtin:NAME`."""
+
+    @classmethod
+    def open(cls, path: str | Path, spec: str = "") -> "Checkpoint":
+        """Open a directory after checking every header in it; raises `BadInput`."""
+        path = Path(path)
+        if not path.is_dir():
+            raise BadInput(f"{path} is not a directory. Give a Hugging Face checkpoint directory.")
+        checkpoint = cls(path, spec or str(path))
+        checkpoint.config  # noqa: B018
+        checkpoint.tensors  # noqa: B018
+        return checkpoint
+
+    @property
+    def name(self) -> str:
+        """A short name for tables: the directory's own, or what the user typed for a hub id."""
+        return self.path.resolve().name if self.spec == str(self.path) else self.spec
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """`config.json`; raises `BadInput` when it is missing, malformed or wants remote code."""
+        file = self.path / "config.json"
+        if not file.is_file():
+            raise BadInput(f"{self.path} is not a checkpoint: it has no config.json.")
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise BadInput(f"{file} is not valid JSON ({error}).") from error
+        if not isinstance(config, dict) or "model_type" not in config:
+            raise BadInput(f"{file} names no model_type, so it is not a transformers config.")
+        if "auto_map" in config:
+            from transformers import CONFIG_MAPPING
+
+            if config["model_type"] not in CONFIG_MAPPING:
+                raise BadInput(
+                    f"{self.path} needs trust_remote_code (model_type {config['model_type']!r} "
+                    "lives in its repository). surgeon runs no code from checkpoints: use one "
+                    "whose architecture transformers ships."
+                )
+        return config
+
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """The language model's part of the config (all of it for text-only models)."""
+        return self.config.get("text_config", self.config)
+
+    @property
+    def model_type(self) -> str:
+        return self.config["model_type"]
+
+    @property
+    def n_layers(self) -> int:
+        return int(self.text_config["num_hidden_layers"])
+
+    @property
+    def d_ff(self) -> int:
+        """FFN units per layer; for mixtures of experts, experts x units per expert."""
+        config = self.text_config
+        experts = config.get("num_experts") or config.get("num_local_experts")
+        if not experts:
+            return int(config["intermediate_size"])
+        units = config.get("moe_intermediate_size") or config["intermediate_size"]
+        # A few layers of such a model may be dense; keys must have room for the wider kind.
+        return max(int(experts) * int(units), int(config.get("intermediate_size") or 0))
+
+    @property
+    def tied(self) -> bool:
+        """True when the unembedding is the embedding and is not stored a second time."""
+        return not any(name.endswith("lm_head.weight") for name in self.tensors)
+
+    @cached_property
+    def shards(self) -> dict[str, list[str]]:
+        """Shard file name -> the tensor names inside it, in the index's order."""
+        if (self.path / INDEX).is_file():
+            return self._indexed_shards()
+        if (self.path / SINGLE).is_file():
+            return {SINGLE: list(read_header(self.path / SINGLE))}
+        pickles = sorted(p.name for p in self.path.glob("*.bin")) or sorted(
+            p.name for p in self.path.glob("*.pt*")
+        )
+        if pickles:
+            raise BadInput(
+                f"{self.path} holds pickled weights only ({pickles[0]}). Pickle can run code: "
+                "convert them to safetensors first."
+            )
+        raise BadInput(f"{self.path} has no weights: neither {SINGLE} nor {INDEX} is there.")
+
+    def _indexed_shards(self) -> dict[str, list[str]]:
+        file = self.path / INDEX
+        try:
+            weight_map = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
+            items = list(weight_map.items())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadInput(f"{file} is not a safetensors index ({error!r}).") from error
+        shards: dict[str, list[str]] = {}
+        for name, shard in items:
+            if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", "..", "."):
+                raise BadInput(
+                    f"{file} names the shard {shard!r}, which is outside the directory. "
+                    "Shards must be plain file names beside the index."
+                )
+            shards.setdefault(shard, []).append(name)
+        missing = [shard for shard in shards if not (self.path / shard).is_file()]
+        if missing:
+            raise BadInput(
+                f"{self.path} lacks {len(missing)} of its {len(shards)} shards ({missing[0]}). "
+                "Fetch or copy it again."
+            )
+        return shards
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Every tensor by name, in the order of `shards`, from the headers alone."""
+        found = {}
+        for shard, names in self.shards.items():
+            header = read_header(self.path / shard)
+            for name in names:
+                if name not in header:
+                    raise BadInput(
+                        f"{self.path / INDEX} places {name!r} in {shard}, which does not hold it."
+                    )
+                found[name] = header[name]._replace(shard=shard)
+        return found
+
+    @property
+    def size(self) -> int:
+        """Bytes of all weights."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+    def tensor(self, name: str) -> "Tensor":
+        """Read one tensor; the rest of the checkpoint stays on disk."""
+        if name not in self.tensors:
+            raise KeyError(f"{self.path} has no tensor {name!r}.")
+        info = self.tensors[name]
+        with open(self.path / info.shard, "rb", 0) as file:
+            return read_tensor(file, info)
+
+    def read_many(self, names: list[str]) -> "dict[str, Tensor]":
+        """Read several tensors, opening each shard once."""
+        from safetensors import safe_open
+
+        by_shard: dict[str, list[str]] = {}
+        for name in names:
+            if name not in self.tensors:
+                raise KeyError(f"{self.path} has no tensor {name!r}.")
+            by_shard.setdefault(self.tensors[name].shard, []).append(name)
+        found = {}
+        for shard, members in by_shard.items():
+            with safe_open(self.path / shard, framework="pt") as file:
+                for name in members:
+                    found[name] = file.get_tensor(name)
+        return {name: found[name] for name in names}
+
+    @property
+    def side_files(self) -> list[Path]:
+        """Files that belong to the checkpoint beside weights and lineage: config, tokenizer, ..."""
+        weights = {*self.shards, INDEX, SINGLE}
+        return sorted(
+            p
+            for p in self.path.iterdir()
+            if p.is_file() and p.name not in weights and p.name != lineage.FILE
+            and p.suffix not in {".safetensors", ".bin", ".pt", ".pth", ".md", ".tmp"}
+            and not p.name.startswith(".")
+        )  # fmt: skip
+
+    @cached_property
+    def digest(self) -> str:
+        """`sha256:` over config, tokenizer, template, generation config and every weight byte."""
+        files = [*self.side_files, *(self.path / shard for shard in self.shards)]
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            digests = list(pool.map(lineage.file_digest, files))
+        by_name = dict(zip((f.name for f in files), digests, strict=True))
+        return lineage.digest_of(by_name)
+
+    @property
+    def digests(self) -> set[str]:
+        """`digest`, and that of the virtual candidate this directory was written from, if any."""
+        made = lineage.read(self.path) or {}
+        return {self.digest} | ({made["candidate_digest"]} if "candidate_digest" in made else set())
+
+    @cached_property
+    def generation_config(self) -> dict[str, Any]:
+        """`generation_config.json`, or an empty dict."""
+        return read_json(self.path / "generation_config.json")
+
+    @property
+    def chat_template(self) -> str | None:
+        """The chat template's text, from its own file or from the tokenizer's config."""
+        file = self.path / "chat_template.jinja"
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+        return read_json(self.path / "tokenizer_config.json").get("chat_template")
+
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer; raises `BadInput` when the directory holds none."""
+        from transformers import AutoTokenizer
+
+        if not any((self.path / f).is_file() for f in ("tokenizer.json", "tokenizer_config.json")):
+            raise BadInput(f"{self.path} has no tokenizer (tokenizer.json). Copy it beside config.")
+        return AutoTokenizer.from_pretrained(self.path, local_files_only=True)
+
+    def model(self, device: str = "cpu", dtype: "torch.dtype | None" = None) -> "nn.Module":
+        """The model in eval mode on `device`, in `dtype` (by default the one on disk).
+
+        Raises `BadInput` when the weights don't fit the architecture the config names.
+        """
+        import transformers
+        from huggingface_hub.errors import StrictDataclassError
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+        try:
+            AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
+        except (StrictDataclassError, ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise BadInput(f"{self.path}/config.json is refused: {reason}") from error
+
+        conditional = any(
+            name.endswith("ForConditionalGeneration") for name in self.config["architectures"] or []
+        )
+        auto: Any = AutoModelForImageTextToText if conditional else AutoModelForCausalLM
+        verbosity = transformers.logging.get_verbosity()
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        try:
+            model, info = auto.from_pretrained(
+                self.path,
+                dtype=dtype or "auto",
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported in `info`, and refused below
+            )
+        finally:
+            transformers.logging.set_verbosity(verbosity)
+        wrong = [*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])]
+        if wrong:
+            raise BadInput(
+                f"{self.path} lacks {len(wrong)} weights of a {self.model_type} model or has them "
+                f"in another shape, first {sorted(wrong)[0]}. Config and weights don't match."
+            )
+        return model.to(device).eval()
+
+
+def placement(device: str, dtype: str) -> "tuple[str, torch.dtype | None]":
+    """The device and dtype to run in; `auto` is an accelerator if there is one, and the dtype on
+    disk (None). Raises `BadInput` for a device that is not there or a dtype that has no name."""
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind = device.partition(":")[0]
+    if kind not in ("cpu", "cuda", "mps") or not (
+        kind == "cpu" or getattr(torch.backends if kind == "mps" else torch, kind).is_available()
+    ):
+        raise BadInput(f"device is {device!r}, expected auto, cpu, or an accelerator present.")
+    if dtype != "auto" and dtype not in LIVE_DTYPES:
+        raise BadInput(f"dtype is {dtype!r}, expected auto, {', '.join(LIVE_DTYPES)}.")
+    return device, None if dtype == "auto" else getattr(torch, dtype)

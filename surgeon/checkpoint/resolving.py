@@ -1,0 +1,120 @@
+"""What a user may name: a directory, `builtin:NAME`, `base+adapter`, a hub id."""
+
+import atexit
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from surgeon import lineage
+from surgeon.checkpoint.directory import Checkpoint
+from surgeon.checkpoint.tensors import TensorInfo, read_header
+from surgeon.errors import BadInput
+
+if TYPE_CHECKING:
+    pass
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "vocab.txt", "merges.txt"]
+
+
+def resolve(spec: str, work: Path | None = None) -> Checkpoint:
+    """Open what the user named: a directory, `builtin:NAME`, `base+adapter` or `hub/id[@revision]`.
+
+    An adapter is merged in float32, cast back, and kept under `work` (a temporary directory that
+    goes with the process by default). The network is used for hub ids only.
+    """
+    if spec.startswith("builtin:"):
+        from surgeon import builtin
+
+        return Checkpoint.open(builtin.path(spec.removeprefix("builtin:")), spec)
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+            raise BadInput(f"{spec} is a PEFT adapter. Name its base too: BASE+{spec}")
+        return Checkpoint.open(path, spec)
+    if "+" in spec:
+        base, _, adapter = spec.rpartition("+")
+        return merge_adapter(resolve(base, work), Path(adapter).expanduser(), spec, work)
+    if HUB_ID.fullmatch(spec) and not path.exists():
+        return fetch(spec)
+    raise BadInput(
+        f"{spec} is no checkpoint: no such directory, and not a hub id (owner/name[@revision])."
+    )
+
+
+def fetch(spec: str) -> Checkpoint:
+    """Download a hub repository's safetensors, configs and tokenizer into the hub's own cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repository, _, revision = spec.partition("@")
+    try:
+        found = snapshot_download(repository, revision=revision or None, allow_patterns=HUB_FILES)
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BadInput(
+            f"{spec} is no local directory and could not be fetched from the hub: {reason}"
+        ) from error
+    return Checkpoint.open(found, spec)
+
+
+def merge_adapter(base: Checkpoint, adapter: Path, spec: str, work: Path | None) -> Checkpoint:
+    """Merge a PEFT adapter into its base in float32, cast back to the base's dtype, and open it."""
+    import torch
+    from peft import PeftModel
+
+    if not (adapter / "adapter_config.json").is_file():
+        raise BadInput(f"{adapter} is not a PEFT adapter: it has no adapter_config.json.")
+    weights = adapter / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise BadInput(f"{adapter} has no adapter_model.safetensors (pickles are not read).")
+    _require_adapter_fits(base, adapter, read_header(weights))
+    made = lineage.read(adapter) or {}
+    digest = made.get("inputs", {}).get("checkpoint")
+    if made.get("verb") == "distill" and digest not in base.digests:
+        raise BadInput(
+            f"{adapter} was made for another base: {made['arguments'].get('checkpoint')} "
+            f"({str(digest)[:19]}), not {base.spec} ({base.digest[:19]})."
+        )
+    if work is None:
+        work = Path(tempfile.mkdtemp(prefix="surgeon-"))
+        atexit.register(shutil.rmtree, work, ignore_errors=True)
+    identity = [base.digest, *(lineage.file_digest(adapter / f.name) for f in (weights,))]
+    out = work / f"merged-{lineage.digest_of(identity)[7:19]}"
+    if not out.is_dir():
+        partial = out.with_name(out.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        stored: Any = base.model()
+        dtype = stored.dtype
+        tuned: Any = PeftModel.from_pretrained(stored.to(torch.float32), str(adapter))
+        merged = tuned.merge_and_unload(safe_merge=True).to(dtype)
+        merged.save_pretrained(partial)
+        base.tokenizer().save_pretrained(partial)
+        for file in base.side_files:
+            if not (partial / file.name).exists():
+                shutil.copy2(file, partial)
+        partial.rename(out)
+    return Checkpoint.open(out, spec)
+
+
+def _require_adapter_fits(base: Checkpoint, adapter: Path, tensors: dict[str, TensorInfo]) -> None:
+    """Raise `BadInput` when a LoRA factor's target is missing in the base or of another shape."""
+    for name, info in tensors.items():
+        match = re.fullmatch(r"base_model\.model\.(.+)\.lora_(A|B)\.weight", name)
+        if match is None:
+            continue
+        target = base.tensors.get(f"{match[1]}.weight")
+        # Layers that transformers renames or fuses on load have no tensor of that name on disk.
+        if target is None and base.model_type not in {"qwen3_moe", "mixtral"}:
+            raise BadInput(f"{adapter} adapts {match[1]}, which {base.spec} does not have.")
+        if target is not None:
+            wanted = target.shape[1] if match[2] == "A" else target.shape[0]
+            found = info.shape[1] if match[2] == "A" else info.shape[0]
+            if wanted != found:
+                raise BadInput(
+                    f"{adapter} was made for another base: {match[1]} has size {found} in the "
+                    f"adapter and {wanted} in {base.spec}."
+                )

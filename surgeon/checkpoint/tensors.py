@@ -1,0 +1,133 @@
+"""Safetensors files: headers checked without reading the weights, one tensor at a time."""
+
+import json
+import mmap
+import struct
+from io import FileIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from surgeon.errors import BadInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHT_BYTES = {
+    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "BF16": 2, "F16": 2, "I16": 2,
+    "U16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+TORCH_NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "BOOL": "bool",
+    **{f"{sign}{bits}": f"{name}{bits}" for sign, name in (("I", "int"), ("U", "uint"))
+       for bits in (8, 16, 32, 64)},
+}  # fmt: skip
+HEADER_LIMIT = 100 << 20
+"""Bytes: the largest header the safetensors format allows."""
+
+
+class TensorInfo(NamedTuple):
+    """What a safetensors header says of one tensor."""
+
+    shard: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    start: int
+    """Where its bytes begin in the file."""
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file; an empty one when there is no file."""
+    if not file.is_file():
+        return {}
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"{file} is not valid JSON ({error}).") from error
+    if not isinstance(value, dict):
+        raise BadInput(f"{file} holds a {type(value).__name__}, expected a JSON object.")
+    return value
+
+
+def read_header(file: Path) -> dict[str, TensorInfo]:
+    """Tensor name -> info from a safetensors file, checked against the file's real size."""
+    size = file.stat().st_size
+    with open(file, "rb") as stream:
+        start = stream.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 0 < length <= min(HEADER_LIMIT, size):
+            raise BadInput(f"{file} is not a safetensors file (its header is unreadable).")
+        try:
+            header = json.loads(stream.read(length))
+            header.pop("__metadata__", None)
+            found, end = {}, 0
+            for name, info in header.items():
+                begin, stop = info["data_offsets"]
+                shape, dtype = tuple(info["shape"]), info["dtype"]
+                if stop - begin != _n_elements(shape) * WEIGHT_BYTES.get(dtype, 1) and (
+                    dtype in WEIGHT_BYTES
+                ):
+                    raise ValueError(f"{name} has {stop - begin} bytes for {dtype}{list(shape)}")
+                found[name] = TensorInfo(file.name, dtype, shape, stop - begin, 8 + length + begin)
+                end = max(end, stop)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadInput(f"{file} has a corrupt safetensors header ({error}).") from error
+    if 8 + length + end != size:
+        raise BadInput(
+            f"{file} is truncated or corrupt: its header describes {8 + length + end} bytes, the "
+            f"file has {size}. Fetch or copy it again."
+        )
+    return found
+
+
+def _n_elements(shape: tuple[int, ...]) -> int:
+    n = 1
+    for side in shape:
+        n *= side
+    return n
+
+
+def read_tensor(file: FileIO, info: TensorInfo, scratch: "Tensor | None" = None) -> "Tensor":
+    """One tensor's bytes from an open shard, in memory of its own (not a mapping of the file).
+
+    `scratch` (uint8) is used as that memory where it is given.
+    """
+    import torch
+
+    data = torch.empty(info.nbytes, dtype=torch.uint8) if scratch is None else scratch
+    data = data[: info.nbytes]
+    file.seek(info.start)
+    rest = data.numpy().data
+    while rest:
+        rest = rest[some(file.readinto(rest), file) :]  # the system reads at most 2 GB at a time
+    return data.view(getattr(torch, TORCH_NAMES[info.dtype])).reshape(info.shape)
+
+
+def map_tensor(path: Path, info: TensorInfo, *, ahead: bool = True) -> "Tensor":
+    """One tensor of a shard as a private mapping: what is not looked at need not be read.
+
+    `ahead` asks the system to fetch all of it meanwhile. A mapping is good only as long as no one
+    writes to the file, so it is not for keeping.
+    """
+    import torch
+
+    dtype = getattr(torch, TORCH_NAMES[info.dtype])
+    if not info.nbytes:
+        return torch.empty(info.shape, dtype=dtype)
+    begin = info.start % mmap.ALLOCATIONGRANULARITY
+    with open(path, "rb") as file:
+        mapped = mmap.mmap(
+            file.fileno(), begin + info.nbytes, access=mmap.ACCESS_COPY, offset=info.start - begin
+        )
+    if ahead:
+        mapped.madvise(mmap.MADV_WILLNEED)
+    data = torch.frombuffer(mapped, dtype=torch.uint8, offset=begin, count=info.nbytes)
+    return data.view(dtype).reshape(info.shape)
+
+
+def some(count: int | None, file: FileIO) -> int:
+    """A count of bytes read that is not zero; raises `BadInput` where a file ended early."""
+    if not count:
+        raise BadInput(f"{file.name} became shorter while it was read. Fetch or copy it again.")
+    return count
