@@ -80,6 +80,7 @@ def evaluate(
     timeout_s: float = 5.0,
     limit: int | None = None,
     baseline: str | None = None,
+    groups: dict[str, list[str]] | None = None,
     thinking: bool | None = None,
     batch: int = 0,
     device: str = "auto",
@@ -91,14 +92,17 @@ def evaluate(
     `task` is JSONL or Parquet with `prompt` or `messages`, and `answer`. `answer` and `check` say
     how an answer is read out of a response and compared (see `answers`); a check may take
     `timeout_s` seconds. `limit` keeps the first problems only. `baseline` names the candidate that
-    the others are compared with, by a paired bootstrap over problems. Returns the content of
-    `evaluate.json` and where it is (`out`), with `already` when it was there before. An interrupted
-    run continues with the missing responses. Raises `BadInput` before anything is sampled.
+    the others are compared with, by a paired bootstrap over problems. `groups` maps a name to
+    candidates that differ in their seed only: they are reported as one as well, with intervals over
+    problems and seeds. Returns the content of `evaluate.json` and where it is (`out`), with
+    `already` when it was there before. An interrupted run continues with the missing responses.
+    Raises `BadInput` before anything is sampled.
     """
     plan = prepare(
         checkpoints, task=task, samples=samples, seed=seed, temperature=temperature, top_p=top_p,
         max_tokens=max_tokens, check=check, answer=answer, timeout_s=timeout_s, limit=limit,
-        baseline=baseline, thinking=thinking, batch=batch, device=device, dtype=dtype,
+        baseline=baseline, groups=groups, thinking=thinking, batch=batch, device=device,
+        dtype=dtype,
     )  # fmt: skip
     out = Path(out)
     work = lineage.begin(
@@ -127,6 +131,7 @@ def prepare(
     timeout_s: float,
     limit: int | None,
     baseline: str | None,
+    groups: dict[str, list[str]] | None,
     thinking: bool | None,
     batch: int,
     device: str,
@@ -149,8 +154,9 @@ def prepare(
     names = [subject.name for subject in chosen]
     if baseline is not None and baseline not in names:
         raise BadInput(f"baseline {baseline} is not evaluated. Name one of: {', '.join(names)}.")
+    require_groups(groups, names)
     settings = {
-        **asdict(sampling), "task": task, "limit": limit, "baseline": baseline,
+        **asdict(sampling), "task": task, "limit": limit, "baseline": baseline, "groups": groups,
         "answer": answer, "check": check, "timeout_s": timeout_s, "dtype": dtype, "device": device,
     }  # fmt: skip
     # How many are decoded at once changes no response (each has its own random stream).
@@ -163,6 +169,23 @@ def prepare(
         if code is not None and getattr(code, "__file__", None):
             inputs[f"{role} {how}"] = lineage.file_digest(str(code.__file__))
     return Plan(chosen, problems, sampling, extract, settings, inputs)
+
+
+def require_groups(groups: object, names: Sequence[str]) -> None:
+    """Raise `BadInput` unless `groups` maps names to lists of candidates that are evaluated."""
+    if groups is None:
+        return
+    if not isinstance(groups, dict) or not all(isinstance(v, list) for v in groups.values()):
+        raise BadInput(f"groups is {groups!r}, expected {{name: [candidate, ...], ...}}.")
+    for group, members in groups.items():
+        for member in members:
+            if member not in names:
+                raise BadInput(
+                    f"group {group} holds {member}, which is not evaluated. "
+                    f"Name some of: {', '.join(names)}."
+                )
+        if not members:
+            raise BadInput(f"group {group} holds no candidate. Name some of: {', '.join(names)}.")
 
 
 def read_problems(task: str, check: str) -> list[Prompt]:
@@ -246,29 +269,36 @@ def judge(plan: Plan, work: Path) -> dict[str, Any]:
         for trace, answer in zip(rows, found[name], strict=True)
     ]
     verdicts = iter(check_many(pairs, plan.settings["check"], timeout_s=plan.settings["timeout_s"]))
-    candidates, accuracy_P = [], {}
+    candidates, values = [], {}
     for subject in plan.subjects:
         rows, answers = traces[subject.name], found[subject.name]
         judged = [next(verdicts) for _ in rows]
         write_answers(work / "answers" / f"{subject.name}.jsonl", rows, answers, gold, judged)
-        k = plan.sampling.samples
-        accuracy_P[subject.name] = np.reshape([v.correct for v in judged], (-1, k)).mean(1)
+        values[subject.name] = by_problem(plan, rows, answers, judged)
         candidates.append(
             {
                 "name": subject.name,
                 "checkpoint": subject.spec,
                 "ratio": subject.ratio,
                 "digest": subject.digest,
-                **measure(plan, rows, answers, judged),
+                **measure([values[subject.name]], plan.sampling.seed),
+                "problems": len(plan.problems),
+                "responses": len(rows),
+                "check_timeouts": sum(verdict.timed_out for verdict in judged),
+                "check_deaths": sum(verdict.died for verdict in judged),
             }
         )
+    groups = [
+        {"name": name, "members": members}
+        | measure([values[member] for member in members], plan.sampling.seed)
+        for name, members in (plan.settings["groups"] or {}).items()
+    ]
     baseline = plan.settings["baseline"]
-    for candidate in candidates if baseline else []:
-        if candidate["name"] != baseline:
-            pair = accuracy_P[candidate["name"]], accuracy_P[baseline]
-            ends = metrics.paired_bootstrap(*pair, seed=plan.sampling.seed)
-            gain = float(pair[0].mean() - pair[1].mean())
-            candidate["gain"] = {"avg": gain, "interval": list(ends)}
+    for row in [*candidates, *groups] if baseline else []:
+        members = row.get("members", [row["name"]])
+        if members != [baseline]:
+            compared = [values[member] for member in members]
+            row["gain"] = gain(compared, values[baseline], plan.sampling.seed)
     return {
         "task": {
             "path": plan.settings["task"],
@@ -278,6 +308,7 @@ def judge(plan: Plan, work: Path) -> dict[str, Any]:
         "settings": plan.settings,
         "warnings": warnings(plan, candidates),
         "candidates": candidates,
+        **({"groups": groups} if groups else {}),
     }
 
 
@@ -288,54 +319,58 @@ def ballot(answer: str | None, check: str) -> str | None:
     return (choice_letter(answer) if check == "choice" else None) or canonical(answer)
 
 
-def measure(
+class Values(NamedTuple):
+    """What one candidate did on each problem."""
+
+    metric: dict[str, np.ndarray]
+    """Of each metric that is a mean over problems, float64_P."""
+    gap_PX: np.ndarray
+    """See `metrics.calibration_gaps`."""
+
+
+def by_problem(
     plan: Plan, traces: Sequence[Trace], answers: Sequence[str | None], judged: Sequence[Verdict]
-) -> dict[str, Any]:
-    """Every metric of one candidate with its interval; responses in the order of the problems."""
+) -> Values:
+    """One candidate's metrics, problem by problem; responses in the order of the problems."""
     k, check = plan.sampling.samples, plan.settings["check"]
 
-    def by_problem(values: list[Any]) -> list[list[Any]]:
+    def apart(values: list[Any]) -> list[list[Any]]:
         return [values[start : start + k] for start in range(0, len(values), k)]
 
-    votes = by_problem([ballot(answer, check) for answer in answers])
-    correct = by_problem([verdict.correct for verdict in judged])
-    value_P = {
+    votes = apart([ballot(answer, check) for answer in answers])
+    correct = apart([verdict.correct for verdict in judged])
+    metric = {
         "avg": metrics.accuracy_by_prompt(correct),
         "maj": metrics.majority_by_prompt(votes, correct),
         "pass1": metrics.accuracy_by_prompt(correct),
-        "tokens": np.mean(by_problem([len(t.token_ids) for t in traces]), axis=1),
-        "truncated": np.mean(by_problem([t.finish_reason == "length" for t in traces]), axis=1),
-        "missing": np.mean(by_problem([answer is None for answer in answers]), axis=1),
+        "tokens": np.mean(apart([len(t.token_ids) for t in traces]), axis=1),
+        "truncated": np.mean(apart([t.finish_reason == "length" for t in traces]), axis=1),
+        "missing": np.mean(apart([answer is None for answer in answers]), axis=1),
     }
-    gap_PX = calibration_gaps(metrics.agreement_by_prompt(votes), value_P["maj"])
-    seed = plan.sampling.seed
-    means_BM = metrics.resampled_means(np.column_stack(list(value_P.values())), seed=seed)
-    ece_B = np.abs(metrics.resampled_means(gap_PX, seed=seed)).sum(axis=1)
-    ends = metrics.percentile_interval(np.column_stack([means_BM, ece_B]))
-    point = {name: float(values.mean()) for name, values in value_P.items()}
-    point["ece"] = metrics.ece(votes, correct, bins=BINS)
-    return {
-        **point,
-        "interval": {
-            name: [float(x) for x in pair] for name, pair in zip(point, ends, strict=True)
-        },
-        "problems": len(correct),
-        "responses": len(traces),
-        "check_timeouts": sum(verdict.timed_out for verdict in judged),
-        "check_deaths": sum(verdict.died for verdict in judged),
-    }
+    agreement_P = metrics.agreement_by_prompt(votes)
+    return Values(metric, metrics.calibration_gaps(agreement_P, metric["maj"], bins=BINS))
 
 
-def calibration_gaps(confidence_P: np.ndarray, right_P: np.ndarray) -> np.ndarray:
-    """float64_PX: accuracy - confidence of each problem in the column of its confidence's bin.
+def measure(members: Sequence[Values], seed: int) -> dict[str, Any]:
+    """Every metric's mean over the members and its interval, over problems and members both."""
+    value_PSM = np.stack([np.column_stack(list(m.metric.values())) for m in members], axis=1)
+    gap_PSX = np.stack([m.gap_PX for m in members], axis=1)
+    mean_BSM = metrics.resampled_means(value_PSM, seed=seed)
+    ece_BS = np.abs(metrics.resampled_means(gap_PSX, seed=seed)).sum(axis=2)
+    both_BSM = np.concatenate([mean_BSM, ece_BS[:, :, None]], axis=2)
+    ends = metrics.percentile_interval(metrics.resampled_members(both_BSM, seed=seed))
+    point = dict(zip(members[0].metric, value_PSM.mean(axis=(0, 1)).tolist(), strict=True))
+    point["ece"] = float(np.abs(gap_PSX.mean(axis=0)).sum(axis=1).mean())
+    interval = {name: [float(x) for x in pair] for name, pair in zip(point, ends, strict=True)}
+    return {**point, "interval": interval}
 
-    |mean over problems|, summed over bins, is the calibration error of these problems, so that it
-    can be resampled like a mean (bins as in `metrics.ece`).
-    """
-    bin_P = np.clip(np.ceil(confidence_P * BINS - 1e-9).astype(int) - 1, 0, BINS - 1)
-    gap_PX = np.zeros((len(bin_P), BINS))
-    gap_PX[np.arange(len(bin_P)), bin_P] = right_P - confidence_P
-    return gap_PX
+
+def gain(members: Sequence[Values], baseline: Values, seed: int) -> dict[str, Any]:
+    """How much more accurate the members are than the baseline, on the same problems."""
+    more_PS = np.stack([m.metric["avg"] - baseline.metric["avg"] for m in members], axis=1)
+    mean_B = metrics.resampled_members(metrics.resampled_means(more_PS, seed=seed), seed=seed)
+    low, high = metrics.percentile_interval(mean_B)
+    return {"avg": float(more_PS.mean()), "interval": [float(low), float(high)]}
 
 
 def write_answers(
@@ -401,7 +436,9 @@ def table(result: dict[str, Any]) -> "Table":
         titles[2:2] = [f"gain on {baseline}, pp"]
     for name in titles:
         shown.add_column(name, justify="right", style="dim" if "interval" in name else "")
-    for c in sorted(result["candidates"], key=lambda c: -c["avg"]):
+    rows = sorted(result["candidates"], key=lambda c: -c["avg"])
+    groups = sorted(result.get("groups", []), key=lambda c: -c["avg"])
+    for c in [*rows, *groups]:
         low, high = c["interval"]["avg"]
         cells = [
             f"{c['avg']:.3f}", f"{low:.3f} … {high:.3f}", f"{c['maj']:.3f}", f"{c['ece']:.3f}",
@@ -409,7 +446,8 @@ def table(result: dict[str, Any]) -> "Table":
         ]  # fmt: skip
         if baseline:
             cells[2:2] = [gain_text(c.get("gain"))]
-        shown.add_row(escape(c["name"]), *cells)
+        several = f" ({len(c['members'])} seeds)" if "members" in c else ""
+        shown.add_row(escape(c["name"] + several), *cells, end_section=c is rows[-1])
     return shown
 
 

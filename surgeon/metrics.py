@@ -239,6 +239,14 @@ def resampled_means(values_PX: ArrayLike, *, seed: int = 0, n: int = 2000) -> np
     return means.reshape(n, *rest)
 
 
+def resampled_members(means_BSX: np.ndarray, *, seed: int = 0) -> np.ndarray:
+    """float64_BX: the mean over S members (seeds of one setting), of which each resample draws with
+    replacement too. Takes what `resampled_means` makes of values_PSX; one member is left alone."""
+    n, members = means_BSX.shape[:2]
+    drawn_BS = np.random.default_rng([seed, members]).integers(members, size=(n, members))
+    return means_BSX[np.arange(n)[:, None], drawn_BS].mean(axis=1)
+
+
 def percentile_interval(means_BX: np.ndarray, *, level: float = 0.95) -> np.ndarray:
     """float64_X2: low and high end of the middle `level` of the resamples, those that are nan left
     out."""

@@ -13,7 +13,6 @@ import pytest
 from rich.console import Console
 
 from surgeon import evaluate as evaluation
-from surgeon import metrics
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
 from surgeon.evaluate import evaluate, show, table
@@ -81,7 +80,7 @@ def prepared(checkpoint: str, task: Path, answer: str = "last-line") -> evaluati
     """A checked plan of three samples per problem, nothing run yet."""
     return evaluation.prepare(
         [checkpoint], task=str(task), samples=3, seed=0, temperature=0.7, top_p=0.9, max_tokens=9,
-        check="exact", answer=answer, timeout_s=5, limit=None, baseline=None,
+        check="exact", answer=answer, timeout_s=5, limit=None, baseline=None, groups=None,
         thinking=None, batch=0, device="cpu", dtype="auto",
     )  # fmt: skip
 
@@ -134,6 +133,22 @@ def test_a_baseline_adds_the_paired_gain_of_the_others(run: Callable[..., dict[s
     with console.file:
         console.print(table(result))
     assert f"{100 * b['gain']['avg']:+.1f} (" in console.export_text()
+
+
+def test_seeds_of_one_setting_are_reported_as_one_group(run: Callable[..., dict[str, Any]]):
+    result = run(baseline="a", groups={"both": ["a", "b"], "b alone": ["b"]})
+    a, b = result["candidates"]
+    both, alone = result["groups"]
+    for name in ("avg", "maj", "tokens", "ece"):
+        assert both[name] == pytest.approx((a[name] + b[name]) / 2)
+        assert alone[name] == pytest.approx(b[name])
+    assert alone["interval"] == b["interval"] and alone["gain"] == b["gain"]
+    assert both["gain"]["avg"] == pytest.approx(b["gain"]["avg"] / 2)
+    low, high = both["interval"]["avg"]
+    assert low <= min(a["avg"], b["avg"]) and high >= max(a["avg"], b["avg"])
+    console = Console(record=True, width=200)
+    console.print(table(result))
+    assert "both (2 seeds)" in console.export_text()
 
 
 def test_a_finished_evaluation_is_not_done_again_and_says_so(
@@ -301,16 +316,6 @@ def test_an_unfinished_thinking_block_that_the_template_began_holds_no_answer(
     assert evaluation.read_answers(traces, plan.extract, tokenizer) == wanted
 
 
-def test_calibration_gaps_add_up_to_the_calibration_error():
-    rng = np.random.default_rng(0)
-    answers = [[str(x) for x in rng.integers(4, size=5)] for _ in range(40)]
-    correct = [[a == "0" for a in row] for row in answers]
-    gap_PX = evaluation.calibration_gaps(
-        metrics.agreement_by_prompt(answers), metrics.majority_by_prompt(answers, correct)
-    )
-    assert np.abs(gap_PX.mean(axis=0)).sum() == pytest.approx(metrics.ece(answers, correct))
-
-
 def test_table_is_sorted_by_accuracy():
     def candidate(name: str, avg: float) -> dict[str, Any]:
         numbers = dict.fromkeys(METRICS, 0.25) | {"avg": avg}
@@ -340,6 +345,9 @@ def test_table_is_sorted_by_accuracy():
         ({"device": "tpu"}, "device is 'tpu'"),
         ({"dtype": "float12"}, "dtype is 'float12'"),
         ({"baseline": "c"}, "baseline c is not evaluated. Name one of: a, b"),
+        ({"groups": {"g": ["c"]}}, "group g holds c, which is not evaluated. Name some of: a, b"),
+        ({"groups": {"g": []}}, "group g holds no candidate"),
+        ({"groups": ["a"]}, r"groups is \['a'\], expected \{name: "),
         ({"task": "no-such-file.jsonl"}, "no-such-file"),
         ({"checkpoints": ("nothing",)}, "nothing"),
     ],
