@@ -402,7 +402,7 @@ def test_intuitor_rewards_distance_from_uniform():
 @pytest.mark.parametrize("method", ["ttrl", "intuitor"])
 def test_methods_of_trl_say_how_to_get_it(source: Path, tmp_path: Path, method, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(BadInput, match="needs TRL: pip install trl"):
+    with pytest.raises(BadInput, match="needs TRL: pip install"):
         planned(source, tmp_path, method=method)
 
 

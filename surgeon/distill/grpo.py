@@ -2,7 +2,7 @@
 
 TTRL (Zuo et al., 2025): an answer is rewarded when it is the majority's among the rollouts of its
 question. Intuitor (Zhao et al., 2025): a rollout is rewarded by its self-certainty, how far the
-model's distributions are from uniform. TRL is no dependency: `pip install trl`. Unlike the methods
+model's distributions are from uniform. TRL is an extra: `pip install 'surgeon[trl]'`. Unlike the methods
 of this package a run that is killed in this stage begins the stage again.
 """
 

@@ -155,7 +155,7 @@ def prepare(
     if method != "nopsd" and select != "all":
         raise BadInput(f"{method} trains on the whole pool; it takes no select ({select!r}).")
     if method in BY_TRL and importlib.util.find_spec("trl") is None:
-        raise BadInput(f"method {method!r} needs TRL: pip install trl")
+        raise BadInput(f"method {method!r} needs TRL: pip install 'surgeon[trl]'")
     if len(band) != 2:
         raise BadInput(f"band is {list(band)}; it must be two shares, such as 0.4 and 0.6.")
     nopsd.select(_THREE, select, share=share, band=(band[0], band[1]))

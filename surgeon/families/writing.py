@@ -13,6 +13,7 @@ import shutil
 import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -141,14 +142,9 @@ def write_weights(family: Family, candidates: list[Candidate], outs: list[Path])
             for shard in a.shards:
                 todo = [(c, out) for c, out in pairs if not (out / shard).exists()]
                 plan = layout(a, shard, family.dtype)
-                files = _reserve([out / f".{shard}.tmp" for _, out in todo], plan)
-                try:
+                with _reserved([out / f".{shard}.tmp" for _, out in todo], plan) as files:
                     tasks = _tasks(family, plan, keys, [c for c, _ in todo], files, advance)
                     _drain(pool, tasks, limit=4 * workers)
-                except BaseException:
-                    for file in files:
-                        os.close(file)
-                    raise
                 closing += [
                     pool.submit(_publish, file, out, plan)
                     for file, (_, out) in zip(files, todo, strict=True)
@@ -166,12 +162,17 @@ def write_weights(family: Family, candidates: list[Candidate], outs: list[Path])
         write_index(a, out, family.dtype)
 
 
-def _reserve(files: list[Path], plan: Layout) -> list[int]:
-    """Open one file per candidate, with the header written and the space for the rest reserved."""
-    opened: list[int] = []
-    try:
+@contextmanager
+def _reserved(files: list[Path], plan: Layout) -> Iterator[list[int]]:
+    """One open file per candidate, with the header written and the space for the rest reserved.
+
+    They stay open after a block that went well: `_publish` closes them.
+    """
+    with ExitStack() as on_failure:
+        opened: list[int] = []
         for file in files:
             opened.append(os.open(file, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644))
+            on_failure.callback(os.close, opened[-1])
             try:
                 os.posix_fallocate(opened[-1], 0, plan.size)
             except OSError as error:
@@ -179,11 +180,8 @@ def _reserve(files: list[Path], plan: Layout) -> list[int]:
                     raise
                 os.ftruncate(opened[-1], plan.size)  # a file system that can't reserve
             _write_at(opened[-1], plan.header, 0)
-    except BaseException:
-        for descriptor in opened:
-            os.close(descriptor)
-        raise
-    return opened
+        yield opened
+        on_failure.pop_all()
 
 
 def _tasks(
