@@ -10,14 +10,12 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import resource
-import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
 from scipy import sparse
 
+from benchmarks._timing import cpu_seconds, peak_mib
 from surgeon import nopsd
 
 NEURONS, SIZE, K = 350_000, 5_000, 10
@@ -50,21 +48,6 @@ def product_and_sort(sets: nopsd.Sets) -> np.ndarray:
     return np.argsort(distance, axis=1, kind="stable")[:, :K]
 
 
-def seconds(work: Callable[[], object], repeats: int = 3) -> float:
-    """Shortest of some runs, in CPU seconds."""
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.process_time()
-        work()
-        best = min(best, time.process_time() - start)
-    return best
-
-
-def peak_mib() -> float:
-    """The largest memory this process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def main() -> float:
     """Print both distances and the estimate; returns the smaller speed-up."""
     torch.set_num_threads(1)
@@ -77,10 +60,10 @@ def main() -> float:
         grown = peak_mib() - before
         distance = nopsd.mean_distance(sets)
         ours, part = (
-            seconds(lambda s=sets: nopsd.nearest(s, K)),
-            seconds(lambda s=half: nopsd.nearest(s, K)),
+            cpu_seconds(lambda s=sets: nopsd.nearest(s, K), 3),
+            cpu_seconds(lambda s=half: nopsd.nearest(s, K), 3),
         )
-        theirs = seconds(lambda s=sets: product_and_sort(s), 1)
+        theirs = cpu_seconds(lambda s=sets: product_and_sort(s), 1)
         recall = float((product_and_sort(sets) == found.index_QK).mean())
         ratios.append(theirs / ours)
         verdict = "reached" if theirs / ours >= TARGET else "missed"

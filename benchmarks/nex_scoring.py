@@ -6,11 +6,11 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import time
 from collections.abc import Callable
 
 import numpy as np
 
+from benchmarks._timing import cpu_seconds
 from surgeon import nex
 from surgeon.activations import Activations
 
@@ -41,16 +41,6 @@ def recording(
     )
 
 
-def seconds(work: Callable[[], object], repeats: int = 7) -> float:
-    """Shortest of some runs, in CPU seconds (one thread; other processes take no part in it)."""
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.process_time()
-        work()
-        best = min(best, time.process_time() - start)
-    return best
-
-
 def main() -> float:
     """Print every stage; returns stored entries per second of all of them but the phases."""
     neurons = 350_000
@@ -73,7 +63,7 @@ def main() -> float:
         f"NEX scoring: {len(slope_R)} rows, {entries / 1e6:.1f} M entries, "
         f"{len(neuron_K):,} neurons used, {evidence.cycles} cycles ({evidence.gated} gated)"
     )
-    taken = {name: seconds(work) for name, work in stages.items()}
+    taken = {name: cpu_seconds(work, 7) for name, work in stages.items()}
     for name, time_s in taken.items():
         print(f"  {name:<20} {time_s * 1e3:7.2f} ms  {entries / time_s / 1e6:8.0f} M entries/s")
     total = sum(taken.values())
@@ -82,7 +72,7 @@ def main() -> float:
         f"  {'all':<20} {total * 1e3:7.2f} ms  {entries / total / 1e6:8.0f} M entries/s "
         f"(target {TARGET / 1e6:.0f}: {verdict})"
     )
-    phase_s = seconds(lambda: nex.phases(slope_R))
+    phase_s = cpu_seconds(lambda: nex.phases(slope_R), 7)
     print(f"  {'phases (apart)':<20} {phase_s * 1e3:7.2f} ms per response")
     return entries / total
 

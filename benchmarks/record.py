@@ -9,16 +9,15 @@ model alone.
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks._timing import peak_mib, seconds_in_turns
 from surgeon.activations import record
 from surgeon.traces import Trace
 
@@ -56,18 +55,6 @@ def trace_of(tokens: int, vocabulary: int) -> Trace:
     return Trace("0", 0, ids[:8], ids[8:], "", "stop")
 
 
-def seconds(*calls: Callable[[], object], repeats: int) -> list[float]:
-    """The best time of each call; the calls take turns, so that a busy moment hits all alike."""
-    best = [float("inf")] * len(calls)
-    for repeat in range(repeats + 1):
-        for i, call in enumerate(calls):
-            start = time.perf_counter()
-            call()
-            if repeat:
-                best[i] = min(best[i], time.perf_counter() - start)
-    return best
-
-
 def compare(name: str, tokens: int, layers: int, top_k: int, vocabulary: int, repeats: int) -> None:
     model = model_of(layers, DTYPES[name], vocabulary)
     trace = trace_of(tokens, vocabulary)
@@ -84,7 +71,7 @@ def compare(name: str, tokens: int, layers: int, top_k: int, vocabulary: int, re
     def recorded() -> None:
         list(record(model, [trace], top_k=top_k))
 
-    plain, full, own = seconds(decoder, logits, recorded, repeats=repeats)
+    plain, full, own = seconds_in_turns(decoder, logits, recorded, repeats=repeats)
     print(f"{name}: {tokens} tokens, {layers} layers, {torch.get_num_threads()} threads")
     print(f"  decoder alone      {plain:7.2f} s   record / decoder alone = {own / plain:.2f}")
     print(f"  forward, logits    {full:7.2f} s   record / forward       = {own / full:.2f}")
@@ -95,10 +82,10 @@ def compare(name: str, tokens: int, layers: int, top_k: int, vocabulary: int, re
 def peak(name: str, tokens: int, layers: int, top_k: int, vocabulary: int) -> None:
     """Print the peak memory of this process before and after recording one long trace."""
     model = model_of(layers, DTYPES[name], vocabulary)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    before = peak_mib() / 1024
     start = time.perf_counter()
     list(record(model, [trace_of(tokens, vocabulary)], top_k=top_k))
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    after = peak_mib() / 1024
     took = time.perf_counter() - start
     print(
         f"{name}: record of {tokens} tokens: peak {after:.2f} GiB, {after - before:.2f} GiB above "

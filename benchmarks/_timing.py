@@ -1,0 +1,33 @@
+"""What every benchmark measures with."""
+
+import resource
+import time
+from collections.abc import Callable
+
+
+def cpu_seconds(work: Callable[[], object], repeats: int) -> float:
+    """Shortest of some runs, in CPU seconds: other processes take no part in it."""
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.process_time()
+        work()
+        best = min(best, time.process_time() - start)
+    return best
+
+
+def seconds_in_turns(*calls: Callable[[], object], repeats: int) -> list[float]:
+    """Shortest wall time of each call after a first; they take turns, so that a busy moment hits
+    all alike."""
+    best = [float("inf")] * len(calls)
+    for repeat in range(repeats + 1):
+        for i, call in enumerate(calls):
+            start = time.perf_counter()
+            call()
+            if repeat:
+                best[i] = min(best[i], time.perf_counter() - start)
+    return best
+
+
+def peak_mib() -> float:
+    """The largest memory this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
