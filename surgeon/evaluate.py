@@ -6,6 +6,8 @@ checked. Reported per candidate, each with a 95% bootstrap interval over problem
 - `avg` Avg@k, the mean accuracy of one sample (`pass1`, Pass@1, is the same number);
 - `maj` Maj@k, the accuracy of the most frequent answer, ties at their expected value;
 - `ece` expected calibration error of the majority vote, 15 bins, confidence = its vote share;
+- `cons` Cons@1 to Cons@k: what voting over fewer samples would have reached, to be compared at
+  equal tokens;
 - `tokens` mean tokens per response, `truncated` the share that hit the token limit, `missing` the
   share in which no answer was found.
 
@@ -19,6 +21,7 @@ read out of it, and whether it is right).
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
 FILE = "evaluate.json"
 BINS = 15
 """Equal-width bins of the calibration error (Neuron-OPSD, sec. 5)."""
+NAME = re.compile(r"[\w.-]+")
 WORTH_SAYING = 0.2
 """Share of truncated or unreadable responses above which a warning is given."""
 
@@ -58,6 +62,8 @@ class Plan(NamedTuple):
     """An evaluation whose inputs have been checked; nothing has been computed yet."""
 
     subjects: list[Subject]
+    given: dict[str, list[Trace]]
+    """Responses that were made elsewhere, by name."""
     problems: list[Prompt]
     sampling: Sampling
     extract: Callable[[str], str | None]
@@ -81,6 +87,7 @@ def evaluate(
     limit: int | None = None,
     baseline: str | None = None,
     groups: dict[str, list[str]] | None = None,
+    responses: dict[str, str] | None = None,
     thinking: bool | None = None,
     batch: int = 0,
     device: str = "auto",
@@ -94,15 +101,17 @@ def evaluate(
     `timeout_s` seconds. `limit` keeps the first problems only. `baseline` names the candidate that
     the others are compared with, by a paired bootstrap over problems. `groups` maps a name to
     candidates that differ in their seed only: they are reported as one as well, with intervals over
-    problems and seeds. Returns the content of `evaluate.json` and where it is (`out`), with
-    `already` when it was there before. An interrupted run continues with the missing responses.
-    Raises `BadInput` before anything is sampled.
+    problems and seeds. `responses` maps a name to a file of traces that were made elsewhere, such
+    as by `monitor`: they are judged beside the others, and nothing is sampled for them. Returns the
+    content of `evaluate.json` and where it is (`out`), with `already` when it was there before. An
+    interrupted run continues with the missing responses. Raises `BadInput` before anything is
+    sampled.
     """
     plan = prepare(
         checkpoints, task=task, samples=samples, seed=seed, temperature=temperature, top_p=top_p,
         max_tokens=max_tokens, check=check, answer=answer, timeout_s=timeout_s, limit=limit,
-        baseline=baseline, groups=groups, thinking=thinking, batch=batch, device=device,
-        dtype=dtype,
+        baseline=baseline, groups=groups, responses=responses, thinking=thinking, batch=batch,
+        device=device, dtype=dtype,
     )  # fmt: skip
     out = Path(out)
     work = lineage.begin(
@@ -132,6 +141,7 @@ def prepare(
     limit: int | None,
     baseline: str | None,
     groups: dict[str, list[str]] | None,
+    responses: dict[str, str] | None,
     thinking: bool | None,
     batch: int,
     device: str,
@@ -151,24 +161,58 @@ def prepare(
     parse_check(check)
     problems = read_problems(task, check)[:limit]
     chosen = subjects(list(checkpoints))
-    names = [subject.name for subject in chosen]
+    given = read_responses(responses, problems, samples, taken=[s.name for s in chosen])
+    names = [*(subject.name for subject in chosen), *given]
     if baseline is not None and baseline not in names:
         raise BadInput(f"baseline {baseline} is not evaluated. Name one of: {', '.join(names)}.")
     require_groups(groups, names)
     settings = {
         **asdict(sampling), "task": task, "limit": limit, "baseline": baseline, "groups": groups,
-        "answer": answer, "check": check, "timeout_s": timeout_s, "dtype": dtype, "device": device,
+        "responses": responses, "answer": answer, "check": check, "timeout_s": timeout_s,
+        "dtype": dtype, "device": device,
     }  # fmt: skip
     # How many are decoded at once changes no response (each has its own random stream).
     settings.pop("batch")
     # Names of candidates hold no spaces, so nothing else here can be taken for one.
     inputs = {subject.name: subject.digest for subject in chosen}
+    inputs |= {name: lineage.file_digest((responses or {})[name]) for name in given}
     inputs["labelled task"] = lineage.digest_of([asdict(problem) for problem in problems])
     for role, how in (("answer", answer), ("check", check)):
         code = sys.modules.get(how.partition(":")[0]) if ":" in how else None
         if code is not None and getattr(code, "__file__", None):
             inputs[f"{role} {how}"] = lineage.file_digest(str(code.__file__))
-    return Plan(chosen, problems, sampling, extract, settings, inputs)
+    return Plan(chosen, given, problems, sampling, extract, settings, inputs)
+
+
+def read_responses(
+    files: object, problems: Sequence[Prompt], samples: int, *, taken: Sequence[str]
+) -> dict[str, list[Trace]]:
+    """The first `samples` responses to each problem from files of traces, in the problems' order;
+    raises `BadInput` where one is missing."""
+    if files is None:
+        return {}
+    if not isinstance(files, dict):
+        raise BadInput(f"responses is {files!r}, expected {{name: file of traces, ...}}.")
+    found = {}
+    for name, file in files.items():
+        if name in taken or not NAME.fullmatch(str(name)):
+            raise BadInput(
+                f"responses are called {name!r}, expected a name of its own of letters, digits, "
+                "dots, dashes and underscores."
+            )
+        if not Path(file).is_file():
+            raise BadInput(f"responses {name}: {file} is no file. Give a traces.jsonl.")
+        traces = {(t.prompt_id, t.sample): t for t in read_traces(file)}
+        wanted = [(problem.id, k) for problem in problems for k in range(samples)]
+        missing = [pair for pair in wanted if pair not in traces]
+        if missing:
+            raise BadInput(
+                f"responses {name}: {file} lacks {len(missing)} of {len(wanted)} responses, first "
+                f"sample {missing[0][1]} of problem {missing[0][0]}. Make them with the same task "
+                "and at least as many samples."
+            )
+        found[name] = [traces[pair] for pair in wanted]
+    return found
 
 
 def require_groups(groups: object, names: Sequence[str]) -> None:
@@ -254,14 +298,22 @@ def judge(plan: Plan, work: Path) -> dict[str, Any]:
     """Read, check and count every answer; writes `answers/`, returns what goes to evaluate.json."""
     (work / "answers").mkdir(exist_ok=True)
     place = {problem.id: n for n, problem in enumerate(plan.problems)}
+    entries = [
+        {"name": s.name, "checkpoint": s.spec, "ratio": s.ratio, "digest": s.digest}
+        for s in plan.subjects
+    ]
     traces = {
         s.name: sorted(stored_traces(work, s), key=lambda t: (place[t.prompt_id], t.sample))
         for s in plan.subjects
     }
-    found = {
-        s.name: read_answers(traces[s.name], plan.extract, s.source.tokenizer())
-        for s in plan.subjects
-    }
+    tokenizers = {s.name: s.source.tokenizer() for s in plan.subjects}
+    for name, rows in plan.given.items():
+        file = plan.settings["responses"][name]
+        entries.append(
+            {"name": name, "checkpoint": file, "ratio": None} | {"digest": plan.inputs[name]}
+        )
+        traces[name], tokenizers[name] = rows, next(iter(tokenizers.values()))
+    found = {n: read_answers(rows, plan.extract, tokenizers[n]) for n, rows in traces.items()}
     gold = {problem.id: str(problem.answer) for problem in plan.problems}
     pairs = [
         (answer, gold[trace.prompt_id])
@@ -270,18 +322,16 @@ def judge(plan: Plan, work: Path) -> dict[str, Any]:
     ]
     verdicts = iter(check_many(pairs, plan.settings["check"], timeout_s=plan.settings["timeout_s"]))
     candidates, values = [], {}
-    for subject in plan.subjects:
-        rows, answers = traces[subject.name], found[subject.name]
+    for entry in entries:
+        name = entry["name"]
+        rows, answers = traces[name], found[name]
         judged = [next(verdicts) for _ in rows]
-        write_answers(work / "answers" / f"{subject.name}.jsonl", rows, answers, gold, judged)
-        values[subject.name] = by_problem(plan, rows, answers, judged)
+        write_answers(work / "answers" / f"{name}.jsonl", rows, answers, gold, judged)
+        values[name] = by_problem(plan, rows, answers, judged)
         candidates.append(
             {
-                "name": subject.name,
-                "checkpoint": subject.spec,
-                "ratio": subject.ratio,
-                "digest": subject.digest,
-                **measure([values[subject.name]], plan.sampling.seed),
+                **entry,
+                **measure([values[name]], plan.sampling.seed),
                 "problems": len(plan.problems),
                 "responses": len(rows),
                 "check_timeouts": sum(verdict.timed_out for verdict in judged),
@@ -326,6 +376,8 @@ class Values(NamedTuple):
     """Of each metric that is a mean over problems, float64_P."""
     gap_PX: np.ndarray
     """See `metrics.calibration_gaps`."""
+    consistency_KP: np.ndarray
+    """Accuracy of the majority of 1, 2, ..., k samples: self-consistency, Cons@j."""
 
 
 def by_problem(
@@ -348,7 +400,11 @@ def by_problem(
         "missing": np.mean(apart([answer is None for answer in answers]), axis=1),
     }
     agreement_P = metrics.agreement_by_prompt(votes)
-    return Values(metric, metrics.calibration_gaps(agreement_P, metric["maj"], bins=BINS))
+    consistency_KP = np.array(
+        [metrics.consistency_by_prompt(votes, correct, j + 1) for j in range(k)]
+    )
+    gap_PX = metrics.calibration_gaps(agreement_P, metric["maj"], bins=BINS)
+    return Values(metric, gap_PX, consistency_KP)
 
 
 def measure(members: Sequence[Values], seed: int) -> dict[str, Any]:
@@ -362,7 +418,8 @@ def measure(members: Sequence[Values], seed: int) -> dict[str, Any]:
     point = dict(zip(members[0].metric, value_PSM.mean(axis=(0, 1)).tolist(), strict=True))
     point["ece"] = float(np.abs(gap_PSX.mean(axis=0)).sum(axis=1).mean())
     interval = {name: [float(x) for x in pair] for name, pair in zip(point, ends, strict=True)}
-    return {**point, "interval": interval}
+    consistency_K = np.mean([m.consistency_KP.mean(axis=1) for m in members], axis=0)
+    return {**point, "interval": interval, "cons": [float(x) for x in consistency_K]}
 
 
 def gain(members: Sequence[Values], baseline: Values, seed: int) -> dict[str, Any]:

@@ -54,6 +54,17 @@ def majority_by_prompt(answers: Answers, correct: Correct) -> np.ndarray:
     return np.array([_majority(a, c) for a, c in zip(answers, correct, strict=True)])
 
 
+def consistency_by_prompt(answers: Answers, correct: Correct, size: int) -> np.ndarray:
+    """float64_P: accuracy of the majority of `size` samples, averaged over the windows of that many
+    neighbours (the last joins the first, so that every sample counts equally)."""
+    found = []
+    for given, right in zip(answers, correct, strict=True):
+        n = len(given)
+        windows = [[(start + i) % n for i in range(size)] for start in range(n)]
+        found.append([_majority([given[i] for i in w], [right[i] for i in w]) for w in windows])
+    return np.array([np.mean(row) if row else math.nan for row in found])
+
+
 def _votes(answers: Sequence[str | None]) -> Counter[str]:
     return Counter(answer for answer in answers if answer is not None)
 

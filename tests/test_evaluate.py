@@ -81,7 +81,7 @@ def prepared(checkpoint: str, task: Path, answer: str = "last-line") -> evaluati
     return evaluation.prepare(
         [checkpoint], task=str(task), samples=3, seed=0, temperature=0.7, top_p=0.9, max_tokens=9,
         check="exact", answer=answer, timeout_s=5, limit=None, baseline=None, groups=None,
-        thinking=None, batch=0, device="cpu", dtype="auto",
+        responses=None, thinking=None, batch=0, device="cpu", dtype="auto",
     )  # fmt: skip
 
 
@@ -149,6 +149,27 @@ def test_seeds_of_one_setting_are_reported_as_one_group(run: Callable[..., dict[
     console = Console(record=True, width=200)
     console.print(table(result))
     assert "both (2 seeds)" in console.export_text()
+
+
+def test_responses_made_elsewhere_are_judged_beside_the_others(
+    run: Callable[..., dict[str, Any]], tmp_path: Path
+):
+    first = run("first")
+    file = tmp_path / "first" / "traces" / "b.jsonl"
+    result = run("second", checkpoints=("a",), responses={"theirs": str(file)}, baseline="a")
+    a, theirs = result["candidates"]
+    assert theirs["name"] == "theirs" and theirs["checkpoint"] == str(file)
+    for name in METRICS:
+        assert theirs[name] == first["candidates"][1][name]
+    assert theirs["gain"]["avg"] == pytest.approx(theirs["avg"] - a["avg"])
+    with pytest.raises(BadInput, match=f"lacks {PROBLEMS} of {4 * PROBLEMS} responses"):
+        run("third", checkpoints=("a",), samples=4, responses={"theirs": str(file)})
+
+
+def test_voting_over_fewer_samples_is_reported_too(run: Callable[..., dict[str, Any]]):
+    for c in run()["candidates"]:
+        assert len(c["cons"]) == 3
+        assert c["cons"][0] == pytest.approx(c["avg"]) and c["cons"][2] == pytest.approx(c["maj"])
 
 
 def test_a_finished_evaluation_is_not_done_again_and_says_so(
@@ -346,6 +367,9 @@ def test_table_is_sorted_by_accuracy():
         ({"dtype": "float12"}, "dtype is 'float12'"),
         ({"baseline": "c"}, "baseline c is not evaluated. Name one of: a, b"),
         ({"groups": {"g": ["c"]}}, "group g holds c, which is not evaluated. Name some of: a, b"),
+        ({"responses": {"theirs": "nowhere.jsonl"}}, "theirs: nowhere.jsonl is no file"),
+        ({"responses": {"a": "nowhere.jsonl"}}, "responses are called 'a', expected a name of its"),
+        ({"responses": ["x"]}, r"responses is \['x'\], expected \{name: "),
         ({"groups": {"g": []}}, "group g holds no candidate"),
         ({"groups": ["a"]}, r"groups is \['a'\], expected \{name: "),
         ({"task": "no-such-file.jsonl"}, "no-such-file"),

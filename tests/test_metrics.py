@@ -241,3 +241,15 @@ def test_bootstrap_of_twenty_candidates_and_eight_scores_is_fast():
     ends = metrics.percentile_interval(metrics.resampled_means(values_PCS))
     assert ends.shape == (20, 8, 2)
     assert time.process_time() - start < 1
+
+
+def test_consistency_averages_over_every_window_of_samples():
+    answers, correct = [["1", "2", "2", None]], [[True, False, False, False]]
+    # windows of two: 1 2 (a tie: half), 2 2, 2 -, - 1
+    assert metrics.consistency_by_prompt(answers, correct, 2)[0] == pytest.approx(
+        (0.5 + 0 + 0 + 1) / 4
+    )
+    assert metrics.consistency_by_prompt(answers, correct, 1)[0] == metrics.avg_at_k(correct)
+    assert metrics.consistency_by_prompt(answers, correct, 4)[0] == metrics.maj_at_k(
+        answers, correct
+    )
