@@ -1,0 +1,242 @@
+"""Activations of a few monitored channels of one layer, while decoding and read back from traces.
+
+The channel of an FFN unit is |h|, h = act(gate) * up: the input of the down projection. The channel
+of an attention head is the Euclidean norm of its part of the output projection's input.
+"""
+
+# Shape letters: B rows, T tokens of a pass or of a response, C channels, U units, H heads, D width
+# of a head.
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.activations import check_traces
+from surgeon.decoding.architecture import context_limit, text_config, text_decoder
+from surgeon.errors import BadInput
+from surgeon.traces import Trace
+
+
+class Channels(NamedTuple):
+    """Monitored components of one layer; activations list the units first, then the heads."""
+
+    layer: int
+    units: tuple[int, ...] = ()
+    heads: tuple[int, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """How many channels there are."""
+        return len(self.units) + len(self.heads)
+
+
+class Writers(NamedTuple):
+    """The two projections through which a layer writes to the residual stream."""
+
+    down: nn.Module
+    """Its input (..., n_units) is h of the FFN units."""
+    out: nn.Module
+    """Its input (..., n_heads * D) is the heads' mixed values, head after head."""
+    n_units: int
+    n_heads: int
+
+
+def writers(model: nn.Module, layer: int) -> Writers:
+    """Where a layer's units and heads can be seen; raises `BadInput` for mixtures of experts."""
+    kind, layers = text_config(model).model_type, text_decoder(model).layers
+    n_layers = len(layers)  # pyright: ignore[reportArgumentType]
+    if not 0 <= layer < n_layers:
+        raise BadInput(f"found layer {layer}; expected 0 to {n_layers - 1} in this {kind} model.")
+    block = layers[layer]  # pyright: ignore[reportIndexIssue]
+    down = getattr(getattr(block, "mlp", None), "down_proj", None)
+    out = getattr(getattr(block, "self_attn", None), "o_proj", None)
+    n_units, width = (getattr(module, "in_features", None) for module in (down, out))
+    if n_units is None:
+        raise BadInput(
+            f"found the architecture {kind!r}, whose layer {layer} is no single gated FFN (a "
+            "mixture of experts?); channels are defined for dense models only."
+        )
+    n_heads = text_config(model).num_attention_heads
+    if width is None or width % n_heads:
+        raise BadInput(
+            f"found the architecture {kind!r}, whose layer {layer} has no output projection that "
+            f"{n_heads} attention heads divide evenly; expected one (input width found: {width})."
+        )
+    return Writers(down, out, n_units, n_heads)  # pyright: ignore[reportArgumentType]
+
+
+class Tap:
+    """The channels' activations in the latest pass of the model."""
+
+    unit_BTU: Tensor | None = None
+    head_BTH: Tensor | None = None
+
+    def __init__(self, channels: Channels):
+        self.channels = channels
+
+    @property
+    def last(self) -> Tensor:
+        """(B, T, C) float32 on the model's device, every position of the pass, padding included."""
+        wanted = ((self.channels.units, self.unit_BTU), (self.channels.heads, self.head_BTH))
+        parts = [part for numbers, part in wanted if numbers]
+        if any(part is None for part in parts):
+            raise RuntimeError("the model has made no pass yet, or a compiled one without hooks")
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)  # pyright: ignore
+
+
+@contextmanager
+def tapped(model: nn.Module, channels: Channels) -> Iterator[Tap]:
+    """See the channels in every pass inside the block, at the cost of a gather per projection.
+
+    Raises `BadInput` for mixtures of experts, for heads that don't divide the output projection's
+    input, and for numbers the layer doesn't have.
+    """
+    seen = writers(model, channels.layer)
+    check_channels(channels, seen)
+    tap = Tap(channels)
+    device = next(seen.down.parameters()).device
+    unit_U, head_H = (torch.tensor(n, device=device) for n in (channels.units, channels.heads))
+    every_head = channels.heads == tuple(range(seen.n_heads))
+
+    def units(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        tap.unit_BTU = args[0].detach().index_select(-1, unit_U).abs().float()
+
+    def heads(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        mixed_BTHD = args[0].detach().unflatten(-1, (seen.n_heads, -1))
+        if not every_head:
+            mixed_BTHD = mixed_BTHD.index_select(-2, head_H)
+        tap.head_BTH = torch.linalg.vector_norm(mixed_BTHD, dim=-1, dtype=torch.float32)
+
+    with ExitStack() as undo:
+        if channels.units:
+            undo.callback(seen.down.register_forward_pre_hook(units).remove)
+        if channels.heads:
+            undo.callback(seen.out.register_forward_pre_hook(heads).remove)
+        yield tap
+
+
+def check_channels(channels: Channels, seen: Writers) -> None:
+    """Raise `BadInput` for no channels, and for numbers that are doubled or not in the layer."""
+    if not channels.size:
+        raise BadInput("found no channels to monitor; expected at least one unit or head.")
+    for name, numbers, count in (
+        ("unit", channels.units, seen.n_units),
+        ("head", channels.heads, seen.n_heads),
+    ):
+        wrong = [n for n in numbers if not 0 <= n < count]
+        if wrong:
+            raise BadInput(
+                f"found {name} {wrong[0]} in layer {channels.layer}; expected 0 to {count - 1}. "
+                "The channels belong to another model."
+            )
+        if len(set(numbers)) < len(numbers):
+            raise BadInput(f"found a {name} of layer {channels.layer} twice; expected it once.")
+
+
+class _Enough(Exception):
+    """The pass has come as far as the channels."""
+
+
+@torch.no_grad()
+def read_back(
+    model: nn.Module, traces: Sequence[Trace], channels: Channels, *, batch_tokens: int = 4096
+) -> Iterator[Tensor]:
+    """Yield x_TC, float32 on the CPU, of each trace's response, in the order of `traces`.
+
+    Row i is read at the position whose input is response token i, as while decoding. Traces of
+    similar length share right-padded passes of at most `batch_tokens` tokens; a longer one is read
+    in parts through a key/value cache. Raises `BadInput` as `tapped` does, for traces that the
+    model can't read, and for activations that are not finite.
+    """
+    if batch_tokens < 1:
+        raise BadInput(f"found batch_tokens {batch_tokens}, expected at least 1.")
+    check_traces(model, traces)
+    layers: Any = text_decoder(model).layers
+
+    def stop(*_: Any) -> None:
+        raise _Enough
+
+    was_training = model.training
+    model.eval()
+    try:
+        for window in _windows(traces, 8 * batch_tokens):
+            # Entered for each window: the caller may use the model while it holds the result.
+            with ExitStack() as undo:
+                tap = undo.enter_context(tapped(model, channels))
+                if channels.layer + 1 < len(layers):
+                    after = layers[channels.layer + 1].register_forward_pre_hook(stop)
+                    undo.callback(after.remove)
+                found = _read_window(model, tap, window, batch_tokens)
+            yield from found
+    finally:
+        model.train(was_training)
+
+
+def _length(trace: Trace) -> int:
+    return len(trace.prompt_token_ids) + len(trace.token_ids)
+
+
+def _windows(traces: Sequence[Trace], tokens: int) -> Iterator[list[Trace]]:
+    """Runs of consecutive traces of about `tokens` tokens, within which they may be reordered."""
+    window: list[Trace] = []
+    for trace in traces:
+        if window and sum(map(_length, window)) + _length(trace) > tokens:
+            yield window
+            window = []
+        window.append(trace)
+    if window:
+        yield window
+
+
+def _read_window(
+    model: nn.Module, tap: Tap, traces: list[Trace], batch_tokens: int
+) -> list[Tensor]:
+    order = sorted(range(len(traces)), key=lambda i: -_length(traces[i]))
+    found: dict[int, Tensor] = {}
+    while order:
+        n = max(1, batch_tokens // _length(traces[order[0]]))
+        batch, order = order[:n], order[n:]
+        read = _read(model, tap, [traces[i] for i in batch], batch_tokens)
+        found |= zip(batch, read, strict=True)
+    return [found[i] for i in range(len(traces))]
+
+
+def _read(model: nn.Module, tap: Tap, traces: list[Trace], pass_tokens: int) -> list[Tensor]:
+    """The responses' activations; the first trace is the longest."""
+    decoder, device = text_decoder(model), next(model.parameters()).device
+    longest = _length(traces[0])
+    ids_BT = torch.zeros(len(traces), longest, dtype=torch.long)
+    for b, trace in enumerate(traces):
+        ids_BT[b, : _length(trace)] = torch.tensor([*trace.prompt_token_ids, *trace.token_ids])
+    ids_BT = ids_BT.to(device)
+    # Padding stays within the context: some models rescale positions beyond it.
+    position_T = torch.arange(longest, device=device).clamp_(max=context_limit(model) - 1)
+    cache: Any = None
+    if longest > pass_tokens:
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=text_config(model))
+    parts: list[list[Tensor]] = [[] for _ in traces]
+    for first in range(0, longest, pass_tokens):
+        part_BT = ids_BT[:, first : first + pass_tokens]
+        position_BT = position_T[first : first + pass_tokens].expand(len(traces), -1)
+        with suppress(_Enough):
+            decoder(
+                input_ids=part_BT,
+                position_ids=position_BT,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
+        x_BTC = tap.last.cpu()
+        for b, trace in enumerate(traces):
+            start = max(len(trace.prompt_token_ids) - first, 0)
+            end = min(_length(trace) - first, part_BT.shape[1])
+            if start < end:
+                parts[b].append(x_BTC[b, start:end])
+    found = [torch.cat(part) for part in parts]
+    if not all(bool(x_TC.isfinite().all()) for x_TC in found):
+        raise BadInput("found activations that are not finite: broken weights?")
+    return found
