@@ -10,7 +10,15 @@ from pathlib import Path
 from surgeon.errors import BadInput
 
 CHECKPOINTS = ("base", "instruct", "thinking", "instruct-ffn", "thinking-ffn")
-PROMPT_SETS = ("mini-set", "test", "pool", "pool-reversed", "test-reversed", "cross")
+PROMPT_SETS = (
+    "mini-set",
+    "test",
+    "pool",
+    "pool-reversed",
+    "test-reversed",
+    "cross",
+    "test-ambiguous",
+)
 NAMES = (*CHECKPOINTS, *PROMPT_SETS)
 """Every name that `path` knows."""
 

@@ -25,10 +25,13 @@ class PromptSet:
 SETS = (
     PromptSet("mini-set", 100, labelled=False),
     PromptSet("test", 400, labelled=True),
-    PromptSet("pool", 1000, labelled=False),
+    # Where every problem is ambiguous a model's answers differ in how they read it, and that is
+    # what distillation can settle.
+    PromptSet("pool", 1000, labelled=False, share=1.0),
+    PromptSet("test-ambiguous", 400, labelled=True, share=1.0),
+    PromptSet("cross", 300, labelled=True, share=1.0, operations=task.CROSS_OPERATIONS),
     PromptSet("pool-reversed", 300, labelled=False, operator="~", share=1.0),
     PromptSet("test-reversed", 200, labelled=True, operator="~", share=1.0),
-    PromptSet("cross", 300, labelled=True, operations=task.CROSS_OPERATIONS),
 )
 
 

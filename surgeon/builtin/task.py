@@ -64,7 +64,15 @@ MOST_ATTEMPTS = 8
 RESTART = "Let me start over."
 FINISH = "Okay, I have finished thinking."
 
-SPLITS = ("mini-set", "test", "pool", "pool-reversed", "test-reversed", "cross")
+SPLITS = (
+    "mini-set",
+    "test",
+    "pool",
+    "pool-reversed",
+    "test-reversed",
+    "cross",
+    "test-ambiguous",
+)
 _BUCKETS = 16
 
 WORDS = (
