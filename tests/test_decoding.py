@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from surgeon import decoding
 from surgeon.decoding import (
     Answer,
+    Decoder,
     Request,
     context_limit,
     decode,
@@ -156,8 +156,8 @@ def test_the_seed_and_the_name_of_a_response_choose_its_stream():
 def test_long_prompts_are_read_in_chunks(model: Any, monkeypatch: pytest.MonkeyPatch):
     wanted = requests(12, longest=300)
     whole = run(model, wanted, batch=16)
-    monkeypatch.setattr("surgeon.decoding.PREFILL_TOKENS", 64)
-    monkeypatch.setattr("surgeon.decoding.PREFILL_CHUNK", 64)
+    monkeypatch.setattr("surgeon.decoding.batch.PREFILL_TOKENS", 64)
+    monkeypatch.setattr("surgeon.decoding.batch.PREFILL_CHUNK", 64)
     assert run(model, wanted, batch=16) == whole
     for request, answer in zip(wanted[:3], run(model, wanted[:3], temperature=0), strict=True):
         assert answer.token_ids == greedy_reference(model, list(request.prompt), 40)
@@ -168,12 +168,13 @@ def test_rows_given_up_for_memory_come_back_with_the_same_answer(
 ):
     wanted = requests(24)
     whole = run(model, wanted, max_tokens=150, stop=frozenset(), batch=32)
-    room = 18 * 192 * cache_bytes_per_token(model)
-    monkeypatch.setattr("surgeon.decoding.memory_for_cache", lambda _: room)
-    monkeypatch.setattr("surgeon.decoding.OUTLOOK", 8)
+    # Room for 32 rows at first, but not when the longest answers need 16 positions more.
+    room = 31 * 192 * cache_bytes_per_token(model)
+    monkeypatch.setattr("surgeon.decoding.batch.memory_for_cache", lambda _: room)
+    monkeypatch.setattr("surgeon.decoding.batch.OUTLOOK", 8)
     shed: list[int] = []
-    keep = decoding._Loop._shed
-    monkeypatch.setattr(decoding._Loop, "_shed", lambda loop, n: (shed.append(n), keep(loop, n)))
+    keep = Decoder._shed
+    monkeypatch.setattr(Decoder, "_shed", lambda loop, n: (shed.append(n), keep(loop, n)))
     assert run(model, wanted, max_tokens=150, stop=frozenset()) == whole
     assert shed == [16]
 
@@ -240,7 +241,7 @@ def test_the_batch_fits_the_memory(model: Any, monkeypatch: pytest.MonkeyPatch):
     assert cache_bytes_per_token(model) == 2 * 3 * 2 * 8 * 4
     assert 1 << 20 < available_bytes(torch.device("cpu")) < 1 << 50
     wanted = [Request([7] * 64, b"")] * 100
-    monkeypatch.setattr("surgeon.decoding.memory_for_cache", lambda _: 384 * 128 * 21)
+    monkeypatch.setattr("surgeon.decoding.batch.memory_for_cache", lambda _: 384 * 128 * 21)
     assert plan_rows(model, wanted, 64, 0) == 16
     assert plan_rows(model, wanted, 1, 0) == 128 * 21 // 80 // 16 * 16
     assert plan_rows(model, wanted[:3], 1, 0) == 16
@@ -248,7 +249,7 @@ def test_the_batch_fits_the_memory(model: Any, monkeypatch: pytest.MonkeyPatch):
     assert plan_rows(model, wanted, 32768, 50) == 48
     assert plan_rows(model, wanted, 32768, 7) == 7
     assert plan_rows(model, wanted[:20], 32768, 50) == 32
-    monkeypatch.setattr("surgeon.decoding.memory_for_cache", lambda _: 0)
+    monkeypatch.setattr("surgeon.decoding.batch.memory_for_cache", lambda _: 0)
     assert plan_rows(model, wanted, 64, 0) == 1
 
 

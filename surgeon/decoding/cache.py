@@ -104,6 +104,16 @@ class SlotCache:
                     stores[layer] = new
         self.capacity = capacity
 
+    def widen(self, rows: int) -> None:
+        """Go on with `rows` rows, at least as many as before."""
+        for stores in (self.keys, self.values):
+            for layer, old in enumerate(stores):
+                if old is not None and len(old) < rows:
+                    new = old.new_zeros(rows, *old.shape[1:])
+                    new[: self.rows] = old[: self.rows]
+                    stores[layer] = new
+        self.rows = rows
+
     def move(self, source: Tensor, target: Tensor, length: int) -> None:
         """Copy the first `length` positions of the rows `source` into the rows `target`."""
         for store in (*self.keys, *self.values):

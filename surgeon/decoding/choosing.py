@@ -3,6 +3,8 @@
 # Shape letters: B rows of the batch, V vocabulary, C candidates.
 
 import hashlib
+import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +16,32 @@ STREAM_BLOCK = 256
 """Random numbers of a stream that are drawn at a time."""
 SORTED_OUTRIGHT = 2048
 """Vocabularies up to this size are sorted without looking for a short list of candidates first."""
+
+
+class Choice(NamedTuple):
+    """How a row's next token is drawn, see `choose`."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+
+    def but(self, temperature: float | None, top_p: float | None, top_k: int | None) -> "Choice":
+        """These settings, those that are given put in their place."""
+        return Choice(
+            self.temperature if temperature is None else temperature,
+            self.top_p if top_p is None else top_p,
+            self.top_k if top_k is None else top_k,
+        )
+
+    def check(self) -> None:
+        """Raise BadInput for a setting that is out of range."""
+        for name, good, expected in (
+            ("temperature", 0 <= self.temperature < math.inf, "0 or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("top_k", self.top_k >= 0, "0 (no limit) or more"),
+        ):
+            if not good:
+                raise BadInput(f"found {name} = {getattr(self, name)}, expected {expected}.")
 
 
 def stream_key(seed: int, prompt_id: str, sample: int) -> bytes:

@@ -1,0 +1,502 @@
+"""A batch whose requests join and leave while it runs: rows are slots, each at its own position."""
+
+# Shape letters: B rows of the batch (slots), T tokens of a chunk, K key positions, V vocabulary,
+# D model width, S numbers of a random stream.
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from surgeon.decoding.architecture import (
+    causal_masks,
+    check_attention,
+    context_limit,
+    fitting_threads,
+    head_of,
+    key_block,
+    layer_windows,
+    mask_argument,
+    text_config,
+    text_decoder,
+)
+from surgeon.decoding.attention import attending
+from surgeon.decoding.cache import SlotCache, available_bytes, cache_bytes_per_token, round_up
+from surgeon.decoding.choosing import STREAM_BLOCK, Choice, choose, uniforms
+from surgeon.decoding.requests import FinishReason, Request, Token, Watcher
+from surgeon.errors import BadInput
+
+ROWS = 16
+"""On the CPU a batch has a multiple of this many rows. Matrix products of fewer, and the last
+elements of tensors of another size, are computed in another way, so an answer's bits would depend
+on how many others are decoded beside it."""
+LARGEST_BATCH = 256
+OUTLOOK = 2048
+"""Tokens per answer that an automatic batch size makes room for; longer answers shed rows."""
+PREFILL_TOKENS = 8192
+"""Prompt tokens that share a pass."""
+PREFILL_CHUNK = 128
+"""Prompt tokens of one row per pass: on the CPU attention sums in another order above 191."""
+
+
+def plan_rows(model: nn.Module, requests: Sequence[Request], max_tokens: int, batch: int) -> int:
+    """How many rows to decode at once: `batch`, or as many as the free memory is likely to hold."""
+    longest = max(len(request.prompt) for request in requests)
+    tokens = round_up(longest + min(max_tokens, OUTLOOK), key_block(model))
+    fit = memory_for_cache(model) // (cache_bytes_per_token(model) * tokens)
+    most = batch or max(1, min(LARGEST_BATCH, fit))
+    return whole_rows(min(most, round_up(len(requests), ROWS)), model)
+
+
+def whole_rows(n: int, model: nn.Module) -> int:
+    """`n` or somewhat fewer rows, see `ROWS`."""
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    return n // ROWS * ROWS if on_cpu and n > ROWS else n
+
+
+def memory_for_cache(model: nn.Module) -> int:
+    """Bytes that keys and values may take: 70% of what is free."""
+    return int(0.7 * available_bytes(next(model.parameters()).device))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model is in eval mode inside the block."""
+    was_training = model.training
+    if was_training:
+        model.eval()
+    try:
+        yield
+    finally:
+        if was_training:
+            model.train()
+
+
+@dataclass(eq=False)
+class _Row:
+    """The answer in the making of one slot."""
+
+    index: int
+    prompt: Sequence[int]
+    stream: bytes
+    most: int
+    choice: Choice
+    token_ids: list[int] = field(default_factory=list)
+    """What was emitted."""
+    count: int = 0
+    """Tokens decoded since the row was seated. While below len(token_ids), an answer that was given
+    up is made again, and what was emitted stands."""
+    queue: deque[int] = field(default_factory=deque)
+    """Forced tokens that are still to come."""
+
+    @property
+    def told(self) -> int | None:
+        """The next token, where it isn't for the model to choose."""
+        if self.count < len(self.token_ids):
+            return self.token_ids[self.count]
+        return self.queue[0] if self.queue else None
+
+
+class Decoder:
+    """A batch that requests join and leave while it runs.
+
+    `rows` is how many answers are decoded at once; more requests wait. The batch widens to that as
+    requests come, and shrinks as they go. `max_tokens` and what follows hold for requests that
+    don't bring their own. Where it `sheds`, the youngest answers are given up when the memory for
+    keys and values ends, and start again later (tokens that were emitted stay as they are, and
+    aren't emitted again); else `rows` answers are held, whatever memory it takes.
+
+    An answer depends on its request, not on its neighbours or on when it came, see `decode`. One
+    thread at a time may use a decoder and its model: that is the caller's business.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        stop: frozenset[int],
+        rows: int,
+        max_tokens: int,
+        temperature: float = 0.7,
+        top_p: float = 0.9,
+        top_k: int = 0,
+        sheds: bool = True,
+        watcher: Watcher | None = None,
+    ):
+        check_attention(model)
+        self.model, self.decoder, self.stop = model, text_decoder(model), stop
+        self.head, self.limit = head_of(model), context_limit(model)
+        self.watcher, self.sheds = watcher, sheds
+        self.max_tokens, self.choice = max_tokens, Choice(temperature, top_p, top_k)
+        first = next(model.parameters())
+        self.device, self.dtype = first.device, first.dtype
+        self.on_cpu = self.device.type == "cpu"
+        self.rows = self.most = whole_rows(rows, model)
+        self.budget = memory_for_cache(model)
+        self.token_bytes = cache_bytes_per_token(model)
+        self.windows = sorted(layer_windows(model)[0], key=lambda window: window or 0)
+        self.block, self.config = key_block(model), text_config(model)
+        self.own_attention = self.on_cpu and self.config._attn_implementation == "sdpa"
+        self.chunk = PREFILL_CHUNK if self.on_cpu else PREFILL_TOKENS
+        self.indices: set[int] = set()
+        self.waiting: deque[_Row] = deque()
+        self.longest = 0
+        """Positions that each row needs at first, for the longest request since the last idling."""
+        self.row_B: list[_Row | None] = []
+        self.token_B = torch.zeros(0, dtype=torch.long, device=self.device)
+        self.length_B = np.zeros(0, dtype=np.int64)
+        """The position of each row's next token; 0 for an idle row, which rewrites position 0."""
+        self.random_BS = np.zeros((0, STREAM_BLOCK))
+        self._new_cache(0)
+
+    def add(self, index: int, request: Request) -> None:
+        """Let a request join; its tokens come under `index`, which must not be in use.
+
+        Raises BadInput for a prompt that is empty or fills the context, and for settings that are
+        out of range.
+        """
+        if index in self.indices:
+            raise ValueError(f"request {index} is in the batch already")
+        length = len(request.prompt)
+        if not length:
+            raise BadInput("found a prompt without tokens, expected at least one.")
+        if length >= self.limit:
+            raise BadInput(
+                f"found a prompt of {length} tokens, expected fewer than the model's "
+                f"context of {self.limit}: shorten it."
+            )
+        choice = self.choice.but(request.temperature, request.top_p, request.top_k)
+        choice.check()
+        most = self.max_tokens if request.max_tokens is None else request.max_tokens
+        if most < 1:
+            raise BadInput(f"found max_tokens = {most}, expected at least 1.")
+        if not self.busy:
+            self.longest = 0
+        row = _Row(index, request.prompt, request.stream, min(most, self.limit - length), choice)
+        self.longest = max(self.longest, self._needed(row))
+        self.indices.add(index)
+        self.waiting.append(row)
+
+    def cancel(self, index: int) -> None:
+        """Drop a request and what was decoded for it; one that has ended already is no matter."""
+        if index not in self.indices:
+            return
+        self.indices.remove(index)
+        for b, row in enumerate(self.row_B):
+            if row is not None and row.index == index:
+                with torch.inference_mode():
+                    self._free(b)
+                return
+        self.waiting = deque(row for row in self.waiting if row.index != index)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request waits or is being decoded."""
+        return bool(self.indices)
+
+    @torch.inference_mode()
+    def step(self) -> list[Token]:
+        """Run one pass over all rows and return the token of each: none for an answer that was
+        given up until it is where it was, so the list may be empty while the decoder is `busy`."""
+        with evaluating(self.model), fitting_threads(self.model):
+            if not self._refill():
+                return []
+            with nullcontext() if self.watcher is None else self.watcher.attached():
+                token_B = self._choose(self._pass())
+                forced = self._force(token_B)
+            return self._accept(token_B, forced)
+
+    # refill
+
+    def _refill(self) -> bool:
+        """Give free slots to waiting requests; False when nothing is left to decode."""
+        if not self.busy:
+            return False
+        if self.waiting:
+            self._make_room()
+            free = [b for b, row in enumerate(self.row_B) if row is None]
+            if len(free) > len(self.row_B) // 32:
+                self._seat(free[: len(self.waiting)])
+            return True
+        n, seated = len(self.row_B), self._seated()
+        if n - seated > n // 16:
+            self._shrink(min(n, round_up(seated, self._whole())))
+        return True
+
+    def _seated(self) -> int:
+        return sum(row is not None for row in self.row_B)
+
+    def _whole(self) -> int:
+        """Rows come and go in multiples of this many."""
+        return min(ROWS, self.most) if self.on_cpu else 1
+
+    def _needed(self, row: _Row) -> int:
+        """Positions to make room for where this request is seated."""
+        length = len(row.prompt)
+        return max(self._padded(length - 1), length + min(row.most, 128))
+
+    def _padded(self, length: int) -> int:
+        """The positions that a pass over so many prompt tokens writes."""
+        return round_up(length, self.chunk if length > self.chunk else self.block)
+
+    def _make_room(self) -> None:
+        """Positions and rows for the requests that wait, as far as there is memory."""
+        seated = self._seated()
+        if not seated:
+            # What memory once ended at may be free again.
+            self.most = self.rows
+            capacity = round_up(self.longest, self.block)
+            if not capacity <= self.cache.capacity <= 4 * capacity:
+                self._new_cache(capacity)
+        elif seated < self.most:
+            needed = max(self._needed(row) for row in islice(self.waiting, self.most - seated))
+            if needed > self.cache.capacity:
+                self._grow(needed)
+                seated = self._seated()
+        n = min(self.most, round_up(seated + len(self.waiting), self._whole()))
+        if self.sheds:
+            n = min(n, self._fit(self.cache.capacity))
+        if n > len(self.row_B):
+            self._widen(n)
+
+    def _seat(self, slots: list[int]) -> None:
+        seated = []
+        for b in slots:
+            row = self.waiting.popleft()
+            row.count = 0
+            row.queue.clear()
+            self.row_B[b] = row
+            length = len(row.prompt) - 1
+            self.length_B[b] = length
+            self.token_B[b] = row.prompt[-1]
+            self.random_BS[b] = uniforms(row.stream, 0)
+            for window, mask in self.masks.items():
+                mask[b] = -torch.inf
+                mask[b, 0 if window is None else max(0, length - window) : length] = 0
+            if self.watcher is not None:
+                self.watcher.seat(b, row.index)
+            if length:
+                seated.append((length, b))
+        # Neighbours of similar length share a pass: little padding.
+        seated.sort()
+        while seated:
+            n = max(1, PREFILL_TOKENS // min(self.chunk, round_up(seated[-1][0], self.block)))
+            self._prefill([b for _, b in seated[-n:]])
+            del seated[-n:]
+
+    def _prefill(self, slots: list[int]) -> None:
+        """Keys and values of these rows' prompts, all but the last token; the longest come last."""
+        lengths = [int(self.length_B[b]) for b in slots]
+        longest, chunk = self._padded(lengths[-1]), self.chunk
+        ids_BT = np.zeros((len(slots), longest), dtype=np.int64)
+        for i, b in enumerate(slots):
+            row = self.row_B[b]
+            assert row is not None
+            ids_BT[i, : lengths[i]] = row.prompt[:-1]
+        ids = torch.from_numpy(ids_BT).to(self.device)
+        for start in range(0, longest, chunk):
+            done = bisect_right(lengths, start)
+            part = ids[done:, start : start + chunk]
+            length = part.shape[1]
+            self.cache.slots = torch.tensor(slots[done:], device=self.device)
+            self.cache.start = start
+            # Padding stays within the context: some models rescale positions beyond it.
+            position = torch.arange(start, start + length, device=self.device)
+            position = position.clamp_(max=self.limit - 1)
+            masks = causal_masks(
+                self.model, start, length, start + length, dtype=self.dtype, device=self.device
+            )
+            self.decoder(
+                input_ids=part,
+                position_ids=position.expand(len(part), -1),
+                attention_mask=masks,
+                past_key_values=self.cache,
+                use_cache=True,
+            )
+        self.cache.slots = None
+
+    # one token for every row
+
+    def _pass(self) -> Tensor:
+        """Run the model over each row's newest token; the logits (B, V) of the next."""
+        longest = int(self.length_B.max()) + 1
+        if longest > self.cache.capacity:
+            self._grow(longest)
+        n, cache = len(self.row_B), self.cache
+        length_B = torch.from_numpy(self.length_B).to(self.device)
+        at_B = torch.arange(n, device=self.device) * cache.capacity + length_B
+        for window, mask in self.masks.items():
+            flat = mask.view(-1)
+            if window is not None and longest > window:
+                flat.index_fill_(
+                    0, torch.where(length_B >= window, at_B - window, at_B), -torch.inf
+                )
+            flat.index_fill_(0, at_B, 0.0)
+        cache.at_B, cache.start = at_B, longest
+        cache.span = min(round_up(longest, self.block), cache.capacity)
+        masks = {window: mask[:, None, None, : cache.span] for window, mask in self.masks.items()}
+        with attending(self.config) if self.own_attention else nullcontext():
+            hidden_B1D = self.decoder(
+                input_ids=self.token_B[:, None],
+                position_ids=length_B[:, None],
+                attention_mask=mask_argument(self.model, masks),
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+        return self.head.logits(hidden_B1D[:, -1])
+
+    def _choose(self, logits_BV: Tensor) -> Tensor:
+        """Each row's next token by its own settings and the next number of its stream."""
+        slots_by_choice: dict[Choice, list[int]] = {}
+        at_B = np.zeros(len(self.row_B), dtype=np.int64)
+        for b, row in enumerate(self.row_B):
+            if row is not None:
+                slots_by_choice.setdefault(row.choice, []).append(b)
+                at_B[b] = row.count % STREAM_BLOCK
+        number_B = torch.from_numpy(self.random_BS[np.arange(len(at_B)), at_B]).to(self.device)
+        if len(slots_by_choice) == 1:
+            (choice,) = slots_by_choice
+            return choose(logits_BV, number_B, **choice._asdict())
+        token_B = torch.zeros_like(self.token_B)
+        for choice, slots in slots_by_choice.items():
+            # Filled up to whole rows: see `ROWS`.
+            fill = round_up(len(slots), self._whole()) - len(slots)
+            where = torch.tensor(slots + slots[:1] * fill, device=self.device)
+            found = choose(logits_BV[where], number_B[where], **choice._asdict())
+            token_B[where[: len(slots)]] = found[: len(slots)]
+        return token_B
+
+    def _force(self, token_B: Tensor) -> set[int]:
+        """Put the tokens that aren't for the model to choose into `token_B`; the slots of those
+        that a watcher chose."""
+        seated = [(b, row) for b, row in enumerate(self.row_B) if row is not None]
+        self._tell(token_B, seated)
+        if self.watcher is None:
+            return set()
+        wanted = self.watcher.look([b for b, _ in seated], self.token_B, token_B)
+        if wanted:
+            for b, row in seated:
+                if wanted.get(b):
+                    row.queue = deque(wanted[b])
+            self._tell(token_B, seated)
+        forced = {b for b, row in seated if row.queue}
+        for b in forced:
+            self.row_B[b].queue.popleft()  # pyright: ignore[reportOptionalMemberAccess]
+        return forced
+
+    def _tell(self, token_B: Tensor, seated: Sequence[tuple[int, _Row]]) -> None:
+        told = {b: row.told for b, row in seated if row.told is not None}
+        if told:
+            where = torch.tensor(list(told), device=self.device)
+            token_B[where] = torch.tensor(list(told.values()), device=self.device)
+
+    def _accept(self, token_B: Tensor, forced: set[int]) -> list[Token]:
+        """Append each row's token, and free the slots whose answers ended."""
+        self.token_B = token_B
+        found = []
+        for b, token in enumerate(token_B.tolist()):
+            row = self.row_B[b]
+            if row is None:
+                continue
+            row.count += 1
+            if row.count > len(row.token_ids):
+                row.token_ids.append(token)
+                reason: FinishReason | None = None
+                if token in self.stop or row.count >= row.most:
+                    reason = "stop" if token in self.stop else "length"
+                found.append(Token(row.index, token, b in forced, reason))
+                if reason is not None:
+                    self.indices.remove(row.index)
+                    self._free(b)
+                    continue
+            self.length_B[b] += 1
+            if row.count % STREAM_BLOCK == 0:
+                self.random_BS[b] = uniforms(row.stream, row.count // STREAM_BLOCK)
+        return found
+
+    def _free(self, b: int) -> None:
+        self.row_B[b] = None
+        self.length_B[b] = 0
+        for mask in self.masks.values():
+            mask[b] = -torch.inf
+
+    # size
+
+    def _new_cache(self, capacity: int) -> None:
+        """Hold nothing, in as many rows as before."""
+        n = len(self.row_B)
+        self.cache = SlotCache(self.config.num_hidden_layers, n, capacity)
+        self.masks = {window: self._closed(n, capacity) for window in self.windows}
+
+    def _closed(self, rows: int, capacity: int) -> Tensor:
+        return torch.full((rows, capacity), -torch.inf, dtype=self.dtype, device=self.device)
+
+    def _fit(self, capacity: int) -> int:
+        """Rows of so many positions that there is memory for."""
+        return whole_rows(max(1, self.budget // (capacity * self.token_bytes)), self.model)
+
+    def _grow(self, needed: int) -> None:
+        """Make room for `needed` positions a row, giving up the youngest rows where memory ends."""
+        capacity = round_up(max(needed, self.cache.capacity * 3 // 2), self.block)
+        if self.sheds and self._fit(capacity) < len(self.row_B):
+            capacity = round_up(needed, self.block)
+            fit = self._fit(capacity)
+            if fit < len(self.row_B):
+                self._shed(fit)
+        self.cache.grow(capacity)
+        for window, old in self.masks.items():
+            self.masks[window] = self._closed(len(self.row_B), capacity)
+            self.masks[window][:, : old.shape[1]] = old
+
+    def _widen(self, n: int) -> None:
+        """Go on with `n` rows, the new ones free."""
+        more = n - len(self.row_B)
+        self.row_B += [None] * more
+        self.length_B = np.append(self.length_B, np.zeros(more, dtype=np.int64))
+        self.random_BS = np.append(self.random_BS, np.zeros((more, STREAM_BLOCK)), 0)
+        self.token_B = torch.cat([self.token_B, self.token_B.new_zeros(more)])
+        for window, old in self.masks.items():
+            self.masks[window] = torch.cat([old, self._closed(more, self.cache.capacity)])
+        self.cache.widen(n)
+
+    def _shed(self, n: int) -> None:
+        """Go on with `n` rows; the answers that are given up start again, with the same result."""
+        rows = [(row.count, b) for b, row in enumerate(self.row_B) if row is not None]
+        for _, b in sorted(rows)[: max(0, len(rows) - n)]:
+            row = self.row_B[b]
+            assert row is not None
+            self.waiting.appendleft(row)
+            self._free(b)
+        self.most = n
+        self._shrink(n)
+
+    def _shrink(self, n: int) -> None:
+        """Move the answers of the last rows into free slots, and go on with `n` rows."""
+        if n == len(self.row_B):
+            return
+        source = [b for b, row in enumerate(self.row_B) if row is not None and b >= n]
+        target = [b for b, row in enumerate(self.row_B[:n]) if row is None][: len(source)]
+        if source:
+            where, to = (torch.tensor(x, device=self.device) for x in (source, target))
+            self.cache.move(where, to, min(int(self.length_B.max()), self.cache.capacity))
+            self.token_B[to] = self.token_B[where]
+            for mask in self.masks.values():
+                mask[to] = mask[where]
+            self.length_B[target], self.random_BS[target] = (
+                self.length_B[source],
+                self.random_BS[source],
+            )
+            for old, new in zip(source, target, strict=True):
+                self.row_B[new] = self.row_B[old]
+            if self.watcher is not None:
+                self.watcher.move(source, target)
+        self.row_B, self.token_B = self.row_B[:n], self.token_B[:n]
+        self.length_B, self.random_BS = self.length_B[:n], self.random_BS[:n]
+        self.masks = {window: mask[:n] for window, mask in self.masks.items()}
+        self.cache.rows = n
