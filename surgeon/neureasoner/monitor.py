@@ -1,0 +1,158 @@
+"""A monitor: the channels to watch, a detector per level, and what to do when one fires.
+
+It lies beside the weights as `monitor.safetensors`, so that a checkpoint carries its own.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from surgeon.channels import Channels
+from surgeon.errors import BadInput
+from surgeon.neureasoner.detectors import Detector
+from surgeon.neureasoner.features import FEATURES
+from surgeon.neureasoner.settings import Settings
+from surgeon.neureasoner.spans import LEVELS
+
+if TYPE_CHECKING:
+    from surgeon.checkpoint import Checkpoint
+
+FILE = "monitor.safetensors"
+FORMAT = "surgeon-monitor-1"
+PRECEDENCE = ("instance", "intra", "inter")
+"""When several levels fire at one step end, the first of these wins."""
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """Everything needed to watch one checkpoint decode."""
+
+    channels: Mapping[str, Channels]
+    """Level -> its channels, all of one layer."""
+    detectors: Mapping[str, Detector]
+    """Level -> its detector, for the same levels."""
+    settings: Settings
+    checkpoint: str
+    """Digest of the checkpoint whose activations the detectors were trained on."""
+
+    def __post_init__(self) -> None:
+        """Raise BadInput when the parts don't belong together."""
+        if not self.channels or set(self.channels) - set(LEVELS):
+            raise BadInput(f"found the levels {sorted(self.channels)}, expected some of {LEVELS}.")
+        if set(self.channels) != set(self.detectors):
+            raise BadInput(
+                f"found channels of {sorted(self.channels)} and detectors of "
+                f"{sorted(self.detectors)}, expected the same levels."
+            )
+        if len({channels.layer for channels in self.channels.values()}) > 1:
+            raise BadInput("found channels of several layers, expected one layer for all levels.")
+        for level, detector in self.detectors.items():
+            found, expected = len(detector.mean_X), self.channels[level].size * len(FEATURES[level])
+            if found != expected:
+                raise BadInput(
+                    f"found a detector of {found} inputs for {level}, expected {expected}: "
+                    f"{len(FEATURES[level])} features of {self.channels[level].size} channels."
+                )
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """The levels it can watch for, in their usual order."""
+        return tuple(level for level in LEVELS if level in self.channels)
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Level -> the probability from which its detector fires."""
+        return {level: float(self.detectors[level].threshold) for level in self.levels}
+
+    def save(self, path: str | Path) -> None:
+        """Write a file, or `monitor.safetensors` into a directory, whole or not at all."""
+        from safetensors.torch import save_file
+
+        path = locate(path)
+        tensors = {
+            f"{level}.{name}": tensor.detach().cpu().contiguous()
+            for level, detector in self.detectors.items()
+            for name, tensor in detector.state_dict().items()
+        }
+        metadata = {
+            "format": FORMAT,
+            "checkpoint": self.checkpoint,
+            "channels": json.dumps({level: c._asdict() for level, c in self.channels.items()}),
+            "settings": json.dumps(
+                {**asdict(self.settings), "triggers": {**self.settings.triggers}}
+            ),
+        }
+        temporary = path.with_name(f".{path.name}.tmp")
+        save_file(tensors, temporary, metadata)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: str | Path, checkpoint: "Checkpoint | None" = None) -> "Monitor":
+        """Read a monitor from its file, or from the directory it lies in.
+
+        Raises BadInput for a file that is damaged, of another version or no monitor, and when
+        `checkpoint` is given and not the one that the monitor was made for.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = locate(path)
+        if not path.is_file():
+            raise BadInput(
+                f"{path} does not exist: train a monitor with `surgeon trigger detectors`."
+            )
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise BadInput(f"{path} is not a readable monitor: {error}") from error
+        found = metadata.get("format", "no monitor")
+        if found != FORMAT:
+            raise BadInput(f"{path} is {found!r}, expected {FORMAT!r}: make it again.")
+        try:
+            monitor = _parse(metadata, tensors)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise BadInput(f"{path} is a damaged monitor ({reason}): make it again.") from error
+        if checkpoint is not None and monitor.checkpoint not in checkpoint.digests:
+            raise BadInput(
+                f"{path} was made for another checkpoint ({monitor.checkpoint[:19]}) than "
+                f"{checkpoint.spec} ({checkpoint.digest[:19]}): train detectors for this one with "
+                "`surgeon trigger detectors`."
+            )
+        return monitor
+
+
+def locate(path: str | Path) -> Path:
+    """A monitor's file, from itself or the directory it lies in."""
+    path = Path(path)
+    return path / FILE if path.is_dir() else path
+
+
+def _parse(metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> Monitor:
+    channels = {
+        level: Channels(int(row["layer"]), tuple(row["units"]), tuple(row["heads"]))
+        for level, row in json.loads(metadata["channels"]).items()
+    }
+    row: dict[str, Any] = json.loads(metadata["settings"])
+    known = {f.name for f in fields(Settings)}
+    if set(row) != known:
+        raise ValueError(f"settings {sorted(set(row) ^ known)}")
+    values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in row.items()}
+    settings = Settings(**values)
+    detectors = {}
+    for level in channels:
+        prefix = f"{level}."
+        state = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        hidden, inputs = state["layers.0.weight"].shape
+        detector = Detector(inputs, hidden)
+        detector.load_state_dict(state)
+        detectors[level] = detector.eval().requires_grad_(False)
+    return Monitor(channels, detectors, settings, metadata["checkpoint"])

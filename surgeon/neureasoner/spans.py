@@ -1,0 +1,318 @@
+"""Steps of a response, and spans of steps that a judge or a person has labelled."""
+
+# Shapes: B rows of a batch, T tokens of a response, V ids of the tokenizer.
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from surgeon.errors import BadInput
+from surgeon.neureasoner.settings import THINKING
+from surgeon.traces import Trace, _mend
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LEVELS = ("intra", "inter", "instance")
+"""The failure levels: a wrong step, stagnation between steps, over-thinking an easy question."""
+SEPARATOR = "\n\n"
+
+# What a token's text is made of.
+_BREAK, _STARTS, _STOPS, _TEXT, _OPEN, _OVER = 1, 2, 4, 8, 16, 32
+
+
+class Step(NamedTuple):
+    """Response token positions [start, end); the separator belongs to the step it ends."""
+
+    start: int
+    end: int
+
+
+class StepEnds:
+    """Which tokens end a step and which end the thinking, looked up once per tokenizer.
+
+    A step ends with the token that completes a blank line: one that contains "\\n\\n", or one that
+    begins with "\\n" after one that ends with "\\n". A step has more than white space in it, so a
+    longer run of line breaks opens the next step instead of ending an empty one. The thinking is
+    over at the closing token, or at the end of the text; those tokens belong to no step. A
+    tokenizer without such tokens has no thinking block: all of its responses are steps.
+    """
+
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", thinking: tuple[str, str] = THINKING
+    ) -> None:
+        vocabulary: dict[str, int] = tokenizer.get_vocab()
+        flag_V = np.full(max(vocabulary.values()) + 2, _TEXT, np.uint8)
+        exact: dict[str, int] = {}
+        # The last entry stands for ids beyond the tokenizer's, which some models can emit.
+        for token, i in vocabulary.items():
+            # Line breaks as byte-level and sentence-piece tokenizers spell them.
+            if any(mark in token for mark in ("\n", "Ċ", "<0x0A>")) or not token.strip(
+                " \t\r\n\v\f\xa0ĠĊĉčċČ▁"
+            ):
+                text = str(tokenizer.decode([i], clean_up_tokenization_spaces=False))
+                flag_V[i] = _flags(text)
+                exact[text] = i
+        for word, flag in zip(thinking, (_OPEN, _OVER), strict=True):
+            if word in vocabulary:
+                flag_V[vocabulary[word]] |= flag
+        if tokenizer.eos_token_id is not None:
+            flag_V[tokenizer.eos_token_id] |= _OVER  # pyright: ignore
+        self.flag_V = flag_V
+        self.close_id: int | None = vocabulary.get(thinking[1])
+        """The token that closes the thinking block, where the tokenizer has one."""
+        self.line_id, self.separator_id = exact.get("\n"), exact.get(SEPARATOR)
+        """The tokens that are a line break and a blank line and nothing else, where there are."""
+
+    def flags(self, ids_B: Any) -> np.ndarray:
+        """uint8_B: what each token is made of; for `StepRows` and `split_steps`."""
+        return self.flag_V[np.minimum(np.asarray(ids_B, np.int64), len(self.flag_V) - 1)]
+
+    def after(self, previous_ids_B: Any, ids_B: Any) -> np.ndarray:
+        """bool_B: a separator is complete with this token (it ends a step that has text)."""
+        return _complete(self.flags(previous_ids_B), self.flags(ids_B))
+
+    def separator_after(self, token_id: int) -> list[int]:
+        """Tokens that complete a separator after this one; none where the tokenizer has no such."""
+        if self.line_id is not None and self.flags(token_id) & _STOPS:
+            return [self.line_id]
+        if self.separator_id is not None:
+            return [self.separator_id]
+        return [] if self.line_id is None else [self.line_id] * 2
+
+    def thinking_over(self, ids_B: Any) -> np.ndarray:
+        """bool_B: this token closes the thinking block or ends the response."""
+        return self.flags(ids_B) & _OVER > 0
+
+
+def _flags(text: str) -> int:
+    return (
+        _BREAK * (SEPARATOR in text)
+        | _STARTS * text.startswith("\n")
+        | _STOPS * text.endswith("\n")
+        | _TEXT * bool(text.strip())
+    )
+
+
+def _complete(previous_B: np.ndarray, flag_B: np.ndarray) -> np.ndarray:
+    joined_B = (previous_B & _STOPS > 0) & (flag_B & _STARTS > 0)
+    return joined_B | (flag_B & _BREAK > 0)
+
+
+def split_steps(ends: "StepEnds | PreTrainedTokenizerBase", token_ids: Sequence[int]) -> list[Step]:
+    """The steps of the thinking part of a response; of all of it where it has no thinking block.
+
+    What is left after the last separator is a step as well. An opening token before any text is
+    left out, with the white space before it.
+    """
+    if not isinstance(ends, StepEnds):
+        ends = StepEnds(ends)
+    steps: list[Step] = []
+    start, text, previous = 0, False, 0
+    end = len(token_ids)
+    for i, flag in enumerate(ends.flags(token_ids).tolist() if len(token_ids) else []):
+        if flag & _OVER:
+            end = i
+            break
+        if flag & _OPEN and not text and not steps:
+            start = i + 1
+        else:
+            text = text or bool(flag & _TEXT)
+            joined = previous & _STOPS and flag & _STARTS
+            if text and (flag & _BREAK or joined):
+                steps.append(Step(start, i + 1))
+                start, text = i + 1, False
+        previous = flag
+    if text:
+        steps.append(Step(start, end))
+    return steps
+
+
+class StepRows:
+    """Where every row of a batch stands in its steps, one token at a time.
+
+    The same rule as `split_steps`: push each token; a row's step is over when `push` says so, or
+    when the token to come is one that `closing` recognises.
+    """
+
+    def __init__(self, ends: StepEnds, rows: int) -> None:
+        self.ends = ends
+        self.flag_B = np.zeros(rows, np.uint8)
+        self.text_B = np.zeros(rows, bool)
+        self.over_B = np.zeros(rows, bool)
+        """The thinking is over: nothing more is counted."""
+        self.count_B = np.zeros(rows, np.int64)
+        """Steps that have ended."""
+        self.position_B = np.zeros(rows, np.int64)
+        """Response tokens seen."""
+        self.start_B = np.zeros(rows, np.int64)
+        """First position of the step that goes on."""
+
+    def _names(self) -> list[str]:
+        return [name for name in vars(self) if name.endswith("_B")]
+
+    def grow(self, rows: int) -> None:
+        """Make room for more rows, if there are fewer."""
+        for name in self._names():
+            array = getattr(self, name)
+            setattr(self, name, np.pad(array, (0, max(0, rows - len(array)))))
+
+    def seat(self, row: int) -> None:
+        """A response begins in this row."""
+        for name in self._names():
+            getattr(self, name)[row] = 0
+
+    def move(self, source: Sequence[int], target: Sequence[int]) -> None:
+        """The responses of some rows go on in others."""
+        for name in self._names():
+            array = getattr(self, name)
+            array[list(target)] = array[list(source)]
+
+    def push(self, ids_B: Any, live_B: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(counted_B, opened_B, ended_B) for the next token of the rows that are `live_B`.
+
+        A counted token belongs to a step; one that opens the thinking throws away what came before
+        it; a step has ended with this token where `ended_B`.
+        """
+        flag_B = self.ends.flags(ids_B)
+        self.over_B |= live_B & (flag_B & _OVER > 0)
+        counted_B = live_B & ~self.over_B
+        opened_B = counted_B & (flag_B & _OPEN > 0) & ~self.text_B & (self.count_B == 0)
+        counted_B &= ~opened_B
+        self.text_B |= counted_B & (flag_B & _TEXT > 0)
+        ended_B = counted_B & self.text_B & _complete(self.flag_B, flag_B)
+        self.position_B += live_B
+        self.start_B = np.where(opened_B, self.position_B, self.start_B)
+        self.flag_B = np.where(live_B, flag_B, self.flag_B)
+        return counted_B, opened_B, ended_B
+
+    def closing(self, next_ids_B: Any) -> np.ndarray:
+        """bool_B: the step that goes on will be over because this token comes next."""
+        return ~self.over_B & self.text_B & self.ends.thinking_over(next_ids_B)
+
+    def begin_step(self, rows_B: np.ndarray) -> None:
+        """The next token of these rows begins a step; to be called after each end."""
+        self.count_B += rows_B
+        self.text_B &= ~rows_B
+        self.start_B = np.where(rows_B, self.position_B, self.start_B)
+
+
+# ---------------------------------------------------------------- labelled spans
+
+
+class Span(NamedTuple):
+    """Steps of one trace that show a failure, or that were looked at and show none."""
+
+    prompt_id: str
+    sample: int
+    level: str
+    """One of `LEVELS`."""
+    first: int
+    """Number of the first step, from 0."""
+    last: int
+    """Number of the last step, itself included."""
+    failing: bool = True
+    pair: int | None = None
+    """Positive and negative spans with the same number were made to be compared."""
+    reason: str = ""
+
+
+def read_spans(path: str | Path) -> list[Span]:
+    """The spans of a JSONL file, in its order; a last line that was cut short is left out.
+
+    Each line is an object with the fields of `Span`; those with a default may be missing. Raises
+    BadInput naming the line that is no span.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BadInput(f"{path} does not exist, expected a file of labelled spans.")
+    spans: list[Span] = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if not line.endswith(b"\n"):
+                continue
+            raise BadInput(f"{path}:{number}: found no valid JSON ({error}).") from error
+        spans.append(parse_span(row, f"{path}:{number}"))
+    return spans
+
+
+def parse_span(row: object, place: str) -> Span:
+    """One line of a span file; raises BadInput that begins with `place`."""
+    if not isinstance(row, dict):
+        raise BadInput(f"{place}: found {str(row)[:40]!r}, expected a span (an object).")
+    fields = {**Span._field_defaults, **row}
+
+    def whole(name: str) -> bool:
+        return type(fields.get(name)) is int and fields[name] >= 0
+
+    checks = {
+        "prompt_id": (isinstance(fields.get("prompt_id"), str), "text"),
+        "sample": (whole("sample"), "a whole number from 0"),
+        "level": (fields.get("level") in LEVELS, " or ".join(LEVELS)),
+        "first": (whole("first"), "the number of a step, from 0"),
+        "last": (
+            whole("first") and whole("last") and fields["last"] >= fields["first"],
+            "a step from `first`",
+        ),
+        "failing": (isinstance(fields["failing"], bool), "true or false"),
+        "pair": (fields["pair"] is None or whole("pair"), "a whole number or null"),
+        "reason": (isinstance(fields["reason"], str), "text"),
+    }
+    for name, (good, expected) in checks.items():
+        if not good:
+            found = repr(fields[name])[:40] if name in fields else "nothing"
+            raise BadInput(f"{place}: found {found} as {name} of a span, expected {expected}.")
+    return Span(**{name: fields[name] for name in checks})
+
+
+def append_span(path: str | Path, span: Span) -> None:
+    """Add a span to a JSONL file as one write; a last line that was cut short is cut off first."""
+    append_line(path, span._asdict())
+
+
+def append_line(path: str | Path, row: dict[str, Any]) -> None:
+    """Add an object to a JSONL file as one write, mending its end as `traces.append` does."""
+    line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    with open(path, "ab+", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(end - 1)
+            if file.read(1) != b"\n":
+                line = _mend(file, end) + line
+        file.write(line)
+
+
+def check_spans(
+    spans: Iterable[Span],
+    traces: Iterable[Trace],
+    ends: "StepEnds | PreTrainedTokenizerBase",
+) -> None:
+    """Raise BadInput for a span that names no trace, or steps that its trace doesn't have."""
+    if not isinstance(ends, StepEnds):
+        ends = StepEnds(ends)
+    by_name = {(trace.prompt_id, trace.sample): trace for trace in traces}
+    counts: dict[tuple[str, int], int] = {}
+    for number, span in enumerate(spans, 1):
+        name = (span.prompt_id, span.sample)
+        who = f"span {number} is of sample {span.sample} of prompt {span.prompt_id!r}"
+        if name not in by_name:
+            raise BadInput(
+                f"{who}, which is not among the {len(by_name)} traces: give the traces that were "
+                "labelled."
+            )
+        if name not in counts:
+            counts[name] = len(split_steps(ends, by_name[name].token_ids))
+        if span.last >= counts[name]:
+            raise BadInput(
+                f"{who} and ends at step {span.last}, but the trace has {counts[name]} steps "
+                "(numbered from 0): spans and traces don't belong together, or the steps were "
+                "counted in another way."
+            )

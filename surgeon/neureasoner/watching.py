@@ -1,0 +1,319 @@
+"""Watching a batch decode: detectors at the step ends of every row, tokens forced when one fires.
+
+Sec. 3.3. `Watching` is what `surgeon.decoding` calls a watcher. It sees each row's activations
+after every token, all rows at once, and reads detectors only where a step has ended.
+"""
+
+# Shapes: B rows of the batch, C channels of all levels together, N rows that are read.
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from torch import Tensor, nn
+
+from surgeon.channels import Channels, Tap, tapped
+from surgeon.decoding.choosing import STREAM_BLOCK, stream_key, uniforms
+from surgeon.errors import BadInput
+from surgeon.neureasoner.features import OnlineFeatures
+from surgeon.neureasoner.monitor import PRECEDENCE, Monitor
+from surgeon.neureasoner.settings import Settings
+from surgeon.neureasoner.spans import LEVELS, StepEnds, StepRows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Firing(NamedTuple):
+    """A detector fired and the next token was forced."""
+
+    position: int
+    """Of the trigger token, or of the finish text's first, among the response's tokens."""
+    level: str
+    probability: float
+    """The detector's; for random firing the rate."""
+    step: str
+    """Text of the step that ended there."""
+
+
+class Reading(NamedTuple):
+    """What a detector said at the end of a step."""
+
+    position: int
+    """Of the token after the step."""
+    level: str
+    probability: float
+    open: bool
+    """It would have fired at or above its threshold: no cool-down, no cap."""
+
+
+def union(channels: Mapping[str, Channels]) -> tuple[Channels, dict[str, list[int]]]:
+    """All levels' channels together, and the columns of each level among them.
+
+    What `collect` and `OnlineFeatures` take, so that a unit of two levels is read once.
+    """
+    layer = next(iter(channels.values())).layer
+    units = tuple(sorted({unit for c in channels.values() for unit in c.units}))
+    heads = tuple(sorted({head for c in channels.values() for head in c.heads}))
+    columns = {
+        level: [units.index(u) for u in c.units] + [len(units) + heads.index(h) for h in c.heads]
+        for level, c in channels.items()
+    }
+    return Channels(layer, units, heads), columns
+
+
+class Watching:
+    """Watches one model decode, with that checkpoint's monitor.
+
+    `levels` leaves the others out. With `random_rate`, a control, no detector is asked: each of its
+    levels fires with that chance wherever its detector would have been read, by a stream of its own
+    for each request and seed. Raises BadInput for a level the monitor doesn't have, and where the
+    tokenizer lacks a trigger token.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: "PreTrainedTokenizerBase",
+        monitor: Monitor,
+        *,
+        random_rate: Mapping[str, float] | None = None,
+        seed: int = 0,
+        levels: Sequence[str] | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.monitor = model, tokenizer, monitor
+        self.settings, self.seed, self.random_rate = monitor.settings, seed, random_rate
+        wanted = monitor.levels if levels is None else tuple(levels)
+        if random_rate is not None:
+            wanted = tuple(level for level in wanted if level in random_rate)
+            _check_rates(random_rate)
+        for level in wanted:
+            if level not in monitor.levels:
+                raise BadInput(
+                    f"found the level {level!r}, expected some of this monitor's: "
+                    f"{', '.join(monitor.levels)}."
+                )
+        self.levels = tuple(level for level in PRECEDENCE if level in wanted)
+        self.forced = {
+            level: forced_tokens(tokenizer, self.settings, level) for level in self.levels
+        }
+        self.firings: dict[int, list[Firing]] = {}
+        """By request, in order of position."""
+        self.readings: dict[int, list[Reading]] = {}
+        """By request: every answer of a detector (none under random firing)."""
+        self.reads: dict[str, int] = dict.fromkeys(self.levels, 0)
+        """Step ends at which the level could have fired; firings / reads is a rate for
+        `random_rate`."""
+        self.steps = StepRows(StepEnds(tokenizer, self.settings.thinking), 0)
+        self.index_B: list[int] = []
+        """The request in each row."""
+        self._ids: list[list[int]] = []
+        """Tokens of each row's step that goes on."""
+        self._new_B = np.zeros(0, bool)
+        self._quiet_B = np.zeros(0, np.int64)
+        """Number of the step from whose end on something may fire again."""
+        self._queue_B = np.zeros(0, np.int64)
+        """Forced tokens that are still to come."""
+        self._tap: Tap | None = None
+        if random_rate is None and self.levels:
+            self.channels, self.columns = union({v: monitor.channels[v] for v in self.levels})
+            self.device = next(model.parameters()).device
+            self.detectors = {
+                v: deepcopy(monitor.detectors[v]).to(self.device) for v in self.levels
+            }
+            self.thresholds = monitor.thresholds
+            with tapped(model, self.channels):
+                pass
+            self.online: OnlineFeatures | None = OnlineFeatures(
+                0, self.channels.size, self.settings, self.device
+            )
+        else:
+            self.online = None
+
+    # what the decoder calls
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Activations are seen inside the block."""
+        if self.online is None:
+            yield
+            return
+        with tapped(self.model, self.channels) as self._tap:
+            yield
+
+    def seat(self, slot: int, index: int) -> None:
+        """Request `index` starts in row `slot`; whatever was seen of it before is forgotten."""
+        self._grow(slot + 1)
+        self.steps.seat(slot)
+        if self.online is not None:
+            self.online.reset(slot)
+        self.index_B[slot], self._ids[slot], self._new_B[slot] = index, [], True
+        self._quiet_B[slot] = self._queue_B[slot] = 0
+        self.firings[index], self.readings[index] = [], []
+
+    def move(self, source: Sequence[int], target: Sequence[int]) -> None:
+        """The requests of some rows now sit in others."""
+        source, target = list(source), list(target)
+        self._grow(max(target, default=-1) + 1)
+        self.steps.move(source, target)
+        if self.online is not None:
+            self.online.move(source, target)
+        for array in (self._new_B, self._quiet_B, self._queue_B):
+            array[target] = array[source]
+        for old, new in zip(source, target, strict=True):
+            self.index_B[new], self._ids[new] = self.index_B[old], list(self._ids[old])
+
+    def look(self, slots: Sequence[int], fed_B: Tensor, chosen_B: Tensor) -> dict[int, list[int]]:
+        """The tokens to force, by row, after a pass over the tokens `fed_B`."""
+        if not self.levels or not len(slots):
+            return {}
+        n = len(fed_B)
+        self._grow(n)
+        rows = len(self.index_B)
+        fed, chosen = np.zeros((2, rows), np.int64)
+        fed[:n], chosen[:n] = fed_B.cpu().numpy(), chosen_B.cpu().numpy()
+        live_B = np.zeros(rows, bool)
+        live_B[list(slots)] = True
+        # A row's first pass feeds the prompt's last token, which is no part of the response.
+        live_B &= ~self._new_B
+        self._new_B[list(slots)] = False
+        live_B &= ~self.steps.over_B
+        if not live_B.any():
+            return {}
+        counted_B, opened_B, ended_B = self.steps.push(fed, live_B)
+        for b in np.flatnonzero(opened_B).tolist():
+            self._ids[b] = []
+            if self.online is not None:
+                self.online.reset(b)
+        counted = np.flatnonzero(counted_B).tolist()
+        if not counted:
+            return {}
+        for b in counted:
+            self._ids[b].append(int(fed[b]))
+        if self.online is not None:
+            assert self._tap is not None
+            self.online.push(self._tap.last[:, -1], counted_B[:n])
+        # Forced tokens come as decided; what they bring about is looked at once they are through.
+        busy_B = self._queue_B > 0
+        self._queue_B -= busy_B
+        closing_B = counted_B & ~ended_B & self.steps.closing(chosen) & ~busy_B
+        if not (ended_B | closing_B).any():
+            return {}
+        found = self._read(ended_B, closing_B, busy_B)
+        self.steps.begin_step(ended_B)
+        ended = np.flatnonzero(ended_B).tolist()
+        if self.online is not None:
+            self.online.end_step(ended)
+        for b in ended:
+            self._ids[b] = []
+        return found
+
+    def take(self, index: int) -> tuple[list[Firing], list[Reading]]:
+        """The firings and readings of a request that has ended, which are then forgotten."""
+        return self.firings.pop(index, []), self.readings.pop(index, [])
+
+    # a step has ended
+
+    def _read(
+        self, ended_B: np.ndarray, closing_B: np.ndarray, busy_B: np.ndarray
+    ) -> dict[int, list[int]]:
+        """Read the detectors of the rows at a step's end; the tokens to force, by row."""
+        rows = np.flatnonzero(ended_B | closing_B).tolist()
+        fired: dict[int, tuple[str, float]] = {}
+        for level in self.levels:
+            at = [b for b in rows if self._has(level, b, bool(closing_B[b]))]
+            if not at:
+                continue
+            for b, probability in zip(at, self._probabilities(level, at), strict=True):
+                index, position = self.index_B[b], int(self.steps.position_B[b])
+                may = (
+                    not busy_B[b]
+                    and self.steps.count_B[b] >= self._quiet_B[b]
+                    and len(self.firings[index]) < self.settings.cap
+                )
+                self.reads[level] += may
+                if self.random_rate is None:
+                    self.readings[index].append(Reading(position, level, probability, may))
+                    fires = probability >= self.thresholds[level]
+                else:
+                    fires = self._drawn(level, b) < probability
+                if may and fires and b not in fired:
+                    fired[b] = level, probability
+        return {b: self._fire(b, *what, bool(closing_B[b])) for b, what in fired.items()}
+
+    def _has(self, level: str, b: int, closing: bool) -> bool:
+        """Does the level have something to say at this step's end?"""
+        if level == "instance":
+            # Over the first K steps: read once, when they are complete and more would follow.
+            return not closing and self.steps.count_B[b] == self.settings.instance_steps - 1
+        return True
+
+    def _probabilities(self, level: str, rows: list[int]) -> list[float]:
+        if self.online is None:
+            assert self.random_rate is not None
+            return [float(self.random_rate[level])] * len(rows)
+        features_NCX = self.online.features(level, rows, self.columns[level])
+        return self.detectors[level].probability(features_NCX.flatten(1)).tolist()
+
+    def _drawn(self, level: str, b: int) -> float:
+        """A number of the request's own stream for this level, one per step."""
+        key = stream_key(self.seed, f"random firing {level}", self.index_B[b])
+        block, at = divmod(int(self.steps.count_B[b]), STREAM_BLOCK)
+        return float(uniforms(key, block)[at])
+
+    def _fire(self, b: int, level: str, probability: float, closing: bool) -> list[int]:
+        text = str(self.tokenizer.decode(self._ids[b], clean_up_tokenization_spaces=False))
+        # A trigger follows a separator wherever it stands; forced, it ends the step as any other.
+        before = self.steps.ends.separator_after(self._ids[b][-1]) if closing else []
+        position = int(self.steps.position_B[b]) + len(before)
+        self.firings[self.index_B[b]].append(Firing(position, level, probability, text.strip()))
+        self._quiet_B[b] = self.steps.count_B[b] + 1 + self.settings.cooldown
+        forced = [*before, *self.forced[level]]
+        self._queue_B[b] = len(forced) - 1
+        return forced
+
+    def _grow(self, rows: int) -> None:
+        more = rows - len(self.index_B)
+        if more <= 0:
+            return
+        self.steps.grow(rows)
+        if self.online is not None:
+            self.online.grow(rows)
+        self.index_B += [-1] * more
+        self._ids += [[] for _ in range(more)]
+        self._new_B, self._quiet_B, self._queue_B = (
+            np.pad(array, (0, more)) for array in (self._new_B, self._quiet_B, self._queue_B)
+        )
+
+
+def forced_tokens(
+    tokenizer: "PreTrainedTokenizerBase", settings: Settings, level: str
+) -> list[int]:
+    """What a firing forces: the level's trigger token, or the finish text and the end of thinking.
+
+    Raises BadInput where the tokenizer has no such trigger token.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if level in settings.triggers:
+        trigger = settings.triggers[level]
+        if trigger not in vocabulary:
+            raise BadInput(
+                f"the tokenizer has no token {trigger!r}, which is to be forced at the {level} "
+                "level: make one with `surgeon trigger sft`, or leave the level out."
+            )
+        return [vocabulary[trigger]]
+    before, after = settings.around
+    close = settings.thinking[1]
+    text = settings.finish + (before + close + after if close in vocabulary else after)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore
+
+
+def _check_rates(rates: Mapping[str, float]) -> None:
+    for level, rate in rates.items():
+        if level not in LEVELS or not 0 <= rate <= 1:
+            raise BadInput(
+                f"found the random rate {rate!r} for {level!r}, expected a chance from 0 to 1 for "
+                f"{', '.join(LEVELS)}."
+            )
