@@ -2,8 +2,8 @@
 
 TTRL (Zuo et al., 2025): an answer is rewarded when it is the majority's among the rollouts of its
 question. Intuitor (Zhao et al., 2025): a rollout is rewarded by its self-certainty, how far the
-model's distributions are from uniform. TRL is an extra: `pip install 'surgeon[trl]'`. Unlike the methods
-of this package a run that is killed in this stage begins the stage again.
+model's distributions are from uniform. TRL is an extra: `pip install 'surgeon[trl]'`. Unlike the
+methods of this package a run that is killed in this stage begins the stage again.
 """
 
 # Shapes: P response positions, V vocabulary, G rollouts of a question.
@@ -61,7 +61,7 @@ def train_grpo(
     """Train with TRL; returns the record of every step, which goes to `training/` too."""
     from datasets import Dataset
     from transformers import PrinterCallback
-    from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports]
+    from trl import GRPOConfig, GRPOTrainer  # pyright: ignore
 
     settings, schedule = plan.settings, plan.schedule
     group, directory = settings["samples"], work / "training"
@@ -95,7 +95,7 @@ def train_grpo(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = GRPOTrainer(
-            model=student.model if adapter is None else adapter,
+            model=student.model if adapter is None else adapter,  # pyright: ignore
             reward_funcs=[reward(plan, evidence, student.model)],
             args=config,
             train_dataset=Dataset.from_list([{"prompt": list(p.messages)} for p in plan.prompts]),

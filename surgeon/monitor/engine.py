@@ -1,0 +1,283 @@
+"""Monitored answers from an engine that shows no activations: it writes, the model here reads.
+
+The engine writes to the end of a step. The model here is fed the step in one pass, as far as the
+monitored layer, and the detectors read it; where one fires, the forced tokens are appended and the
+engine goes on from there. It is sent token ids, so what it continues is what was read.
+"""
+
+# Shapes: T tokens of a pass, C channels.
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from surgeon.channels import Tap, tapped
+from surgeon.decoding import context_limit, stream_key
+from surgeon.decoding.architecture import fitting_threads, text_config, text_decoder
+from surgeon.errors import BadInput
+from surgeon.monitor.answering import Answered
+from surgeon.monitor.endpoint import Endpoint, Piece
+from surgeon.monitor.plan import Job, Plan
+from surgeon.neureasoner.spans import SEPARATOR, StepEnds
+from surgeon.neureasoner.watching import Watching
+from surgeon.traces import stop_ids
+
+if TYPE_CHECKING:
+    from torch import nn
+
+AT_ONCE = 8
+"""Answers that the engine is asked for at the same time, where the caller doesn't say."""
+PIECE = 512
+"""Most tokens that are asked for in one go."""
+PASS_TOKENS = 2048
+"""Most tokens of a prompt that are read in one pass."""
+
+
+@dataclass(eq=False)
+class _Answer:
+    """An answer in the making."""
+
+    job: Job
+    slot: int
+    most: int
+    cache: Any
+    ids: list[int] = field(default_factory=list)
+    read: int = 0
+    """How many of them the model here was fed."""
+    forced: list[int] = field(default_factory=list)
+    over: bool = False
+    """The last token ends it."""
+
+    @property
+    def full(self) -> bool:
+        return len(self.ids) >= self.most
+
+
+def relayed(plan: Plan, model: "nn.Module", jobs: Sequence[Job]) -> Iterator[Answered]:
+    """Let the engine write the answers, and yield each when it ends.
+
+    Raises BadInput when the engine stays out of reach, or refuses.
+    """
+    assert plan.endpoint is not None
+    endpoint, reader = plan.endpoint, _Reader(plan, model)
+    waiting = deque(jobs)
+    width = min(plan.sampling.batch or AT_ONCE, len(jobs))
+    pool = ThreadPoolExecutor(width)
+    running: dict[Future[Piece], _Answer] = {}
+    stops = True
+
+    def ask(answer: _Answer) -> None:
+        running[pool.submit(_ask, plan, endpoint, answer, stops)] = answer
+
+    try:
+        for slot in range(width):
+            ask(reader.begin(waiting.popleft(), slot))
+        while running:
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                answer, piece = running.pop(future), future.result()
+                ids = reader.tokens(answer, piece, stops)
+                if ids is None:
+                    # Without a stop string, what ends a piece is told apart by any engine.
+                    stops = False
+                else:
+                    reader.take(answer, ids)
+                if not (answer.over or answer.full):
+                    ask(answer)
+                    continue
+                yield reader.end(answer)
+                if waiting:
+                    ask(reader.begin(waiting.popleft(), answer.slot))
+    finally:
+        endpoint.stopped.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _ask(plan: Plan, endpoint: Endpoint, answer: _Answer, stops: bool) -> Piece:
+    sampling, job = plan.sampling, answer.job
+    key = stream_key(sampling.seed, job.prompt_id, job.sample).hex()
+    settings: dict[str, Any] = {
+        "max_tokens": min(PIECE, answer.most - len(answer.ids)),
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        # Another one for each piece, or an engine would draw the same numbers again.
+        "seed": int.from_bytes(stream_key(len(answer.ids), key, 0)[:4], "little") >> 1,
+    }
+    if sampling.top_k:
+        settings["top_k"] = sampling.top_k
+    stop = SEPARATOR if stops else None
+    return endpoint.complete([*job.ids, *answer.ids], stop=stop, **settings)
+
+
+class _Enough(Exception):
+    """The pass has come as far as the channels."""
+
+
+class _Seen(Tap):
+    """Activations that were read before."""
+
+    def __init__(self, x_BTC: Tensor):
+        self.x_BTC = x_BTC
+
+    @property
+    def last(self) -> Tensor:
+        return self.x_BTC
+
+
+class _Watching(Watching):
+    """A monitor that is told a token's activations, one row at a time."""
+
+    def told(self, slot: int, x_C: Tensor | None, fed: int, chosen: int) -> Sequence[int]:
+        """The tokens to force after `fed`, where `chosen` comes next."""
+        if x_C is not None:
+            self._tap = _Seen(x_C.expand(slot + 1, 1, -1))
+        fed_B, chosen_B = (torch.full((slot + 1,), i) for i in (fed, chosen))
+        return self.look([slot], fed_B, chosen_B).get(slot, ())
+
+
+class _Reader:
+    """The model here, which reads what the engine writes."""
+
+    def __init__(self, plan: Plan, model: "nn.Module"):
+        self.model, self.tokenizer, self.most = model, plan.tokenizer, plan.sampling.max_tokens
+        self.endpoint = plan.endpoint
+        self.limit, self.stop = context_limit(model), stop_ids(model, plan.tokenizer)
+        self.ends = StepEnds(plan.tokenizer, plan.monitor.settings.thinking)
+        self.watching = _Watching(
+            model,
+            plan.tokenizer,
+            plan.monitor,
+            random_rate=plan.rates,
+            seed=plan.sampling.seed,
+            levels=plan.levels,
+        )
+
+    def begin(self, job: Job, slot: int) -> _Answer:
+        """An answer that has its row, and whose prompt has been read."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=text_config(self.model))
+        answer = _Answer(job, slot, min(self.most, self.limit - len(job.ids)), cache)
+        self.watching.seat(slot, job.index)
+        self._activations(answer, job.ids, 0)
+        self.watching.told(slot, None, job.ids[-1], 0)
+        return answer
+
+    def end(self, answer: _Answer) -> Answered:
+        """The finished answer."""
+        index = answer.job.index
+        return Answered(
+            answer.job,
+            answer.ids,
+            "stop" if answer.over else "length",
+            [position for position in answer.forced if position < len(answer.ids)],
+            self.watching.firings.pop(index),
+            self.watching.readings.pop(index),
+        )
+
+    def tokens(self, answer: _Answer, piece: Piece, stops: bool) -> list[int] | None:
+        """The piece's tokens, with the stop token where it ends the answer; None where the engine
+        doesn't tell the end of the answer from the stop string that it was given."""
+        ids = piece.token_ids
+        if ids is None:
+            ids = self._encode(piece.text)
+        if not ids and piece.finish_reason == "length":
+            raise BadInput(f"the engine {self._name} wrote nothing, though it was asked for more.")
+        if piece.finish_reason == "length" or (ids and ids[-1] in self.stop):
+            return ids
+        if stops:
+            before = [*answer.ids[-1:], *ids][-2:]
+            if piece.text.endswith(SEPARATOR) or (
+                len(before) == 2 and ids and bool(self.ends.after(*before))
+            ):
+                return ids
+            if isinstance(piece.stopped_by, str):
+                return self._encode(piece.text + SEPARATOR)
+            if not piece.says:
+                return None
+        end = piece.stopped_by if isinstance(piece.stopped_by, int) else self._end_id()
+        return [*ids, end]
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore
+
+    def _end_id(self) -> int:
+        found: Any = self.tokenizer.eos_token_id
+        return int(found) if found is not None else min(self.stop)
+
+    @property
+    def _name(self) -> str:
+        return "" if self.endpoint is None else f"at {self.endpoint.url}"
+
+    def take(self, answer: _Answer, ids: Sequence[int]) -> None:
+        """Append a piece, read it, and cut it off where the monitor steps in."""
+        answer.ids += ids[: answer.most - len(answer.ids)]
+        answer.over = answer.ids[-1] in self.stop
+        while (end := self._run(answer)) > answer.read:
+            start, answer.read = answer.read, end
+            part = answer.ids[start:end]
+            x_TC = self._activations(answer, part, len(answer.job.ids) + start)
+            following = answer.ids[start + 1 : end + 1]
+            # Where the next token isn't there yet, a step has ended: it could be any.
+            for t, (fed, chosen) in enumerate(zip(part, [*following, part[-1]], strict=False)):
+                x_C = None if x_TC is None else x_TC[t]
+                forced = self.watching.told(answer.slot, x_C, fed, chosen)
+                if forced:
+                    assert t == end - start - 1
+                    answer.ids = [*answer.ids[:end], *forced][: answer.most]
+                    answer.forced += range(end, len(answer.ids))
+                    answer.over = answer.ids[-1] in self.stop
+
+    def _run(self, answer: _Answer) -> int:
+        """Up to where the answer can be read: to the end of a step, where the monitor may step in,
+        or as far as the next token is known. The last token of an answer is never read."""
+        ids, start = answer.ids, answer.read
+        done = answer.over or answer.full
+        if self.watching.steps.over_B[answer.slot] or not self.watching.levels:
+            return start
+        for p in range(start, len(ids) - 1):
+            if bool(self.ends.thinking_over(ids[p + 1])) or self._ends_at(ids, p):
+                return p + 1
+        last = len(ids) - 1
+        if not done and last >= start and self._ends_at(ids, last):
+            return last + 1
+        return max(start, last)
+
+    def _ends_at(self, ids: Sequence[int], p: int) -> bool:
+        return bool(self.ends.after(ids[max(p - 1, 0)], ids[p]))
+
+    @torch.inference_mode()
+    def _activations(self, answer: _Answer, ids: Sequence[int], position: int) -> Tensor | None:
+        """x_TC of these tokens, which follow those that were read before."""
+        if self.watching.online is None:
+            return None
+        channels, device = self.watching.channels, self.watching.device
+        decoder: Any = text_decoder(self.model)
+
+        def stop(*_: Any) -> None:
+            raise _Enough
+
+        parts = []
+        with fitting_threads(self.model), ExitStack() as undo:
+            tap = undo.enter_context(tapped(self.model, channels))
+            if channels.layer + 1 < len(decoder.layers):
+                after = decoder.layers[channels.layer + 1].register_forward_pre_hook(stop)
+                undo.callback(after.remove)
+            for first in range(0, len(ids), PASS_TOKENS):
+                part = torch.tensor([ids[first : first + PASS_TOKENS]], device=device)
+                at = position + first
+                with suppress(_Enough):
+                    decoder(
+                        input_ids=part,
+                        position_ids=torch.arange(at, at + part.shape[1], device=device)[None],
+                        past_key_values=answer.cache,
+                        use_cache=True,
+                    )
+                parts.append(tap.last[0])
+        return torch.cat(parts)

@@ -1,0 +1,237 @@
+"""What a monitored run is asked to do, checked against files and headers."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from surgeon import lineage
+from surgeon.answers import gold_problem, parse_check, parse_extractor
+from surgeon.checkpoint import Checkpoint, placement, resolve
+from surgeon.errors import BadInput
+from surgeon.traces import Prompt, Sampling, encode, read_prompts
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from surgeon.monitor.endpoint import Endpoint
+    from surgeon.neureasoner.monitor import Monitor
+
+FILE = "monitor.json"
+
+
+class Job(NamedTuple):
+    """One answer to make."""
+
+    index: int
+    """Its number among all answers of the run, made or not."""
+    prompt_id: str
+    sample: int
+    ids: list[int]
+
+
+class Plan(NamedTuple):
+    """A monitored run whose inputs have been checked; nothing has been computed yet."""
+
+    checkpoint: Checkpoint
+    tokenizer: "PreTrainedTokenizerBase"
+    monitor: "Monitor"
+    levels: tuple[str, ...]
+    rates: dict[str, float] | None
+    prompts: list[Prompt]
+    prompt_ids: list[list[int]]
+    sampling: Sampling
+    endpoint: "Endpoint | None"
+    extract: Callable[[str], str | None]
+    device: str
+    dtype: "torch.dtype | None"
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Every answer of the run, prompt after prompt."""
+        k = self.sampling.samples
+        return [
+            Job(n * k + sample, prompt.id, sample, ids)
+            for n, (prompt, ids) in enumerate(zip(self.prompts, self.prompt_ids, strict=True))
+            for sample in range(k)
+        ]
+
+
+def prepare(
+    checkpoint: str,
+    *,
+    prompts: str | None,
+    prompt: str | None,
+    out: str | Path | None,
+    samples: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    max_tokens: int,
+    levels: Sequence[str] | None,
+    random_rate: Mapping[str, float] | str | None,
+    monitor_file: str | None,
+    limit: int | None,
+    check: str,
+    answer: str,
+    timeout_s: float,
+    thinking: bool | None,
+    engine: str | None,
+    seed: int,
+    batch: int,
+    device: str,
+    dtype: str,
+) -> Plan:
+    """Check every input of a monitored run against files and headers; raises `BadInput`."""
+    sampling = Sampling(
+        samples=samples, temperature=temperature, top_p=top_p, top_k=top_k, max_tokens=max_tokens,
+        seed=seed, batch=batch, thinking=thinking,
+    )  # fmt: skip
+    if (prompts is None) == (prompt is None):
+        raise BadInput("expected either prompts (a file) or prompt (a text). Give one of them.")
+    if prompts is not None and out is None:
+        raise BadInput("found no out; expected a directory to write the traces to: --out DIR.")
+    if limit is not None and limit < 1:
+        raise BadInput(f"found limit = {limit}, expected at least 1.")
+    if not 0 < timeout_s < math.inf:
+        raise BadInput(f"found timeout_s = {timeout_s}, expected a number of seconds above 0.")
+    where, kind = placement(device, dtype)
+    extract = parse_extractor(answer)
+    parse_check(check)
+    chosen = read_chosen(prompts, prompt, check)[:limit]
+    opened = resolve(checkpoint)
+    tokenizer = opened.tokenizer()
+    prompt_ids = encode_prompts(opened, tokenizer, chosen, thinking)
+    from surgeon.neureasoner.monitor import Monitor, locate
+
+    place = locate(monitor_file) if monitor_file else find_monitor(checkpoint, opened)
+    monitor = Monitor.load(place, opened)
+    rates = read_rates(random_rate)
+    watched = read_levels(levels, monitor.levels)
+    if rates is not None:
+        watched = tuple(level for level in watched if level in rates)
+    require_triggers(tokenizer, monitor, watched)
+    endpoint = None
+    if engine is not None:
+        from surgeon.monitor.endpoint import Endpoint
+
+        endpoint = Endpoint.parse(engine).reached()
+    settings = {
+        **asdict(sampling), "prompts": prompts, "prompt": prompt, "levels": list(watched),
+        "random_rate": rates, "limit": limit, "check": check, "answer": answer,
+        "timeout_s": timeout_s, "engine": engine, "device": device, "dtype": dtype,
+    }  # fmt: skip
+    # How many are decoded at once changes no response (each has its own random stream).
+    settings.pop("batch")
+    inputs = {
+        "checkpoint": opened.digest,
+        "monitor": lineage.file_digest(place),
+        "prompts": lineage.digest_of([asdict(one) for one in chosen]),
+    }
+    return Plan(
+        opened, tokenizer, monitor, watched, rates, chosen, prompt_ids, sampling, endpoint,
+        extract, where, kind, settings, inputs,
+    )  # fmt: skip
+
+
+def read_chosen(prompts: str | None, prompt: str | None, check: str) -> list[Prompt]:
+    """The prompts, those that have a true answer with one that can be checked."""
+    if prompt is not None:
+        if not prompt.strip():
+            raise BadInput("found an empty prompt, expected a question.")
+        return [Prompt("prompt", ({"role": "user", "content": prompt},), None, True)]
+    assert prompts is not None
+    found = read_prompts(prompts)
+    for one in found:
+        wrong = gold_problem(one.answer, check) if one.answer is not None else None
+        if wrong:
+            raise BadInput(f"{prompts}: the answer of prompt {one.id!r} can't be used: {wrong}.")
+    return found
+
+
+def encode_prompts(
+    checkpoint: Checkpoint,
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Prompt],
+    thinking: bool | None,
+) -> list[list[int]]:
+    """Each prompt's tokens; raises `BadInput` for one that fills the context."""
+    found = [encode(tokenizer, prompt, thinking) for prompt in prompts]
+    limit = int(checkpoint.text_config.get("max_position_embeddings") or 1 << 30)
+    for prompt, ids in zip(prompts, found, strict=True):
+        if len(ids) >= limit:
+            raise BadInput(
+                f"prompt {prompt.id!r} has {len(ids)} tokens, expected fewer than the model's "
+                f"context of {limit}: shorten it or leave it out."
+            )
+    return found
+
+
+def find_monitor(spec: str, checkpoint: Checkpoint) -> Path:
+    """The monitor that a checkpoint carries; for `base+adapter` the adapter's comes first."""
+    from surgeon.neureasoner.monitor import FILE as NAME
+
+    places = [checkpoint.path]
+    if "+" in spec and not Path(spec).expanduser().is_dir():
+        places.insert(0, Path(spec.rpartition("+")[2]).expanduser())
+    for place in places:
+        if (place / NAME).is_file():
+            return place / NAME
+    raise BadInput(
+        f"{spec} carries no monitor ({places[0] / NAME}). Train one with `surgeon trigger "
+        "detectors`, or name one with --monitor-file."
+    )
+
+
+def read_levels(levels: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
+    """The levels to watch, from names or comma lists of them; `none` watches nothing."""
+    if levels is None:
+        return tuple(known)
+    names = [name.strip() for text in levels for name in text.split(",") if name.strip()]
+    if names == ["none"]:
+        return ()
+    for name in names:
+        if name not in known:
+            raise BadInput(
+                f"found the level {name!r}, expected some of this monitor's: {', '.join(known)}; "
+                "or none."
+            )
+    return tuple(level for level in known if level in names)
+
+
+def read_rates(given: Mapping[str, float] | str | None) -> dict[str, float] | None:
+    """Chance of a random firing by level; a text names the directory of a monitored run, whose
+    rates are taken."""
+    from surgeon.neureasoner.spans import LEVELS
+
+    if given is None:
+        return None
+    if isinstance(given, str):
+        if not (Path(given) / FILE).is_file():
+            raise BadInput(
+                f"random_rate {given} is no monitored run (it has no {FILE}). Give the directory "
+                "of one, or level: rate."
+            )
+        found = lineage.read_object(Path(given) / FILE)["levels"]
+        given = {level: row["rate"] for level, row in found.items() if row["rate"] is not None}
+    for level, rate in given.items():
+        if level not in LEVELS or not isinstance(rate, int | float) or not 0 <= rate <= 1:
+            raise BadInput(
+                f"found the random rate {rate!r} for {level!r}, expected a chance from 0 to 1 for "
+                f"{', '.join(LEVELS)}."
+            )
+    return {level: float(rate) for level, rate in given.items()}
+
+
+def require_triggers(
+    tokenizer: "PreTrainedTokenizerBase", monitor: "Monitor", levels: Sequence[str]
+) -> None:
+    """Raise `BadInput` where the tokenizer lacks a token that a level forces."""
+    from surgeon.neureasoner.watching import forced_tokens
+
+    for level in levels:
+        forced_tokens(tokenizer, monitor.settings, level)

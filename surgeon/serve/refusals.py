@@ -1,0 +1,58 @@
+"""Requests that are refused, in OpenAI's words."""
+
+from typing import Any
+
+INVALID = "invalid_request_error"
+
+
+class Refusal(Exception):
+    """A request that gets an error for an answer: status, text, and what clients tell apart."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = INVALID,
+        param: str | None = None,
+        code: str | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.message = status, message
+        self.kind, self.param, self.code = kind, param, code
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The error as OpenAI writes it."""
+        # Text that is quoted may hold what is no Unicode, and couldn't be sent.
+        text = self.message.encode(errors="backslashreplace").decode()
+        param = self.param and self.param.encode(errors="backslashreplace").decode()
+        error = {"message": text, "type": self.kind, "param": param, "code": self.code}
+        return {"error": error}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers that go with the status."""
+        if self.status == 401:
+            return {"WWW-Authenticate": "Bearer"}
+        return {"Retry-After": "1"} if self.status in (429, 503) else {}
+
+
+def overloaded(waiting: int) -> Refusal:
+    """Too many answers wait already."""
+    return Refusal(
+        429,
+        f"The server is busy: as many answers wait as may ({waiting}). Try again soon.",
+        kind="rate_limit_error",
+        code="rate_limit_exceeded",
+    )
+
+
+def closing() -> Refusal:
+    """The server is being stopped."""
+    return Refusal(503, "The server is shutting down.", kind="server_error", code="shutting_down")
+
+
+def failed(message: str) -> Refusal:
+    """The server's fault."""
+    return Refusal(500, message, kind="server_error", code="internal_error")

@@ -1,0 +1,151 @@
+"""The socket, the web server's thread, and the signals that end it all."""
+
+import ipaddress
+import math
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from surgeon.errors import BadInput
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+    from surgeon.serve.engine import Engine
+
+SLOW_READERS_S = 5
+"""Seconds that clients have to fetch the last of their replies."""
+
+
+def require_web() -> None:
+    """Raise `BadInput` where the packages of the extra `serve` are missing."""
+    missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
+    if missing:
+        raise BadInput(
+            f"surgeon serve needs {' and '.join(missing)}: pip install 'surgeon[serve]'."
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket bound to the address, port 0 to any free one; raises `BadInput`.
+
+    Who connects is turned away until a server takes it up.
+    """
+    if not 0 <= port <= 65535:
+        raise BadInput(f"found port = {port}, expected 0 (any free one) to 65535.")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (OSError, UnicodeError) as error:
+        raise BadInput(f"found the host {host!r}, which is no address here ({error}).") from error
+    with socket.socket(family, kind, protocol) as bound:
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+        except OSError as error:
+            raise BadInput(
+                f"{host}:{port} can't be listened on ({error.strerror}): give another --port, or 0 "
+                "for any free one."
+            ) from error
+        yield bound
+
+
+def url_of(bound: socket.socket) -> str:
+    """Where clients find the server."""
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def run(
+    app: "Starlette",
+    engine: "Engine",
+    bound: socket.socket,
+    *,
+    grace_s: float,
+    begun: Callable[[], None] = lambda: None,
+) -> bool:
+    """Serve until the engine is closed, which SIGINT and SIGTERM do; True after SIGINT.
+
+    The model works in the calling thread, the web server in another. No connection is taken any
+    more once a signal has come, answers have `grace_s` seconds to end, and whoever is still waiting
+    is told so. A second signal means at once. `begun` is called when connections are taken.
+    """
+    import uvicorn
+
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            loop="asyncio",
+            lifespan="off",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=math.ceil(grace_s) + SLOW_READERS_S,
+        )
+    )
+
+    def answer() -> None:
+        try:
+            server.run(sockets=[bound])
+        finally:
+            engine.close(0)
+
+    def stop(signals: int) -> None:
+        engine.close(grace_s if signals == 1 else 0)
+        server.should_exit, server.force_exit = True, signals > 2
+
+    thread = threading.Thread(target=answer, name="surgeon serve")
+    with stopped_by_signals(stop) as caught:
+        thread.start()
+        try:
+            while thread.is_alive() and not server.started:
+                time.sleep(0.01)
+            begun()
+            engine.run()
+        finally:
+            server.should_exit = True
+            thread.join()
+    return signal.SIGINT in caught[:1]
+
+
+@contextmanager
+def stopped_by_signals(stop: Callable[[int], None]) -> Iterator[list[int]]:
+    """SIGINT and SIGTERM call `stop` with how many have come, inside the block; yields them.
+
+    Signals come to the main thread only: in another one nothing is changed.
+    """
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+
+    def handle(number: int, _: object) -> None:
+        caught.append(number)
+        stop(len(caught))
+
+    before = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,63 @@
+"""The texts that judges and writers are asked with, from `prompts.yaml` or a file like it."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from surgeon.errors import BadInput
+
+FILE = Path(__file__).with_name("prompts.yaml")
+_NAME = re.compile(r"\{\{(\w+)\}\}")
+
+
+def read_texts(path: str | Path | None = None) -> dict[str, Any]:
+    """The texts of a file (by default the one that is shipped); raises `BadInput` where it lacks
+    any."""
+    import yaml
+
+    known = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    if path is None:
+        return known
+    try:
+        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise BadInput(f"prompt_file {path} can't be read as YAML ({reason}).") from error
+    _require_same(found, known, str(path))
+    return found
+
+
+def _require_same(found: Any, known: Any, where: str) -> None:
+    """Raise `BadInput` unless there is a text wherever the shipped file has one."""
+    if isinstance(known, str):
+        if not isinstance(found, str):
+            raise BadInput(f"{where} is no text; see {FILE.name} of surgeon for the form.")
+        unknown = set(_NAME.findall(found)) - set(_NAME.findall(known))
+        if unknown:
+            raise BadInput(
+                f"{where} holds {{{{{min(unknown)}}}}}, expected only: "
+                f"{', '.join(sorted(set(_NAME.findall(known)))) or 'none'}."
+            )
+        return
+    if not isinstance(found, dict) or set(found) != set(known):
+        raise BadInput(f"{where} must hold {', '.join(known)}; see {FILE.name} of surgeon.")
+    for name in known:
+        _require_same(found[name], known[name], f"{where}: {name}")
+
+
+def filled(text: str, **values: object) -> str:
+    """The text with its {{names}} filled in, each value as it is."""
+    return _NAME.sub(lambda match: str(values[match[1]]), text)
+
+
+def conversation(system: str, user: str) -> list[dict[str, str]]:
+    """The messages of one request."""
+    return [{"role": "system", "content": system}, {"role": "user", "content": user}]
+
+
+def question_of(messages: tuple[Mapping[str, str], ...] | list[Mapping[str, str]]) -> str:
+    """A prompt's messages as one text."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n\n".join(f"{m['role']}: {m['content']}" for m in messages)

@@ -1,0 +1,341 @@
+"""Stage 5, `surgeon trigger sft`: teach a checkpoint its triggers; it then carries its monitor."""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from surgeon import lineage
+from surgeon.checkpoint import Checkpoint, placement
+from surgeon.errors import BadInput
+from surgeon.neureasoner.detectors import Training
+from surgeon.neureasoner.monitor import Monitor, locate
+from surgeon.neureasoner.settings import Settings
+from surgeon.training import METRICS, Schedule, Tuning
+from surgeon.trigger import writing
+from surgeon.trigger.artifacts import Labels, open_checkpoint, read_labels, say
+from surgeon.trigger.detecting import FILE as DETECTORS
+from surgeon.trigger.detecting import NEGATIVES, detector_table, fit_detectors
+from surgeon.trigger.training import (
+    Encoded,
+    Example,
+    add_triggers,
+    encode_example,
+    loss_by_kind,
+    prepare_rows,
+    read_examples,
+    rows_of,
+    train,
+    tune_with_tokens,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+FILE = "sft.json"
+LEARNING_RATES = {"full": 1e-5, "lora": 1e-4}
+"""That of full weights is the paper's (E.4)."""
+
+
+class Plan(NamedTuple):
+    """Trigger SFT whose inputs have been checked; nothing has been computed yet."""
+
+    checkpoint: Checkpoint
+    examples: list[Example]
+    tokenizer: Any
+    """With the triggers in it."""
+    triggers: list[str]
+    new_ids: list[int]
+    """Of the triggers that the checkpoint didn't know."""
+    monitor: Monitor | None
+    labels: Labels | None
+    detecting: Training
+    negatives: str
+    tuning: Tuning
+    schedule: Schedule
+    device: str
+    dtype: "torch.dtype | None"
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+
+    @property
+    def is_adapter(self) -> bool:
+        """The result is a PEFT adapter."""
+        return self.tuning.weights == "lora" and not self.settings["merge"]
+
+
+def sft(
+    checkpoint: str,
+    *,
+    examples: str | Path,
+    out: str | Path,
+    monitor: str | Path | None = None,
+    labels: str | Path | None = None,
+    refit: bool = True,
+    tuning: str = "full",
+    merge: bool = False,
+    epochs: float = 1.0,
+    lr: float | None = None,
+    warmup: float = 0.05,
+    decay: str = "cosine",
+    weight_decay: float = 0.0,
+    clip: float = 1.0,
+    batch_size: int = 64,
+    micro_batch: int = 8,
+    mask_wrong: bool = False,
+    held_out: float = 0.1,
+    thinking: bool | None = None,
+    rank: int = 16,
+    alpha: float = 32.0,
+    dropout: float = 0.0,
+    targets: str = "all-linear",
+    gradient_checkpointing: bool = False,
+    save_every: int = 50,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> dict[str, Any]:
+    """Train a checkpoint on reconstructed examples, with prompt and trigger masked (Eq. 6-7).
+
+    The triggers become tokens of their own, in reserved rows of the embedding where there are any.
+    `tuning` is `full` or `lora`, which trains the new rows only beside its factors and writes an
+    adapter (a checkpoint with `merge`). `mask_wrong` leaves the failing steps out of the loss as
+    well (R11). With `monitor` the result carries it: `refit` trains its detectors anew on the tuned
+    weights, from `labels`. A share `held_out` of the problems is kept to measure the loss on.
+    Writes a checkpoint or adapter, with `sft.json`, to the directory `out` and returns the content
+    of that. A killed run continues when it is called again. Raises `BadInput` before the model is
+    loaded for what can be checked.
+    """
+    plan = prepare(dict(locals()))
+    work = lineage.begin(
+        out, verb="trigger-sft", arguments=plan.settings, inputs=plan.inputs, seed=seed
+    )
+    if work is None:
+        return {**lineage.read_object(Path(out) / FILE), "out": str(out), "already": True}
+    return {**_sft(plan, work, Path(out)), "out": str(out)}
+
+
+def prepare(given: dict[str, Any]) -> Plan:
+    """Check every argument of `sft` against files and headers; raises `BadInput`."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise BadInput("trigger sft runs in one process; it was started in several.")
+    for name in ("batch_size", "micro_batch"):
+        if given[name] < 1:
+            raise BadInput(f"{name} is {given[name]}; it must be at least 1.")
+    micro = min(given["micro_batch"], given["batch_size"])
+    if given["batch_size"] % micro:
+        raise BadInput(
+            f"batch_size {given['batch_size']} is no multiple of micro_batch {micro}; choose "
+            "another."
+        )
+    if not 0 < given["epochs"] < 1000:
+        raise BadInput(f"epochs is {given['epochs']}; it must be above 0, and below 1000.")
+    if not 0 <= given["held_out"] < 1:
+        raise BadInput(f"held_out is {given['held_out']}; it must be from 0 to below 1.")
+    tuning = Tuning(
+        weights=given["tuning"], rank=given["rank"], alpha=given["alpha"],
+        dropout=given["dropout"], targets=given["targets"],
+        gradient_checkpointing=given["gradient_checkpointing"],
+    )  # fmt: skip
+    lr = LEARNING_RATES[tuning.weights] if given["lr"] is None else given["lr"]
+    schedule = Schedule(
+        lr=lr, warmup=given["warmup"], decay=given["decay"], weight_decay=given["weight_decay"],
+        clip=given["clip"], save_every=given["save_every"], seed=given["seed"],
+    )  # fmt: skip
+    where, kind = placement(given["device"], given["dtype"])
+    opened = open_checkpoint(given["checkpoint"])
+    examples = read_examples(given["examples"])
+    monitor = None if given["monitor"] is None else Monitor.load(given["monitor"], opened)
+    refit = monitor is not None and given["refit"]
+    if refit and given["labels"] is None:
+        raise BadInput(
+            "the monitor's detectors are trained anew on the tuned weights: give the labels "
+            "directory, or refit=false to keep them as they are."
+        )
+    tokenizer = opened.tokenizer()
+    labels = read_labels(given["labels"], opened, tokenizer) if refit else None
+    triggers = list((monitor.settings if monitor else Settings()).triggers.values())
+    _require_triggers(examples, triggers, str(given["examples"]))
+    new_ids = add_triggers(tokenizer, triggers)
+    grows = bool(new_ids) and max(new_ids) >= rows_of(opened)
+    if tuning.weights == "lora" and grows and not given["merge"]:
+        raise BadInput(
+            f"{opened.spec} has no reserved row for {', '.join(triggers)}, and an adapter can't "
+            "add rows to its base: use merge, or tuning=full."
+        )
+    detecting, negatives = _detecting(given["monitor"], given["seed"])
+    settings = {
+        name: value
+        for name, value in given.items()
+        # These change no number, or are inputs with a digest.
+        if name not in ("out", "save_every", "seed", "monitor", "labels", "examples")
+    } | {"checkpoint": opened.spec, "lr": lr, "micro_batch": micro}
+    inputs = {
+        "checkpoint": opened.digest,
+        "examples": lineage.digest_of([list(example) for example in examples]),
+    }
+    if given["monitor"] is not None:
+        inputs["monitor"] = lineage.file_digest(locate(given["monitor"]))
+    if labels is not None:
+        inputs["labels"] = labels.digest
+    return Plan(
+        opened, examples, tokenizer, triggers, new_ids, monitor, labels, detecting, negatives,
+        tuning, schedule, where, kind, settings, inputs,
+    )  # fmt: skip
+
+
+def _require_triggers(examples: Sequence[Example], triggers: Sequence[str], where: str) -> None:
+    """Raise `BadInput` for an example without one of the triggers, or with another."""
+    for example in examples:
+        found = [part.text for part in example.segments if part.kind == "trigger"]
+        if not found or any(text not in triggers for text in found):
+            raise BadInput(
+                f"{where}: example {example.id!r} has the trigger {found[:1] or None}, expected "
+                f"one of {', '.join(triggers)}."
+            )
+
+
+def _detecting(monitor: str | Path | None, seed: int) -> tuple[Training, str]:
+    """How detectors are trained anew: as those of the monitor were, where that is known."""
+    training, negatives = Training(seed=seed), NEGATIVES[0]
+    if monitor is None:
+        return training, negatives
+    file = locate(monitor).with_name(DETECTORS)
+    if not file.is_file():
+        return training, negatives
+    settings = lineage.read_object(file).get("settings", {})
+    names = {"detector_batch": "batch"}
+    known = {names.get(name, name): value for name, value in settings.items()}
+    fields = {name: known[name] for name in training.__dataclass_fields__ if name in known}
+    return replace(training, **{**fields, "seed": seed}), known.get("negatives", negatives)
+
+
+# --- the work -------------------------------------------------------------------------------------
+
+
+def _sft(plan: Plan, work: Path, out: Path) -> dict[str, Any]:
+    """Train, write, carry the monitor; what `sft.json` holds."""
+    limit = int(plan.checkpoint.text_config.get("max_position_embeddings") or 1 << 30)
+    encoded = [
+        encode_example(
+            plan.tokenizer, example, mask_wrong=plan.settings["mask_wrong"],
+            thinking=plan.settings["thinking"],
+        )
+        for example in plan.examples
+    ]  # fmt: skip
+    fitting = [i for i, example in enumerate(encoded) if len(example.ids) <= limit]
+    if not fitting:
+        raise BadInput(f"every example is longer than the context of {limit} tokens.")
+    if len(fitting) < len(encoded):
+        say(f"{len(encoded) - len(fitting)} examples are longer than the context of {limit}.")
+    tested = _held_out([plan.examples[i] for i in fitting], plan)
+    parts: tuple[list[Encoded], list[Encoded]] = ([], [])
+    for i, is_tested in zip(fitting, tested, strict=True):
+        parts[is_tested].append(encoded[i])
+    learned, test = parts
+    micro = plan.settings["micro_batch"]
+    model: Any = plan.checkpoint.model(plan.device, plan.dtype)
+    grew = prepare_rows(model, plan.new_ids)
+    before = loss_by_kind(model, test, micro)
+    tuned = tune_with_tokens(model, plan.tuning, plan.new_ids, seed=plan.schedule.seed)
+    records = train(
+        tuned, plan.tokenizer, learned, work / "training", schedule=plan.schedule,
+        epochs=plan.settings["epochs"], batch_size=plan.settings["batch_size"], micro_batch=micro,
+        device=plan.device,
+    )  # fmt: skip
+    after = loss_by_kind(model, test, micro)
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    lineage.write_text(work / "training" / METRICS, text)
+    if plan.is_adapter:
+        writing.write_adapter(plan.checkpoint, tuned, plan.tokenizer, work)
+    elif plan.tuning.weights == "lora":
+        writing.write_merged(plan.checkpoint, tuned, plan.tokenizer, plan.new_ids, work)
+    else:
+        writing.write_full(plan.checkpoint, model, plan.tokenizer, work)
+    del model, tuned
+    result = {
+        "checkpoint": {"spec": plan.checkpoint.spec, "digest": plan.checkpoint.digest},
+        "settings": lineage.plain({**plan.settings, "seed": plan.schedule.seed}),
+        "result": "adapter" if plan.is_adapter else "checkpoint",
+        "triggers": dict(
+            zip(plan.triggers, plan.tokenizer.convert_tokens_to_ids(plan.triggers), strict=True)
+        ),
+        "embedding": "grown" if grew else "reserved rows" if plan.new_ids else "as it was",
+        "examples": {"learned": len(learned), "held_out": len(test),
+                     "too_long": len(encoded) - len(fitting)},
+        "training": {"steps": len(records), "first_loss": records[0]["loss"],
+                     "last_loss": records[-1]["loss"]},
+        "held_out_loss": {"before": before, "after": after},
+        "detectors": None,
+        "warnings": [],
+    }  # fmt: skip
+    _finish(plan, result, work, out)
+    return result
+
+
+def _held_out(examples: Sequence[Example], plan: Plan) -> list[bool]:
+    """Which examples are kept from training; those of a prompt together."""
+    problems = sorted({example.problem for example in examples})
+    order = np.random.default_rng(plan.schedule.seed).permutation(len(problems))
+    n = round(plan.settings["held_out"] * len(problems))
+    kept = {problems[i] for i in order[: min(n, len(problems) - 1)]}
+    return [example.problem in kept for example in examples]
+
+
+def _finish(plan: Plan, result: dict[str, Any], work: Path, out: Path) -> None:
+    """Refit the monitor, write what is said of the result, and give it its name."""
+    monitor = plan.monitor
+    if monitor is not None and plan.labels is not None:
+        made = writing.opened(plan.checkpoint, work, plan.is_adapter)
+        fitted = fit_detectors(
+            made.model(plan.device, plan.dtype), made.tokenizer(), plan.labels, monitor.channels,
+            monitor.settings, plan.detecting, negatives=plan.negatives,
+        )  # fmt: skip
+        kept = {level: monitor.channels[level] for level in fitted.detectors}
+        monitor = replace(monitor, channels=kept, detectors=fitted.detectors)
+        result["detectors"], result["warnings"] = fitted.reports, fitted.warnings
+        writing.forget(work)
+    lineage.write_json(work / FILE, result)
+    lineage.write_text(work / "README.md", writing.card(plan.checkpoint, result))
+    if monitor is not None:
+        # Last: the digest is that of all the other files.
+        made = writing.opened(plan.checkpoint, work, plan.is_adapter)
+        replace(monitor, checkpoint=made.digest).save(work)
+        writing.forget(work)
+    for state in (work / "training").glob("checkpoint-*"):
+        shutil.rmtree(state)
+    lineage.finish(work, out)
+
+
+def show_sft(result: dict[str, Any]) -> None:
+    """Print what was learned, the detectors on the tuned weights, and where it all is."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if result.get("already"):
+        console.print("This training was finished before: nothing was computed.")
+    ids = ", ".join(f"{name} = {i}" for name, i in result["triggers"].items())
+    console.print(f"triggers: {ids} (embedding: {result['embedding']})", markup=False)
+    told, examples = result["training"], result["examples"]
+    console.print(
+        f"{told['steps']} steps on {examples['learned']} examples: loss {told['first_loss']:.3f} "
+        f"to {told['last_loss']:.3f}"
+    )
+    console.print(writing.loss_table(result["held_out_loss"], examples["held_out"]))
+    if result["detectors"]:
+        console.print("Detectors, trained anew on the tuned weights:")
+        console.print(detector_table(result["detectors"]))
+    for line in result["warnings"]:
+        console.print(f"Warning: {line}", style="yellow", markup=False)
+    where = result["out"]
+    if result["result"] == "adapter":
+        console.print(
+            f"adapter in {where}; use it as {result['checkpoint']['spec']}+{where}", markup=False
+        )
+    else:
+        console.print(f"checkpoint in {where}", markup=False)

@@ -1,0 +1,366 @@
+"""Monitored runs: what they write, that they resume to the same, and what they refuse."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from surgeon.answers import extract
+from surgeon.channels import Channels
+from surgeon.checkpoint import resolve
+from surgeon.errors import BadInput
+from surgeon.monitor import answering, monitor, show
+from surgeon.neureasoner.detectors import Detector
+from surgeon.neureasoner.features import FEATURES
+from surgeon.neureasoner.monitor import Monitor, Settings
+from surgeon.neureasoner.spans import split_steps
+from surgeon.traces import Sampling, read_prompts, read_traces, sample
+
+PROMPTS, SAMPLES, TOKENS = 5, 2, 120
+MODEL = "builtin:thinking"
+TRIGGERS = {"intra": "Let me start over.", "inter": "So"}
+CHANNELS = {
+    "intra": Channels(2, tuple(range(6)), ()),
+    "inter": Channels(2, (5, 9), (0, 1)),
+    "instance": Channels(2, tuple(range(10, 16)), ()),
+}
+
+
+def untrained(**settings: Any) -> Monitor:
+    """Detectors of random weights on the built-in family, which fire at nothing."""
+    torch.manual_seed(0)
+    detectors = {}
+    for level, channels in CHANNELS.items():
+        detectors[level] = Detector(channels.size * len(FEATURES[level]), 16).eval()
+        detectors[level].requires_grad_(False).threshold.fill_(2.0)
+    settings = dict(cooldown=1, cap=3, triggers=TRIGGERS) | settings
+    return Monitor(CHANNELS, detectors, Settings(**settings), resolve(MODEL).digest)
+
+
+@pytest.fixture(scope="session")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A monitor file whose levels fire at about a fifth of the step ends, instance at half."""
+    place = tmp_path_factory.mktemp("monitor")
+    made = untrained()
+    made.save(place / "silent.safetensors")
+    monitor(
+        MODEL, prompts="builtin:test", out=place / "out", limit=8, max_tokens=TOKENS, seed=7,
+        monitor_file=str(place / "silent.safetensors"),
+    )  # fmt: skip
+    rows = [r for row in lines(place / "out" / "readings.jsonl") for r in row["readings"]]
+    for level, share in (("intra", 0.8), ("inter", 0.8), ("instance", 0.5)):
+        found = [r["probability"] for r in rows if r["level"] == level]
+        made.detectors[level].threshold.fill_(float(np.quantile(found, share)))
+    made.save(place / "monitor.safetensors")
+    return place / "monitor.safetensors"
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def run(fitted: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """`run(name, **changes)`: a few problems, two short answers each."""
+
+    def call(name: str = "out", **changes: Any) -> dict[str, Any]:
+        arguments: dict[str, Any] = dict(
+            prompts="builtin:test", out=tmp_path / name, limit=PROMPTS, samples=SAMPLES,
+            max_tokens=TOKENS, monitor_file=str(fitted),
+        )  # fmt: skip
+        return monitor(MODEL, **(arguments | changes))
+
+    return call
+
+
+def test_every_firing_is_logged_where_its_tokens_are(
+    run: Callable[..., dict[str, Any]], tmp_path: Path
+):
+    result = run()
+    traces = {(t.prompt_id, t.sample): t for t in read_traces(tmp_path / "out" / "traces.jsonl")}
+    firings = lines(tmp_path / "out" / "firings.jsonl")
+    assert len(traces) == PROMPTS * SAMPLES == result["responses"]
+    assert {row["level"] for row in firings} == {"intra", "inter", "instance"}
+    tokenizer = resolve(MODEL).tokenizer()
+    for row in firings:
+        trace = traces[row["prompt_id"], row["sample"]]
+        ids = trace.token_ids[row["position"] : row["position"] + row["tokens"]]
+        assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == row["forced"]
+        if row["level"] in TRIGGERS:
+            assert row["forced"] == TRIGGERS[row["level"]]
+        else:
+            assert "</think>" in row["forced"] or trace.finish_reason == "length"
+        steps = split_steps(tokenizer, trace.token_ids)
+        (step,) = [step for step in steps if step.end == row["position"]]
+        text = tokenizer.decode(trace.token_ids[step.start : step.end])
+        assert row["step"] == str(text).strip()
+    for level, counts in result["levels"].items():
+        mine = [row for row in firings if row["level"] == level]
+        assert counts["firings"] == len(mine)
+        assert counts["per_response"] == pytest.approx(len(mine) / len(traces))
+        assert counts["responses"] == len({(r["prompt_id"], r["sample"]) for r in mine})
+    lengths = [len(t.token_ids) for t in traces.values()]
+    assert result["tokens"]["mean"] == pytest.approx(np.mean(lengths))
+    assert result["tokens"]["total"] == sum(lengths)
+    assert result["tokens"]["forced"] == sum(row["tokens"] for row in firings)
+    cut = np.mean([t.finish_reason == "length" for t in traces.values()])
+    assert result["truncated"] == pytest.approx(cut)
+    assert result["finished"] == pytest.approx(1 - cut)
+
+
+def test_a_firing_keeps_quiet_for_a_step_and_three_are_the_most(
+    run: Callable[..., dict[str, Any]], tmp_path: Path
+):
+    run()
+    tokenizer = resolve(MODEL).tokenizer()
+    positions: dict[tuple[str, int], list[int]] = {}
+    for row in lines(tmp_path / "out" / "firings.jsonl"):
+        positions.setdefault((row["prompt_id"], row["sample"]), []).append(row["position"])
+    assert max(map(len, positions.values())) == 3
+    for trace in read_traces(tmp_path / "out" / "traces.jsonl"):
+        found = positions.get((trace.prompt_id, trace.sample), [])
+        ends = [step.end for step in split_steps(tokenizer, trace.token_ids)]
+        numbers = [ends.index(position) for position in found]
+        assert all(b - a >= 2 for a, b in pairwise(numbers))
+
+
+def test_the_rate_is_of_the_step_ends_where_a_level_could_fire(
+    run: Callable[..., dict[str, Any]], tmp_path: Path
+):
+    result = run()
+    rows = [r for row in lines(tmp_path / "out" / "readings.jsonl") for r in row["readings"]]
+    for level, counts in result["levels"].items():
+        mine = [r for r in rows if r["level"] == level]
+        open_ones = [r for r in mine if r["open"]]
+        assert counts["readings"] == len(mine) > len(open_ones) - (level == "instance")
+        assert counts["rate"] == pytest.approx(counts["firings"] / len(open_ones))
+
+
+def test_without_levels_the_answers_are_those_of_sample(
+    run: Callable[..., dict[str, Any]], tmp_path: Path
+):
+    result = run(levels=["none"])
+    assert result["levels"] == {}
+    checkpoint = resolve(MODEL)
+    sampling = Sampling(samples=SAMPLES, temperature=0.6, top_p=0.95, max_tokens=TOKENS)
+    prompts = read_prompts("builtin:test")[:PROMPTS]
+    plain = sample(checkpoint.model(), checkpoint.tokenizer(), prompts, sampling)
+    found = read_traces(tmp_path / "out" / "traces.jsonl")
+    assert {(t.prompt_id, t.sample): t for t in found} == {
+        (t.prompt_id, t.sample): t for t in plain
+    }
+
+
+def test_levels_may_be_left_out(run: Callable[..., dict[str, Any]], tmp_path: Path):
+    result = run(levels=["inter,instance"])
+    assert list(result["levels"]) == ["inter", "instance"]
+    assert {row["level"] for row in lines(tmp_path / "out" / "firings.jsonl")} == {
+        "inter",
+        "instance",
+    }
+
+
+def test_a_run_that_was_cut_short_goes_on_to_the_same_result(
+    run: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole = run("whole")
+    work, write = tmp_path / "cut.partial", answering.write
+    written: list[Any] = []
+
+    def dying(place: Path, added: Any) -> None:
+        """Writes three answers, the firings of a fourth, and half a line."""
+        if len(written) == 3:
+            added.traces.clear()
+            write(place, added)
+            with open(place / "traces.jsonl", "ab") as file:
+                file.write(b'{"prompt_id": "test-00')
+            raise KeyboardInterrupt
+        written.append(added)
+        write(place, added)
+
+    monkeypatch.setattr(answering, "write", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run("cut")
+    monkeypatch.setattr(answering, "write", write)
+    assert len(read_traces(work / "traces.jsonl")) == 3
+    jobs: list[int] = []
+    keep = answering.decoded
+    monkeypatch.setattr(
+        answering, "decoded", lambda plan, model, todo: jobs.extend(todo) or keep(plan, model, todo)
+    )
+    again = run("cut")
+    assert len(jobs) == PROMPTS * SAMPLES - 3
+    for name in ("traces.jsonl", "firings.jsonl", "readings.jsonl"):
+        rows = [rows_without_chance(tmp_path / place / name) for place in ("whole", "cut")]
+        assert rows[0] == rows[1]
+    assert {**again, "out": ""} == {**whole, "out": ""}
+
+
+def rows_without_chance(path: Path) -> list[dict[str, Any]]:
+    """A file's rows in order; probabilities, equal but for the last digits, left out."""
+    rows = lines(path)
+    for row in rows:
+        for one in (row, *row.get("readings", [])):
+            one.pop("probability", None)
+    return sorted(rows, key=json.dumps)
+
+
+def test_a_finished_run_is_not_done_again_and_another_is_refused(
+    run: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    first = run(limit=1)
+    capsys.readouterr()
+    again = run(limit=1, batch=3)
+    assert again == {**first, "already": True}
+    show(again)
+    assert "finished before" in capsys.readouterr().out
+    with pytest.raises(BadInput, match=r"another run.*temperature"):
+        run(limit=1, temperature=0.7)
+
+
+def test_one_prompt_prints_its_trace_and_writes_nothing(
+    fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    monkeypatch.chdir(tmp_path)
+    prompt = read_prompts("builtin:test")[0].messages[0]["content"]
+    settings: dict[str, Any] = dict(
+        prompt=prompt, samples=2, max_tokens=TOKENS, monitor_file=str(fitted)
+    )
+    result = monitor(MODEL, **settings)
+    assert list(tmp_path.iterdir()) == [] and result["out"] is None
+    kept = monitor(MODEL, out="out", **settings)
+    assert kept["shown"] == result["shown"] == monitor(MODEL, out="out", **settings)["shown"]
+    traces = sorted(read_traces("out/traces.jsonl"), key=lambda trace: trace.sample)
+    for trace, response in zip(traces, result["shown"], strict=True):
+        assert "".join(part["text"] for part in response["parts"]) == trace.text
+    levels = [part["level"] for r in result["shown"] for part in r["parts"] if "level" in part]
+    assert len(levels) == sum(row["firings"] for row in result["levels"].values()) > 0
+    capsys.readouterr()
+    show(result)
+    printed = capsys.readouterr().out
+    assert printed.count(f"[{levels[0]} 0.") == levels.count(levels[0])
+    assert "sample 1" in printed and "Written" not in printed
+    assert "ended by" in printed
+
+
+def test_random_firing_takes_the_rates_of_a_monitored_run(
+    run: Callable[..., dict[str, Any]], tmp_path: Path
+):
+    monitored = run("monitored")
+    rates = {level: row["rate"] for level, row in monitored["levels"].items()}
+    control = run("control", random_rate=str(tmp_path / "monitored"))
+    assert control["settings"]["random_rate"] == rates
+    firings = lines(tmp_path / "control" / "firings.jsonl")
+    for row in firings:
+        assert row["probability"] == pytest.approx(rates[row["level"]], abs=1e-6)
+    places = [{(r["prompt_id"], r["sample"], r["position"]) for r in rows} for rows in (
+        firings, lines(tmp_path / "monitored" / "firings.jsonl"))]  # fmt: skip
+    assert firings and places[0] != places[1]
+    certain = run("certain", random_rate={"inter": 1}, limit=1)
+    assert list(certain["levels"]) == ["inter"]
+    assert certain["levels"]["inter"]["per_response"] == 3
+    assert run("never", random_rate={"inter": 0}, limit=1)["levels"]["inter"]["firings"] == 0
+
+
+def test_labelled_prompts_are_judged_and_others_left_out(
+    run: Callable[..., dict[str, Any]], tmp_path: Path
+):
+    """The gold answers are those of a first run's samples 0, but for one problem without."""
+    settings: dict[str, Any] = dict(limit=None, max_tokens=200)
+    rows = [
+        {"id": prompt.id, "prompt": prompt.messages[0]["content"]}
+        for prompt in read_prompts("builtin:test")[:PROMPTS]
+    ]
+    file = tmp_path / "problems.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run("unlabelled", prompts=str(file), **settings)["pass1"] is None
+    found = {
+        (trace.prompt_id, trace.sample): extract(trace.text)
+        if trace.finish_reason == "stop"
+        else ""
+        for trace in read_traces(tmp_path / "unlabelled" / "traces.jsonl")
+    }
+    for row in rows[1:]:
+        row["answer"] = found[row["id"], 0] or "none"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = run("labelled", prompts=str(file), **settings)
+    right = [found[row["id"], sample] == row["answer"] for row in rows[1:] for sample in (0, 1)]
+    assert 0 < np.mean(right) < 1
+    assert result["pass1"]["problems"] == PROMPTS - 1
+    assert result["pass1"]["value"] == pytest.approx(np.mean(right))
+    low, high = result["pass1"]["interval"]
+    assert low <= result["pass1"]["value"] <= high
+
+
+@pytest.fixture
+def carrying(fitted: Path, tmp_path: Path) -> Path:
+    """A copy of the checkpoint that carries its monitor."""
+    copy = Path(shutil.copytree(resolve(MODEL).path, tmp_path / "copy"))
+    shutil.copy(fitted, copy)
+    return copy
+
+
+def test_a_checkpoint_carries_its_monitor(carrying: Path, tmp_path: Path):
+    settings: dict[str, Any] = dict(prompts="builtin:test", limit=1, max_tokens=8)
+    result = monitor(str(carrying), out=tmp_path / "out", **settings)
+    assert list(result["levels"]) == ["intra", "inter", "instance"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(prompts=None), "either prompts"),
+        (dict(prompt="x"), "either prompts"),
+        (dict(prompts=None, prompt="  "), "empty prompt"),
+        (dict(out=None), "--out"),
+        (dict(samples=0), "samples = 0"),
+        (dict(limit=0), "limit = 0"),
+        (dict(levels=["intro"]), "'intro'"),
+        (dict(random_rate={"intra": 2}), "random rate 2"),
+        (dict(random_rate="nowhere"), "nowhere is no monitored run"),
+        (dict(monitor_file=None), "carries no monitor"),
+        (dict(monitor_file="nowhere"), "nowhere"),
+        (dict(prompts="nowhere.jsonl"), "nowhere.jsonl"),
+        (dict(check="exactly"), "exactly"),
+        (dict(engine="localhost:8000"), "URL#model"),
+        (dict(device="tpu"), "tpu"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_cant_be_is_refused_before_anything_is_made(
+    run: Callable[..., dict[str, Any]], tmp_path: Path, changes: dict[str, Any], words: str
+):
+    with pytest.raises(BadInput, match=words):
+        run(**changes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_monitor_that_doesnt_fit_is_refused(
+    run: Callable[..., dict[str, Any]], tmp_path: Path, fitted: Path
+):
+    other = tmp_path / "other.safetensors"
+    replace(Monitor.load(fitted), checkpoint="sha256:else").save(other)
+    with pytest.raises(BadInput, match="another checkpoint"):
+        run(monitor_file=str(other))
+    untrained(triggers={"intra": "<INTRA>", "inter": "<INTER>"}).save(other)
+    with pytest.raises(BadInput, match="no token '<INTRA>'"):
+        run(monitor_file=str(other))
+    other.write_bytes(b"nonsense")
+    with pytest.raises(BadInput, match="not a readable monitor"):
+        run(monitor_file=str(other))
+    assert [p.name for p in tmp_path.iterdir()] == ["other.safetensors"]
+
+
+def test_a_prompt_that_fills_the_context_is_named(
+    run: Callable[..., dict[str, Any]], tmp_path: Path
+):
+    (tmp_path / "long.jsonl").write_text(json.dumps({"id": "q", "prompt": "1" * 3000}) + "\n")
+    with pytest.raises(BadInput, match=r"prompt 'q' has \d+ tokens"):
+        run(prompts=str(tmp_path / "long.jsonl"))
