@@ -219,6 +219,192 @@ def distill(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None
     call("distill", recipe, settings, given)
 
 
+@cli.group("trigger")
+def trigger() -> None:
+    """Find failing steps, train detectors of them, teach a checkpoint to mend them (NeuReasoner).
+
+    Five stages, each with a directory of its own: label, identify, detectors, reconstruct, sft.
+    """
+
+
+LABELS = option("--labels", metavar="DIR", help="What `surgeon trigger label` wrote.")
+PARALLEL = option("--parallel", type=int, default="8", help="Requests at a time.")
+PRICES = (
+    option("--price-in", type=float, help="Money per million tokens in, for the estimate."),
+    option("--price-out", type=float, help="Money per million tokens out."),
+)
+PROMPT_FILE = option("--prompt-file", metavar="FILE", help="Other wording for the endpoint.")
+STRUCTURED = option(
+    "--structured", default="json_schema",
+    help="How an endpoint is held to JSON: json_schema, json_object or none.",
+)  # fmt: skip
+SAMPLING = (
+    option("--temperature", type=float, default="0.6", help="0 decodes greedily."),
+    option("--top-p", type=float, default="0.95", help="Share of the probability drawn from."),
+    option("--max-tokens", type=int, default="16000", help="Longest response, tokens."),
+)
+
+
+def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one."""
+
+    def decorate(command: F) -> F:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+@trigger.command("label")
+@click.argument("checkpoint", required=False)
+@option("--prompts", metavar="FILE", help="Questions: JSONL, Parquet, or a datasets id.")
+@OUT
+@option("--judge", default="builtin", help="builtin, URL#model, or module:function.")
+@option("--easy", metavar="FILE", help="Easy questions, for over-thinking.")
+@option("--hard", metavar="FILE", help="Hard questions, to compare with.")
+@option("--traces", metavar="FILE", help="Label these responses instead of sampling.")
+@option("--spans", metavar="FILE", help="Labels made by hand, for --traces; no judge is asked.")
+@option("--levels", multiple=True, default="intra,inter,instance", help="May be repeated.")
+@option("--samples", type=int, default="1", help="Responses per question.")
+@option("--limit", type=int, metavar="N", help="Only the first N questions.")
+@options(*SAMPLING)
+@STRUCTURED
+@PROMPT_FILE
+@PARALLEL
+@options(*PRICES)
+@SEED
+@BATCH
+@DEVICE
+@DTYPE
+@configurable
+def label(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
+    """Sample traces, let a judge say which steps fail, decode counterparts that don't."""
+    call("trigger-label", recipe, settings, given)
+
+
+@trigger.command("identify")
+@click.argument("checkpoint", required=False)
+@LABELS
+@OUT
+@option("--method", default="direct", help="direct, adjoint (DePass) or softmax (on a shortlist).")
+@option("--layer", type=int, help="Which layer; by default the middle one.")
+@option("--k", type=float, default="0.25", help="Highest per token; below 1: that share of all.")
+@option("--channels", type=int, default="32", help="Most channels per level.")
+@SEED
+@DEVICE
+@DTYPE
+@configurable
+def identify(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
+    """Find the units and heads that push the model towards its failing steps."""
+    call("trigger-identify", recipe, settings, given)
+
+
+@trigger.command("detectors")
+@click.argument("checkpoint", required=False)
+@LABELS
+@option("--channels", metavar="DIR", help="What `surgeon trigger identify` wrote.")
+@OUT
+@option("--k", type=int, default="4", help="Steps in the window of intra and inter.")
+@option("--instance-steps", type=int, default="4", help="First steps that instance looks at.")
+@option("--probes", type=int, default="16", help="Frequencies.")
+@option("--negatives", default="all", help="all, or pairs: the counterparts only.")
+@option("--criterion", default="balanced", help="For thresholds: balanced, accuracy or f1.")
+@option("--cooldown", type=int, default="1", help="Steps of rest after a firing.")
+@option("--cap", type=int, default="8", help="Most firings per response.")
+@SEED
+@DEVICE
+@DTYPE
+@configurable
+def detectors(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
+    """Train a detector per level; writes monitor.safetensors."""
+    call("trigger-detectors", recipe, settings, given)
+
+
+@trigger.command("reconstruct")
+@click.argument("checkpoint", required=False)
+@LABELS
+@OUT
+@option("--source", default="builtin", help="Who writes: builtin, or URL#model.")
+@option("--failures", default="both", help="own failing steps, made (up), or both.")
+@option("--limit", type=int, metavar="N", help="Only the first N examples.")
+@STRUCTURED
+@PROMPT_FILE
+@PARALLEL
+@options(*PRICES)
+@ANSWER
+@SEED
+@configurable
+def reconstruct(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
+    """Write examples in which a trigger follows a failing step, and a repair the trigger."""
+    call("trigger-reconstruct", recipe, settings, given)
+
+
+@trigger.command("sft")
+@click.argument("checkpoint", required=False)
+@option("--examples", metavar="DIR", help="What `surgeon trigger reconstruct` wrote.")
+@OUT
+@option("--monitor", metavar="DIR", help="What `surgeon trigger detectors` wrote: is carried.")
+@LABELS
+@click.option("--full", "tuning", flag_value="full", help="Train all weights (the default).")
+@click.option("--lora", "tuning", flag_value="lora", help="Train an adapter, and the new rows.")
+@option("--merge", is_flag=True, help="With --lora: write a checkpoint.")
+@option("--epochs", type=float, default="1.0", help="Passes over the examples.")
+@option("--lr", type=float, help="Peak learning rate; by default it depends on the tuning.")
+@option("--batch-size", type=int, default="64", help="Examples per step.")
+@option("--mask-wrong", is_flag=True, help="Leave the failing steps out of the loss too.")
+@option("--save-every", type=int, default="50", help="Steps between training checkpoints.")
+@SEED
+@DEVICE
+@DTYPE
+@configurable
+def sft(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
+    """Teach a checkpoint its trigger tokens; the result carries its monitor."""
+    call("trigger-sft", recipe, settings, given)
+
+
+@cli.command("monitor")
+@click.argument("checkpoint", required=False)
+@option("--prompts", metavar="FILE", help="Questions: JSONL, Parquet, or a datasets id.")
+@option("--prompt", metavar="TEXT", help="One question; its answer is shown.")
+@OUT
+@option("--samples", type=int, default="1", help="Responses per question.")
+@options(*SAMPLING)
+@option("--levels", multiple=True, help="Watch only these levels; none watches nothing.")
+@option("--random-rate", metavar="DIR", help="Control: fire at random, as often as that run did.")
+@option("--monitor-file", metavar="FILE", help="Another monitor than the checkpoint's own.")
+@option("--engine", metavar="URL#MODEL", help="A server that writes; the model here reads.")
+@option("--limit", type=int, metavar="N", help="Only the first N questions.")
+@option("--check", default="exact", help="exact, choice, math, or module:function.")
+@ANSWER
+@SEED
+@BATCH
+@DEVICE
+@DTYPE
+@configurable
+def monitor(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
+    """Answer with the checkpoint's monitor on: a detector that fires forces its trigger."""
+    call("monitor", recipe, settings, given)
+
+
+@cli.command("serve")
+@click.argument("checkpoint", required=False)
+@option("--host", default="127.0.0.1", help="Address to listen on.")
+@option("--port", type=int, default="8000", help="0: any free one.")
+@option("--name", metavar="NAME", help="What clients call the model.")
+@option("--rows", type=int, default="16", help="Answers decoded at once.")
+@option("--max-waiting", type=int, default="64", help="Answers that may wait; more get 429.")
+@option("--max-tokens", type=int, default="0", help="Longest answer; 0: what the context holds.")
+@option("--levels", multiple=True, help="Watch only these levels; none watches nothing.")
+@option("--monitor-file", metavar="FILE", help="Another monitor than the checkpoint's own.")
+@DEVICE
+@DTYPE
+@configurable
+def serve(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
+    """Serve a checkpoint, monitored, behind OpenAI's chat and completions endpoints."""
+    call("serve", recipe, settings, given)
+
+
 @cli.command("run")
 @click.argument("recipe", metavar="RECIPE")
 @click.option(

@@ -16,7 +16,7 @@ import difflib
 import importlib
 import inspect
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Union, get_args, get_origin
 
@@ -45,6 +45,13 @@ VERBS = {
     "evaluate": Verb("surgeon.evaluate", "evaluate"),
     "transplant": Verb("surgeon.transplant", "transplant"),
     "distill": Verb("surgeon.distill", "distill"),
+    "trigger-label": Verb("surgeon.trigger", "label", "show_label"),
+    "trigger-identify": Verb("surgeon.trigger", "identify", "show_identify"),
+    "trigger-detectors": Verb("surgeon.trigger", "detectors", "show_detectors"),
+    "trigger-reconstruct": Verb("surgeon.trigger", "reconstruct", "show_reconstruct"),
+    "trigger-sft": Verb("surgeon.trigger", "sft", "show_sft"),
+    "monitor": Verb("surgeon.monitor", "monitor"),
+    "serve": Verb("surgeon.serve", "serve"),
 }
 
 
@@ -183,6 +190,13 @@ def fitted(what: str, annotation: Any, value: Any) -> Any:
     if origin is not None and isinstance(origin, type) and issubclass(origin, Sequence):
         values = value if isinstance(value, list | tuple) else [value]
         return [fitted(what, members[0], v) for v in values] if members else list(values)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise BadInput(f"{what} is {value!r}, expected names with values: {{name: value}}.")
+        return {
+            fitted(what, members[0], k): fitted(f"{what}.{k}", members[1], v)
+            for k, v in value.items()
+        }
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if annotation is Path and isinstance(value, str):
