@@ -20,7 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_report import CHROMIUM, HOSTILE, LOADS, Page, contrast
 
-from surgeon.report.monitored import MOST_ROWS, NAMED_CHANNELS, SHADES, STYLE, page
+from surgeon.report import HERE
+from surgeon.report.monitored import page
+from surgeon.report.tracks import MOST_ROWS, NAMED_CHANNELS, SHADES
 from surgeon.report.words import DASH, visible
 
 LEVELS = ("intra", "inter", "instance")
@@ -362,12 +364,13 @@ def test_foreign_text_is_shown_as_it_is_and_never_becomes_markup(words: list[str
 @pytest.mark.parametrize("scheme", [0, 1, 2], ids=["light", "dark", "print"])
 def test_what_was_forced_can_be_read_in_every_scheme(scheme: int):
     style = Page(page(PLAIN)).text("style")
+    own = (HERE / "monitored.css").read_text(encoding="utf-8")
     block = re.findall(r":root \{(.*?)\}", style, re.DOTALL)[scheme]
     colour = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{3,6})\b", block))
     paper = colour["paper"]
     paper = paper if len(paper) == 7 else "#" + "".join(2 * c for c in paper[1:])
     for level in LEVELS:
-        (name,) = re.findall(rf"\.l-{level} {{ --l: var\(--(\w+)\)", STYLE)
+        (name,) = re.findall(rf"\.l-{level} {{ --l: var\(--(\w+)\)", own)
         assert contrast(colour[name], paper) >= 4.5, level
 
 

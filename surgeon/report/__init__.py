@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from surgeon.lineage import write_text
@@ -79,12 +79,9 @@ def render(
     select = str(ranking.get("select", "nex"))
     scores = shown_scores(ranking, rows)
     favourites = find_favourites(ranking, rows, scores)
-    script = (HERE / "page.js").read_text(encoding="utf-8")
-    hashed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    page = _template().render(
-        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_hash=hashed,
+    return filled(
+        "ranking.html.j2",
+        "page.css",
         headline=_headline(ranking, rows, favourites, select),
         warnings=[str(warning) for warning in ranking.get("warnings") or []],
         facts=_facts(ranking, rows, select),
@@ -109,19 +106,36 @@ def render(
         provenance=_provenance(lineage, {row.name for row in rows}),
         command=_command(ranking, lineage, out),
     )
+
+
+def filled(template: str, *styles: str, **values: Any) -> str:
+    """A page from a template of this directory that extends `page.html.j2`, with its style sheets.
+
+    Foreign text among the values is escaped, and control characters are drawn.
+    """
+    script = (HERE / "page.js").read_text(encoding="utf-8")
+    page = (
+        _environment()
+        .get_template(template)
+        .render(
+            style=Markup("".join((HERE / name).read_text(encoding="utf-8") for name in styles)),
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            **values,
+        )
+    )
     return visible(page)
 
 
 @functools.cache
-def _template() -> Template:
-    environment = Environment(
+def _environment() -> Environment:
+    return Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.j2")
 
 
 def _headline(

@@ -73,9 +73,7 @@ def plots(tracks: Sequence[Track], spans: Sequence[Band], n_rows: int, row_token
     if n_rows <= 8:
         ticks = list(range(1, n_rows + 1))
     labels = Markup("").join(
-        Markup('<span style="left:{}%">{}</span>').format(
-            _share(tick - 0.5, n_rows), f"{tick:,.0f}"
-        )
+        Markup('<span style="left:{}%">{}</span>').format(share(tick - 0.5, n_rows), f"{tick:,.0f}")
         for tick in ticks
         if tick == int(tick) and tick <= n_rows
     )
@@ -94,7 +92,8 @@ def plots(tracks: Sequence[Track], spans: Sequence[Band], n_rows: int, row_token
     )
 
 
-def _share(position: float, whole: float) -> str:
+def share(position: float, whole: float) -> str:
+    """A place across a chart, in percent."""
     return f"{100 * position / max(whole, 1):.3f}"
 
 
@@ -182,7 +181,7 @@ def _steps(spans: Sequence[Band], n_rows: int) -> Markup:
     )
     letters = Markup("").join(
         Markup('<span class="letter {}" style="left:{}%">{}</span>').format(
-            band.kind, _share((band.start + band.end) / 2, n_rows), band.letter
+            band.kind, share((band.start + band.end) / 2, n_rows), band.letter
         )
         for band in spans
         if band.letter and (band.end - band.start) >= 0.03 * n_rows
@@ -200,12 +199,12 @@ def text(rows: Sequence[str], spans: Sequence[Band], titles: Sequence[str]) -> M
     The beginning and the end are shown when the whole is too long, with a line saying so.
     """
     of_row = [band for band in spans for _ in range(band.start, band.end)]
-    shown = _shown(rows)
+    shown = shown_rows(rows)
     parts: list[Markup] = []
     previous = -1
     for row in shown:
         if row != previous + 1:
-            parts.append(_omitted(previous + 1, row, len(rows)))
+            parts.append(omitted(previous + 1, row, len(rows)))
         band, words = of_row[row], rows[row]
         if len(words) > ROW_CHARACTERS:
             words = words[:ROW_CHARACTERS] + " [the rest of this row is not shown]"
@@ -221,14 +220,14 @@ def text(rows: Sequence[str], spans: Sequence[Band], titles: Sequence[str]) -> M
         )
         previous = row
     if previous + 1 < len(rows):
-        parts.append(_omitted(previous + 1, len(rows), len(rows)))
+        parts.append(omitted(previous + 1, len(rows), len(rows)))
     return Markup(
         '<div class="trace-text" tabindex="0" role="region" aria-label="Text of the response">'
         "{}</div>"
     ).format(Markup("").join(parts))
 
 
-def _shown(rows: Sequence[str]) -> list[int]:
+def shown_rows(rows: Sequence[str]) -> list[int]:
     """Indices of the rows whose text is shown, within the limits at the head of this file."""
 
     def fitting(order: Sequence[int], most: int, characters: int) -> list[int]:
@@ -245,7 +244,7 @@ def _shown(rows: Sequence[str]) -> list[int]:
     return head + sorted(fitting(rest, ROWS_SHOWN[1], CHARACTERS_SHOWN[1]))
 
 
-def _omitted(start: int, end: int, n_rows: int) -> Markup:
+def omitted(start: int, end: int, n_rows: int) -> Markup:
     what = f"Row {end}" if end == start + 1 else f"Rows {start + 1:,} to {end:,}"
     verb = "is" if end == start + 1 else "are"
     return Markup('<span class="omitted">{}</span>').format(

@@ -50,3 +50,8 @@ def signed(value: float | None, decimals: int, *, separator: str = "") -> str:
     if not any(digit in shown for digit in "123456789"):
         shown = shown.lstrip("-")
     return shown.replace("-", "\N{MINUS SIGN}")
+
+
+def times(n: int, word: str) -> str:
+    """A number of things: 1 token, 2,000 tokens."""
+    return f"{n:,} {word}{'' if n == 1 else 's'}"
