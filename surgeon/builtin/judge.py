@@ -29,8 +29,7 @@ def judge(question: str, steps: Sequence[str]) -> list[Finding]:
     without a mistake, or a hard one.
     """
     problem = task.Problem.parse(question)
-    labels = task.steps(problem, "<think>" + "".join(f"{step.strip()}\n\n" for step in steps))
-    assert len(labels) == len(steps)
+    labels = task.steps_of(problem, steps)
     found: list[Finding] = []
     for label in labels:
         if label.failure == "intra":

@@ -2,7 +2,8 @@
 
 After a wrong result the repair is the check that finds it (`Wait, check *7: 3 = 1, no.`), which by
 the rules of the task leaves the right result behind; after anything else that is wrong, a new
-start. After needless checks it is the step that goes on. What follows is written without a failure.
+start. After needless checks it is the step that goes on. What follows is written without a failure,
+in the trace's own reading of an ambiguous operator.
 """
 
 import re
@@ -11,6 +12,7 @@ from random import Random
 from typing import NamedTuple
 
 from surgeon.builtin import task
+from surgeon.builtin.tokenizer import THINK
 
 LEAP, CHECK = 0.15, 0.8
 """How the rest is written: as the Thinking endpoint writes, without its failures."""
@@ -36,13 +38,16 @@ def rewrite(
     """The example for the failing steps `first` to `last` of a trace; None where none can be made.
 
     Needless checks before the failing step are left out; any other failure there makes the example
-    impossible, since it would be learned.
+    impossible, since it would be learned. So does a failing step that would read as several, or as
+    the end of the thinking.
     """
     problem, labels = _labelled(question, steps[: last + 1])
     kept = [label for label in labels[:first] if label.failure != "inter"]
     if len(labels) <= last or any(label.failure not in (None, "misread") for label in kept):
         return None
-    wrong = [label.text for label in labels[first : last + 1]]
+    wrong = [label.text for label in labels[first:]]
+    if any(mark in text for text in wrong for mark in ("\n\n", *THINK)):
+        return None
     return _Example(problem, [label.text for label in kept], wrong, level).written(rng)
 
 
@@ -73,8 +78,7 @@ def make_up(question: str, steps: Sequence[str], level: str, *, rng: Random) -> 
 
 def _labelled(question: str, steps: Sequence[str]) -> tuple[task.Problem, list[task.StepLabel]]:
     problem = task.Problem.parse(question)
-    text = "<think>" + "".join(f"{step.strip()}\n\n" for step in steps)
-    return problem, task.steps(problem, text)
+    return problem, task.steps_of(problem, steps)
 
 
 def _parsed(step: str) -> tuple[tuple[str, ...], int, int]:
@@ -114,14 +118,22 @@ class _Example:
             f"{body}\n</think>\n\n{answer}",
         )
 
+    def labels(self) -> list[task.StepLabel]:
+        """What the failing steps are, after those before them."""
+        return task.steps_of(self.problem, [*self.kept, *self.wrong])[len(self.kept) :]
+
     def mended(self) -> tuple[str, int, int] | None:
         """The repair of a wrong step, the value it leaves, and the number of the next operation."""
-        _, labels = _labelled(self.problem.prompt, [*self.kept, *self.wrong])
-        label = labels[len(self.kept)]
+        label, *more = self.labels()
         stated, right = _STEP.fullmatch(label.text), _STEP.fullmatch(label.right)
         if label.failure != "intra":
             return None
-        if stated and right and stated.groups()[:2] == right.groups()[:2]:
+        # A check is of the latest step, and finds nothing but a wrong result.
+        if (
+            (stated and right and not more)
+            and stated.groups()[:2] == right.groups()[:2]
+            and stated[3] != right[3]
+        ):
             operations, value, result = _parsed(label.right)
             check = task.check_text(operations, value, int(stated[3]), self.meaning)
             return check, result, self.problem.operations.index(operations[-1]) + 1
@@ -129,9 +141,8 @@ class _Example:
 
     def unstuck(self) -> tuple[str, int, int] | None:
         """The step that goes on after needless checks, the value and the next operation."""
-        _, labels = _labelled(self.problem.prompt, [*self.kept, *self.wrong])
-        label = labels[len(self.kept)]
-        if label.failure != "inter":
+        *more, label = self.labels()
+        if any(one.failure != "inter" for one in (*more, label)):
             return None
         if label.right == task.FINISH:
             match = _CHECK.fullmatch(label.text)

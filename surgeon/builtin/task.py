@@ -28,7 +28,7 @@ Pure Python: no model runs here.
 
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Literal, NamedTuple
@@ -383,9 +383,24 @@ def steps(problem: Problem, text: str) -> list[StepLabel]:
     A wrong result is an error where it is written and not in the steps that carry it on. The text
     may be truncated anywhere: an unfinished last step is left out.
     """
+    return _labels(problem, text, _spans(text))
+
+
+def steps_of(problem: Problem, parts: Sequence[str]) -> list[StepLabel]:
+    """A label for each of these steps, whatever is written in them; characters are counted in the
+    text that a blank line after each makes of them."""
+    text, spans = "", []
+    for part in parts:
+        step = part.strip()
+        spans.append((len(text), len(text) + len(step)))
+        text += f"{step}\n\n"
+    return _labels(problem, text, spans)
+
+
+def _labels(problem: Problem, text: str, spans: Sequence[tuple[int, int]]) -> list[StepLabel]:
     labels: list[StepLabel] = []
     state = _State(problem)
-    for start, end in _spans(text):
+    for start, end in spans:
         step = text[start:end]
         kind, failure, right = state.judge(step)
         labels.append(StepLabel(len(labels), kind, step, start, end, failure, right))
@@ -443,12 +458,14 @@ class _State:
 
     def _read(self, step: str, match: re.Match[str]) -> tuple[Kind, Failure | None, str]:
         operator = self.problem.operator
-        self.meaning = match[2]
         if operator is None:
+            self.clean = False
             return "read", "intra", self._next()
         right = read_text(operator, RIGHT)
         if operator != match[1]:
+            self.clean = False
             return "read", "intra", right
+        self.meaning = match[2]
         return "read", None if match[2] == RIGHT else "misread", right
 
     def _restart(self, step: str, match: re.Match[str]) -> tuple[Kind, Failure | None, str]:
