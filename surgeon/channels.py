@@ -95,7 +95,7 @@ def tapped(model: nn.Module, channels: Channels) -> Iterator[Tap]:
     input, and for numbers the layer doesn't have.
     """
     seen = writers(model, channels.layer)
-    check_channels(channels, seen)
+    check_channels(channels, seen.n_units, seen.n_heads)
     tap = Tap(channels)
     device = next(seen.down.parameters()).device
     unit_U, head_H = (torch.tensor(n, device=device) for n in (channels.units, channels.heads))
@@ -118,13 +118,13 @@ def tapped(model: nn.Module, channels: Channels) -> Iterator[Tap]:
         yield tap
 
 
-def check_channels(channels: Channels, seen: Writers) -> None:
+def check_channels(channels: Channels, n_units: int, n_heads: int) -> None:
     """Raise `BadInput` for no channels, and for numbers that are doubled or not in the layer."""
     if not channels.size:
         raise BadInput("found no channels to monitor; expected at least one unit or head.")
     for name, numbers, count in (
-        ("unit", channels.units, seen.n_units),
-        ("head", channels.heads, seen.n_heads),
+        ("unit", channels.units, n_units),
+        ("head", channels.heads, n_heads),
     ):
         wrong = [n for n in numbers if not 0 <= n < count]
         if wrong:

@@ -6,7 +6,7 @@ weights, models that need code from their repository.
 """
 
 from surgeon.checkpoint.directory import INDEX, SINGLE, Checkpoint, placement
-from surgeon.checkpoint.resolving import HUB_ID, fetch, merge_adapter, resolve
+from surgeon.checkpoint.resolving import HUB_ID, adapter_digest, fetch, merge_adapter, resolve
 from surgeon.checkpoint.rewriting import copy_range, link_or_copy, rewrite
 from surgeon.checkpoint.tensors import (
     TORCH_NAMES,
@@ -26,6 +26,7 @@ __all__ = [
     "WEIGHT_BYTES",
     "Checkpoint",
     "TensorInfo",
+    "adapter_digest",
     "copy_range",
     "fetch",
     "link_or_copy",

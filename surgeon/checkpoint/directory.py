@@ -209,7 +209,8 @@ class Checkpoint:
 
     @property
     def digests(self) -> set[str]:
-        """`digest`, and that of the virtual candidate this directory was written from, if any."""
+        """`digest`, and that of what this directory was made from: a virtual candidate, or a base
+        and its adapter."""
         made = lineage.read(self.path) or {}
         return {self.digest} | ({made["candidate_digest"]} if "candidate_digest" in made else set())
 

@@ -5,17 +5,16 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from surgeon import lineage
 from surgeon.checkpoint.directory import Checkpoint
 from surgeon.checkpoint.tensors import TensorInfo, read_header
 from surgeon.errors import BadInput
 
-if TYPE_CHECKING:
-    pass
-
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+                   "added_tokens.json", "chat_template.jinja")  # fmt: skip
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "vocab.txt", "merges.txt"]
 
 
@@ -61,7 +60,10 @@ def fetch(spec: str) -> Checkpoint:
 
 
 def merge_adapter(base: Checkpoint, adapter: Path, spec: str, work: Path | None) -> Checkpoint:
-    """Merge a PEFT adapter into its base in float32, cast back to the base's dtype, and open it."""
+    """Merge a PEFT adapter into its base in float32, cast back to the base's dtype, and open it.
+
+    A tokenizer that lies beside the adapter takes the place of the base's.
+    """
     import torch
     from peft import PeftModel
 
@@ -73,7 +75,7 @@ def merge_adapter(base: Checkpoint, adapter: Path, spec: str, work: Path | None)
     _require_adapter_fits(base, adapter, read_header(weights))
     made = lineage.read(adapter) or {}
     digest = made.get("inputs", {}).get("checkpoint")
-    if made.get("verb") == "distill" and digest not in base.digests:
+    if digest is not None and digest not in base.digests:
         raise BadInput(
             f"{adapter} was made for another base: {made['arguments'].get('checkpoint')} "
             f"({str(digest)[:19]}), not {base.spec} ({base.digest[:19]})."
@@ -81,8 +83,8 @@ def merge_adapter(base: Checkpoint, adapter: Path, spec: str, work: Path | None)
     if work is None:
         work = Path(tempfile.mkdtemp(prefix="surgeon-"))
         atexit.register(shutil.rmtree, work, ignore_errors=True)
-    identity = [base.digest, *(lineage.file_digest(adapter / f.name) for f in (weights,))]
-    out = work / f"merged-{lineage.digest_of(identity)[7:19]}"
+    identity = adapter_digest(base, adapter)
+    out = work / f"merged-{identity[7:19]}"
     if not out.is_dir():
         partial = out.with_name(out.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -92,12 +94,28 @@ def merge_adapter(base: Checkpoint, adapter: Path, spec: str, work: Path | None)
         tuned: Any = PeftModel.from_pretrained(stored.to(torch.float32), str(adapter))
         merged = tuned.merge_and_unload(safe_merge=True).to(dtype)
         merged.save_pretrained(partial)
-        base.tokenizer().save_pretrained(partial)
         for file in base.side_files:
             if not (partial / file.name).exists():
                 shutil.copy2(file, partial)
+        for file in _tokenizer_files(adapter):
+            shutil.copy2(file, partial)
+        # Bytes may differ in a last bit from machine to machine; what they were made of doesn't.
+        lineage.write_json(partial / lineage.FILE, {"candidate_digest": identity})
         partial.rename(out)
     return Checkpoint.open(out, spec)
+
+
+def adapter_digest(base: Checkpoint, adapter: Path) -> str:
+    """`sha256:` of a base and all that an adapter adds; one of the `digests` of both merged."""
+    weights = [adapter / name for name in ("adapter_config.json", "adapter_model.safetensors")]
+    files = {f.name: lineage.file_digest(f) for f in [*weights, *_tokenizer_files(adapter)]}
+    return lineage.digest_of([base.digest, files])
+
+
+def _tokenizer_files(adapter: Path) -> list[Path]:
+    if not (adapter / "tokenizer.json").is_file():
+        return []
+    return [adapter / name for name in TOKENIZER_FILES if (adapter / name).is_file()]
 
 
 def _require_adapter_fits(base: Checkpoint, adapter: Path, tensors: dict[str, TensorInfo]) -> None:

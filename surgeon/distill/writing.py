@@ -5,15 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from surgeon import lineage
-from surgeon.checkpoint import TORCH_NAMES, Checkpoint, merge_adapter
 from surgeon.distill.evidence import Evidence, summary
 from surgeon.distill.objective import Trained
 from surgeon.distill.plan import METHODS, Plan
-from surgeon.errors import BadInput
-from surgeon.training import trainable
+from surgeon.training import all_weights, trainable, write_adapter, write_full, write_merged
 
 FILE = "distill.json"
 WINDOW = 10
@@ -34,11 +31,11 @@ def write(
     )
     if accelerator.is_main_process:
         if trained.adapter is None:
-            write_full(plan, trained, weights, work)
+            write_full(plan.checkpoint, trained.student.model, weights, work)
+        elif plan.settings["merge"]:
+            write_merged(plan.checkpoint, trained.adapter, weights, work)
         else:
             write_adapter(plan.checkpoint, trained.adapter, weights, work)
-            if plan.settings["merge"]:
-                write_merged(plan.checkpoint, work)
         for state in (work / "training").glob("state-*"):
             shutil.rmtree(state)
         lineage.write_json(work / FILE, result)
@@ -46,13 +43,6 @@ def write(
         lineage.finish(work, out)
     accelerator.wait_for_everyone()
     return result
-
-
-def all_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and stored buffers by name, a tied one once."""
-    every = dict(model.named_parameters(remove_duplicate=False))
-    buffers = {name: t for name, t in model.state_dict().items() if name not in every}
-    return {**dict(model.named_parameters()), **buffers}
 
 
 def conclusion(plan: Plan, evidence: Evidence, trained: Trained) -> dict[str, Any]:
@@ -84,60 +74,6 @@ def conclusion(plan: Plan, evidence: Evidence, trained: Trained) -> dict[str, An
 def is_adapter(plan: Plan) -> bool:
     """True when the output is a PEFT adapter."""
     return plan.tuning.weights == "lora" and not plan.settings["merge"]
-
-
-def write_adapter(
-    base: Checkpoint, adapter: Any, weights: dict[str, torch.Tensor], out: Path
-) -> None:
-    """A PEFT adapter directory, loadable as BASE+DIR."""
-    from safetensors.torch import save_file
-
-    config = adapter.peft_config["default"]
-    config.base_model_name_or_path = (
-        base.spec if not base.spec.startswith("builtin:") and "+" not in base.spec else ""
-    ) or str(base.path)
-    config.inference_mode = True
-    config.save_pretrained(str(out))
-    save_file(
-        {
-            "base_model.model." + name.replace(".default.", "."): tensor.contiguous()
-            for name, tensor in weights.items()
-        },
-        out / "adapter_model.safetensors",
-        metadata={"format": "pt"},
-    )
-
-
-def write_merged(base: Checkpoint, work: Path) -> None:
-    """Turn an adapter directory into the checkpoint it makes of its base: merged in float32, then
-    cast to the base's dtype."""
-    adapter = work / "adapter"
-    adapter.mkdir(exist_ok=True)
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        (work / name).replace(adapter / name)
-    merged = merge_adapter(base, adapter, f"{base.spec}+adapter", work / "merge")
-    for file in merged.path.iterdir():
-        file.replace(work / file.name)
-    shutil.rmtree(work / "merge")
-    shutil.rmtree(adapter)
-
-
-def write_full(plan: Plan, trained: Trained, weights: dict[str, torch.Tensor], out: Path) -> None:
-    """The trained checkpoint, each weight in the dtype it has in the base's files."""
-    stored = {name: info.dtype for name, info in plan.checkpoint.tensors.items()}
-    usual = next(iter(stored.values()))  # for weights that transformers renames or fuses on load
-    cast = {
-        name: tensor.to(getattr(torch, TORCH_NAMES[stored.get(name, usual)]))
-        for name, tensor in weights.items()
-    }
-    if not all(bool(tensor.isfinite().all()) for tensor in cast.values()):
-        raise BadInput("a weight is not finite after training; lower the learning rate.")
-    model: Any = trained.student.model
-    model.config.dtype = getattr(torch, TORCH_NAMES[usual])
-    model.save_pretrained(out, state_dict=cast)
-    for file in plan.checkpoint.side_files:
-        if file.name != "config.json":
-            shutil.copy2(file, out)
 
 
 # --- in words -------------------------------------------------------------------------------------

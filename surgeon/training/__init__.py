@@ -4,9 +4,10 @@ tuning.py      LoRA or full weights; the teacher, an average of the student
 student.py     the model on one process or several, sequences and their losses
 loop.py        `fit`: batches from a generator, steps, records, warnings
 state.py       what is saved, and brought back
+writing.py     what is left at the end: a checkpoint or an adapter
 """
 
-from surgeon.training.loop import Batch, Guards, Loss, Schedule, fit
+from surgeon.training.loop import Batch, Guards, Journal, Loss, Schedule, fit
 from surgeon.training.state import METRICS
 from surgeon.training.student import (
     PARALLEL,
@@ -27,6 +28,7 @@ from surgeon.training.tuning import (
     trainable,
     tune,
 )
+from surgeon.training.writing import all_weights, write_adapter, write_full, write_merged
 
 __all__ = [
     "METRICS",
@@ -35,12 +37,14 @@ __all__ = [
     "AveragedWeights",
     "Batch",
     "Guards",
+    "Journal",
     "Loss",
     "Schedule",
     "Sequences",
     "Student",
     "Teacher",
     "Tuning",
+    "all_weights",
     "chunked_nll",
     "fit",
     "folded",
@@ -50,4 +54,7 @@ __all__ = [
     "trainable",
     "tune",
     "unembedding",
+    "write_adapter",
+    "write_full",
+    "write_merged",
 ]

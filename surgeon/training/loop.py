@@ -132,6 +132,38 @@ class Guards:
         return found
 
 
+class Journal:
+    """The record of every step: a line of `metrics.jsonl`, sent to the trackers, watched for a
+    collapse, which is said once."""
+
+    def __init__(
+        self,
+        accelerator: "Accelerator",
+        directory: Path,
+        records: list[dict[str, Any]],
+        guards: Guards | None = None,
+    ):
+        self.accelerator, self.file = accelerator, directory / METRICS
+        self.records, self.guards = records, guards or Guards()
+        self.said = {name for record in records for name in record.get("warnings", ())}
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Record a step."""
+        self.records.append(record)
+        collapsed = self.guards.warnings(self.records)
+        fresh = {name: text for name, text in collapsed.items() if name not in self.said}
+        if fresh:
+            record["warnings"] = fresh
+            self.said |= fresh.keys()
+        if self.accelerator.is_main_process:
+            for text in fresh.values():
+                print(f"Warning: {text}", file=sys.stderr, flush=True)
+            with open(self.file, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        numbers = {name: value for name, value in record.items() if name != "warnings"}
+        self.accelerator.log(numbers, step=record["step"])
+
+
 def fit(
     student: Student,
     batches: Callable[[int], Iterator[Batch]],
@@ -152,13 +184,13 @@ def fit(
     every `schedule.save_every` steps, and a run that finds one in `directory` continues from it
     with the numbers it would have had. Raises `BadInput` when the loss is not finite.
     """
-    accelerator, guards = student.accelerator, guards or Guards()
+    accelerator = student.accelerator
     parameters = trainable(student.model)
     optimizer = torch.optim.AdamW(
         list(parameters.values()), lr=schedule.lr, weight_decay=schedule.weight_decay
     )
     start, records = resume(directory, student, optimizer, teacher)
-    said = {name for record in records for name in record.get("warnings", ())}
+    journal = Journal(accelerator, directory, records, guards)
     work = iter(batches(start))
     with ExitStack() as stack:
         advance = (
@@ -175,28 +207,18 @@ def fit(
                 group["lr"] = rate
             sums, gradient = _step(student, optimizer, batch, loss, teacher, target, schedule)
             seconds = time.monotonic() - begun
-            record = {
-                "step": step + 1,
-                **sums,
-                "lr": rate,
-                "gradient_norm": gradient,
-                "seconds": seconds,
-                "tokens_per_s": sums["tokens"] / seconds,
-            }
-            records.append(record)
-            collapsed = guards.warnings(records)
-            fresh = {name: text for name, text in collapsed.items() if name not in said}
-            if fresh:
-                record["warnings"] = fresh
-                said |= fresh.keys()
-            if accelerator.is_main_process:
-                for text in fresh.values():
-                    print(f"Warning: {text}", file=sys.stderr, flush=True)
-                with open(directory / METRICS, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(record) + "\n")
-            accelerator.log({k: v for k, v in record.items() if k != "warnings"}, step=step + 1)
+            journal.add(
+                {
+                    "step": step + 1,
+                    **sums,
+                    "lr": rate,
+                    "gradient_norm": gradient,
+                    "seconds": seconds,
+                    "tokens_per_s": sums["tokens"] / seconds,
+                }
+            )
             if advance:
-                advance(note=f"loss {record['loss']:.4f}")
+                advance(note=f"loss {sums['loss']:.4f}")
             if schedule.save_every and (step + 1) % schedule.save_every == 0:
                 save(directory, step + 1, student, optimizer, teacher)
     if not schedule.save_every or schedule.steps % schedule.save_every:
@@ -248,24 +270,24 @@ def _step(
     means = {name: value / tokens for name, value in sums.items()}
     means["loss"] = sums["loss"] / weight
     means |= {name: v / responses for name, v in zip(batch.sums, of_responses, strict=True)}
-    if not math.isfinite(means["loss"]):
-        raise BadInput(
-            f"the loss became {means['loss']}. Lower the learning rate; the last saved state is "
-            "kept and training continues from it."
-        )
+    _require_finite("the loss", means["loss"])
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm: Any = torch.nn.utils.clip_grad_norm_(parameters, schedule.clip or math.inf)
     gradient = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-    if not math.isfinite(gradient):
-        raise BadInput(
-            f"the norm of the gradient became {gradient}. Lower the learning rate; the last saved "
-            "state is kept and training continues from it."
-        )
+    _require_finite("the norm of the gradient", gradient)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     if teacher is not None:
         teacher.update()
     return {**means, "tokens": tokens, "responses": responses}, gradient
+
+
+def _require_finite(what: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise BadInput(
+            f"{what} became {value}. Lower the learning rate and train anew, under another --out; "
+            "the last saved state is kept."
+        )
 
 
 def _added(accelerator: "Accelerator", tensor: Tensor) -> Tensor:

@@ -100,11 +100,16 @@ class Student:
         return self.accelerator.no_sync(self.root)
 
     def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The full tensors behind shards, on the CPU; every process has to ask."""
-        return {
-            name: (t.full_tensor() if hasattr(t, "full_tensor") else t).detach().cpu()  # pyright: ignore
-            for name, t in tensors.items()
-        }
+        """The full tensors behind shards, on the CPU of the first process; all have to ask, and
+        the others get nothing: a machine has room for one copy."""
+        found = {}
+        for name, tensor in tensors.items():
+            full: Any = tensor
+            if hasattr(tensor, "full_tensor"):
+                full = tensor.full_tensor()  # pyright: ignore
+            if self.accelerator.is_main_process:
+                found[name] = full.detach().cpu()
+        return found
 
 
 def _shard(root: _Root, accelerator: "Accelerator") -> None:

@@ -1,7 +1,7 @@
 """What is tuned, and the teacher that follows it slowly."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -37,10 +37,11 @@ class Tuning:
             )
 
 
-def tune(model: nn.Module, tuning: Tuning, *, seed: int = 0) -> Any:
+def tune(model: nn.Module, tuning: Tuning, *, rows: Sequence[int] = (), seed: int = 0) -> Any:
     """Make a model trainable in place; returns its PEFT wrapper under LoRA, else None.
 
-    LoRA's factors are float32 on a base of any dtype and start without effect. Full weights are
+    LoRA's factors are float32 on a base of any dtype and start without effect; the `rows` (token
+    ids) of embedding and unembedding are trained beside them, and no other row. Full weights are
     brought to float32: in bfloat16 steps of a usual size are rounded away.
     """
     adapter = None
@@ -56,6 +57,7 @@ def tune(model: nn.Module, tuning: Tuning, *, seed: int = 0) -> Any:
             lora_dropout=tuning.dropout,
             target_modules=names[0] if names == ["all-linear"] else names,
             task_type="CAUSAL_LM",
+            trainable_token_indices=_rows_by_module(model, rows, names) if rows else None,
         )
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft's own
@@ -71,6 +73,23 @@ def tune(model: nn.Module, tuning: Tuning, *, seed: int = 0) -> Any:
         newer = getattr(model, "activation_checkpointing_enable", None)
         (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})  # pyright: ignore
     return adapter
+
+
+def _rows_by_module(
+    model: Any, rows: Sequence[int], targets: Sequence[str]
+) -> dict[str, list[int]]:
+    """The rows of the embedding, and of the unembedding where that is a matrix of its own."""
+    modules = [model.get_input_embeddings(), model.get_output_embeddings()]
+    names = {module: name.rpartition(".")[2] for name, module in model.named_modules()}
+    for module in modules:
+        if module is not None and names[module] in targets:
+            raise BadInput(
+                f"found {names[module]} among the targets, of which single rows are trained: leave "
+                "it out of the targets."
+            )
+    if modules[1] is None or modules[1].weight is modules[0].weight:
+        modules.pop()
+    return {names[module]: list(rows) for module in modules}
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

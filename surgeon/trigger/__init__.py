@@ -13,7 +13,7 @@ a kill:
 asked.py         1: what is asked, checked          rewriting.py   4
 labelling.py     1: the stage                       training.py    5: examples as tokens, Trainer
 resampling.py    1: counterparts decoded            tuning.py      5: the stage
-pairing.py       1: verdicts to spans               writing.py     5: the checkpoint and its card
+pairing.py       1: verdicts to spans               card.py        5: its model card
 judges.py        who says where a trace fails       identifying.py 2
 judging.py       asking about many traces           detecting.py   3
 endpoint.py      OpenAI-compatible endpoints        artifacts.py   what the stages hand each other

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from surgeon import lineage
+from surgeon import lineage, neurons
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
 from surgeon.families import subjects, write_out
@@ -93,6 +93,22 @@ def require_own_tokens(traces: Iterable[Trace], checkpoint: Checkpoint, where: s
             )
 
 
+def require_layer(checkpoint: Checkpoint, layer: int) -> tuple[int, int]:
+    """How many units and heads a layer has, by the headers; raises `BadInput` for a layer that
+    isn't there and for mixtures of experts."""
+    if not 0 <= layer < checkpoint.n_layers:
+        raise BadInput(
+            f"layer is {layer}; {checkpoint.spec} has the layers 0 to {checkpoint.n_layers - 1}."
+        )
+    found = [site for site in neurons.sites(checkpoint) if site.layer == layer]
+    if len(found) > 1:
+        raise BadInput(
+            f"{checkpoint.spec} ({checkpoint.model_type}) is a mixture of experts in layer {layer};"
+            " units are identified and watched in dense models only."
+        )
+    return found[0].n_units, int(checkpoint.text_config["num_attention_heads"])
+
+
 def write_prompts(path: Path, prompts: Iterable[Prompt]) -> None:
     """Write prompts so that `read_prompts` reads the same ones."""
     lines = []
@@ -112,7 +128,7 @@ def whole_steps(ends: StepEnds, trace: Trace) -> list[Step]:
     """The steps of a trace that were brought to an end; all but the last one of a cut trace."""
     ids = trace.token_ids
     steps = split_steps(ends, ids)
-    if steps and steps[-1].end == len(ids):
+    if steps and steps[-1].end == len(ids) and trace.finish_reason == "length":
         previous = ids[-2:-1] or [ids[-1]]
         if not ends.after(previous, ids[-1:])[0]:
             steps.pop()

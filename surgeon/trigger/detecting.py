@@ -1,20 +1,20 @@
 """Stage 3, `surgeon trigger detectors`: from labels and channels to a monitor (sec. 3.1)."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from surgeon import lineage
-from surgeon.channels import Channels, check_channels, read_back, writers
-from surgeon.checkpoint import placement
+from surgeon.channels import Channels, check_channels, read_back
+from surgeon.checkpoint import Checkpoint, placement
 from surgeon.errors import BadInput
 from surgeon.neureasoner.detectors import Detector, Training, collect, train
 from surgeon.neureasoner.monitor import Monitor
 from surgeon.neureasoner.settings import Settings, even_probes
-from surgeon.neureasoner.spans import LEVELS, StepEnds
+from surgeon.neureasoner.spans import LEVELS, Span, StepEnds
 from surgeon.neureasoner.watching import union
 from surgeon.progress import track
-from surgeon.trigger.artifacts import Labels, open_checkpoint, read_labels
+from surgeon.trigger.artifacts import Labels, open_checkpoint, read_labels, require_layer
 from surgeon.trigger.identifying import read_channels
 
 FILE = "detectors.json"
@@ -87,7 +87,8 @@ def detectors(
     read = read_labels(labels, opened, tokenizer)
     found = read_channels(channels)
     monitored = monitored_channels(found)
-    require_own_channels(found, opened.digests, str(channels))
+    require_own_channels(found, opened, str(channels))
+    require_labels(read, monitored, negatives)
     arguments = {
         "checkpoint": opened.spec, "labels": str(labels), "channels": str(channels), "k": k,
         "k_intra": k_intra, "k_inter": k_inter, "instance_steps": instance_steps,
@@ -131,17 +132,39 @@ def monitored_channels(found: Mapping[str, Any]) -> dict[str, Channels]:
     }
 
 
-def require_own_channels(found: Mapping[str, Any], digests: set[str], where: str) -> None:
-    """Raise `BadInput` for channels that were found in another checkpoint."""
-    made = found.get("checkpoint")
-    if not isinstance(made, dict):
-        return  # hand-made
+def require_own_channels(found: Mapping[str, Any], checkpoint: Checkpoint, where: str) -> None:
+    """Raise `BadInput` for channels found in another checkpoint, and for those it doesn't have."""
+    made = found.get("checkpoint") or {}  # none where made by hand
     digest = made.get("digest")
-    if digest is not None and digest not in digests:
+    if digest is not None and digest not in checkpoint.digests:
         raise BadInput(
             f"{where} was found in another checkpoint ({made.get('spec')}, {str(digest)[:19]}): "
             "units have other numbers there. Identify the channels of this one first."
         )
+    sizes = require_layer(checkpoint, found["layer"])
+    for channels in monitored_channels(found).values():
+        check_channels(channels, *sizes)
+
+
+def learned_spans(labels: Labels, negatives: str) -> list[Span]:
+    """Failing spans, and those that detectors learn to leave alone."""
+    return [s for s in labels.spans if s.failing or negatives == "all" or s.pair is not None]
+
+
+def require_labels(labels: Labels, levels: Collection[str], negatives: str) -> None:
+    """Raise `BadInput` where no level's labels are enough for training and test."""
+    found = []
+    for level in levels:
+        spans = [s for s in learned_spans(labels, negatives) if s.level == level]
+        failing = len({s.prompt_id for s in spans if s.failing})
+        others = len({s.prompt_id for s in spans if not s.failing})
+        if min(failing, others) >= 2:
+            return
+        found.append(f"{level} fails in {failing} problems and not in {others}")
+    raise BadInput(
+        f"{labels.path} has too few labels for a detector: {', '.join(found)}; expected at least 2 "
+        "of each. Label more traces."
+    )
 
 
 def fit_detectors(
@@ -160,11 +183,10 @@ def fit_detectors(
     A level whose labels are too few is left out with a warning; raises `BadInput` when none
     remains.
     """
-    spans = [s for s in labels.spans if s.failing or negatives == "all" or s.pair is not None]
+    spans = learned_spans(labels, negatives)
     named = {(span.prompt_id, span.sample) for span in spans}
     traces = [trace for key, trace in labels.traces.items() if key in named]
     watched, columns = union(channels)
-    check_channels(watched, writers(model, watched.layer))
     activations = track(
         read_back(model, traces, watched, batch_tokens=batch_tokens),
         what="read activations", total=len(traces),
@@ -205,20 +227,20 @@ def detector_table(reports: Mapping[str, Any]) -> Any:
     """A table of accuracy, recall and AUROC per level and position."""
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("level")
-    table.add_column("at")
-    for name in ("n", "failing", "accuracy", "recall", "AUROC", "Tab. 4 accuracy", "recall"):
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
+    table.add_column("level, at")
+    for name in ("n", "failing", "accuracy", "recall", "AUROC"):
         table.add_column(name, justify="right")
     for level, report in reports.items():
         for position in ("tokens", "step_ends"):
             row = report[position]
-            paper = [f"{value:.3f}" for value in PAPER[level]] if position == "tokens" else ["", ""]
             table.add_row(
-                level if position == "tokens" else "", position.replace("_", " "), f"{row['n']:,}",
-                "-" if row["failing"] is None else f"{row['failing']:.1%}",
-                *(interval(row[name]) for name in ("accuracy", "recall", "auroc")), *paper,
+                f"{level}, tokens" if position == "tokens" else "  step ends", f"{row['n']:,}",
+                "-" if row["failing"] is None else f"{row['failing']:.0%}",
+                *(interval(row[name]) for name in ("accuracy", "recall", "auroc")),
             )  # fmt: skip
+        accuracy, recall = (f"{value:.2f} {'':11}" for value in PAPER[level])
+        table.add_row("  Tab. 4", "", "", accuracy, recall, "", style="dim")
     return table
 
 
@@ -227,4 +249,4 @@ def interval(value: list[float | None]) -> str:
     middle, low, high = value
     if middle is None:
         return "-"
-    return f"{middle:.3f}" + ("" if low is None else f" ({low:.2f}-{high:.2f})")
+    return f"{middle:.2f}" + (f" {'':11}" if low is None else f" ({low:.2f}-{high:.2f})")

@@ -9,14 +9,12 @@ from typing import Any, NamedTuple, get_args
 
 from surgeon import attribution, lineage
 from surgeon.attribution import Method, Where
-from surgeon.channels import writers
 from surgeon.checkpoint import placement
-from surgeon.decoding.architecture import text_decoder
 from surgeon.errors import BadInput
 from surgeon.neureasoner.spans import LEVELS, Span, StepEnds, append_line, split_steps
 from surgeon.progress import bar
 from surgeon.traces import Trace
-from surgeon.trigger.artifacts import Labels, open_checkpoint, read_labels
+from surgeon.trigger.artifacts import Labels, open_checkpoint, read_labels, require_layer
 
 FILE = "channels.json"
 EACH = "components.jsonl"
@@ -73,10 +71,17 @@ def identify(
     opened = open_checkpoint(checkpoint)
     tokenizer = opened.tokenizer()
     read = read_labels(labels, opened, tokenizer)
-    if layer is not None and not 0 <= layer < opened.n_layers:
-        raise BadInput(
-            f"layer is {layer}; {opened.spec} has the layers 0 to {opened.n_layers - 1}."
-        )
+    chosen_layer = opened.n_layers // 2 if layer is None else layer
+    n_units, n_heads = require_layer(opened, chosen_layer)
+    top = max(1, round(k * (n_units + n_heads))) if k < 1 else int(k)
+    for name, value in (("k", top), ("shortlist", shortlist)):
+        if value > n_units + n_heads:
+            raise BadInput(
+                f"{name} is {value}; layer {chosen_layer} of {opened.spec} has {n_units} units and "
+                f"{n_heads} heads."
+            )
+    if 0 < shortlist < top:
+        raise BadInput(f"shortlist is {shortlist}; it must be at least k ({top}).")
     settings = {
         "checkpoint": opened.spec, "labels": str(labels), "method": method, "layer": layer, "k": k,
         "spans": spans, "channels": channels, "shortlist": shortlist, "temperature": temperature,
@@ -89,11 +94,6 @@ def identify(
     if work is None:
         return {**lineage.read_object(Path(out) / FILE), "out": str(out), "already": True}
     model = opened.model(where, kind)
-    n_layers = len(text_decoder(model).layers)  # pyright: ignore[reportArgumentType]
-    chosen_layer = attribution.middle_layer(model) if layer is None else layer
-    seen = writers(model, chosen_layer)
-    size = seen.n_units + seen.n_heads
-    top = max(1, round(k * size)) if k < 1 else int(k)
     drawn = draw(read, spans, seed)
     found = _attributed(
         model, read, drawn, StepEnds(tokenizer), work / EACH, method=method, layer=chosen_layer,
@@ -103,12 +103,12 @@ def identify(
         "checkpoint": {"spec": opened.spec, "digest": opened.digest},
         "settings": {**settings, "seed": seed},
         "layer": chosen_layer,
-        "layers": n_layers,
+        "layers": opened.n_layers,
         "method": method,
         "k": top,
-        "components": {"units": seen.n_units, "heads": seen.n_heads},
+        "components": {"units": n_units, "heads": n_heads},
         "levels": {
-            level: level_channels([f for f in found if f.level == level], channels, seen.n_units)
+            level: level_channels([f for f in found if f.level == level], channels, n_units)
             for level in LEVELS
             if any(f.level == level for f in found)
         },
@@ -209,11 +209,13 @@ def read_channels(path: str | Path) -> dict[str, Any]:
     if not isinstance(found.get("layer"), int) or not isinstance(levels, dict) or not levels:
         raise BadInput(f"{file} names no layer and levels, so it holds no channels.")
     for level, row in levels.items():
-        numbers = [*row.get("units", "?"), *row.get("heads", "?")] if isinstance(row, dict) else "?"
-        if level not in LEVELS or not all(type(n) is int for n in numbers):
+        lists = [row.get("units"), row.get("heads")] if isinstance(row, dict) else [None]
+        numbers = [n for part in lists if isinstance(part, list) for n in part]
+        good = all(isinstance(part, list) for part in lists) and numbers
+        if level not in LEVELS or not good or not all(type(n) is int for n in numbers):
             raise BadInput(
                 f"{file}: level {level!r} is not one of {', '.join(LEVELS)} with lists of units "
-                "and heads."
+                "and heads, not both empty."
             )
     return found
 

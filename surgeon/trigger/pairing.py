@@ -32,8 +32,7 @@ def counterparted(
             (level, finding.first, finding.last)
             for level in plan.levels
             if level != "instance"
-            for finding in docket.verdicts[trace.prompt_id, trace.sample, level].findings
-            if finding.failing
+            for finding in _failing(docket, (trace.prompt_id, trace.sample, level))
         ]
         for trace in originals
     }
@@ -45,7 +44,8 @@ def counterparted(
             if level == "instance":
                 continue
             key = (trace.prompt_id, trace.sample, level)
-            for finding in docket.verdicts[key].findings:
+            failures = _failing(docket, key)
+            for finding in failures:
                 span = Span(*key, finding.first, finding.last, reason=finding.reason)
                 other = solved.get((*key, finding.first, finding.last))
                 if other is not None:
@@ -57,12 +57,13 @@ def counterparted(
                     number += 1
                     yield pair
                 yield span
-            bad = {
-                step
-                for finding in docket.verdicts[key].findings
-                for step in range(finding.first, finding.last + 1)
-            }
+            bad = {step for finding in failures for step in range(finding.first, finding.last + 1)}
             yield from (Span(*key, first, last, False) for first, last in stretches(n, bad))
+
+
+def _failing(docket: Docket, key: tuple[str, int, str]) -> list[Finding]:
+    """What a judge said fails; a judge may also say of steps that they don't."""
+    return [finding for finding in docket.verdicts[key].findings if finding.failing]
 
 
 def stretches(n: int, without: set[int]) -> Iterator[tuple[int, int]]:
@@ -139,8 +140,7 @@ def _paired(
         docket.judge_all(units, f"judge counterparts, try {attempt + 1}")
         left = []
         for (failure, _), unit in zip(wanted, units, strict=True):
-            verdict = docket.verdicts[unit.key]
-            fails = any(finding.last >= failure.first for finding in verdict.findings)
+            fails = any(f.last >= failure.first for f in _failing(docket, unit.key))
             trace = stored[unit.prompt_id, unit.sample]
             if fails or len(unit.steps) <= failure.first:
                 left.append(failure)

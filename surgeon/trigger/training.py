@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from surgeon.errors import BadInput
 from surgeon.progress import bar
 from surgeon.traces import Prompt, encode
-from surgeon.training import Schedule, Tuning
+from surgeon.training import Schedule
 from surgeon.trigger.rewriting import FILE, KINDS
 
 IGNORED = -100
@@ -187,52 +187,11 @@ def prepare_rows(model: Any, new_ids: Sequence[int]) -> bool:
     return grows
 
 
-def tune_with_tokens(model: Any, tuning: Tuning, new_ids: Sequence[int], *, seed: int) -> Any:
-    """Make a model trainable in place; under LoRA its wrapper, in which the new tokens' rows are
-    trained too, and no other row."""
-    from surgeon.training import tune
-
-    if tuning.weights == "full" or not new_ids:
-        return tune(model, tuning, seed=seed) or model
-    from peft import LoraConfig, get_peft_model
-
-    embedding = model.get_input_embeddings()
-    head = model.get_output_embeddings()
-    rows: Any = list(new_ids)
-    if head is not None and head.weight is not embedding.weight:
-        names = {id(module): name.rpartition(".")[2] for name, module in model.named_modules()}
-        rows = {names[id(embedding)]: list(new_ids), names[id(head)]: list(new_ids)}
-    targets = [name.strip() for name in tuning.targets.split(",")]
-    config = LoraConfig(
-        r=tuning.rank,
-        lora_alpha=tuning.alpha,  # pyright: ignore[reportArgumentType]
-        lora_dropout=tuning.dropout,
-        target_modules=targets[0] if targets == ["all-linear"] else targets,
-        task_type="CAUSAL_LM",
-        trainable_token_indices=rows,
-    )
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft's own
-        torch.manual_seed(seed)
-        try:
-            adapter = get_peft_model(model, config)
-        except ValueError as error:
-            raise BadInput(
-                f"found targets {tuning.targets!r}: {' '.join(str(error).split())}"
-            ) from error
-    if tuning.gradient_checkpointing:
-        # The older name goes in transformers 6, the newer came in 5.
-        newer = getattr(model, "activation_checkpointing_enable", None)
-        (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
-    return adapter
-
-
 # --- training -------------------------------------------------------------------------------------
 
 
 def train(
     model: Any,
-    tokenizer: Any,
     examples: Sequence[Encoded],
     directory: Path,
     *,
@@ -241,6 +200,7 @@ def train(
     batch_size: int,
     micro_batch: int,
     device: str,
+    bf16: bool = False,
 ) -> list[dict[str, float]]:
     """Train with transformers' Trainer; the record of every step (loss, lr, gradient norm).
 
@@ -250,7 +210,6 @@ def train(
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     steps = max(1, round(epochs * -(-len(examples) // batch_size)))
-    bf16 = device.startswith("cuda") and any(p.dtype == torch.bfloat16 for p in model.parameters())
     arguments = TrainingArguments(
         output_dir=str(directory), max_steps=steps, learning_rate=schedule.lr,
         lr_scheduler_type=schedule.decay, warmup_steps=round(schedule.warmup * steps),
@@ -262,6 +221,8 @@ def train(
         use_cpu=device == "cpu", seed=schedule.seed, data_seed=schedule.seed,
         logging_nan_inf_filter=False,
     )  # fmt: skip
+    # With several accelerators in sight it would split each batch over all of them.
+    arguments._n_gpu = min(1, arguments.n_gpu)
     with bar("train", steps) as advance:
 
         class Bar(TrainerCallback):
@@ -300,10 +261,12 @@ def _saved_state(directory: Path) -> str | None:
     """The newest state that was saved whole; what a kill left half is removed."""
     whole = []
     for state in directory.glob("checkpoint-*"):
-        if (state / "trainer_state.json").is_file():
-            whole.append((int(state.name.rpartition("-")[2]), state))
-        else:
+        try:
+            json.loads((state / "trainer_state.json").read_text())  # written last
+        except (OSError, ValueError):
             shutil.rmtree(state)
+        else:
+            whole.append((int(state.name.rpartition("-")[2]), state))
     return str(max(whole)[1]) if whole else None
 
 

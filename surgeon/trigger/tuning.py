@@ -11,16 +11,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from surgeon import lineage
-from surgeon.checkpoint import Checkpoint, placement
+from surgeon.checkpoint import Checkpoint, adapter_digest, merge_adapter, placement
 from surgeon.errors import BadInput
 from surgeon.neureasoner.detectors import Training
 from surgeon.neureasoner.monitor import Monitor, locate
 from surgeon.neureasoner.settings import Settings
-from surgeon.training import METRICS, Schedule, Tuning
-from surgeon.trigger import writing
-from surgeon.trigger.artifacts import Labels, open_checkpoint, read_labels, say
+from surgeon.training import (
+    METRICS,
+    Schedule,
+    Tuning,
+    all_weights,
+    trainable,
+    tune,
+    write_adapter,
+    write_full,
+    write_merged,
+)
+from surgeon.trigger.artifacts import Labels, open_checkpoint, read_labels
+from surgeon.trigger.card import card, loss_table
 from surgeon.trigger.detecting import FILE as DETECTORS
-from surgeon.trigger.detecting import NEGATIVES, detector_table, fit_detectors
+from surgeon.trigger.detecting import NEGATIVES, detector_table, fit_detectors, require_labels
 from surgeon.trigger.training import (
     Encoded,
     Example,
@@ -31,7 +41,6 @@ from surgeon.trigger.training import (
     read_examples,
     rows_of,
     train,
-    tune_with_tokens,
 )
 
 if TYPE_CHECKING:
@@ -46,7 +55,11 @@ class Plan(NamedTuple):
     """Trigger SFT whose inputs have been checked; nothing has been computed yet."""
 
     checkpoint: Checkpoint
-    examples: list[Example]
+    learned: list[Encoded]
+    tested: list[Encoded]
+    """Kept from training, to measure the loss on."""
+    too_long: int
+    """Examples beyond the context, left out."""
     tokenizer: Any
     """With the triggers in it."""
     triggers: list[str]
@@ -148,6 +161,11 @@ def prepare(given: dict[str, Any]) -> Plan:
         clip=given["clip"], save_every=given["save_every"], seed=given["seed"],
     )  # fmt: skip
     where, kind = placement(given["device"], given["dtype"])
+    if where.partition(":")[2] not in ("", "0"):
+        raise BadInput(
+            f"device is {where!r}; transformers' Trainer takes the first one. Choose which that is "
+            "with CUDA_VISIBLE_DEVICES."
+        )
     opened = open_checkpoint(given["checkpoint"])
     examples = read_examples(given["examples"])
     monitor = None if given["monitor"] is None else Monitor.load(given["monitor"], opened)
@@ -169,6 +187,8 @@ def prepare(given: dict[str, Any]) -> Plan:
             "add rows to its base: use merge, or tuning=full."
         )
     detecting, negatives = _detecting(given["monitor"], given["seed"])
+    if monitor is not None and labels is not None:
+        require_labels(labels, monitor.levels, negatives)
     settings = {
         name: value
         for name, value in given.items()
@@ -183,9 +203,10 @@ def prepare(given: dict[str, Any]) -> Plan:
         inputs["monitor"] = lineage.file_digest(locate(given["monitor"]))
     if labels is not None:
         inputs["labels"] = labels.digest
+    learned, tested, too_long = _encoded(opened, tokenizer, examples, given)
     return Plan(
-        opened, examples, tokenizer, triggers, new_ids, monitor, labels, detecting, negatives,
-        tuning, schedule, where, kind, settings, inputs,
+        opened, learned, tested, too_long, tokenizer, triggers, new_ids, monitor, labels,
+        detecting, negatives, tuning, schedule, where, kind, settings, inputs,
     )  # fmt: skip
 
 
@@ -215,49 +236,60 @@ def _detecting(monitor: str | Path | None, seed: int) -> tuple[Training, str]:
     return replace(training, **{**fields, "seed": seed}), known.get("negatives", negatives)
 
 
+def _encoded(
+    checkpoint: Checkpoint, tokenizer: Any, examples: Sequence[Example], given: dict[str, Any]
+) -> tuple[list[Encoded], list[Encoded], int]:
+    """Examples as tokens: to learn, to be tested on (those of a prompt together), and how many are
+    longer than the context."""
+    limit = int(checkpoint.text_config.get("max_position_embeddings") or 1 << 30)
+    encoded = [
+        encode_example(tokenizer, e, mask_wrong=given["mask_wrong"], thinking=given["thinking"])
+        for e in examples
+    ]
+    fitting = [pair for pair in zip(examples, encoded, strict=True) if len(pair[1].ids) <= limit]
+    if not fitting:
+        raise BadInput(f"every example is longer than the context of {limit} tokens.")
+    problems = sorted({example.problem for example, _ in fitting})
+    order = np.random.default_rng(given["seed"]).permutation(len(problems))
+    n = min(round(given["held_out"] * len(problems)), len(problems) - 1)
+    kept = {problems[i] for i in order[:n]}
+    learned = [one for example, one in fitting if example.problem not in kept]
+    tested = [one for example, one in fitting if example.problem in kept]
+    return learned, tested, len(encoded) - len(fitting)
+
+
 # --- the work -------------------------------------------------------------------------------------
 
 
 def _sft(plan: Plan, work: Path, out: Path) -> dict[str, Any]:
     """Train, write, carry the monitor; what `sft.json` holds."""
-    limit = int(plan.checkpoint.text_config.get("max_position_embeddings") or 1 << 30)
-    encoded = [
-        encode_example(
-            plan.tokenizer, example, mask_wrong=plan.settings["mask_wrong"],
-            thinking=plan.settings["thinking"],
-        )
-        for example in plan.examples
-    ]  # fmt: skip
-    fitting = [i for i, example in enumerate(encoded) if len(example.ids) <= limit]
-    if not fitting:
-        raise BadInput(f"every example is longer than the context of {limit} tokens.")
-    if len(fitting) < len(encoded):
-        say(f"{len(encoded) - len(fitting)} examples are longer than the context of {limit}.")
-    tested = _held_out([plan.examples[i] for i in fitting], plan)
-    parts: tuple[list[Encoded], list[Encoded]] = ([], [])
-    for i, is_tested in zip(fitting, tested, strict=True):
-        parts[is_tested].append(encoded[i])
-    learned, test = parts
+    import torch
+
     micro = plan.settings["micro_batch"]
     model: Any = plan.checkpoint.model(plan.device, plan.dtype)
     grew = prepare_rows(model, plan.new_ids)
-    before = loss_by_kind(model, test, micro)
-    tuned = tune_with_tokens(model, plan.tuning, plan.new_ids, seed=plan.schedule.seed)
+    before = loss_by_kind(model, plan.tested, micro)
+    bf16 = plan.device.startswith("cuda") and model.dtype is torch.bfloat16
+    adapter = tune(model, plan.tuning, rows=plan.new_ids, seed=plan.schedule.seed)
     records = train(
-        tuned, plan.tokenizer, learned, work / "training", schedule=plan.schedule,
+        adapter or model, plan.learned, work / "training", schedule=plan.schedule,
         epochs=plan.settings["epochs"], batch_size=plan.settings["batch_size"], micro_batch=micro,
-        device=plan.device,
+        device=plan.device, bf16=bf16,
     )  # fmt: skip
-    after = loss_by_kind(model, test, micro)
+    after = loss_by_kind(model, plan.tested, micro)
     text = "".join(json.dumps(record) + "\n" for record in records)
     lineage.write_text(work / "training" / METRICS, text)
-    if plan.is_adapter:
-        writing.write_adapter(plan.checkpoint, tuned, plan.tokenizer, work)
-    elif plan.tuning.weights == "lora":
-        writing.write_merged(plan.checkpoint, tuned, plan.tokenizer, plan.new_ids, work)
+    if adapter is None:
+        write_full(plan.checkpoint, model, all_weights(model), work, tokenizer=plan.tokenizer)
+    elif plan.settings["merge"]:
+        write_merged(
+            plan.checkpoint, adapter, trainable(model), work, tokenizer=plan.tokenizer,
+            prepare=lambda fresh: prepare_rows(fresh, plan.new_ids),
+        )  # fmt: skip
     else:
-        writing.write_full(plan.checkpoint, model, plan.tokenizer, work)
-    del model, tuned
+        write_adapter(plan.checkpoint, adapter, trainable(model), work)
+        plan.tokenizer.save_pretrained(work)
+    del model, adapter
     result = {
         "checkpoint": {"spec": plan.checkpoint.spec, "digest": plan.checkpoint.digest},
         "settings": lineage.plain({**plan.settings, "seed": plan.schedule.seed}),
@@ -266,47 +298,47 @@ def _sft(plan: Plan, work: Path, out: Path) -> dict[str, Any]:
             zip(plan.triggers, plan.tokenizer.convert_tokens_to_ids(plan.triggers), strict=True)
         ),
         "embedding": "grown" if grew else "reserved rows" if plan.new_ids else "as it was",
-        "examples": {"learned": len(learned), "held_out": len(test),
-                     "too_long": len(encoded) - len(fitting)},
+        "examples": {"learned": len(plan.learned), "held_out": len(plan.tested),
+                     "too_long": plan.too_long},
         "training": {"steps": len(records), "first_loss": records[0]["loss"],
                      "last_loss": records[-1]["loss"]},
         "held_out_loss": {"before": before, "after": after},
         "detectors": None,
-        "warnings": [],
+        "warnings": [f"{plan.too_long} examples were longer than the context."][: plan.too_long],
     }  # fmt: skip
     _finish(plan, result, work, out)
     return result
-
-
-def _held_out(examples: Sequence[Example], plan: Plan) -> list[bool]:
-    """Which examples are kept from training; those of a prompt together."""
-    problems = sorted({example.problem for example in examples})
-    order = np.random.default_rng(plan.schedule.seed).permutation(len(problems))
-    n = round(plan.settings["held_out"] * len(problems))
-    kept = {problems[i] for i in order[: min(n, len(problems) - 1)]}
-    return [example.problem in kept for example in examples]
 
 
 def _finish(plan: Plan, result: dict[str, Any], work: Path, out: Path) -> None:
     """Refit the monitor, write what is said of the result, and give it its name."""
     monitor = plan.monitor
     if monitor is not None and plan.labels is not None:
-        made = writing.opened(plan.checkpoint, work, plan.is_adapter)
+        merged = work / "merged"
+        made = (
+            merge_adapter(plan.checkpoint, work, f"{plan.checkpoint.spec}+{out}", merged)
+            if plan.is_adapter
+            else Checkpoint.open(work)
+        )
         fitted = fit_detectors(
             made.model(plan.device, plan.dtype), made.tokenizer(), plan.labels, monitor.channels,
             monitor.settings, plan.detecting, negatives=plan.negatives,
         )  # fmt: skip
         kept = {level: monitor.channels[level] for level in fitted.detectors}
         monitor = replace(monitor, channels=kept, detectors=fitted.detectors)
-        result["detectors"], result["warnings"] = fitted.reports, fitted.warnings
-        writing.forget(work)
+        result["detectors"] = fitted.reports
+        result["warnings"] += fitted.warnings
+        shutil.rmtree(merged, ignore_errors=True)
     lineage.write_json(work / FILE, result)
-    lineage.write_text(work / "README.md", writing.card(plan.checkpoint, result))
+    lineage.write_text(work / "README.md", card(plan.checkpoint, result))
     if monitor is not None:
         # Last: the digest is that of all the other files.
-        made = writing.opened(plan.checkpoint, work, plan.is_adapter)
-        replace(monitor, checkpoint=made.digest).save(work)
-        writing.forget(work)
+        digest = (
+            adapter_digest(plan.checkpoint, work)
+            if plan.is_adapter
+            else Checkpoint.open(work).digest
+        )
+        replace(monitor, checkpoint=digest).save(work)
     for state in (work / "training").glob("checkpoint-*"):
         shutil.rmtree(state)
     lineage.finish(work, out)
@@ -326,7 +358,7 @@ def show_sft(result: dict[str, Any]) -> None:
         f"{told['steps']} steps on {examples['learned']} examples: loss {told['first_loss']:.3f} "
         f"to {told['last_loss']:.3f}"
     )
-    console.print(writing.loss_table(result["held_out_loss"], examples["held_out"]))
+    console.print(loss_table(result["held_out_loss"], examples["held_out"]))
     if result["detectors"]:
         console.print("Detectors, trained anew on the tuned weights:")
         console.print(detector_table(result["detectors"]))

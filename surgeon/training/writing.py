@@ -1,0 +1,93 @@
+"""What training leaves on disk: a checkpoint, an adapter, or the base with its adapter added."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.checkpoint import TORCH_NAMES, Checkpoint
+from surgeon.errors import BadInput
+
+
+def all_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and stored buffers by name, a tied one once."""
+    every = dict(model.named_parameters(remove_duplicate=False))
+    buffers = {name: t for name, t in model.state_dict().items() if name not in every}
+    return {**dict(model.named_parameters()), **buffers}
+
+
+def write_full(
+    base: Checkpoint, model: Any, weights: Mapping[str, Tensor], out: Path, *, tokenizer: Any = None
+) -> None:
+    """The trained checkpoint, each weight in the dtype it has in the base's files.
+
+    `weights` are those of `all_weights`, whole. A `tokenizer` takes the place of the base's. Raises
+    `BadInput` for a weight that is not finite.
+    """
+    stored = {name: info.dtype for name, info in base.tensors.items()}
+    usual = next(iter(stored.values()))  # for weights that transformers renames or fuses on load
+    cast = {
+        name: tensor.detach().to("cpu", getattr(torch, TORCH_NAMES[stored.get(name, usual)]))
+        for name, tensor in weights.items()
+    }
+    if not all(bool(tensor.isfinite().all()) for tensor in cast.values()):
+        raise BadInput("a weight is not finite after training; lower the learning rate.")
+    model.config.dtype = getattr(torch, TORCH_NAMES[usual])
+    model.save_pretrained(out, state_dict=cast)
+    made = {"config.json"}
+    if tokenizer is not None:
+        made |= {Path(name).name for name in tokenizer.save_pretrained(out)}
+    for file in base.side_files:
+        if file.name not in made:
+            shutil.copy2(file, out)
+
+
+def write_adapter(base: Checkpoint, adapter: Any, weights: Mapping[str, Tensor], out: Path) -> None:
+    """A PEFT adapter directory, loadable as BASE+DIR; `weights` are the trained parameters, by
+    their names in the model inside the wrapper."""
+    from safetensors.torch import save_file
+
+    config = adapter.peft_config["default"]
+    builtin = base.spec.startswith("builtin:")  # a name of ours, which peft can't load
+    config.base_model_name_or_path = str(base.path) if builtin else base.spec
+    config.inference_mode = True
+    config.save_pretrained(str(out))
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in as_stored(weights).items()},
+        out / "adapter_model.safetensors",
+        metadata={"format": "pt"},
+    )
+
+
+def as_stored(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An adapter's trained parameters by the names they have in its file."""
+    return {
+        "base_model.model." + f"{name}.".replace(".default.", ".").removesuffix("."): tensor
+        for name, tensor in weights.items()
+    }
+
+
+def write_merged(
+    base: Checkpoint,
+    adapter: Any,
+    weights: Mapping[str, Tensor],
+    out: Path,
+    *,
+    prepare: Callable[[Any], Any] = lambda model: None,
+    tokenizer: Any = None,
+) -> None:
+    """The checkpoint that a trained adapter makes of its base: merged in float32, then cast.
+
+    `prepare` does to the fresh base what was done to the one that was adapted.
+    """
+    from peft import get_peft_model, set_peft_model_state_dict
+
+    model: Any = base.model(dtype=torch.float32)
+    prepare(model)
+    fresh: Any = get_peft_model(model, adapter.peft_config["default"])
+    set_peft_model_state_dict(fresh, as_stored(weights))
+    merged = fresh.merge_and_unload(safe_merge=True)
+    write_full(base, merged, all_weights(merged), out, tokenizer=tokenizer)
