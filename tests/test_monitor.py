@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_report import Page
 
 from surgeon.answers import extract
 from surgeon.channels import Channels
 from surgeon.checkpoint import resolve
 from surgeon.errors import BadInput
-from surgeon.monitor import answering, monitor, show
+from surgeon.monitor import answering, drawing, monitor, show
 from surgeon.neureasoner.detectors import Detector
 from surgeon.neureasoner.features import FEATURES
 from surgeon.neureasoner.monitor import Monitor, Settings
@@ -267,6 +268,71 @@ def test_random_firing_takes_the_rates_of_a_monitored_run(
     assert list(certain["levels"]) == ["inter"]
     assert certain["levels"]["inter"]["per_response"] == 3
     assert run("never", random_rate={"inter": 0}, limit=1)["levels"]["inter"]["firings"] == 0
+
+
+def drawn(place: Path) -> Page:
+    page = Page((place / "report.html").read_text(encoding="utf-8"))
+    assert page.faults == []
+    return page
+
+
+def test_the_answer_with_the_most_firings_is_drawn(
+    run: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    result = run(levels=["instance"], seed=3)
+    names = [(p.id, s) for p in read_prompts("builtin:test")[:PROMPTS] for s in range(SAMPLES)]
+    rows = lines(tmp_path / "out" / "firings.jsonl")
+    counts = [sum((r["prompt_id"], r["sample"]) == name for r in rows) for name in names]
+    assert counts[0] == 0 and counts.count(max(counts)) > 1
+    prompt_id, sample = names[counts.index(max(counts))]
+    assert result["drawn"] == {"prompt_id": prompt_id, "sample": sample}
+    report = drawn(tmp_path / "out")
+    assert f"{prompt_id}, sample {sample}" in report.text("bdi")
+    mine = [r for r in rows if (r["prompt_id"], r["sample"]) == (prompt_id, sample)]
+    mine.sort(key=lambda row: row["position"])
+    flags = [f"{n} {r['level']} {r['probability']:.3f}" for n, r in enumerate(mine, 1)]
+    assert report.text(".flag") == "".join(flags)
+    capsys.readouterr()
+    show(result)
+    assert f"report.html (prompt {prompt_id}, sample {sample})" in capsys.readouterr().out
+
+
+def test_only_watched_levels_are_drawn_and_without_any_nothing(
+    run: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run("some", levels=["inter", "instance"], limit=2)
+    facts = drawn(tmp_path / "some").text("dt")
+    assert "inter" in facts and "instance" in facts and "intra" not in facts
+    result = run("none", levels=["none"], limit=1)
+    assert result["drawn"] is None and not (tmp_path / "none" / "report.html").exists()
+    capsys.readouterr()
+    show(result)
+    assert "no report" in capsys.readouterr().out
+
+
+def test_random_firing_is_drawn_as_such(run: Callable[..., dict[str, Any]], tmp_path: Path):
+    run(random_rate={"inter": 1}, limit=1)
+    report = drawn(tmp_path / "out")
+    assert "3 firings in" in report.text("h1") and "fired at random" in report.text(".lead")
+    assert report.text(".flag") == "1 inter 1.0002 inter 1.0003 inter 1.000"
+    # What the detector says is there nonetheless.
+    assert "read back 0." in report.text("td")
+
+
+def test_a_run_killed_at_its_report_makes_nothing_but_that(
+    run: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def dying(*_: Any) -> str:
+        raise KeyboardInterrupt
+
+    whole = run("whole", limit=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(drawing, "page", dying)
+        with pytest.raises(KeyboardInterrupt):
+            run(limit=2)
+    monkeypatch.setattr(answering, "decoded", dying)
+    assert {**run(limit=2), "out": ""} == {**whole, "out": ""}
+    assert drawn(tmp_path / "out").text() == drawn(tmp_path / "whole").text()
 
 
 def test_labelled_prompts_are_judged_and_others_left_out(

@@ -219,6 +219,9 @@ def test_random_firing_shows_its_rate_and_the_detectors_word():
     table = [" ".join(line.split()) for line in parsed.lines("tbody")]
     assert "0.100read back 0.930" in table and "drawn at random" in parsed.text(".note")
     assert "read back" not in page(PLAIN) and "drawn at random" not in page(PLAIN)
+    told = checked(page({**data, "rates": {"intra": 0.1, "inter": 0.25}}))
+    assert "at random" in told.text(".lead") and "at random" not in parsed.text(".lead")
+    assert "1 firingfires at random, at 0.250 of the step ends" in told.text("dl")
 
 
 def test_what_was_forced_may_be_cut_off_or_begin_with_a_separator():
@@ -315,8 +318,14 @@ def test_sixteen_thousand_tokens_make_a_page_of_moderate_size():
     assert pixels(next(parsed.all("img"))["src"])[0].shape == (60, n_rows)
     assert all(len(a["points"].split()) <= n_rows for a in parsed.all("polyline"))
     # Flags that would cover each other are set apart.
-    tops = {re.findall(r"top:([\d.]+)", a["style"])[0] for a in parsed.all("a") if "style" in a}
-    assert len(tops) == 3
+    lanes = [
+        [int(re.findall(rf"--{width}:(\d+)", a["style"])[0]) for a in parsed.all("a", "pin")
+         if "style" in a]
+        for width in ("wide", "narrow")
+    ]  # fmt: skip
+    assert lanes == [[0, 0, 1, 2, 0], [0, 0, 1, 2, 0]]
+    (box,) = parsed.all("div", "pins")
+    assert box["style"] == "--wide:2;--narrow:2"
     assert len([a for a in parsed.all("mark") if "id" in a]) == 5
 
 

@@ -6,10 +6,11 @@ token; `instance` forces a text that ends the thinking.
 
 On disk: `traces.jsonl` (as `rank` and `evaluate` read them), `firings.jsonl` (one line each:
 position, level, probability, the step's text, what was forced), `readings.jsonl` (one line per
-answer: what every detector said at every step end) and `monitor.json`.
+answer: what every detector said at every step end), `monitor.json`, and `report.html`: the answer
+with the most firings, drawn (left out where no level is watched).
 
 `plan` checks the inputs, `answering` decodes with the model at hand, `engine` with one that serves
-completions elsewhere (`endpoint`), `summary` counts and shows.
+completions elsewhere (`endpoint`), `summary` counts and shows, `drawing` makes the page.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,6 +60,7 @@ def monitor(
     answers. Raises `BadInput` before anything is decoded.
     """
     from surgeon.monitor.answering import Kept, respond, stored
+    from surgeon.monitor.drawing import draw
     from surgeon.monitor.plan import FILE, prepare
     from surgeon.monitor.summary import shown, summarise
 
@@ -82,8 +84,8 @@ def monitor(
         kept = stored(out)
     else:
         kept = stored(work)
-        respond(plan, work, kept)
-        result = summarise(plan, kept)
+        model = respond(plan, work, kept)
+        result = {**summarise(plan, kept), "drawn": draw(plan, model, work, kept)}
         lineage.write_json(work / FILE, result)
         lineage.finish(work, out)
         result["out"] = str(out)

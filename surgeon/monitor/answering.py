@@ -99,13 +99,13 @@ class Kept(NamedTuple):
     """One object per answer: what the detectors said."""
 
 
-def respond(plan: Plan, work: Path | None, kept: Kept) -> None:
+def respond(plan: Plan, work: Path | None, kept: Kept) -> "nn.Module | None":
     """Make the answers that `kept` lacks, adding each to it, and to the files in `work`, as soon as
-    it ends."""
+    it ends; returns the model, if it was needed."""
     done = {(trace.prompt_id, trace.sample) for trace in kept.traces}
     jobs = [job for job in plan.jobs if (job.prompt_id, job.sample) not in done]
     if not jobs:
-        return
+        return None
     model = plan.checkpoint.model(plan.device, plan.dtype)
     if plan.endpoint is None:
         answers = decoded(plan, model, jobs)
@@ -122,6 +122,7 @@ def respond(plan: Plan, work: Path | None, kept: Kept) -> None:
             kept.firings.extend(added.firings)
             kept.readings.extend(added.readings)
             advance(note=f"{len(kept.firings)} firings")
+    return model
 
 
 def rows_of(answered: Answered, tokenizer: "PreTrainedTokenizerBase") -> Kept:

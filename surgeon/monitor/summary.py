@@ -151,7 +151,7 @@ def show(result: dict[str, Any]) -> None:
     if result["levels"]:
         console.print(table(result))
     else:
-        console.print("No level was watched.")
+        console.print("No level was watched: no firings, and no report.")
     if result["settings"]["random_rate"]:
         console.print("Fired at random, at these rates; no detector was asked.", style="dim")
     tokens = result["tokens"]
@@ -169,6 +169,10 @@ def show(result: dict[str, Any]) -> None:
         console.print(f"Warning: {warning}", style="yellow", markup=False, soft_wrap=True)
     if result["out"] is not None:
         console.print(f"Written: {result['out']}", markup=False, soft_wrap=True)
+        if (drawn := result["drawn"]) is not None:
+            which = f"prompt {drawn['prompt_id']}, sample {drawn['sample']}"
+            report = f"Report: {result['out']}/report.html ({which})"
+            console.print(report, markup=False, soft_wrap=True)
 
 
 def print_response(console: "Console", response: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from surgeon.report import filled
 from surgeon.report.reading import CHARACTERS_SHOWN, ROW_CHARACTERS, omitted, share, shown_rows
 from surgeon.report.rows import Json
-from surgeon.report.tracks import View, down, labels, pins, tracks, view_of
+from surgeon.report.tracks import View, down, labels, lanes, tracks, view_of
 from surgeon.report.words import DASH, finite, grouped, signed, times
 
 STEP_CHARACTERS = 400
@@ -23,7 +23,10 @@ ROUNDING = 0.02
 
 
 def page(data: Json) -> str:
-    """The page of what `replay` returned; equal data give equal pages."""
+    """The page of what `replay` returned; equal data give equal pages.
+
+    With `rates`, by level, the trace is one that was fired at random.
+    """
     view = view_of(data)
     prompt = str(data.get("prompt") or "")
     if len(prompt) > CHARACTERS_SHOWN[1]:
@@ -40,7 +43,8 @@ def page(data: Json) -> str:
         prompt=prompt,
         view=view,
         labels=labels(view),
-        pins=pins(view),
+        wide=lanes(view, 0.02),
+        narrow=lanes(view, 0.08),
         tracks=list(tracks(view, data)) if view.tokens else [],
         strides=[(s, a, b, view.left((a + b) / 2)) for s, (a, b) in enumerate(view.steps)],
         blocks=list(_blocks(view)),
@@ -65,18 +69,22 @@ def _ending(view: View, data: Json) -> str:
     how = "was cut at the token limit" if cut else "ended by itself"
     said = f"The response {how} after {times(len(view.steps), 'step')}"
     if forced := int((view.firing_T >= 0).sum()):
-        share = f"{100 * forced / len(view.tokens):.1f}%"
-        said += f"; {times(forced, 'token')} ({share}) {'was' if forced == 1 else 'were'} forced"
+        part = f"{100 * forced / len(view.tokens):.1f}%"
+        said += f"; {times(forced, 'token')} ({part}) {'was' if forced == 1 else 'were'} forced"
+    if data.get("rates"):
+        said += ". It was fired at random; what the detectors say was read afterwards"
     return f"{said}."
 
 
 def _facts(view: View, data: Json, name: str) -> list[tuple[str, str, str]]:
     """(term, value, note)"""
+    rates = data.get("rates") or {}
     fired = {(firing["start"], firing["level"]) for firing in view.firings}
     held = sum(
         view.fires(reading) and (reading["position"], reading["level"]) not in fired
         for reading in view.readings
     )
+    why = "" if rates else " (a pause, the cap, or another level's)"
     units, heads = len(data.get("units") or []), len(data.get("heads") or [])
     return [
         ("prompt", name, ""),
@@ -88,13 +96,15 @@ def _facts(view: View, data: Json, name: str) -> list[tuple[str, str, str]]:
         (
             "readings",
             grouped(len(view.readings)),
-            f"{held:,} at the threshold without a firing" if held else "",
+            f"{held:,} at the threshold without a firing{why}" if held else "",
         ),
         *(
             (
                 level,
                 times(sum(firing["level"] == level for firing in view.firings), "firing"),
-                f"fires from {signed(row['threshold'], 3)}",
+                f"fires at random, at {signed(finite(rates[level]), 3)} of the step ends"
+                if level in rates
+                else f"fires from {signed(row['threshold'], 3)}",
             )
             for level, row in view.levels.items()
         ),

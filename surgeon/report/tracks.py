@@ -110,13 +110,14 @@ def labels(view: View) -> list[tuple[str, str]]:
     return [(view.left(tick - 0.5), f"{tick:,.0f}") for tick in whole]
 
 
-def pins(view: View) -> list[int]:
-    """The lane of each firing's flag: flags that would overlap stand above each other."""
+def lanes(view: View, apart: float) -> list[int]:
+    """The lane of each firing's flag: those less than that share of the chart's width apart would
+    overlap, and stand above each other."""
     ends: list[float] = []
     found = []
     for firing in view.firings:
         left = firing["start"] / view.width
-        lane = next((i for i, end in enumerate(ends) if left - end >= 0.02), len(ends))
+        lane = next((i for i, end in enumerate(ends) if left - end >= apart), len(ends))
         ends[lane : lane + 1] = [left]
         found.append(lane)
     return found
