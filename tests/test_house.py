@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 TIERS = [
     {"errors", "progress", "threads", "lineage", "checkpoint", "neurons", "families"},
     {
+        "endpoint",
         "traces",
         "decoding",
         "activations",

@@ -22,7 +22,7 @@ from surgeon.decoding import context_limit, stream_key
 from surgeon.decoding.architecture import fitting_threads, text_config, text_decoder
 from surgeon.errors import BadInput
 from surgeon.monitor.answering import Answered
-from surgeon.monitor.endpoint import Endpoint, Piece
+from surgeon.monitor.endpoint import Completions, Piece
 from surgeon.monitor.plan import Job, Plan
 from surgeon.neureasoner.spans import SEPARATOR, StepEnds
 from surgeon.neureasoner.watching import Watching
@@ -69,11 +69,12 @@ def relayed(plan: Plan, model: "nn.Module", jobs: Sequence[Job]) -> Iterator[Ans
     waiting = deque(jobs)
     width = min(plan.sampling.batch or AT_ONCE, len(jobs))
     pool = ThreadPoolExecutor(width)
-    running: dict[Future[Piece], _Answer] = {}
-    stops = True
+    running: dict[Future[Piece], tuple[_Answer, bool]] = {}
+    # Where no level is watched, nothing is read at a step's end.
+    stops = bool(plan.levels)
 
     def ask(answer: _Answer) -> None:
-        running[pool.submit(_ask, plan, endpoint, answer, stops)] = answer
+        running[pool.submit(_ask, plan, endpoint, answer, stops)] = answer, stops
 
     try:
         for slot in range(width):
@@ -81,8 +82,9 @@ def relayed(plan: Plan, model: "nn.Module", jobs: Sequence[Job]) -> Iterator[Ans
         while running:
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
-                answer, piece = running.pop(future), future.result()
-                ids = reader.tokens(answer, piece, stops)
+                # With or without a stop string, as it was when this piece was asked for.
+                (answer, stopped), piece = running.pop(future), future.result()
+                ids = reader.tokens(answer, piece, stopped)
                 if ids is None:
                     # Without a stop string, what ends a piece is told apart by any engine.
                     stops = False
@@ -99,18 +101,17 @@ def relayed(plan: Plan, model: "nn.Module", jobs: Sequence[Job]) -> Iterator[Ans
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _ask(plan: Plan, endpoint: Endpoint, answer: _Answer, stops: bool) -> Piece:
+def _ask(plan: Plan, endpoint: Completions, answer: _Answer, stops: bool) -> Piece:
     sampling, job = plan.sampling, answer.job
     key = stream_key(sampling.seed, job.prompt_id, job.sample).hex()
     settings: dict[str, Any] = {
         "max_tokens": min(PIECE, answer.most - len(answer.ids)),
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
         # Another one for each piece, or an engine would draw the same numbers again.
         "seed": int.from_bytes(stream_key(len(answer.ids), key, 0)[:4], "little") >> 1,
     }
-    if sampling.top_k:
-        settings["top_k"] = sampling.top_k
     stop = SEPARATOR if stops else None
     return endpoint.complete([*job.ids, *answer.ids], stop=stop, **settings)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from surgeon.monitor.endpoint import Endpoint
+    from surgeon.monitor.endpoint import Completions
     from surgeon.neureasoner.monitor import Monitor
 
 FILE = "monitor.json"
@@ -43,7 +43,7 @@ class Plan(NamedTuple):
     prompts: list[Prompt]
     prompt_ids: list[list[int]]
     sampling: Sampling
-    endpoint: "Endpoint | None"
+    endpoint: "Completions | None"
     extract: Callable[[str], str | None]
     device: str
     dtype: "torch.dtype | None"
@@ -117,9 +117,11 @@ def prepare(
     require_triggers(tokenizer, monitor, watched)
     endpoint = None
     if engine is not None:
-        from surgeon.monitor.endpoint import Endpoint
+        from surgeon.monitor.endpoint import Completions
 
-        endpoint = Endpoint.parse(engine).reached()
+        endpoint = Completions.parse(engine)
+        if out is None or not Path(out).exists():
+            endpoint.require_reachable()
     settings = {
         **asdict(sampling), "prompts": prompts, "prompt": prompt, "levels": list(watched),
         "random_rate": rates, "limit": limit, "check": check, "answer": answer,

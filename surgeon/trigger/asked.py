@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from surgeon import lineage
@@ -90,6 +91,8 @@ def prepare(given: dict[str, Any]) -> Plan:
         inputs["spans"] = lineage.file_digest(given["spans"])
     if judge is not None and judge.endpoint is not None:
         inputs["texts"] = lineage.digest_of(texts["judge"])
+        if not Path(given["out"]).exists():
+            judge.endpoint.require_reachable()
     settings = {
         name: value
         for name, value in given.items()

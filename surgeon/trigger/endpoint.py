@@ -1,34 +1,22 @@
-"""A client of OpenAI-compatible chat endpoints that gets JSON of a given shape, or says why not."""
+"""Asking a model behind a chat endpoint for JSON of a given shape."""
 
-import contextlib
-import http.client
 import json
-import os
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlsplit
 
 from surgeon.answers import after_thinking
+from surgeon.endpoint import Endpoint, Refused
 from surgeon.errors import BadInput
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-KEY = "OPENAI_API_KEY"
-"""Environment variable of the key; without it none is sent."""
 STRUCTURED = ("json_schema", "json_object", "none")
 """How the shape is asked for: enforced by the server, any JSON enforced, or by the prompt alone."""
-PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-"""Statuses that may be gone at the next attempt."""
-LONGEST_WAIT = 60.0
 CHARACTERS_PER_TOKEN = 3.5
 """For estimates: English and mathematics in usual vocabularies."""
-LARGEST_REPLY = 32 << 20
 
 
 class Shape(NamedTuple):
@@ -48,67 +36,26 @@ class Reply(NamedTuple):
     """Tokens as the server counts them, all attempts together; 0 where it doesn't say."""
 
 
-class _Passing(Exception):
-    """This attempt failed in a way that another one may not."""
-
-    def __init__(self, text: str, *, reached: bool = True, wait: float | None = None):
-        super().__init__(text)
-        self.reached, self.wait = reached, wait
-
-
 @dataclass
-class Endpoint:
+class Chat(Endpoint):
     """A model behind a chat endpoint; safe to ask from several threads."""
 
-    url: str
-    """The part before `/chat/completions`, such as `https://api.openai.com/v1`."""
-    model: str
     structured: str = "json_schema"
     temperature: float | None = None
     """None sends none: some models refuse any but their own."""
-    timeout: float = 300.0
-    """Seconds for one attempt."""
-    attempts: int = 6
-    """Attempts at getting a reply, with growing pauses: 1, 2, 4, ... seconds."""
     tries: int = 3
     """Replies asked for until one has the right shape."""
-    pause: float = 1.0
-    """Seconds before the second attempt."""
-    stopped: threading.Event = field(default_factory=threading.Event)
-    """Set it to end the pauses: who waits then fails at once."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.structured not in STRUCTURED:
             raise BadInput(
                 f"structured is {self.structured!r}, expected one of: {', '.join(STRUCTURED)}."
             )
-        for name in ("timeout", "attempts", "tries"):
-            if getattr(self, name) <= 0:
-                raise BadInput(f"{name} is {getattr(self, name)}; it must be above 0.")
-
-    @classmethod
-    def parse(cls, spec: str, **settings: Any) -> "Endpoint":
-        """The endpoint that `URL#model` names; raises `BadInput` for anything else."""
-        url, _, model = spec.partition("#")
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc or not model:
-            raise BadInput(
-                f"found the endpoint {spec!r}, expected URL#model, for example "
-                "http://localhost:8000/v1#Qwen3-32B."
-            )
-        return cls(url.rstrip("/").removesuffix("/chat/completions"), model, **settings)
 
     def require_reachable(self) -> None:
         """Raise `BadInput` when nothing answers at the URL, or it refuses the key."""
-        try:
-            self._send("/models", None, timeout=min(self.timeout, 20.0))
-        except _Passing as error:
-            if not error.reached:
-                raise BadInput(f"{error} Is the server running, and the URL right?") from error
-        except _Refused as error:
-            # Not every server lists its models; a refused key is refused for good.
-            if error.status in (401, 403):
-                raise BadInput(str(error)) from error
+        self.models()
 
     def ask(
         self,
@@ -121,7 +68,7 @@ class Endpoint:
         A reply of another shape is asked for again with the complaint. Raises `BadInput` when the
         endpoint stays out of reach, refuses, or keeps giving replies that can't be used.
         """
-        asked = [dict(message) for message in messages]
+        asked = list(messages)
         tokens_in = tokens_out = 0
         complaint = ""
         for _ in range(self.tries):
@@ -133,7 +80,7 @@ class Endpoint:
                 if not complaint:
                     return Reply(value, tokens_in, tokens_out)
             asked = [
-                *(dict(message) for message in messages),
+                *messages,
                 {"role": "assistant", "content": text[:4000]},
                 {"role": "user", "content": f"That can't be used: {complaint} Answer again, with "
                                             "the JSON object only."},
@@ -144,8 +91,9 @@ class Endpoint:
         )
 
     def _complete(
-        self, messages: list[dict[str, str]], shape: Shape
+        self, messages: Sequence[Mapping[str, str]], shape: Shape
     ) -> tuple[str, tuple[int, int]]:
+        """The text of a reply, and the tokens it took."""
         body: dict[str, Any] = {"model": self.model, "messages": messages}
         if self.temperature is not None:
             body["temperature"] = self.temperature
@@ -154,92 +102,24 @@ class Endpoint:
             body["response_format"] = {"type": "json_schema", "json_schema": wanted}
         elif self.structured == "json_object":
             body["response_format"] = {"type": "json_object"}
-        for attempt in range(self.attempts):
-            try:
-                return _content(self._send("/chat/completions", body, timeout=self.timeout))
-            except _Passing as error:
-                if attempt == self.attempts - 1 or self.stopped.is_set():
-                    raise BadInput(
-                        f"{error} {attempt + 1} attempts failed. What was done is kept: the same "
-                        "command goes on when the endpoint is back."
-                    ) from error
-                wait = self.pause * 2**attempt if error.wait is None else error.wait
-                self.stopped.wait(min(wait, LONGEST_WAIT))
-            except _Refused as error:
-                hint = ""
-                if error.status in (400, 422) and self.structured == "json_schema":
-                    hint = " If it knows no JSON schema, set structured=json_object or none."
-                raise BadInput(f"{error}{hint}") from error
-        raise AssertionError
 
-    def _send(self, path: str, body: dict[str, Any] | None, *, timeout: float) -> Any:
-        """The JSON of one exchange; raises `_Passing` or `_Refused`."""
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data)
-        request.add_header("Content-Type", "application/json")
-        key = os.environ.get(KEY)
-        if key:
-            # Not to be repeated to whomever a redirect names.
-            request.add_unredirected_header("Authorization", f"Bearer {key}")
-        who = f"{self.model} at {self.url}"
         try:
-            with urllib.request.urlopen(request, timeout=timeout) as answer:
-                raw = answer.read(LARGEST_REPLY)
-        except urllib.error.HTTPError as error:
-            with error:
-                said = _message(error.read(LARGEST_REPLY))
-            text = f"{who} answered {error.code}: {said}"
-            if error.code in PASSING:
-                wait = _seconds(error.headers.get("Retry-After"))
-                raise _Passing(text, wait=wait) from error
-            raise _Refused(text, error.code) from error
-        except urllib.error.URLError as error:
-            text = f"{who} can't be reached ({error.reason})."
-            raise _Passing(text, reached=False) from error
-        except (OSError, http.client.HTTPException) as error:
-            reason = "no reply in time" if isinstance(error, TimeoutError) else repr(error)
-            raise _Passing(f"{who} broke off ({reason}).") from error
-        try:
-            return json.loads(raw)
-        except ValueError as error:
-            raise _Passing(f"{who} answered with something other than JSON.") from error
+            return self.exchange(
+                lambda client: client.chat.completions.with_raw_response.create(**body), _content
+            )
+        except Refused as error:
+            if error.status in (400, 422) and self.structured == "json_schema":
+                hint = "If it knows no JSON schema, set structured=json_object or none."
+                raise BadInput(f"{error} {hint}") from error
+            raise
 
 
-class _Refused(Exception):
-    """The endpoint said no, and will say it again."""
-
-    def __init__(self, text: str, status: int):
-        super().__init__(text)
-        self.status = status
-
-
-def _message(raw: bytes) -> str:
-    """What an error's body says, on one line."""
-    text = raw.decode("utf-8", "replace")
-    with contextlib.suppress(ValueError):
-        value = json.loads(text)
-        inner = value.get("error", value) if isinstance(value, dict) else value
-        text = str(inner.get("message", inner) if isinstance(inner, dict) else inner)
-    return (" ".join(text.split()) or "nothing")[:300].rstrip(".") + "."
-
-
-def _seconds(text: str | None) -> float | None:
-    try:
-        return max(0.0, float(text or ""))
-    except ValueError:
-        return None
-
-
-def _content(answer: Any) -> tuple[str, tuple[int, int]]:
+def _content(reply: Any) -> tuple[str, tuple[int, int]]:
     """The text of a chat completion, and the tokens it took."""
-    try:
-        text = answer["choices"][0]["message"]["content"] or ""
-        usage = answer.get("usage") or {}
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise _Passing("the endpoint's reply is no chat completion.") from error
+    usage = reply.get("usage") or {}
     counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
-    used = tuple(n if isinstance(n, int) else 0 for n in counts)
-    return str(text), (used[0], used[1])
+    used_in, used_out = (n if isinstance(n, int) else 0 for n in counts)
+    return str(reply["choices"][0]["message"]["content"] or ""), (used_in, used_out)
 
 
 def in_parallel(

@@ -10,7 +10,7 @@ from surgeon.answers import named_function
 from surgeon.builtin.judge import Finding, judge
 from surgeon.errors import BadInput
 from surgeon.neureasoner.spans import LEVELS
-from surgeon.trigger.endpoint import Endpoint, Shape, tokens_of
+from surgeon.trigger.endpoint import Chat, Shape, tokens_of
 from surgeon.trigger.prompts import conversation, filled
 
 OVER = 0.5
@@ -31,7 +31,7 @@ class Verdict(NamedTuple):
 class Judge(Protocol):
     """Says where a trace fails at one level; may be asked from several threads."""
 
-    endpoint: Endpoint | None
+    endpoint: Chat | None
 
     def __call__(self, level: str, question: str, steps: Sequence[str]) -> Verdict: ...
 
@@ -45,7 +45,7 @@ def parse_judge(spec: str, texts: Mapping[str, Any], **settings: Any) -> Judge:
     if spec == "builtin":
         return FunctionJudge(judge, spec)
     if spec.startswith(("http://", "https://")):
-        return EndpointJudge(Endpoint.parse(spec, **settings), texts["judge"])
+        return EndpointJudge(Chat.parse(spec, **settings), texts["judge"])
     if ":" not in spec:
         raise BadInput(
             f"judge is {spec!r}, expected builtin, URL#model (an OpenAI-compatible endpoint) or "
@@ -58,7 +58,7 @@ class FunctionJudge:
     """A function of question and steps that returns findings, or tuples of their fields."""
 
     def __init__(self, function: Callable[..., Any], name: str):
-        self.endpoint: Endpoint | None = None
+        self.endpoint: Chat | None = None
         self.function, self.name = function, name
         self.latest: tuple[tuple[str, tuple[str, ...]], list[Finding]] | None = None
 
@@ -128,8 +128,8 @@ SHAPES = {
 class EndpointJudge:
     """A model behind a chat endpoint; one request per trace and level."""
 
-    def __init__(self, endpoint: Endpoint, texts: Mapping[str, Mapping[str, str]]):
-        self.endpoint: Endpoint | None = endpoint
+    def __init__(self, endpoint: Chat, texts: Mapping[str, Mapping[str, str]]):
+        self.endpoint: Chat | None = endpoint
         self.ask, self.texts = endpoint.ask, texts
 
     def messages(self, level: str, question: str, steps: Sequence[str]) -> list[dict[str, str]]:

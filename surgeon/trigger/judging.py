@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from surgeon.builtin.judge import Finding
+from surgeon.endpoint import Endpoint
 from surgeon.errors import BadInput
 from surgeon.neureasoner.spans import append_line
 from surgeon.progress import bar
 from surgeon.trigger.artifacts import say
-from surgeon.trigger.endpoint import Endpoint, in_parallel
+from surgeon.trigger.endpoint import in_parallel
 from surgeon.trigger.judges import Judge, Verdict
 
 FILE = "verdicts.jsonl"
@@ -65,7 +66,6 @@ class Docket:
     def __init__(self, work: Path, judge: Judge, *, parallel: int, prices: Prices):
         self.file, self.judge, self.parallel, self.prices = work / FILE, judge, parallel, prices
         self.verdicts = read_verdicts(self.file)
-        self.reached = False
 
     def judge_all(self, units: Sequence[Unit], what: str) -> None:
         """Ask about every unit that has no verdict yet; raises `BadInput` as the judge does."""
@@ -79,9 +79,6 @@ class Docket:
         endpoint = self.judge.endpoint
         if endpoint is not None:
             say(self.estimate(missing, what))
-            if not self.reached:
-                endpoint.require_reachable()
-                self.reached = True
         with bar(what, len(missing)) as advance:
             if endpoint is None:
                 for unit in missing:

@@ -28,7 +28,7 @@ from surgeon.trigger.artifacts import (
     text_of,
     whole_steps,
 )
-from surgeon.trigger.endpoint import Endpoint, Shape, in_parallel, tokens_of
+from surgeon.trigger.endpoint import Chat, Shape, in_parallel, tokens_of
 from surgeon.trigger.judging import Prices, estimate
 from surgeon.trigger.prompts import conversation, filled, question_of, read_texts
 
@@ -108,7 +108,7 @@ def reconstruct(
     texts = read_texts(prompt_file)
     endpoint = None
     if source != "builtin":
-        endpoint = Endpoint.parse(
+        endpoint = Chat.parse(
             source, structured=structured, temperature=source_temperature, timeout=timeout,
             attempts=attempts,
         )  # fmt: skip
@@ -233,7 +233,7 @@ class Asked:
     def __init__(
         self,
         view: View,
-        endpoint: Endpoint,
+        endpoint: Chat,
         texts: Mapping[str, Any],
         extract: Callable[[str], str | None],
     ):
@@ -295,7 +295,7 @@ def _empty(value: Mapping[str, str], names: Sequence[str]) -> str | None:
 def _write_all(
     cases: Sequence[Case],
     write: Callable[[Case], Written],
-    endpoint: Endpoint | None,
+    endpoint: Chat | None,
     file: Path,
     parallel: int,
     prices: Prices,
