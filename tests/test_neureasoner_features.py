@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from literal_neureasoner import Alg2, eq_2_and_3
 
 from surgeon.errors import BadInput
 from surgeon.neureasoner.features import (
@@ -84,7 +85,42 @@ def test_windows_of_few_tokens_have_finite_features(level: str, tokens: int):
         assert bool(features_CX.isfinite().all())
 
 
+@given(st.lists(st.floats(-9, 9, width=16), min_size=4, max_size=25))
+def test_eq02_eq03_are_those_of_the_paper_read_literally(window: list[float]):
+    x_TC = torch.tensor(window, dtype=torch.float64)[:, None]
+    for level in LEVELS:
+        expected = torch.tensor(eq_2_and_3(level, window), dtype=torch.float64)
+        close(batch_features(level, x_TC)[0], expected)
+
+
 # ---------------------------------------------------------------- Alg. 2
+
+
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=9),
+    window=st.integers(1, 4),
+    n_probes=st.integers(2, 9),
+    seed=st.integers(0, 99),
+)
+def test_alg2_is_that_of_the_paper_read_literally(
+    lengths: list[int], window: int, n_probes: int, seed: int
+):
+    """Token by token, whole steps popped as they leave the window."""
+    probes, x_TC = even_probes(n_probes), activations(sum(lengths), channels=1, seed=seed)
+    x_TC = x_TC + torch.randn(len(x_TC), 1, generator=torch.Generator().manual_seed(seed))
+    literal, online = Alg2(probes), OnlineFeatures(1, 1, Settings(k=window, probes=probes))
+    start_of = [sum(lengths[:s]) for s in range(len(lengths) + 1)]
+    for s, length in enumerate(lengths):
+        begin = start_of[max(0, s - window + 1)]
+        for t in range(start_of[s], start_of[s] + length):
+            leaves = lengths[s - window] if t == start_of[s] and s >= window else 0
+            literal.update(float(x_TC[t]), leaves)
+            feed(online, x_TC[t : t + 1], 0)
+            for level in ("intra", "inter"):
+                expected = torch.tensor(literal.features(level), dtype=torch.float64)
+                close(online.features(level, [0])[0, 0], expected)
+                close(direct_features(level, x_TC[begin : t + 1], probes)[0], expected)
+        online.end_step([0])
 
 
 def test_the_probe_form_equals_the_batch_form_on_the_windows_own_grid():

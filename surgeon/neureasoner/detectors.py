@@ -64,21 +64,24 @@ def collect(
     number: dict[str, int] = {}
     parts: dict[str, list[Samples]] = {level: [] for level in columns}
     for trace, x_TC in zip(traces, activations, strict=True):
-        steps = split_steps(ends, trace.token_ids)
-        if steps and steps[-1].end == len(trace.token_ids) and trace.finish_reason == "length":
-            separator = len(trace.token_ids) > 1 and ends.after(*trace.token_ids[-2:])
-            steps = steps if separator else steps[:-1]
+        ids = trace.token_ids
+        steps = split_steps(ends, ids)
+        cut = steps and steps[-1].end == len(ids) and trace.finish_reason == "length"
+        if cut and not _separated(ends, ids, steps[-1]):
+            steps = steps[:-1]
         problem = number.setdefault(trace.prompt_id, len(number))
         for level, channels in columns.items():
             found = labels.get((trace.prompt_id, trace.sample, level), [])
             state_S = _judge(level, found, len(steps), judged)
-            steps_read = range(len(steps))
+            read = steps
             if level == "instance":
-                steps_read = [settings.instance_steps - 1]
+                # Where nothing of the thinking would follow, it isn't read.
+                last = slice(settings.instance_steps - 1, settings.instance_steps)
+                read = [step for step in steps[last] if _separated(ends, ids, step)]
             position_N, features_NCX = trace_features(x_TC, steps, level, settings, channels)
-            step_T = _step_of(steps, len(trace.token_ids))
-            read_T = np.zeros(len(trace.token_ids), bool)
-            read_T[[steps[s].end - 1 for s in steps_read if s < len(steps)]] = True
+            step_T = _step_of(steps, len(ids))
+            read_T = np.zeros(len(ids), bool)
+            read_T[[step.end - 1 for step in read]] = True
             at_N = position_N.numpy()
             state_N = state_S[step_T[at_N]]
             known_N = state_N >= 0
@@ -95,6 +98,11 @@ def collect(
         for level, some in parts.items()
         if some
     }
+
+
+def _separated(ends: StepEnds, ids: Sequence[int], step: Step) -> bool:
+    """The step ends with a separator, not with the thinking or the response."""
+    return bool(ends.after(ids[max(step.end - 2, 0)], ids[step.end - 1]))
 
 
 def _judge(level: str, spans: Sequence[Span], n_steps: int, judged: str) -> np.ndarray:
@@ -115,35 +123,6 @@ def _step_of(steps: Sequence[Step], tokens: int) -> np.ndarray:
 
 
 # ---------------------------------------------------------------- the network
-
-
-class Detector(nn.Module):
-    """Three layers with GELU and dropout over standardised features; the threshold goes with it."""
-
-    mean_X: Tensor
-    scale_X: Tensor
-    threshold: Tensor
-
-    def __init__(self, inputs: int, hidden: int = 64, dropout: float = 0.1) -> None:
-        super().__init__()
-        self.register_buffer("mean_X", torch.zeros(inputs))
-        self.register_buffer("scale_X", torch.ones(inputs))
-        self.register_buffer("threshold", torch.tensor(0.5))
-        self.layers = nn.Sequential(
-            nn.Linear(inputs, hidden), nn.GELU(), nn.Dropout(dropout),
-            nn.Linear(hidden, hidden), nn.GELU(), nn.Dropout(dropout),
-            nn.Linear(hidden, 1),
-        )  # fmt: skip
-
-    def forward(self, features_NX: Tensor) -> Tensor:
-        """Logits (N,)."""
-        x_NX = (features_NX.float() - self.mean_X) * self.scale_X
-        return self.layers(x_NX.clamp(-LARGEST, LARGEST))[:, 0]
-
-    @torch.no_grad()
-    def probability(self, features_NX: Tensor) -> Tensor:
-        """Probability of a failure (N,), were failures as frequent as the rest."""
-        return self.eval()(features_NX).sigmoid()
 
 
 @dataclass(frozen=True)
@@ -191,15 +170,46 @@ class Training:
                 raise BadInput(f"found {name} = {getattr(self, name)!r}, expected {expected}.")
 
 
+class Detector(nn.Module):
+    """Three layers with GELU and dropout over standardised features; the threshold goes with it."""
+
+    mean_X: Tensor
+    scale_X: Tensor
+    threshold: Tensor
+
+    def __init__(
+        self, inputs: int, hidden: int = Training.hidden, dropout: float = Training.dropout
+    ) -> None:
+        super().__init__()
+        self.register_buffer("mean_X", torch.zeros(inputs))
+        self.register_buffer("scale_X", torch.ones(inputs))
+        self.register_buffer("threshold", torch.tensor(0.5))
+        self.layers = nn.Sequential(
+            nn.Linear(inputs, hidden), nn.GELU(), nn.Dropout(dropout),
+            nn.Linear(hidden, hidden), nn.GELU(), nn.Dropout(dropout),
+            nn.Linear(hidden, 1),
+        )  # fmt: skip
+
+    def forward(self, features_NX: Tensor) -> Tensor:
+        """Logits (N,)."""
+        x_NX = (features_NX.float() - self.mean_X) * self.scale_X
+        return self.layers(x_NX.clamp(-LARGEST, LARGEST))[:, 0]
+
+    @torch.no_grad()
+    def probability(self, features_NX: Tensor) -> Tensor:
+        """Probability of a failure (N,), were failures as frequent as the rest."""
+        return self.eval()(features_NX).sigmoid()
+
+
 def fit(samples: Samples, training: Training) -> Detector:
     """Train a detector on all of these samples; the same on every run on the CPU.
 
     Each batch is half failing, half not, drawn with replacement. Raises BadInput when one of the
     two is missing.
     """
-    used_N = samples.end_N if training.positions == "ends" else np.ones(len(samples.end_N), bool)
-    features_NX = torch.from_numpy(samples.features_NX[used_N])
-    failing_N = torch.from_numpy(samples.failing_N[used_N])
+    used = _used(samples, training)
+    features_NX = torch.from_numpy(used.features_NX)
+    failing_N = torch.from_numpy(used.failing_N)
     sides = [failing_N.nonzero()[:, 0], (~failing_N).nonzero()[:, 0]]
     if not all(len(side) for side in sides):
         raise BadInput(
@@ -228,6 +238,15 @@ def fit(samples: Samples, training: Training) -> Detector:
             loss.backward()
             optimizer.step()
     return detector.eval().requires_grad_(False)
+
+
+def _some(samples: Samples, chosen_N: np.ndarray) -> Samples:
+    return Samples(*(column[chosen_N] for column in samples))
+
+
+def _used(samples: Samples, training: Training) -> Samples:
+    """Those that a detector is trained on."""
+    return samples if training.positions == "tokens" else _some(samples, samples.end_N)
 
 
 # ---------------------------------------------------------------- split, threshold, report
@@ -272,10 +291,6 @@ def train(samples: Samples, training: Training | None = None) -> Trained:
             seed=training.seed,
         )
     return Trained(detector, report)
-
-
-def _some(samples: Samples, chosen_N: np.ndarray) -> Samples:
-    return Samples(*(column[chosen_N] for column in samples))
 
 
 def _sizes(samples: Samples) -> dict[str, int]:
@@ -327,10 +342,10 @@ def _cross_fitted(samples: Samples, training: Training) -> np.ndarray:
     rng = np.random.default_rng(training.seed)
     fold_N = _parts(samples, [1 / training.folds] * training.folds, rng)
     guess_N = np.full(len(fold_N), np.nan)
-    for fold in range(training.folds):
+    for fold in np.unique(fold_N):
         here_N = fold_N == fold
         rest = _some(samples, ~here_N)
-        enough = len(set(rest.failing_N.tolist())) == 2
+        enough = len(set(_used(rest, training).failing_N.tolist())) == 2
         # With a single failing problem there is nothing else to learn from than itself.
         detector = fit(rest if enough else samples, training)
         guess_N[here_N] = _probability(detector, _some(samples, here_N))
@@ -338,7 +353,8 @@ def _cross_fitted(samples: Samples, training: Training) -> np.ndarray:
 
 
 def best_threshold(probability_N: np.ndarray, failing_N: np.ndarray, criterion: str) -> float:
-    """The threshold (fires at or above it) that makes `criterion` largest; of equals the highest.
+    """The threshold (fires at or above it) that makes `criterion` largest; of equals the highest,
+    of all those at which something fires.
 
     It lies in the middle between two neighbouring probabilities, so that it doesn't hang on the
     last digit of one.

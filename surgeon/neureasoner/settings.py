@@ -13,7 +13,7 @@ def even_probes(n: int) -> tuple[float, ...]:
     """`n` frequencies in radians per token, evenly over (0, pi]; raises BadInput below two."""
     if n < 2:
         raise BadInput(f"found {n} probe frequencies, expected at least 2.")
-    return tuple(pi * (i + 1) / n for i in range(n))
+    return tuple(pi * ((i + 1) / n) for i in range(n))
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,11 @@ class Settings:
             ),
             (
                 "probes",
-                len(probes) > 1 and min(probes) > 0 and list(probes) == sorted(set(probes)),
-                "two or more ascending frequencies above 0",
+                len(probes) > 1
+                and min(probes) > 0
+                and max(probes) <= pi
+                and list(probes) == sorted(set(probes)),
+                "two or more ascending frequencies above 0, at most pi",
             ),
             ("cooldown", self.cooldown >= 0, "0 or more steps"),
             ("cap", self.cap >= 0, "0 or more firings"),
