@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from surgeon import lineage
 from surgeon.checkpoint import Checkpoint, placement
 from surgeon.errors import BadInput
+from surgeon.families import open_checkpoint
 from surgeon.neureasoner.spans import LEVELS, Span, StepEnds, check_spans, read_spans
 from surgeon.traces import Prompt, Sampling, Trace, read_prompts, read_traces
 from surgeon.trigger import artifacts
@@ -76,9 +77,9 @@ def prepare(given: dict[str, Any]) -> Plan:
         )  # fmt: skip
     prompts, group = _read_groups(given)
     if given["judge"] == "builtin" and judge is not None:
-        for prompt in prompts:
+        for prompt in (one for one in prompts if group[one.id] == "prompts"):
             judge("intra", question_of(prompt.messages), ())
-    opened = artifacts.open_checkpoint(given["checkpoint"])
+    opened = open_checkpoint(given["checkpoint"])
     traces, inputs = None, {"checkpoint": opened.digest}
     inputs["prompts"] = lineage.digest_of([[asdict(p), group[p.id]] for p in prompts])
     spans = None
