@@ -30,6 +30,7 @@ from surgeon.families import (
     family_cosines,
     live,
     mixing,
+    open_checkpoint,
     plain_merge,
     plain_mix,
     smoke_test,
@@ -523,6 +524,23 @@ def test_subjects_refuse_what_they_do_not_find(
         subjects([str(tmp_path / "plain")])
     with pytest.raises(BadInput, match="No checkpoint was named"):
         subjects([])
+
+
+def test_one_checkpoint_is_opened_and_a_whole_family_is_not(
+    pico_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A virtual candidate is written somewhere that isn't the family's directory."""
+    describe(tmp_path / "f", *pico_pair, MIXES)
+    before = sorted((tmp_path / "f").rglob("*"))
+    spec = f"{tmp_path / 'f'}#slerp-0.3"
+    opened = open_checkpoint(spec)
+    (subject,) = subjects([spec])
+    assert (opened.spec, opened.path.name) == (spec, "slerp-0.3")
+    assert subject.digest in opened.digests
+    assert sorted((tmp_path / "f").rglob("*")) == before
+    assert open_checkpoint(str(pico_pair[0])).path == pico_pair[0]
+    with pytest.raises(BadInput, match=r"is a family; name one candidate: .*family.json#a"):
+        open_checkpoint(str(tmp_path / "f"))
 
 
 def test_live_gives_candidates_the_chosen_template_and_endpoints_their_own(

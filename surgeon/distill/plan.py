@@ -1,9 +1,6 @@
 """What a distillation is asked to do, checked against files and headers."""
 
-import atexit
 import importlib.util
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +10,7 @@ from surgeon import lineage, nopsd
 from surgeon.answers import parse_extractor
 from surgeon.checkpoint import Checkpoint, placement
 from surgeon.errors import BadInput
-from surgeon.families import subjects, write_out
+from surgeon.families import open_checkpoint
 from surgeon.traces import Prompt, Sampling, encode, read_prompts
 from surgeon.training import PARALLEL, Schedule, Tuning
 
@@ -215,18 +212,6 @@ def prepare(
 
 _THREE: Any = [0, 1, 2]
 """Ranks to try a selection's arguments on."""
-
-
-def open_checkpoint(spec: str) -> Checkpoint:
-    """The checkpoint a spec names; a virtual candidate is written to a temporary directory."""
-    found = subjects([spec])
-    if len(found) != 1:
-        raise BadInput(f"{spec} is a family; name one candidate: {found[0].spec}")
-    if found[0].checkpoint is not None:
-        return found[0].checkpoint
-    work = Path(tempfile.mkdtemp(prefix="surgeon-"))
-    atexit.register(shutil.rmtree, work, ignore_errors=True)
-    return Checkpoint.open(write_out(found[0], work / found[0].name), spec)
 
 
 def require_budget(checkpoint: Checkpoint, readings: nopsd.Readings) -> None:

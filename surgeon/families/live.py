@@ -5,7 +5,10 @@ rounded to the family's dtype, cast to the live dtype. Mixing never runs on an a
 fused operations differ in the last bit.
 """
 
+import atexit
 import copy
+import shutil
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -74,6 +77,21 @@ def subjects(specs: list[str]) -> list[Subject]:
     if not found:
         raise BadInput("No checkpoint was named. Give a directory, a hub id or a family.")
     return _named_apart(found)
+
+
+def open_checkpoint(spec: str) -> Checkpoint:
+    """The one checkpoint that a spec names, as in `subjects`; raises `BadInput` for a whole family.
+
+    A virtual candidate is written to a temporary directory, which goes with the process.
+    """
+    found = subjects([spec])
+    if len(found) != 1:
+        raise BadInput(f"{spec} is a family; name one candidate: {found[0].spec}")
+    if found[0].checkpoint is not None:
+        return found[0].checkpoint
+    work = Path(tempfile.mkdtemp(prefix="surgeon-"))
+    atexit.register(shutil.rmtree, work, ignore_errors=True)
+    return Checkpoint.open(write_out(found[0], work / found[0].name), spec)
 
 
 def _member(family: Family, candidate: Candidate) -> Subject:

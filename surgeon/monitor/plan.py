@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from surgeon import lineage
 from surgeon.answers import gold_problem, parse_check, parse_extractor
-from surgeon.checkpoint import Checkpoint, placement, resolve
+from surgeon.checkpoint import Checkpoint, placement
 from surgeon.errors import BadInput
+from surgeon.families import open_checkpoint
+from surgeon.monitor.endpoint import Completions
+from surgeon.neureasoner.monitor import Monitor, find_monitor, read_levels
+from surgeon.neureasoner.spans import LEVELS
+from surgeon.neureasoner.watching import forced_tokens
 from surgeon.traces import Prompt, Sampling, encode, read_prompts
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from surgeon.monitor.endpoint import Completions
-    from surgeon.neureasoner.monitor import Monitor
 
 FILE = "monitor.json"
 
@@ -37,13 +40,13 @@ class Plan(NamedTuple):
 
     checkpoint: Checkpoint
     tokenizer: "PreTrainedTokenizerBase"
-    monitor: "Monitor"
+    monitor: Monitor
     levels: tuple[str, ...]
     rates: dict[str, float] | None
     prompts: list[Prompt]
     prompt_ids: list[list[int]]
     sampling: Sampling
-    endpoint: "Completions | None"
+    endpoint: Completions | None
     extract: Callable[[str], str | None]
     device: str
     dtype: "torch.dtype | None"
@@ -103,12 +106,15 @@ def prepare(
     extract = parse_extractor(answer)
     parse_check(check)
     chosen = read_chosen(prompts, prompt, check)[:limit]
-    opened = resolve(checkpoint)
+    opened = open_checkpoint(checkpoint)
     tokenizer = opened.tokenizer()
     prompt_ids = encode_prompts(opened, tokenizer, chosen, thinking)
-    from surgeon.neureasoner.monitor import Monitor, locate
-
-    place = locate(monitor_file) if monitor_file else find_monitor(checkpoint, opened)
+    place = find_monitor(checkpoint, opened, monitor_file)
+    if place is None:
+        raise BadInput(
+            f"{checkpoint} carries no monitor. Train one with `surgeon trigger detectors`, or name "
+            "one with --monitor-file."
+        )
     monitor = Monitor.load(place, opened)
     rates = read_rates(random_rate)
     watched = read_levels(levels, monitor.levels)
@@ -117,8 +123,6 @@ def prepare(
     require_triggers(tokenizer, monitor, watched)
     endpoint = None
     if engine is not None:
-        from surgeon.monitor.endpoint import Completions
-
         endpoint = Completions.parse(engine)
         if out is None or not Path(out).exists():
             endpoint.require_reachable()
@@ -173,43 +177,9 @@ def encode_prompts(
     return found
 
 
-def find_monitor(spec: str, checkpoint: Checkpoint) -> Path:
-    """The monitor that a checkpoint carries; for `base+adapter` the adapter's comes first."""
-    from surgeon.neureasoner.monitor import FILE as NAME
-
-    places = [checkpoint.path]
-    if "+" in spec and not Path(spec).expanduser().is_dir():
-        places.insert(0, Path(spec.rpartition("+")[2]).expanduser())
-    for place in places:
-        if (place / NAME).is_file():
-            return place / NAME
-    raise BadInput(
-        f"{spec} carries no monitor ({places[0] / NAME}). Train one with `surgeon trigger "
-        "detectors`, or name one with --monitor-file."
-    )
-
-
-def read_levels(levels: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
-    """The levels to watch, from names or comma lists of them; `none` watches nothing."""
-    if levels is None:
-        return tuple(known)
-    names = [name.strip() for text in levels for name in text.split(",") if name.strip()]
-    if names == ["none"]:
-        return ()
-    for name in names:
-        if name not in known:
-            raise BadInput(
-                f"found the level {name!r}, expected some of this monitor's: {', '.join(known)}; "
-                "or none."
-            )
-    return tuple(level for level in known if level in names)
-
-
 def read_rates(given: Mapping[str, float] | str | None) -> dict[str, float] | None:
     """Chance of a random firing by level; a text names the directory of a monitored run, whose
     rates are taken."""
-    from surgeon.neureasoner.spans import LEVELS
-
     if given is None:
         return None
     if isinstance(given, str):
@@ -230,10 +200,8 @@ def read_rates(given: Mapping[str, float] | str | None) -> dict[str, float] | No
 
 
 def require_triggers(
-    tokenizer: "PreTrainedTokenizerBase", monitor: "Monitor", levels: Sequence[str]
+    tokenizer: "PreTrainedTokenizerBase", monitor: Monitor, levels: Sequence[str]
 ) -> None:
     """Raise `BadInput` where the tokenizer lacks a token that a level forces."""
-    from surgeon.neureasoner.watching import forced_tokens
-
     for level in levels:
         forced_tokens(tokenizer, monitor.settings, level)

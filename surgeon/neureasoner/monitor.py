@@ -5,7 +5,7 @@ It lies beside the weights as `monitor.safetensors`, so that a checkpoint carrie
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,6 +134,45 @@ def locate(path: str | Path) -> Path:
     """A monitor's file, from itself or the directory it lies in."""
     path = Path(path)
     return path / FILE if path.is_dir() else path
+
+
+def find_monitor(
+    spec: str, checkpoint: "Checkpoint", given: str | Path | None = None
+) -> Path | None:
+    """The file that was given, or the monitor that the checkpoint of this spec carries, if any.
+
+    Of `base+adapter` the adapter's comes first.
+    """
+    if given is not None:
+        return locate(Path(given).expanduser())
+    places = [checkpoint.path]
+    if "+" in spec and not Path(spec).expanduser().is_dir():
+        places.insert(0, Path(spec.rpartition("+")[2]).expanduser())
+    return next((place / FILE for place in places if (place / FILE).is_file()), None)
+
+
+def read_levels(levels: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
+    """The levels to watch, from names or comma lists of them: all that are known, unless told.
+
+    `none` watches nothing. Raises BadInput for a level that isn't known.
+    """
+    if levels is None:
+        return tuple(known)
+    names = [name.strip() for text in levels for name in text.split(",") if name.strip()]
+    if names == ["none"]:
+        return ()
+    if names and not known:
+        raise BadInput(
+            f"found levels {', '.join(names)}, but the checkpoint carries no monitor: name one "
+            "with --monitor-file, or leave the levels out."
+        )
+    for name in names:
+        if name not in known:
+            raise BadInput(
+                f"found the level {name!r}, expected some of this monitor's: {', '.join(known)}; "
+                "or none."
+            )
+    return tuple(level for level in known if level in names)
 
 
 def _parse(metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> Monitor:

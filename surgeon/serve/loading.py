@@ -1,17 +1,13 @@
 """The model, its tokenizer and its monitor, made ready to be served."""
 
-import atexit
-import shutil
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from surgeon.checkpoint import Checkpoint, placement, resolve
+from surgeon.checkpoint import placement
 from surgeon.decoding import context_limit
 from surgeon.errors import BadInput
-from surgeon.families import subjects, write_out
-from surgeon.neureasoner.monitor import FILE, Monitor
+from surgeon.families import open_checkpoint
+from surgeon.neureasoner.monitor import Monitor, find_monitor, read_levels
 from surgeon.neureasoner.watching import Watching
 from surgeon.serve.asked import Offer
 from surgeon.serve.engine import Engine
@@ -55,8 +51,9 @@ def load(
     where, kind = placement(device, dtype)
     checkpoint = open_checkpoint(spec)
     tokenizer = checkpoint.tokenizer()
-    monitor = find_monitor(spec, checkpoint, monitor_file)
-    watched = read_levels(levels, monitor)
+    place = find_monitor(spec, checkpoint, monitor_file)
+    monitor = None if place is None else Monitor.load(place, checkpoint)
+    watched = read_levels(levels, () if monitor is None else monitor.levels)
     model: Any = checkpoint.model(where, kind)
     context = context_limit(model)
     own = model.generation_config
@@ -88,51 +85,3 @@ def load(
 
 def _or(value: Any, default: Any) -> Any:
     return default if value is None else type(default)(value)
-
-
-def open_checkpoint(spec: str) -> Checkpoint:
-    """The checkpoint a spec names; a virtual candidate is written to a temporary directory."""
-    if "#" not in spec:
-        return resolve(spec)
-    found = subjects([spec])[0]
-    if found.checkpoint is not None:
-        return found.checkpoint
-    work = Path(tempfile.mkdtemp(prefix="surgeon-"))
-    atexit.register(shutil.rmtree, work, ignore_errors=True)
-    return Checkpoint.open(write_out(found, work / found.name), spec)
-
-
-def find_monitor(spec: str, checkpoint: Checkpoint, given: str | None) -> Monitor | None:
-    """The monitor of that file, or the one that the checkpoint carries, if any; for `base+adapter`
-    the adapter's comes first."""
-    if given is not None:
-        return Monitor.load(Path(given).expanduser(), checkpoint)
-    places = [checkpoint.path]
-    if "+" in spec and not Path(spec).expanduser().is_dir():
-        places.insert(0, Path(spec.rpartition("+")[2]).expanduser())
-    for place in places:
-        if (place / FILE).is_file():
-            return Monitor.load(place, checkpoint)
-    return None
-
-
-def read_levels(levels: Sequence[str] | None, monitor: Monitor | None) -> tuple[str, ...]:
-    """The levels to watch for, from names or comma lists of them; `none` watches for nothing."""
-    known = () if monitor is None else monitor.levels
-    if levels is None:
-        return known
-    names = [name.strip() for text in levels for name in text.split(",") if name.strip()]
-    if names == ["none"]:
-        return ()
-    if monitor is None:
-        raise BadInput(
-            f"found levels {', '.join(names)}, but the checkpoint carries no monitor: name one "
-            "with --monitor-file, or leave the levels out."
-        )
-    for name in names:
-        if name not in known:
-            raise BadInput(
-                f"found the level {name!r}, expected some of this monitor's: {', '.join(known)}; "
-                "or none."
-            )
-    return tuple(level for level in known if level in names)

@@ -10,9 +10,6 @@ unit j of the donor goes to the place of the recipient's unit it is matched to.
 
 # Shapes: L layers, F units per layer.
 
-import atexit
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +18,7 @@ import numpy as np
 from surgeon import lineage
 from surgeon.checkpoint import HUB_ID, Checkpoint, resolve
 from surgeon.errors import BadInput
-from surgeon.families import subjects, write_out
+from surgeon.families import open_checkpoint
 from surgeon.transplant.operations import (
     SURGERIES,
     Operation,
@@ -289,15 +286,7 @@ def _open(spec: str | Path | Checkpoint) -> Checkpoint:
     """What the user named; a virtual candidate (`family.json#name`) is written out for the run."""
     if isinstance(spec, Checkpoint):
         return spec
-    text = str(spec)
-    if "#" not in text or Path(text).exists():
-        return resolve(text)
-    subject = subjects([text])[0]
-    if subject.checkpoint is not None:
-        return subject.checkpoint
-    work = Path(tempfile.mkdtemp(prefix="surgeon-"))
-    atexit.register(shutil.rmtree, work, ignore_errors=True)
-    return Checkpoint.open(write_out(subject, work / subject.name), text)
+    return open_checkpoint(str(spec))
 
 
 def _weights_of(

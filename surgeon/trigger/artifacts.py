@@ -1,10 +1,7 @@
 """What the stages hand each other: directories of labels, and the checkpoint they are about."""
 
-import atexit
 import json
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from surgeon import lineage, neurons
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
-from surgeon.families import subjects, write_out
 from surgeon.neureasoner.spans import Span, Step, StepEnds, check_spans, read_spans, split_steps
 from surgeon.traces import Prompt, Trace, read_prompts, read_traces
 
@@ -32,18 +28,6 @@ class Labels(NamedTuple):
     """By prompt id and sample, in the prompts' order."""
     spans: list[Span]
     digest: str
-
-
-def open_checkpoint(spec: str) -> Checkpoint:
-    """The checkpoint a spec names; a virtual candidate is written to a temporary directory."""
-    found = subjects([spec])
-    if len(found) != 1:
-        raise BadInput(f"{spec} is a family; name one candidate: {found[0].spec}")
-    if found[0].checkpoint is not None:
-        return found[0].checkpoint
-    work = Path(tempfile.mkdtemp(prefix="surgeon-"))
-    atexit.register(shutil.rmtree, work, ignore_errors=True)
-    return Checkpoint.open(write_out(found[0], work / found[0].name), spec)
 
 
 def read_labels(

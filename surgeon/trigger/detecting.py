@@ -8,13 +8,14 @@ from surgeon import lineage
 from surgeon.channels import Channels, check_channels, read_back
 from surgeon.checkpoint import Checkpoint, placement
 from surgeon.errors import BadInput
+from surgeon.families import open_checkpoint
 from surgeon.neureasoner.detectors import Detector, Training, collect, train
 from surgeon.neureasoner.monitor import Monitor
 from surgeon.neureasoner.settings import Settings, even_probes
 from surgeon.neureasoner.spans import LEVELS, Span, StepEnds
 from surgeon.neureasoner.watching import union
 from surgeon.progress import track
-from surgeon.trigger.artifacts import Labels, open_checkpoint, read_labels, require_layer
+from surgeon.trigger.artifacts import Labels, read_labels, require_layer
 from surgeon.trigger.identifying import read_channels
 
 FILE = "detectors.json"

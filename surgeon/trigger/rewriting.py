@@ -15,13 +15,13 @@ from surgeon.answers import canonical, parse_extractor
 from surgeon.builtin.judge import judge
 from surgeon.builtin.reconstruct import Rewritten, make_up, rewrite
 from surgeon.errors import BadInput
+from surgeon.families import open_checkpoint
 from surgeon.neureasoner.settings import THINKING, Settings
 from surgeon.neureasoner.spans import Span, StepEnds, append_line, split_steps
 from surgeon.progress import bar
 from surgeon.traces import Prompt, Trace
 from surgeon.trigger.artifacts import (
     Labels,
-    open_checkpoint,
     read_labels,
     say,
     step_texts,

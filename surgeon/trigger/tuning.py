@@ -13,6 +13,7 @@ import numpy as np
 from surgeon import lineage
 from surgeon.checkpoint import Checkpoint, adapter_digest, merge_adapter, placement
 from surgeon.errors import BadInput
+from surgeon.families import open_checkpoint
 from surgeon.neureasoner.detectors import Training
 from surgeon.neureasoner.monitor import Monitor, locate
 from surgeon.neureasoner.settings import Settings
@@ -27,7 +28,7 @@ from surgeon.training import (
     write_full,
     write_merged,
 )
-from surgeon.trigger.artifacts import Labels, open_checkpoint, read_labels
+from surgeon.trigger.artifacts import Labels, read_labels
 from surgeon.trigger.card import card, loss_table
 from surgeon.trigger.detecting import FILE as DETECTORS
 from surgeon.trigger.detecting import NEGATIVES, detector_table, fit_detectors, require_labels
