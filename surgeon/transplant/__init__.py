@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from surgeon import lineage
-from surgeon.checkpoint import HUB_ID, Checkpoint, resolve
+from surgeon.checkpoint import HUB_ID, Checkpoint
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
 from surgeon.transplant.operations import (
