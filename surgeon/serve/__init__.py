@@ -84,15 +84,15 @@ def serve(
             monitor_file=monitor_file, thinking=thinking, device=device, dtype=dtype,
         )  # fmt: skip
         api_key = api_key or os.environ.get(KEY) or None
-        if api_key is None and not running.is_loopback(host):
+        if api_key is None and not running.is_loopback(bound):
             _say(
                 f"Warning: anybody who can reach {host} can use this server. Set {KEY}, or give "
                 "api_key, and clients must send that key."
             )
         watched = ", ".join(loaded.levels) or "none"
         text = (
-            f"Serving {loaded.offer.names[0]} at {running.url_of(bound)}/v1: {rows} rows, context "
-            f"{loaded.offer.context}, watched levels: {watched}. Ctrl-C ends it."
+            f"Serving {loaded.offer.names[0]} at {running.url_of(bound)}/v1: {loaded.engine.rows} "
+            f"rows, context {loaded.offer.context}, watched levels: {watched}. Ctrl-C ends it."
         )
         app = build(loaded, limits=Limits(max_body_bytes), api_key=api_key)
         interrupted = running.run(

@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,8 +16,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from surgeon.decoding import Request as Decoding
-from surgeon.decoding import stream_key
 from surgeon.serve.asked import Asked, read_chat, read_completion, unknown_model
 from surgeon.serve.engine import Broken, Emitted, Engine
 from surgeon.serve.loading import Loaded
@@ -27,8 +25,8 @@ from surgeon.serve.replies import CHAT, COMPLETION, END, Form, Reply, Written, e
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-STREAM = "serve"
-"""The name that a seed's random numbers go by."""
+PATIENCE = 4
+"""Times the largest body that are read, though not kept, before the connection is closed."""
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 """Neither stored nor held back by a proxy on the way."""
 
@@ -133,18 +131,24 @@ class Front:
     async def _body(self, request: Request) -> bytes:
         """The request's body, within limits."""
         # A page in a browser may send other kinds of content here without asking first.
-        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        kind = request.headers.get("content-type", "").partition(";")[0]
+        if kind.strip().lower() != "application/json":
             raise Refusal(415, "Send JSON, with the header `Content-Type: application/json`.")
         most = self.limits.body_bytes
-        raw = bytearray()
+        raw, size = bytearray(), 0
         try:
             async with asyncio.timeout(self.limits.body_s):
                 async for part in request.stream():
-                    raw += part
-                    if len(raw) > most:
-                        raise Refusal(413, f"The body has more than {most} bytes.")
+                    size += len(part)
+                    if size <= most:
+                        raw += part
+                    # Most clients read an answer only when all of their body is sent.
+                    elif size > PATIENCE * most:
+                        break
         except TimeoutError as error:
             raise Refusal(408, "The body did not arrive in time.") from error
+        if size > most:
+            raise Refusal(413, f"The body has more than {most} bytes.")
         return bytes(raw)
 
 
@@ -155,119 +159,98 @@ class Following:
         self, engine: Engine, tokenizer: "PreTrainedTokenizerBase", asked: Asked, reply: Reply
     ):
         self.engine, self.asked, self.reply = engine, asked, reply
-        self.prompts = [ids for ids in asked.prompts for _ in range(asked.n)]
-        self.answers = [Written(tokenizer, asked.stop, asked.keep_stop) for _ in self.prompts]
-        self.queue: asyncio.Queue[Emitted | Broken | None] = asyncio.Queue()
+        self.requests = asked.requests
+        self.answers = [Written(tokenizer, asked.stop, asked.keep_stop) for _ in self.requests]
+        self.choice: dict[int, int] = {}
+        """The place among the answers of each of the engine's numbers."""
+        self.broken: Refusal | None = None
+        self.gone = False
+        self.news = asyncio.Event()
+        """Something came."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._joined() as indices:
+        with self._joined():
             listening = asyncio.create_task(self._listen(receive))
             try:
-                await (self._stream if self.asked.stream else self._whole)(indices, send)
-            except ClientDisconnect:
-                # The batch has a free row again, which is all there is to do.
-                pass
+                # Where the client is gone, the batch has a free row again, which is all to do.
+                with suppress(ClientDisconnect):
+                    await (self._stream if self.asked.stream else self._whole)(send)
             finally:
                 listening.cancel()
 
     @contextmanager
-    def _joined(self) -> Iterator[dict[int, int]]:
-        """The answers are in the batch inside the block; yields the choice of each number there."""
-        loop, put = asyncio.get_running_loop(), self.queue.put_nowait
+    def _joined(self) -> Iterator[None]:
+        """The answers are in the batch inside the block."""
+        loop = asyncio.get_running_loop()
 
         def deliver(found: Emitted | Broken) -> None:
             # After a shutdown that could not wait there is no loop to tell.
             with suppress(RuntimeError):
-                loop.call_soon_threadsafe(put, found)
+                loop.call_soon_threadsafe(self._arrive, found)
 
-        asked = self.asked
-        requests = [
-            Decoding(
-                ids,
-                # The same prompt and seed give the same answers, alone or among other prompts.
-                stream_key(asked.seed, STREAM, number % asked.n),
-                asked.max_tokens,
-                asked.temperature,
-                asked.top_p,
-                asked.top_k,
-            )
-            for number, ids in enumerate(self.prompts)
-        ]
-        indices = self.engine.join(requests, deliver)
+        indices = self.engine.join(self.requests, deliver)
+        self.choice = {index: number for number, index in enumerate(indices)}
         try:
-            yield {index: number for number, index in enumerate(indices)}
+            yield
         finally:
             for index in indices:
                 self.engine.leave(index)
+
+    def _arrive(self, found: Emitted | Broken) -> None:
+        """Take what comes at once: an answer that ends frees its row, however slow its reader."""
+        if isinstance(found, Broken):
+            self.broken = found.why
+        else:
+            answer = self.answers[self.choice[found.index]]
+            answer.take(found)
+            if answer.finish_reason is not None:
+                self.engine.leave(found.index, answered=True)
+        self.news.set()
 
     async def _listen(self, receive: Receive) -> None:
         """Say when the client hangs up."""
         while (await receive())["type"] != "http.disconnect":
             pass
-        self.queue.put_nowait(None)
+        self.gone = True
+        self.news.set()
 
-    async def _pieces(
-        self, indices: dict[int, int]
-    ) -> AsyncIterator[list[tuple[int, str, list[int]]]]:
-        """Per choice the text and tokens that came since the last look, until all have ended.
+    async def _more(self) -> bool:
+        """Wait for more; whether there will be yet more.
 
         Raises `Refusal` when an answer was broken off, and `ClientDisconnect`.
         """
-        unfinished = len(indices)
-        while unfinished:
-            found = [await self.queue.get()]
-            while not self.queue.empty():
-                found.append(self.queue.get_nowait())
-            text_by_choice: dict[int, str] = {}
-            ids_by_choice: dict[int, list[int]] = {}
-            for one in found:
-                if one is None:
-                    raise ClientDisconnect()
-                if isinstance(one, Broken):
-                    raise one.why
-                number = indices[one.index]
-                answer = self.answers[number]
-                if answer.finish_reason is not None:
-                    continue
-                piece = answer.take(one)
-                text_by_choice[number] = text_by_choice.get(number, "") + piece
-                ids_by_choice.setdefault(number, []).append(one.token_id)
-                if answer.finish_reason is not None:
-                    unfinished -= 1
-                    self.engine.leave(one.index)
-            yield [(n, text, ids_by_choice[n]) for n, text in text_by_choice.items()]
+        await self.news.wait()
+        self.news.clear()
+        if self.gone:
+            raise ClientDisconnect
+        if self.broken is not None:
+            raise self.broken
+        return any(answer.finish_reason is None for answer in self.answers)
 
-    async def _whole(self, indices: dict[int, int], send: Send) -> None:
-        texts = [""] * len(indices)
-        async for pieces in self._pieces(indices):
-            for number, text, _ in pieces:
-                texts[number] += text
-        counts = usage(self.asked.prompts, self.answers)
-        body = self.reply.whole(texts, self.answers, counts)
+    async def _whole(self, send: Send) -> None:
+        while await self._more():
+            pass
+        body = self.reply.whole(self.answers, self._usage())
         await _start(send, "application/json", {"Content-Length": str(len(body))})
-        await send({"type": "http.response.body", "body": body})
+        await _write(send, body, more=False)
 
-    async def _stream(self, indices: dict[int, int], send: Send) -> None:
+    async def _stream(self, send: Send) -> None:
         await _start(send, "text/event-stream; charset=utf-8", STREAM_HEADERS)
-        begin = b"".join(map(self.reply.begin, range(len(indices))))
-        if begin:
-            await _write(send, begin)
-        held: dict[int, list[int]] = {}
+        await _write(send, b"".join(map(self.reply.begin, range(len(self.answers)))))
         try:
-            async for pieces in self._pieces(indices):
-                events = b""
-                for number, text, ids in pieces:
-                    held.setdefault(number, []).extend(ids)
-                    answer = self.answers[number]
-                    if text or answer.finish_reason is not None:
-                        events += self.reply.more(number, text, answer, held.pop(number))
-                if events:
-                    await _write(send, events)
-            await _write(send, self.reply.count(usage(self.asked.prompts, self.answers)) + END)
+            more = True
+            while more:
+                more = await self._more()
+                events = (self.reply.more(n, one) for n, one in enumerate(self.answers))
+                await _write(send, b"".join(events))
+            await _write(send, self.reply.count(self._usage()) + END)
         except Refusal as why:
             # The status was sent long ago: the stream says it, and ends without [DONE].
             await _write(send, event(why.body))
-        await send({"type": "http.response.body", "body": b""})
+        await _write(send, b"", more=False)
+
+    def _usage(self) -> dict[str, int]:
+        return usage(self.asked.prompts, self.answers)
 
 
 async def _start(send: Send, content_type: str, headers: dict[str, str]) -> None:
@@ -276,17 +259,20 @@ async def _start(send: Send, content_type: str, headers: dict[str, str]) -> None
     await send({"type": "http.response.start", "status": 200, "headers": raw})
 
 
-async def _write(send: Send, body: bytes) -> None:
-    await send({"type": "http.response.body", "body": body, "more_body": True})
+async def _write(send: Send, body: bytes, *, more: bool = True) -> None:
+    if body or not more:
+        await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
 # --- what goes wrong ------------------------------------------------------------------------------
 
 
-def _said(why: Refusal) -> Response:
-    # What is left of the body isn't read.
-    headers = why.headers | ({"Connection": "close"} if why.status in (408, 413, 415) else {})
-    return JSONResponse(why.body, why.status, headers)
+def _said(why: Refusal, headers: Mapping[str, str] | None = None) -> Response:
+    found = {**why.headers, **(headers or {})}
+    if why.status in (408, 413, 415):
+        # What is left of the body isn't read.
+        found["Connection"] = "close"
+    return JSONResponse(why.body, why.status, found)
 
 
 async def _refuse(_: Request, why: Exception) -> Response:
@@ -297,7 +283,7 @@ async def _refuse(_: Request, why: Exception) -> Response:
 async def _unrouted(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     text = f"{request.method} {request.url.path}: {error.detail}."
-    return _said(Refusal(error.status_code, text))
+    return _said(Refusal(error.status_code, text), error.headers)
 
 
 async def _gone(_: Request, __: Exception) -> Response:

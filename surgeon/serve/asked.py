@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from surgeon.decoding import Request, stream_key
 from surgeon.errors import BadInput
 from surgeon.serve.refusals import Refusal
 from surgeon.traces import Prompt, encode
@@ -40,6 +41,8 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 STOPS, STOP_LENGTH = 16, 256
 """Most stop strings of a request, and characters of one."""
 MOST_ANSWERS = 128
+STREAM = "serve"
+"""The name that a seed's random numbers go by."""
 
 
 class Offer(NamedTuple):
@@ -81,6 +84,19 @@ class Asked(NamedTuple):
     token_ids: bool
     """The answer's tokens come with its text."""
 
+    @property
+    def requests(self) -> list[Request]:
+        """The answers to decode, in the order of the choices: all of the first prompt, and so on.
+
+        The same prompt and seed give the same answers, alone or among other prompts.
+        """
+        settings = self.max_tokens, self.temperature, self.top_p, self.top_k
+        return [
+            Request(ids, stream_key(self.seed, STREAM, number), *settings)
+            for ids in self.prompts
+            for number in range(self.n)
+        ]
+
 
 def read_chat(raw: bytes, tokenizer: "PreTrainedTokenizerBase", offer: Offer) -> Asked:
     """The body of a chat request; raises `Refusal`."""
@@ -109,7 +125,7 @@ def read_completion(raw: bytes, tokenizer: "PreTrainedTokenizerBase", offer: Off
         [int(i) for i in tokenizer(p, add_special_tokens=special)["input_ids"]]  # pyright: ignore
         if isinstance(p, str)
         else p
-        for p in _prompts(body.get("prompt"), offer.vocabulary)
+        for p in _prompts(body.get("prompt"), offer)
     ]
     # OpenAI's default for this endpoint.
     most = _tokens(body, "max_tokens", min(16, offer.max_tokens), offer)
@@ -166,11 +182,7 @@ def _asked(
                 param=param, code="context_length_exceeded",
             )  # fmt: skip
     n = _whole(body, "n", 1, 1, MOST_ANSWERS)
-    if n * len(prompts) > offer.most_answers:
-        raise Refusal(
-            400, f"The request asks for {n * len(prompts)} answers; this server takes "
-            f"{offer.most_answers} at once.", param="n",
-        )  # fmt: skip
+    _check_answers(n * len(prompts), "n", offer)
     temperature = _number(body, "temperature", offer.temperature, 0, 2)
     top_p = _number(body, "top_p", offer.top_p, 0, 1)
     top_k = _whole(body, "top_k", offer.top_k, -1, 1 << 31)
@@ -247,7 +259,7 @@ def _thinking(found: object, default: bool | None) -> bool | None:
     return value
 
 
-def _prompts(found: object, vocabulary: int) -> list[str | list[int]]:
+def _prompts(found: object, offer: Offer) -> list[str | list[int]]:
     """Text, token ids, or a list of either."""
 
     def is_ids(value: object) -> bool:
@@ -256,15 +268,24 @@ def _prompts(found: object, vocabulary: int) -> list[str | list[int]]:
     several: list[Any] = found if isinstance(found, list) and not is_ids(found) else [found]
     if not several or not all(isinstance(p, str) or is_ids(p) for p in several):
         raise Refusal(400, "prompt must be text or token ids, or a list of either.", param="prompt")
+    _check_answers(len(several), "prompt", offer)
     for prompt in several:
         if isinstance(prompt, str):
             _encodable(prompt, "prompt")
-        elif not all(0 <= i < vocabulary for i in prompt):
+        elif not all(0 <= i < offer.vocabulary for i in prompt):
             raise Refusal(
-                400, f"prompt holds token ids outside the model's 0 to {vocabulary - 1}.",
+                400, f"prompt holds token ids outside the model's 0 to {offer.vocabulary - 1}.",
                 param="prompt",
             )  # fmt: skip
     return several
+
+
+def _check_answers(asked: int, param: str, offer: Offer) -> None:
+    if asked > offer.most_answers:
+        raise Refusal(
+            400, f"The request asks for {asked} answers; this server takes {offer.most_answers} at "
+            "once.", param=param,
+        )  # fmt: skip
 
 
 def _stops(found: object) -> tuple[str, ...]:
@@ -296,7 +317,8 @@ def _encodable(text: str, param: str) -> str:
 def _checked(
     body: Mapping[str, Any], name: str, default: Any, good: Callable[[Any], bool], expected: str
 ) -> Any:
-    value = body.get(name, default)
+    value = body.get(name)
+    value = default if value is None else value
     if not good(value):
         raise Refusal(400, f"{name} is {str(value)[:40]}, expected {expected}.", param=name)
     return value

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
-from surgeon.decoding import Decoder, Request
+from surgeon.decoding import Decoder, Request, Token
 from surgeon.errors import BadInput
 from surgeon.neureasoner.watching import Firing, Watching
 from surgeon.serve.refusals import Refusal, closing, failed, overloaded
@@ -80,10 +80,12 @@ class Engine:
         self.model, self.stop, self.rows, self.max_tokens = model, stop, rows, max_tokens
         self.max_waiting, self.watching = max_waiting, watching
         self.decoder = self._decoder()
+        # Which may have fewer.
+        self.rows = self.decoder.rows
         self.closing = False
         """No new requests are taken."""
         self.answered = self.tokens = 0
-        """Counts of what was done, for the one who looks."""
+        """Counts of what was done, for the one who looks: of the loop, and of the worker."""
         self._numbers = itertools.count()
         self._open: set[int] = set()
         # The only queue whose `put` may interrupt another one: a signal handler closes the engine.
@@ -118,10 +120,11 @@ class Engine:
             self._inbox.put(_Join(index, request, deliver))
         return indices
 
-    def leave(self, index: int) -> None:
-        """Nobody waits for this answer any more."""
+    def leave(self, index: int, *, answered: bool = False) -> None:
+        """Nobody waits for this answer any more, because it is `answered` or given up."""
         if index in self._open:
             self._open.remove(index)
+            self.answered += answered
             self._inbox.put(_Leave(index))
 
     def close(self, within_s: float) -> None:
@@ -189,9 +192,16 @@ class Engine:
                 traceback.print_exc()
             reason = " ".join(str(error).split())[:300]
             print(f"A pass of the model failed: {reason}", file=sys.stderr, flush=True)
-            self.decoder = self._decoder()
-            self._break_off(failed(f"The model failed: {reason}"))
+        else:
+            self._tell(tokens)
             return
+        # A decoder plans with the memory that is free: the old one, and with the error the frames
+        # of its pass, must be gone by then.
+        del self.decoder
+        self.decoder = self._decoder()
+        self._break_off(failed(f"The model failed: {reason}"))
+
+    def _tell(self, tokens: Sequence[Token]) -> None:
         for index, token_id, _, finish_reason in tokens:
             answer = self._answers.get(index)
             if answer is None:
@@ -205,7 +215,6 @@ class Engine:
             self.tokens += 1
             answer.deliver(Emitted(index, token_id, finish_reason, firings))
             if finish_reason is not None:
-                self.answered += 1
                 self._forget(index)
 
     def _forget(self, index: int) -> None:

@@ -15,37 +15,53 @@ END = b"data: [DONE]\n\n"
 
 
 class Written:
-    """One answer as far as it has come; `take` gives the text that each token adds."""
+    """One answer as far as it has come."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", stops: Sequence[str], keep_stop: bool):
         self._detokenizer = Detokenizer(tokenizer)
         self._stops = StopStrings(stops, keep_stop)
         self.token_ids: list[int] = []
         """All tokens, with the stop token where one ended the answer."""
+        self.pieces: list[str] = []
+        """The text that each token added."""
         self.firings: list[Firing] = []
         self.finish_reason: str | None = None
+        self._told = 0
+        """Tokens that `news` gave."""
+
+    @property
+    def text(self) -> str:
+        """All text that is certain."""
+        return "".join(self.pieces)
 
     @property
     def stop_string(self) -> str | None:
         """The stop string that ended the answer, if one did."""
         return self._stops.hit
 
-    def take(self, token: Emitted) -> str:
-        """The text that can be shown now; nothing once the answer is over."""
+    def take(self, token: Emitted) -> None:
+        """Add the next token; once the answer is over it changes nothing."""
         if self.finish_reason is not None:
-            return ""
-        self.token_ids.append(token.token_id)
-        self.firings += token.firings
+            return
         text = ""
         if token.finish_reason != "stop":
             text = self._stops.push(self._detokenizer.push(token.token_id))
         if token.finish_reason is not None:
-            text += self._stops.push(self._detokenizer.finish())
-            text += self._stops.finish()
-            self.finish_reason = token.finish_reason
-        if self._stops.hit is not None:
-            self.finish_reason = "stop"
-        return text
+            text += self._stops.push(self._detokenizer.finish()) + self._stops.finish()
+        self.token_ids.append(token.token_id)
+        self.pieces.append(text)
+        self.firings += token.firings
+        self.finish_reason = token.finish_reason if self._stops.hit is None else "stop"
+
+    def news(self) -> tuple[str, list[int]] | None:
+        """Text and tokens since the last news; None while they add no text, unless they are the
+        last."""
+        first = self._told
+        text = "".join(self.pieces[first:])
+        if not text and (self.finish_reason is None or first == len(self.pieces)):
+            return None
+        self._told = len(self.pieces)
+        return text, self.token_ids[first:]
 
     def extension(self) -> dict[str, Any]:
         """What the monitor did, for those who ask this server."""
@@ -98,11 +114,11 @@ class Reply(NamedTuple):
     token_ids: bool
     usage: bool
 
-    def whole(self, texts: Sequence[str], answers: Sequence[Written], usage: Any) -> bytes:
+    def whole(self, answers: Sequence[Written], usage: dict[str, int]) -> bytes:
         """The body of a reply that comes at once."""
         choices = [
-            self._choice(number, self.form.say(text), answer, answer.token_ids)
-            for number, (text, answer) in enumerate(zip(texts, answers, strict=True))
+            self._choice(number, self.form.say(answer.text), answer, answer.token_ids)
+            for number, answer in enumerate(answers)
         ]
         return _json({**self._object(self.form.whole), "choices": choices, "usage": usage})
 
@@ -112,9 +128,13 @@ class Reply(NamedTuple):
             return b""
         return self._event([{"index": number, **self.form.begin, **_unfinished()}])
 
-    def more(self, number: int, text: str, answer: Written, new_ids: Sequence[int]) -> bytes:
-        """The event of more text; the last of a choice says why it ended."""
-        return self._event([self._choice(number, self.form.add(text), answer, new_ids)])
+    def more(self, number: int, answer: Written) -> bytes:
+        """The event of a choice's news, if any; the last of a choice says why it ended."""
+        news = answer.news()
+        if news is None:
+            return b""
+        text, token_ids = news
+        return self._event([self._choice(number, self.form.add(text), answer, token_ids)])
 
     def count(self, usage: dict[str, int]) -> bytes:
         """The event with the count of tokens, where the client wants one."""

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 SLOW_READERS_S = 5
 """Seconds that clients have to fetch the last of their replies."""
+BACKLOG = 2048
+"""Connections that may wait to be taken up."""
 
 
 def require_web() -> None:
@@ -29,16 +32,6 @@ def require_web() -> None:
         raise BadInput(
             f"surgeon serve needs {' and '.join(missing)}: pip install 'surgeon[serve]'."
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 @contextmanager
@@ -60,11 +53,20 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind(address)
         except OSError as error:
-            raise BadInput(
-                f"{host}:{port} can't be listened on ({error.strerror}): give another --port, or 0 "
-                "for any free one."
-            ) from error
+            raise _taken(host, port, error) from error
         yield bound
+
+
+def _taken(host: str, port: int, error: OSError) -> BadInput:
+    return BadInput(
+        f"{host}:{port} can't be listened on ({error.strerror}): give another --port (0: any "
+        "free one) or --host."
+    )
+
+
+def is_loopback(bound: socket.socket) -> bool:
+    """Whether only this machine can reach it."""
+    return ipaddress.ip_address(bound.getsockname()[0]).is_loopback
 
 
 def url_of(bound: socket.socket) -> str:
@@ -85,7 +87,8 @@ def run(
 
     The model works in the calling thread, the web server in another. No connection is taken any
     more once a signal has come, answers have `grace_s` seconds to end, and whoever is still waiting
-    is told so. A second signal means at once. `begun` is called when connections are taken.
+    is told so. A second signal means at once, and a third doesn't wait for the pass that runs.
+    `begun` is called when connections are taken.
     """
     import uvicorn
 
@@ -104,27 +107,31 @@ def run(
         )
     )
 
-    def answer() -> None:
-        try:
-            server.run(sockets=[bound])
-        finally:
-            engine.close(0)
-
     def stop(signals: int) -> None:
         engine.close(grace_s if signals == 1 else 0)
         server.should_exit, server.force_exit = True, signals > 2
+        if signals > 2:
+            # Not even the pass that runs is waited for.
+            raise KeyboardInterrupt
 
-    thread = threading.Thread(target=answer, name="surgeon serve")
-    with stopped_by_signals(stop) as caught:
-        thread.start()
+    try:
+        bound.listen(BACKLOG)
+    except OSError as error:
+        # Another process bound it too, and was first to listen.
+        host, port = bound.getsockname()[:2]
+        raise _taken(host, port, error) from error
+    with stopped_by_signals(stop) as caught, ThreadPoolExecutor(1, "surgeon serve") as pool:
+        serving = pool.submit(server.run, sockets=[bound])
+        serving.add_done_callback(lambda _: engine.close(0))
         try:
-            while thread.is_alive() and not server.started:
+            while not (server.started or serving.done()):
                 time.sleep(0.01)
-            begun()
+            if server.started:
+                begun()
             engine.run()
         finally:
             server.should_exit = True
-            thread.join()
+            serving.result()
     return signal.SIGINT in caught[:1]
 
 

@@ -35,8 +35,11 @@ class Detokenizer:
         text = self._text()
         certain = text.rstrip(BROKEN)
         if len(text) - len(certain) >= NO_CHARACTER <= len(self.ids) - self.whole:
-            piece = text[self.given :]
-            self.ids, self.given, self.whole = [], 0, 0
+            # The last three bytes may still be the beginning of a character.
+            kept = self.ids[-3:]
+            del self.ids[-3:]
+            piece = self.finish()
+            self.ids = kept
             return piece
         piece = certain[self.given :]
         self.given = max(self.given, len(certain))
