@@ -174,8 +174,9 @@ class View:
 
     def thinks(self, trace: Trace) -> bool:
         """Whether the response is in a thinking block, opened by it or by the chat template."""
-        opened = text_of(self.tokenizer, trace.prompt_token_ids[-16:]) + trace.text
-        return self.ends.close_id is not None and THINKING[0] in opened
+        asked = text_of(self.tokenizer, trace.prompt_token_ids[-16:])
+        opened = asked.rfind(THINKING[0]) > asked.rfind(THINKING[1]) or THINKING[0] in trace.text
+        return self.ends.close_id is not None and opened
 
 
 def choose_cases(
@@ -183,27 +184,29 @@ def choose_cases(
 ) -> Iterator[Case]:
     """The examples to write, in the traces' order: own failures where there are any.
 
-    Counterparts, which end with the step they were made for, are not used.
+    Failures are made up in traces that were looked at and have none. Counterparts, which end with
+    the step they were made for, are not used.
     """
     by_trace: dict[tuple[str, int], list[Span]] = {}
     for span in labels.spans:
         by_trace.setdefault((span.prompt_id, span.sample), []).append(span)
-    for key, spans in by_trace.items():
-        trace, prompt = labels.traces[key], labels.prompts[key[0]]
+    for key, trace in labels.traces.items():
+        spans, prompt = by_trace.get(key, []), labels.prompts[key[0]]
         bad = [s for s in spans if s.failing and s.level in LEVELS]
         counterpart = any(not s.failing and s.pair is not None and s.level in LEVELS for s in spans)
         if counterpart and not bad:
             continue
         for level in levels:
             name = f"{key[0]}/{key[1]}/{level}"
-            own = sorted((s.first, s.last) for s in bad if s.level == level)
-            wrong_before = min((s.first for s in bad if s.level == "intra"), default=1 << 30)
+            n = len(whole_steps(ends, trace))
+            wrong_before = min((s.first for s in bad if s.level == "intra"), default=n)
+            own = sorted((s.first, s.last) for s in bad if s.level == level and s.last < n)
             own = [span for span in own if span[0] <= wrong_before]
             if own and failures != "made":
                 chosen = own[0] if level == "intra" else Random(f"{seed} {name}").choice(own)
                 yield Case(name, level, prompt, trace, *chosen, made=False)
-            elif failures != "own":
-                n = min(len(whole_steps(ends, trace)), wrong_before)
+            elif failures != "own" and any(s.level == level for s in spans):
+                n = min(n, wrong_before)
                 if n >= 2:
                     step = Random(f"{seed} {name}").randrange(1, n)
                     yield Case(name, level, prompt, trace, step, step, made=True)
@@ -271,8 +274,10 @@ class Asked:
 
     def parts(self, case: Case, value: Mapping[str, str]) -> Rewritten:
         """The reply as parts of a response."""
-        steps = self.view.steps(case.trace)
-        wrong = value["wrong"] if case.made else "".join(steps[case.first : case.last + 1]).strip()
+        own = "".join(self.view.steps(case.trace)[case.first : case.last + 1])
+        # A first step may begin with the line break after the token that opens the thinking.
+        lead = own[: len(own) - len(own.lstrip())]
+        wrong = lead + (value["wrong"] if case.made else own.strip())
         close = f"\n{THINKING[1]}\n\n" if self.view.thinks(case.trace) else "\n\n"
         return Rewritten(
             self.view.before(case.trace, case.first),
@@ -339,7 +344,8 @@ def _read_written(file: Path) -> dict[str, Written]:
         if line.endswith(b"\n"):
             row = json.loads(line)
             parts = None if row["parts"] is None else Rewritten(**row["parts"])
-            found[row.pop("id")] = Written(**{**row, "parts": parts})
+            name = row.pop("id")
+            found[name] = Written(**{**row, "parts": parts})
     return found
 
 
