@@ -471,15 +471,22 @@ def reverse_kl(
     `CHUNK_BYTES`); the gradient of each chunk is taken while its logits are there, so nothing is
     computed twice. `weight_T` (default 1) are constants. `teacher_head_VD` where the teacher's
     unembedding differs; `softcap` where the family caps its logits. No gradient reaches the
-    teacher.
+    teacher. Under autocast the logits come from its dtype; all that follows is float32.
     """
     T, V = len(student_TD), len(head_VD)
     chunk = chunk_tokens or max(16, CHUNK_BYTES // (4 * V))
     weight_T = student_TD.new_ones(T, dtype=torch.float32) if weight_T is None else weight_T
     other = head_VD if teacher_head_VD is None else teacher_head_VD
-    outputs: Any = _ReverseKL.apply(
-        student_TD, teacher_TD.detach(), head_VD, other.detach(), weight_T, softcap, chunk
-    )
+    kind = student_TD.device.type
+    if torch.is_autocast_enabled(kind):
+        # Once here, not in every chunk; left on, it would round the sums over the vocabulary too.
+        low = torch.get_autocast_dtype(kind)
+        student_TD, teacher_TD, head_VD = (x.to(low) for x in (student_TD, teacher_TD, head_VD))
+        other = other.to(low)
+    with torch.autocast(kind, enabled=False):
+        outputs: Any = _ReverseKL.apply(
+            student_TD, teacher_TD.detach(), head_VD, other.detach(), weight_T, softcap, chunk
+        )
     return Divergence(*outputs)
 
 
@@ -504,8 +511,8 @@ class _ReverseKL(torch.autograd.Function):
         grad_TD = torch.zeros_like(student_TD) if wants_hidden else None
         grad_VD = torch.zeros_like(head_VD, dtype=torch.float32) if wants_head else None
         told: list[tuple[Tensor, ...]] = []
-        for part in torch.arange(len(student_TD), device=student_TD.device).split(chunk):
-            rows = slice(int(part[0]), int(part[-1]) + 1)
+        for first in range(0, len(student_TD), chunk):
+            rows = slice(first, first + chunk)
             student_CV = _logits(student_TD[rows], head_VD, softcap)
             # d(cap tanh(z / cap)) / dz, which is 1 without a cap
             slope_CV = None if softcap is None else 1 - (student_CV / softcap).square()

@@ -323,6 +323,31 @@ def test_bfloat16_states_give_gradients_in_their_own_dtype():
         assert tensor.grad is not None and tensor.grad.dtype == torch.bfloat16
 
 
+def test_under_autocast_only_the_logits_are_rounded():
+    """Sums over the vocabulary in bfloat16 would be wrong by more than a small divergence."""
+    torch.manual_seed(0)
+    student = torch.randn(9, 8, requires_grad=True)
+    teacher = (student + 0.1 * torch.randn(9, 8)).detach()
+    head = torch.randn(500, 8, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = reverse_kl(student, teacher, head, chunk_tokens=4)
+        z, y = (x @ head.T for x in (student, teacher))
+    assert z.dtype == torch.bfloat16
+    log_p, log_q = (x.detach().double().log_softmax(-1) for x in (z, y))
+    torch.testing.assert_close(
+        found.kl_T.double(), (log_p.exp() * (log_p - log_q)).sum(-1), rtol=1e-4, atol=2e-6
+    )
+    assert {tensor.dtype for tensor in found} == {torch.float32}
+    found.total.backward()
+    for tensor in (student, head):
+        assert tensor.grad is not None and tensor.grad.dtype == torch.float32
+
+
+def test_no_tokens_have_no_divergence():
+    found = reverse_kl(torch.zeros(0, 4), torch.zeros(0, 4), torch.randn(9, 4))
+    assert found.total == 0 and len(found.kl_T) == len(found.agree_T) == 0
+
+
 # --- diagnostics
 
 
