@@ -168,13 +168,15 @@ def test_wrong_tunings_are_refused(wrong):
         Tuning(**wrong)
 
 
-def test_gradient_checkpointing_changes_no_gradient(source: Path):
+@pytest.mark.parametrize("weights", ["lora", "full"])
+def test_gradient_checkpointing_changes_no_gradient(source: Path, weights):
     gradients = []
     for recompute in (False, True):
         model: Any = Checkpoint.open(source).model().train()
-        tune(model, Tuning("full", gradient_checkpointing=recompute))
+        tune(model, Tuning(weights, gradient_checkpointing=recompute))
         nll(model, micro([0, 1, 2]), None).total.backward()
-        gradients.append([p.grad for p in model.parameters()])
+        gradients.append([p.grad for p in trainable(model).values()])
+        assert any(grad.abs().max() > 0 for grad in gradients[-1])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
 
@@ -421,7 +423,7 @@ def test_random_state_follows_from_seed_step_and_process():
 
 # --- several processes
 
-CASES = [("lora", "ddp"), ("full", "fsdp"), ("lora", "fsdp")]
+CASES = [("lora", "ddp"), ("full", "ddp"), ("lora", "fsdp"), ("full", "fsdp")]
 
 
 def trained(source: str, out: Path, weights: str, parallel: str) -> dict[str, Any]:

@@ -34,6 +34,9 @@ DIVERSE = 0.7
 """Mean Jaccard distance below which the paper's domains gained nothing from retrieval over random
 contexts; its diverse one had .87, the others .63 to .64 (sec. 5.2)."""
 TRUNCATED = 0.2
+UNREAD = 0.2
+"""Shares of answers without an end, or without an answer that was found, that are worth a word (a
+choice of ours)."""
 
 Answers = dict[tuple[str, int], Trace]
 """(prompt id, sample) -> trace."""
@@ -76,7 +79,7 @@ def gather_evidence(plan: Plan, work: Path) -> Evidence:
         found: dict[str, Any] = {
             "pool": len(plan.prompts),
             "chosen": len(chosen),
-            "room": room(plan, answers, plan.prompts),
+            **room(plan, answers, plan.prompts),
             "truncated": truncated(answers.values()),
         }
         return told(plan, Evidence(model, tokenizer, answers, chosen, {}, found, []), work)
@@ -100,7 +103,7 @@ def gather_evidence(plan: Plan, work: Path) -> Evidence:
         "set_size": float(np.mean(size_N)),
         "mean_jaccard_distance": nopsd.mean_distance(sets, seed=plan.schedule.seed),
         "truncated": truncated(traces),
-        "room": room(plan, more, asked),
+        **room(plan, more, asked),
         **gap(plan, model, tokenizer, traces, contexts, probed),
         "shots": float(np.mean([c.kept for c in contexts.values()])),
         "demonstrations_dropped": sum(len(c.shot_K) - c.kept for c in contexts.values()),
@@ -158,10 +161,12 @@ def pool_sets(
     directory.mkdir(exist_ok=True)
     firsts = list(range(0, len(traces), BLOCK))
     files = [directory / f"{first:07d}.safetensors" for first in firsts]
+    # Shared out by number, whatever is there: a peer may have begun to write already.
     mine = slice(accelerator.process_index, None, accelerator.num_processes)
-    missing = [(f, file) for f, file in zip(firsts, files, strict=True) if not file.is_file()]
-    with bar("contribution sets", len(missing[mine])) as advance:
-        for first, file in missing[mine]:
+    pairs = list(zip(firsts, files, strict=True))[mine]
+    missing = [(first, file) for first, file in pairs if not file.is_file()]
+    with bar("contribution sets", len(missing)) as advance:
+        for first, file in missing:
             found = set_block(model, traces[first : first + BLOCK], plan.readings)
             temporary = file.with_suffix(".tmp")
             save_file(
@@ -233,11 +238,22 @@ def vote(plan: Plan, trace: Trace) -> str | None:
     return None if answer is None else canonical(answer)
 
 
-def room(plan: Plan, answers: Answers, prompts: Sequence[Prompt]) -> float:
-    """Room for sharpening on these questions, from `samples` answers each."""
+def room(plan: Plan, answers: Answers, prompts: Sequence[Prompt]) -> dict[str, float]:
+    """Room for sharpening on these questions, from `samples` answers each, and the share of the
+    answers with an end in which no answer was found: they vote for nothing."""
     samples = plan.settings["samples"]
-    votes = [[vote(plan, answers[p.id, n]) for n in range(samples)] for p in prompts]
-    return nopsd.room_for_sharpening(metrics.agreement_by_prompt(votes))
+    drawn = [[answers[prompt.id, n] for n in range(samples)] for prompt in prompts]
+    votes = [[vote(plan, trace) for trace in traces] for traces in drawn]
+    unread = [
+        voted is None
+        for traces, row in zip(drawn, votes, strict=True)
+        for trace, voted in zip(traces, row, strict=True)
+        if trace.finish_reason != "length"
+    ]
+    return {
+        "room": nopsd.room_for_sharpening(metrics.agreement_by_prompt(votes)),
+        "unread": float(np.mean(unread)) if unread else 0.0,
+    }
 
 
 def truncated(traces: Any) -> float:
@@ -396,13 +412,20 @@ def cautions(plan: Plan, found: dict[str, Any]) -> list[str]:
             f"{found['truncated']:.0%} of the answers hit the limit of "
             f"{plan.sampling.max_tokens} tokens; they vote for nothing and demonstrate nothing."
         )
+    if found["unread"] > UNREAD:
+        said.append(
+            f"In {found['unread']:.0%} of the finished answers {plan.settings['answer']!r} finds "
+            "nothing to vote with, so the room for sharpening looks larger than it is. Choose "
+            "another --answer."
+        )
     if plan.settings["method"] != "nopsd":
         return said
     if found["entropy_gap_interval"][1] >= 0:
         low, high = found["entropy_gap_interval"]
         said.append(
-            f"The teacher is not sharper than the student: entropy gap {found['entropy_gap']:+.4f} "
-            f"nats per token ({low:+.4f} to {high:+.4f}). In the paper such pools gained nothing."
+            f"The teacher is not clearly sharper than the student: entropy gap "
+            f"{found['entropy_gap']:+.4f} nats per token ({low:+.4f} to {high:+.4f}). In the paper "
+            "such pools gained nothing."
         )
     if plan.settings["context"] == "nearest" and found["mean_jaccard_distance"] < DIVERSE:
         said.append(

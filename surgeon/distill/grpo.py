@@ -9,6 +9,8 @@ methods of this package a run that is killed in this stage begins the stage agai
 # Shapes: P response positions, V vocabulary, G rollouts of a question.
 
 import json
+import math
+import time
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -22,8 +24,10 @@ from surgeon.answers import canonical
 from surgeon.decoding.architecture import Head, head_of
 from surgeon.distill.evidence import Evidence
 from surgeon.distill.plan import Plan
+from surgeon.errors import BadInput
+from surgeon.progress import bar
 from surgeon.traces import stop_ids
-from surgeon.training import METRICS, Student, response_states, sequences
+from surgeon.training import METRICS, Guards, Journal, Student, response_states, sequences
 
 PENALTY = {"ttrl": 0.0, "intuitor": 0.005}
 """Weight of the KL to the start: TTRL as in Neuron-OPSD App. A, Intuitor as published."""
@@ -56,15 +60,24 @@ def self_certainty(hidden_PD: Tensor, head: Head) -> float:
 
 
 def train_grpo(
-    plan: Plan, evidence: Evidence, student: Student, adapter: Any, work: Path
+    plan: Plan,
+    evidence: Evidence,
+    student: Student,
+    adapter: Any,
+    directory: Path,
+    guards: Guards,
+    what: str,
 ) -> list[dict[str, Any]]:
-    """Train with TRL; returns the record of every step, which goes to `training/` too."""
+    """Train with TRL; returns the record of every step, which `directory/metrics.jsonl` holds too.
+
+    Raises `BadInput` when the loss is not finite.
+    """
     from datasets import Dataset
-    from transformers import PrinterCallback
+    from transformers import PrinterCallback, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer  # pyright: ignore
 
     settings, schedule = plan.settings, plan.schedule
-    group, directory = settings["samples"], work / "training"
+    group = settings["samples"]
     thinking = plan.sampling.thinking
     device = plan.accelerator.device
     config = GRPOConfig(
@@ -92,7 +105,27 @@ def train_grpo(
         report_to=[],
         disable_tqdm=True,
     )
-    with warnings.catch_warnings():
+    directory.mkdir(exist_ok=True)
+    (directory / METRICS).write_text("")
+    journal = Journal(plan.accelerator, directory, [], guards)
+
+    class Writer(TrainerCallback):
+        """Hands each step to the journal when it ends."""
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.begun = time.monotonic()
+
+        def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
+            if "loss" in logs:
+                seconds = time.monotonic() - self.begun
+                journal.add(
+                    record_of(
+                        len(journal.records) + 1, logs, group * settings["batch_size"], seconds
+                    )
+                )
+                advance(note=f"reward {logs['reward']:.3f}")
+
+    with bar(what, schedule.steps) as advance, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = GRPOTrainer(
             model=student.model if adapter is None else adapter,  # pyright: ignore
@@ -100,23 +133,29 @@ def train_grpo(
             args=config,
             train_dataset=Dataset.from_list([{"prompt": list(p.messages)} for p in plan.prompts]),
             processing_class=evidence.tokenizer,
+            callbacks=[Writer()],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    records = [record_of(row) for row in trainer.state.log_history if "loss" in row]
-    directory.mkdir(exist_ok=True)
-    (directory / METRICS).write_text("".join(json.dumps(r) + "\n" for r in records))
-    return records
+    return journal.records
 
 
-def record_of(row: dict[str, Any]) -> dict[str, Any]:
-    """One line of TRL's log under this package's names."""
+def record_of(step: int, log: dict[str, Any], responses: int, seconds: float) -> dict[str, Any]:
+    """One entry of TRL's log under this package's names; raises `BadInput` for a loss that isn't
+    finite."""
     names = {
-        "step": "step", "loss": "loss", "reward": "reward", "entropy": "student_entropy",
+        "loss": "loss", "reward": "reward", "kl": "kl", "entropy": "student_entropy",
         "completions/mean_length": "length", "completions/clipped_ratio": "truncated",
         "learning_rate": "lr", "grad_norm": "gradient_norm",
     }  # fmt: skip
-    return {mine: float(row[name]) for name, mine in names.items() if name in row}
+    found = {mine: float(log[name]) for name, mine in names.items() if name in log}
+    if not math.isfinite(found["loss"]):
+        raise BadInput(f"the loss became {found['loss']} in step {step}. Lower the learning rate.")
+    tokens = responses * found["length"]
+    return {
+        "step": step, **found, "tokens": tokens, "responses": responses, "seconds": seconds,
+        "tokens_per_s": tokens / seconds,
+    }  # fmt: skip
 
 
 def reward(plan: Plan, evidence: Evidence, model: nn.Module) -> Any:
@@ -126,11 +165,14 @@ def reward(plan: Plan, evidence: Evidence, model: nn.Module) -> Any:
     ids_of = dict(zip(asked, plan.prompt_ids, strict=True))
 
     def ttrl(completion_ids: list[list[int]], **_: Any) -> list[float]:
-        texts = [evidence.tokenizer.decode(ids) for ids in completion_ids]
-        ended = [ids[-1] in stop for ids in completion_ids]
-        found = [plan.extract(str(t)) if e else None for t, e in zip(texts, ended, strict=True)]
-        votes = [None if answer is None else canonical(answer) for answer in found]
-        return majority_rewards(votes, plan.settings["samples"])
+        return majority_rewards([voted(ids) for ids in completion_ids], plan.settings["samples"])
+
+    def voted(ids: list[int]) -> str | None:
+        if ids[-1] not in stop:
+            return None
+        text = evidence.tokenizer.decode(ids[:-1], clean_up_tokenization_spaces=False)
+        answer = plan.extract(str(text))
+        return None if answer is None else canonical(answer)
 
     @torch.no_grad()
     def intuitor(prompts: list, completion_ids: list[list[int]], **_: Any) -> list[float]:

@@ -65,29 +65,23 @@ def train(plan: Plan, evidence: Evidence, work: Path) -> Trained:
         parallel=settings["parallel"],
         bf16=bf16,
     )
-    if settings["method"] in BY_TRL:
+    plan.accelerator.init_trackers("surgeon", config=flat(settings))
+    directory, what = work / "training", f"train ({settings['method']})"
+    if settings["method"] == "nopsd":
+        records = fit(
+            student, on_policy(plan, evidence, student), imitation, directory,
+            schedule=plan.schedule, teacher=make_teacher(plan, student), target=teacher_states,
+            guards=GUARDS, what=what,
+        )  # fmt: skip
+    elif settings["method"] in BY_TRL:
         from surgeon.distill.grpo import train_grpo
 
-        records = train_grpo(plan, evidence, student, adapter, work)
-        return Trained(student, adapter, records)
-    plan.accelerator.init_trackers("surgeon", config=flat(settings))
-    teacher: Teacher | None = None
-    if settings["method"] == "nopsd":
-        teacher = make_teacher(plan, student)
-        work_of, loss, target = on_policy(plan, evidence, student), imitation, teacher_states
+        records = train_grpo(plan, evidence, student, adapter, directory, GUARDS, what)
     else:
-        work_of, loss, target = majority_answers(plan, evidence), learning, None
-    records = fit(
-        student,
-        work_of,
-        loss,
-        work / "training",
-        schedule=plan.schedule,
-        teacher=teacher,
-        target=target,
-        guards=GUARDS if settings["method"] == "nopsd" else None,
-        what=f"train ({settings['method']})",
-    )
+        records = fit(
+            student, majority_answers(plan, evidence), learning, directory,
+            schedule=plan.schedule, what=what,
+        )  # fmt: skip
     # Not end_training(), which would part the processes before the result is written.
     for tracker in plan.accelerator.trackers:
         tracker.finish()

@@ -1,6 +1,7 @@
 """What a distillation is asked to do, checked against files and headers."""
 
 import importlib.util
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -258,14 +259,24 @@ def measure_prompts(
 
 
 def accelerate(device: str, tracker: str | None, directory: Path) -> "Accelerator":
-    """The processes, devices and trackers of this run."""
+    """The processes, devices and trackers of this run; raises `BadInput` where accelerate was
+    launched with an engine of its own."""
     from accelerate import Accelerator
 
+    for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{engine}", "").lower() == "true":
+            raise BadInput(
+                f"accelerate was launched with {engine}. Launch it with --multi_gpu; to share the "
+                "weights among the processes add --set parallel=fsdp."
+            )
     if ":" in device:
         import torch
 
         torch.cuda.set_device(device)
-    return Accelerator(cpu=device == "cpu", log_with=tracker, project_dir=directory)
+    # Precision follows from the checkpoint and --dtype, not from accelerate's own configuration.
+    return Accelerator(
+        cpu=device == "cpu", mixed_precision="no", log_with=tracker, project_dir=directory
+    )
 
 
 def require_tracker(tracker: str) -> None:

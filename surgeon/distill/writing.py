@@ -122,10 +122,14 @@ def training_table(result: dict[str, Any]) -> list[str]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print a distillation: diagnostics, training, warnings, where the result is."""
+    """Print a distillation: diagnostics, training, warnings, where the result is; of several
+    processes the first one does."""
+    from accelerate import PartialState
     from rich.console import Console
     from rich.table import Table
 
+    if not PartialState().is_main_process:
+        return
     console = Console(highlight=False)
     if result.get("already"):
         console.print("This distillation was finished before: nothing was computed.")
