@@ -2,8 +2,9 @@
 
 Both train the same random model of a 150k vocabulary with LoRA on the same questions, with
 responses of the same length, a teacher that is a moving average and sees ten demonstrations, and
-the reverse KL over the whole vocabulary; each in a process of its own. TRL is no dependency:
-`pip install trl`.
+the reverse KL over the whole vocabulary; each in a process of its own, on one thread. Time is CPU
+time, in which other processes take no part; memory is what the process takes above its imports.
+TRL is an extra: `pip install 'surgeon[trl]'`.
 """
 
 # Shapes: none; see surgeon.training.
@@ -16,7 +17,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import importlib.util
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -25,9 +25,11 @@ import warnings
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+
+from benchmarks._timing import peak_mib
 
 VOCABULARY, HIDDEN, LAYERS = 151_936, 128, 4
 BATCH, MICRO, LENGTH, SHOTS = 16, 8, 64, 10
@@ -79,8 +81,19 @@ def demonstrations(i: int) -> list[tuple[str, str]]:
     return [(question(i + 1 + j), question(1000 + i + j)) for j in range(SHOTS)]
 
 
-def train_here(path: Path) -> list[float]:
-    """Seconds of each step of this package."""
+class Taken(NamedTuple):
+    """What a training took."""
+
+    seconds: list[float]
+    """CPU seconds of each step, from its rollouts to the next one's."""
+    imported: float
+    """The largest memory before the model was loaded, MiB."""
+    tokens: list[tuple[int, int, int]]
+    """Student's prompts, teacher's prompts and responses of each step, tokens without padding."""
+
+
+def train_here(path: Path) -> Taken:
+    """The steps of this package."""
     from accelerate import Accelerator
 
     from surgeon.checkpoint import Checkpoint
@@ -97,6 +110,7 @@ def train_here(path: Path) -> list[float]:
         tune,
     )  # fmt: skip
 
+    imported, starts, lengths = peak_mib(), [], []
     checkpoint = Checkpoint.open(path)
     model: Any = checkpoint.model()
     tokenizer = checkpoint.tokenizer()
@@ -108,7 +122,8 @@ def train_here(path: Path) -> list[float]:
         return list(found["input_ids"])
 
     def batches(start: int) -> Iterator[Batch]:
-        for step in range(start, STEPS):
+        for step in range(start, STEPS + 1):
+            starts.append(time.process_time())
             numbers = range(step * BATCH, (step + 1) * BATCH)
             asked = [[{"role": "user", "content": question(i)}] for i in numbers]
             shown = [
@@ -130,32 +145,42 @@ def train_here(path: Path) -> list[float]:
                 Micro(sequences(prompts[p], responses[p]), sequences(told[p], responses[p]))
                 for p in parts
             ]
+            lengths.append(tuple(sum(map(len, each)) for each in (prompts, told, responses)))
             tokens = BATCH * LENGTH
             yield Batch(micros, tokens, tokens, BATCH, {"length": float(tokens)})
 
-    records = fit(
+    # A step more, whose start is the end of the last one.
+    fit(
         student, batches, imitation, path / "ours", teacher=AveragedWeights(model, RATE),
-        target=teacher_states, schedule=Schedule(steps=STEPS, lr=LR, save_every=0),
+        target=teacher_states, schedule=Schedule(steps=STEPS + 1, lr=LR, save_every=0),
     )  # fmt: skip
-    return [record["seconds"] for record in records]
+    return Taken([b - a for a, b in pairwise(starts)], imported, lengths[:STEPS])
 
 
-def train_trl(path: Path) -> list[float]:
-    """Seconds of each step of TRL's trainer, with the same settings."""
+def train_trl(path: Path) -> Taken:
+    """The steps of TRL's trainer, with the same settings."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl.experimental.sdft import SDFTConfig, SDFTTrainer  # pyright: ignore
 
-    ends: list[float] = []
+    imported, starts, lengths = peak_mib(), [], []
 
-    class Clock(TrainerCallback):
+    class Watch(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            if not ends:
-                ends.append(time.monotonic())
+            starts.append(time.process_time())
 
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            ends.append(time.monotonic())
+        def on_self_distillation_batch_prepared(
+            self,
+            *,
+            prompt_ids: torch.Tensor,
+            completion_ids: torch.Tensor,
+            teacher_attention_mask: torch.Tensor,
+            **_: Any,
+        ) -> None:
+            response = completion_ids.numel()
+            teacher = int(teacher_attention_mask.sum()) - response
+            lengths.append((int((prompt_ids != 0).sum()), teacher, response))
 
     rows = [
         {
@@ -165,12 +190,13 @@ def train_trl(path: Path) -> list[float]:
                 for q, a in demonstrations(i)
             ),
         }
-        for i in range(STEPS * BATCH)
+        for i in range((STEPS + 1) * BATCH)
     ]
     config = SDFTConfig(
-        output_dir=str(path / "trl"), max_steps=STEPS, per_device_train_batch_size=MICRO,
-        gradient_accumulation_steps=BATCH // MICRO, learning_rate=LR, use_cpu=True, bf16=False,
-        gradient_checkpointing=False, report_to=[], save_strategy="no", logging_strategy="no",
+        output_dir=str(path / "trl"), max_steps=STEPS + 1, shuffle_dataset=False,
+        per_device_train_batch_size=MICRO, gradient_accumulation_steps=BATCH // MICRO,
+        learning_rate=LR, use_cpu=True, bf16=False, gradient_checkpointing=False,
+        report_to=[], save_strategy="no", logging_strategy="no",
         teacher_model_kind="ema", teacher_update_rate=RATE, teacher_sync_steps=1,
         distillation_mode="full_logits", distillation_alpha=1.0, distillation_is_clip=None,
         num_generations=1, max_prompt_length=None, max_completion_length=LENGTH, temperature=1.0,
@@ -183,21 +209,19 @@ def train_trl(path: Path) -> list[float]:
         processing_class=AutoTokenizer.from_pretrained(path),
         peft_config=LoraConfig(r=RANK, lora_alpha=32, target_modules="all-linear",
                                task_type="CAUSAL_LM"),
-        callbacks=[Clock()],
+        callbacks=[Watch()],
     )  # fmt: skip
     trainer.train()
-    return [b - a for a, b in pairwise(ends)]
+    return Taken([b - a for a, b in pairwise(starts)], imported, lengths[:STEPS])
 
 
 def measure(side: str, path: Path) -> None:
     """Run one side in this process and print what it took as JSON."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     taken = {"ours": train_here, "trl": train_trl}[side](path)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    timed = sorted(taken[WARM:])
-    print(json.dumps({"seconds": timed[0], "all": taken, "peak": (peak - before) / 1024}))
+    peak = peak_mib() - taken.imported
+    print(json.dumps({"seconds": min(taken.seconds[WARM:]), "peak": peak, "tokens": taken.tokens}))
 
 
 def main() -> dict[str, float]:
@@ -215,18 +239,22 @@ def main() -> dict[str, float]:
                 print(done.stderr[-3000:])
                 raise SystemExit(1)
             found[side] = json.loads(done.stdout.strip().splitlines()[-1])
+    for ours, theirs in zip(found["ours"]["tokens"], found["trl"]["tokens"], strict=True):
+        if any(abs(a - b) > 0.02 * b for a, b in zip(ours, theirs, strict=True)):
+            raise SystemExit(f"the sides don't do the same work: {ours} and {theirs} tokens")
     tokens = BATCH * LENGTH
     speed = found["trl"]["seconds"] / found["ours"]["seconds"]
     memory = found["ours"]["peak"] / found["trl"]["peak"]
     print(
-        f"a step of {BATCH} responses of {LENGTH} tokens, vocabulary {VOCABULARY:,}, LoRA rank "
-        f"{RANK}, full-vocabulary reverse KL"
+        f"a step of {BATCH} responses of {LENGTH} tokens; {LAYERS} layers of width {HIDDEN}, "
+        f"vocabulary {VOCABULARY:,}; LoRA rank {RANK}, full-vocabulary reverse KL, one thread"
     )
     for side, name in (("ours", "surgeon"), ("trl", "TRL SDFTTrainer")):
         numbers = found[side]
         print(
             f"  {name:<16} {numbers['seconds']:7.2f} s  {tokens / numbers['seconds']:7.0f} tokens/s"
-            f"  {numbers['peak']:7.0f} MiB"
+            f"  {numbers['peak']:7.0f} MiB   prompts of {numbers['tokens'][0][0] / BATCH:.0f} and "
+            f"{numbers['tokens'][0][1] / BATCH:.0f} tokens"
         )
     for what, value, target, good in (
         ("tokens/s", speed, SPEED, speed >= SPEED), ("memory", memory, MEMORY, memory <= MEMORY),
