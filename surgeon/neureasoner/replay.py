@@ -225,6 +225,7 @@ def _readings(
                 probability = probability_T[level][position - 1]
                 assert probability is not None
                 found.append(Reading(position, level, probability, may))
+            may &= position not in by_place or by_place[position].firing.level != level
         if position in by_place:
             made, quiet = made + 1, s + 1 + settings.cooldown
             # Read after each forced token but the last.

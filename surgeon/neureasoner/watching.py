@@ -20,7 +20,7 @@ from surgeon.errors import BadInput
 from surgeon.neureasoner.features import OnlineFeatures
 from surgeon.neureasoner.monitor import PRECEDENCE, Monitor
 from surgeon.neureasoner.settings import Settings
-from surgeon.neureasoner.spans import LEVELS, StepEnds, StepRows
+from surgeon.neureasoner.spans import StepEnds, StepRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,7 +46,7 @@ class Reading(NamedTuple):
     level: str
     probability: float
     open: bool
-    """It would have fired at or above its threshold: no cool-down, no cap."""
+    """It would have fired at or above its threshold: no cool-down, no cap, no level before it."""
 
 
 def union(channels: Mapping[str, Channels]) -> tuple[Channels, dict[str, list[int]]]:
@@ -69,8 +69,8 @@ class Watching:
 
     `levels` leaves the others out. With `random_rate`, a control, no detector is asked: each of its
     levels fires with that chance wherever its detector would have been read, by a stream of its own
-    for each request and seed. Raises BadInput for a level the monitor doesn't have, and where the
-    tokenizer lacks a trigger token.
+    for each request and seed. Raises BadInput for a level or a rate that the monitor has no
+    detector for, and where the tokenizer lacks a trigger token.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Watching:
         wanted = monitor.levels if levels is None else tuple(levels)
         if random_rate is not None:
             wanted = tuple(level for level in wanted if level in random_rate)
-            _check_rates(random_rate)
+            _check_rates(random_rate, monitor.levels)
         for level in wanted:
             if level not in monitor.levels:
                 raise BadInput(
@@ -103,9 +103,6 @@ class Watching:
         """By request, in order of position."""
         self.readings: dict[int, list[Reading]] = {}
         """By request: every answer of a detector (none under random firing)."""
-        self.reads: dict[str, int] = dict.fromkeys(self.levels, 0)
-        """Step ends at which the level could have fired; firings / reads is a rate for
-        `random_rate`."""
         self.steps = StepRows(StepEnds(tokenizer, self.settings.thinking), 0)
         self.index_B: list[int] = []
         """The request in each row."""
@@ -229,17 +226,16 @@ class Watching:
             for b, probability in zip(at, self._probabilities(level, at), strict=True):
                 index, position = self.index_B[b], int(self.steps.position_B[b])
                 may = (
-                    not busy_B[b]
-                    and self.steps.count_B[b] >= self._quiet_B[b]
+                    b not in fired
                     and len(self.firings[index]) < self.settings.cap
+                    and bool(self.steps.count_B[b] >= self._quiet_B[b] and not busy_B[b])
                 )
-                self.reads[level] += may
                 if self.random_rate is None:
                     self.readings[index].append(Reading(position, level, probability, may))
                     fires = probability >= self.thresholds[level]
                 else:
                     fires = self._drawn(level, b) < probability
-                if may and fires and b not in fired:
+                if may and fires:
                     fired[b] = level, probability
         return {b: self._fire(b, *what, bool(closing_B[b])) for b, what in fired.items()}
 
@@ -310,10 +306,10 @@ def forced_tokens(
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore
 
 
-def _check_rates(rates: Mapping[str, float]) -> None:
+def _check_rates(rates: Mapping[str, float], levels: Sequence[str]) -> None:
     for level, rate in rates.items():
-        if level not in LEVELS or not 0 <= rate <= 1:
+        if level not in levels or not 0 <= rate <= 1:
             raise BadInput(
                 f"found the random rate {rate!r} for {level!r}, expected a chance from 0 to 1 for "
-                f"{', '.join(LEVELS)}."
+                f"levels of this monitor: {', '.join(levels)}."
             )
