@@ -1,14 +1,13 @@
 """Monitored answers from an engine that shows no activations: a small server stands for it."""
 
-import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from endpoints import Said, served
 from test_monitor import MODEL, lines, untrained
 
 from surgeon import endpoint
@@ -40,12 +39,13 @@ class Engine:
     def reset(self, kind: str = "vllm", fail: Callable[[int], Any] = lambda _: None) -> None:
         self.kind, self.fail = kind, fail
         self.asked: list[dict[str, Any]] = []
-        self.keys: set[str | None] = set()
 
-    def answer(self, body: dict[str, Any], key: str | None) -> tuple[int, Any]:
+    def answer(self, path: str, body: dict[str, Any] | None, _: Any) -> Said:
+        if body is None:
+            return 200, {"data": [{"id": name} for name in NAMES]}
+        assert path == "/v1/completions"
         with self.lock:
             self.asked.append(body)
-            self.keys.add(key)
             failure = self.fail(len(self.asked))
             if failure is not None:
                 return failure
@@ -76,34 +76,10 @@ class Engine:
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Any]:
-    """`(engine, url)` of a server that runs while the tests do."""
+    """`(engine, spec)` of a server that runs while the tests do."""
     made = Engine()
-
-    class Handler(BaseHTTPRequestHandler):
-        def reply(self, status: int, value: Any) -> None:
-            raw = value if isinstance(value, bytes) else json.dumps(value).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(raw)))
-            self.end_headers()
-            self.wfile.write(raw)
-
-        def do_GET(self) -> None:
-            self.reply(200, {"data": [{"id": name} for name in NAMES]})
-
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            self.reply(*made.answer(body, self.headers["Authorization"]))
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield made, f"http://127.0.0.1:{server.server_port}/v1#thinking"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with served(made.answer) as url:
+        yield made, f"{url}#thinking"
 
 
 @pytest.fixture(scope="module")

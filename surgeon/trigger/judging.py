@@ -90,7 +90,11 @@ class Docket:
                 advance()
 
     def _ask(self, unit: Unit) -> Verdict:
-        return self.judge(unit.level, unit.question, unit.steps)
+        try:
+            return self.judge(unit.level, unit.question, unit.steps)
+        except BadInput as error:
+            which = f"prompt {unit.prompt_id!r}, sample {unit.sample}, {unit.level}"
+            raise BadInput(f"{which}: {error}") from error
 
     def estimate(self, units: Sequence[Unit], what: str) -> str:
         """What asking will take, in words."""
