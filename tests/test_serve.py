@@ -15,7 +15,9 @@ from test_monitor import lines, untrained
 from surgeon.decoding import Request, context_limit, stream_key
 from surgeon.monitor import monitor
 from surgeon.neureasoner.monitor import Monitor
-from surgeon.neureasoner.watching import Watching
+from surgeon.neureasoner.watching import Firing, Watching
+from surgeon.serve.engine import Emitted
+from surgeon.serve.replies import Written
 from surgeon.traces import read_traces
 
 
@@ -275,14 +277,16 @@ def test_firings_come_with_the_answer(monitored: Server, here: Model, sometimes:
             assert (text != here.text(other)) == bool(rows)
 
 
-def test_firings_that_a_stop_string_cut_off_are_left_out(
-    monitored: Server, here: Model, sometimes: Path
-):
+def test_firings_that_an_answers_end_cut_off_are_left_out(monitored: Server, here: Model):
     (whole,) = monitored.chat(0, max_tokens=100).choices
     first = whole.surgeon["firings"][0]
-    (choice,) = monitored.chat(0, max_tokens=100, stop=first["step"]).choices
-    assert choice.message.content == whole.message.content.partition(first["step"])[0]
-    assert choice.surgeon == {"firings": []}
+    for more, expected in ((0, []), (1, [first["position"]])):
+        (choice,) = monitored.chat(0, max_tokens=first["position"] + more).choices
+        assert [firing["position"] for firing in choice.surgeon["firings"]] == expected
+    # A separator that comes before the trigger was the last token.
+    written = Written(here.tokenizer, (), False)
+    written.take(Emitted(0, 5, "length", [Firing(1, "intra", 0.9, "a step")]))
+    assert written.extension() == {"firings": []}
 
 
 def test_the_models_page_says_what_is_watched(monitored: Server, server: Server):

@@ -19,7 +19,8 @@ among the answer's tokens, and the step that the detector judged.
 
 All requests share one batch, which they join and leave while it runs. A request with a `seed` is
 given the same answer again, whoever its neighbours are (see `decoding.decode` for where this holds
-to the bit). A client that hangs up frees its rows.
+to the bit; a detector's probability depends on them in its last digits). A client that hangs up
+frees its rows.
 
 `loading` makes the model ready, `asked` reads requests, `engine` decodes, `text` and `replies` make
 text and JSON of tokens, `app` is the web application, `running` the server around it.
