@@ -17,6 +17,9 @@ FAULTY = task.Policy(leap=0.15, check=0.6, recheck=0.3, restart=0.5, mistake=0.1
 """A writer who fails at every level."""
 
 
+TRIGGERS = ["<INTRA>", "<INTER>"]
+
+
 def write_traces(path: Path, n: int = PROMPTS) -> str:
     """A file of traces of the first `n` test problems, written by that writer."""
     tokenizer: Any = resolve(MODEL).tokenizer()
@@ -65,3 +68,19 @@ def random_labels(root: Path, checkpoint: Path, n: int = 8, steps: int = 5) -> P
                 append_span(root / "spans.jsonl", Span(f"q{i}", 0, level, step, step, failing))
         append_span(root / "spans.jsonl", Span(f"q{i}", 0, "instance", 0, 3, i % 2 == 0))
     return root
+
+
+def write_examples(path: Path, n: int = 12) -> Path:
+    """Examples in the words of a pico tokenizer."""
+    for i in range(n):
+        parts = [
+            ("prefix", f"w{i} + w{i + 1} "), ("wrong", f"= w{i} "), ("trigger", TRIGGERS[i % 2]),
+            ("diagnose", f" w{i + 2} ? "), ("continuation", f"w{i + 3} = w{i + 4} . . w{i} w{i}"),
+        ]  # fmt: skip
+        row = {
+            "id": f"e{i}", "messages": [{"role": "user", "content": f"w{i} w{i} = ?"}],
+            "segments": [{"kind": k, "text": t, "learned": k != "trigger"} for k, t in parts],
+        }  # fmt: skip
+        with open(path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+    return path

@@ -130,8 +130,8 @@ class Training:
     """How a detector is trained. The paper names the architecture and the loss, and no numbers."""
 
     hidden: int = 64
-    dropout: float = 0.3
-    updates: int = 400
+    dropout: float = 0.1
+    updates: int = 600
     batch: int = 256
     """Samples of an update, half of them failing."""
     lr: float = 1e-3
