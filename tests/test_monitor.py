@@ -1,7 +1,12 @@
 """Monitored runs: what they write, that they resume to the same, and what they refuse."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -202,6 +207,43 @@ def test_a_run_that_was_cut_short_goes_on_to_the_same_result(
         rows = [rows_without_chance(tmp_path / place / name) for place in ("whole", "cut")]
         assert rows[0] == rows[1]
     assert {**again, "out": ""} == {**whole, "out": ""}
+
+
+@pytest.mark.slow
+def test_kill_minus_nine_loses_the_answers_in_flight_only(
+    fitted: Path, run: Callable[..., dict[str, Any]], tmp_path: Path
+):
+    """The same command line twice killed and run again; what was whole on disk stays as it is."""
+    out, work = tmp_path / "killed", tmp_path / "killed.partial"
+    command = [
+        sys.executable, "-m", "surgeon", "monitor", MODEL, "--prompts", "builtin:test",
+        "--out", str(out), "--limit", str(PROMPTS), "--samples", str(SAMPLES),
+        "--max-tokens", str(TOKENS), "--monitor-file", str(fitted), "--batch", "2",
+    ]  # fmt: skip
+    kept: list[bytes] = []
+    for answers in (2, 6):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 240
+        while len(kept) < answers:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.002)
+            file = work / "traces.jsonl"
+            kept = file.read_bytes().splitlines(keepends=True) if file.is_file() else []
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not out.exists()
+    found = (work / "traces.jsonl").read_bytes().splitlines(keepends=True)
+    kept = [line for line in found if line.endswith(b"\n")]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True)
+    left = PROMPTS * SAMPLES - len(kept)
+    assert f"monitor: {left}/{left} in" in printed.stderr
+    assert (out / "traces.jsonl").read_bytes().startswith(b"".join(kept))
+    whole = run("whole")
+    for name in ("traces.jsonl", "firings.jsonl", "readings.jsonl"):
+        rows = [rows_without_chance(tmp_path / place / name) for place in ("whole", "killed")]
+        assert rows[0] == rows[1]
+    stored = json.loads((out / "monitor.json").read_text())
+    assert stored == json.loads(json.dumps({k: v for k, v in whole.items() if k != "out"}))
 
 
 def rows_without_chance(path: Path) -> list[dict[str, Any]]:
@@ -413,8 +455,9 @@ def test_a_monitor_that_doesnt_fit_is_refused(
 ):
     other = tmp_path / "other.safetensors"
     replace(Monitor.load(fitted), checkpoint="sha256:else").save(other)
-    with pytest.raises(BadInput, match="another checkpoint"):
+    with pytest.raises(BadInput, match="another checkpoint") as caught:
         run(monitor_file=str(other))
+    assert "\n" not in str(caught.value)
     untrained(triggers={"intra": "<INTRA>", "inter": "<INTER>"}).save(other)
     with pytest.raises(BadInput, match="no token '<INTRA>'"):
         run(monitor_file=str(other))
