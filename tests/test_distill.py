@@ -206,6 +206,12 @@ def test_a_tracker_gets_what_is_recorded(source: Path, tmp_path: Path):
         assert scalars == [(row["step"], pytest.approx(row[name], rel=1e-5)) for row in rows]
 
 
+def test_a_student_that_training_broke_stops_the_run_in_one_line(source: Path, tmp_path: Path):
+    pool = write_pool(tmp_path / "pool.jsonl")
+    with pytest.raises(BadInput, match=r"step 2 failed: found logits .* lower the learning rate"):
+        distill(str(source), pool=pool, out=tmp_path / "out", **{**SMALL, "lr": 1e20})
+
+
 @pytest.mark.slow
 def test_kill_minus_nine_while_training(source: Path, done, tmp_path: Path):
     _, out = done

@@ -311,9 +311,10 @@ def find_contexts(
         shown = [demonstrated(trace, plan.readings.demonstration) for trace in traces]
         able = np.array([i for i, text in enumerate(shown) if text is not None])
         if len(able) < 2:
+            whole = ", or set demonstration=response"
             raise BadInput(
                 f"of {len(traces)} answers {len(able)} ended with something to show the teacher. "
-                "Raise max_tokens, or set demonstration=response."
+                f"Raise max_tokens{whole * (plan.readings.demonstration == 'answer')}."
             )
         k, queries = plan.settings["shots"], np.array(chosen)
         distances = None

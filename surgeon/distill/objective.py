@@ -170,9 +170,17 @@ def on_policy(plan: Plan, evidence: Evidence, student: Student) -> Any:
                 )
                 for i, place in zip(queries, places, strict=True)
             ]
-            answers = student.rollouts(
-                lambda model, requests=requests: rollout(model, requests, stop, plan)
-            )
+            try:
+                answers = student.rollouts(
+                    lambda model, requests=requests: rollout(model, requests, stop, plan)
+                )
+            except BadInput as error:
+                if step == 0:
+                    raise
+                raise BadInput(
+                    f"the rollouts of step {step + 1} failed: {error} If training did it, lower "
+                    "the learning rate and train anew, under another --out."
+                ) from error
             responses = [answer.token_ids for answer in answers]
             micros = [
                 Micro(
