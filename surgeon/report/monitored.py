@@ -72,7 +72,7 @@ def _ending(view: View, data: Json) -> str:
         part = f"{100 * forced / len(view.tokens):.1f}%"
         said += f"; {times(forced, 'token')} ({part}) {'was' if forced == 1 else 'were'} forced"
     if data.get("rates"):
-        said += ". It was fired at random; what the detectors say was read afterwards"
+        said += ". The monitor fired at random; what its detectors say was read afterwards"
     return f"{said}."
 
 
