@@ -35,8 +35,12 @@ from test_monitor import untrained
 
 from surgeon.errors import BadInput
 from surgeon.serve import running, serve
-from surgeon.serve.app import Limits, build
+from surgeon.serve.app import Following, Limits, build
+from surgeon.serve.asked import read_completion
+from surgeon.serve.engine import Broken, Emitted
 from surgeon.serve.loading import load
+from surgeon.serve.refusals import closing
+from surgeon.serve.replies import COMPLETION, Reply
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +155,21 @@ def test_a_failing_pass_costs_the_answers_in_it_only(
     assert server.engine.load == (0, 0) and server.engine.decoder is not decoder
     assert server.chat(2).choices[0].message.content == alone[2]
     assert "A pass of the model failed: CUDA out of memory\n" in capfd.readouterr().err
+
+
+def test_an_answer_that_a_stop_string_ended_is_whole_though_the_next_pass_fails(here: Model):
+    """The worker is in that pass when the answer ends, and breaks off what it knows of."""
+    loaded = load(MODEL)
+    body = dict(prompt=[1], stop="Next", seed=0)
+    asked = read_completion(json.dumps(body).encode(), loaded.tokenizer, loaded.offer)
+    for ends in (False, True):
+        reply = Reply(COMPLETION, {"id": "cmpl-1"}, False, False, False)
+        following = Following(loaded.engine, loaded.tokenizer, asked, reply)
+        following.choice = {0: 0}
+        token = here.tokenizer.get_vocab()["Next" if ends else "So"]
+        following._arrive(Emitted(0, token, None))
+        following._arrive(Broken(0, closing()))
+        assert (following.broken is None) == ends
 
 
 def test_a_reader_that_stalls_holds_no_row(server: Server, here: Model):

@@ -198,10 +198,13 @@ class Following:
 
     def _arrive(self, found: Emitted | Broken) -> None:
         """Take what comes at once: an answer that ends frees its row, however slow its reader."""
+        answer = self.answers[self.choice[found.index]]
+        if answer.finish_reason is not None:
+            # The worker hasn't heard yet that a stop string ended it: nothing is lost any more.
+            return
         if isinstance(found, Broken):
             self.broken = found.why
         else:
-            answer = self.answers[self.choice[found.index]]
             answer.take(found)
             if answer.finish_reason is not None:
                 self.engine.leave(found.index, answered=True)

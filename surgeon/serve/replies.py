@@ -40,9 +40,7 @@ class Written:
         return self._stops.hit
 
     def take(self, token: Emitted) -> None:
-        """Add the next token; once the answer is over it changes nothing."""
-        if self.finish_reason is not None:
-            return
+        """Add the next token of an answer that isn't over."""
         text = ""
         if token.finish_reason != "stop":
             text = self._stops.push(self._detokenizer.push(token.token_id))
