@@ -22,6 +22,8 @@ from surgeon.answers import extract
 from surgeon.channels import Channels
 from surgeon.checkpoint import resolve
 from surgeon.errors import BadInput
+from surgeon.families import subjects
+from surgeon.merge import sweep
 from surgeon.monitor import answering, drawing, monitor, show
 from surgeon.neureasoner.detectors import Detector
 from surgeon.neureasoner.features import FEATURES
@@ -419,6 +421,22 @@ def test_a_checkpoint_carries_its_monitor(carrying: Path, tmp_path: Path):
     settings: dict[str, Any] = dict(prompts="builtin:test", limit=1, max_tokens=8)
     result = monitor(str(carrying), out=tmp_path / "out", **settings)
     assert list(result["levels"]) == ["intra", "inter", "instance"]
+
+
+def test_a_virtual_candidate_is_monitored(tmp_path: Path):
+    """By a monitor that was made for it, wherever it was written out then."""
+    sweep(
+        MODEL, "builtin:instruct", out=tmp_path / "f", method="linear", ratios="0.1", virtual=True
+    )
+    spec = f"{tmp_path / 'f'}#linear-0.1"
+    replace(untrained(), checkpoint=subjects([spec])[0].digest).save(tmp_path)
+    settings: dict[str, Any] = dict(
+        prompts="builtin:test", limit=1, max_tokens=8, monitor_file=str(tmp_path)
+    )
+    result = monitor(spec, out=tmp_path / "out", **settings)
+    assert result["checkpoint"] == spec and result["responses"] == 1
+    with pytest.raises(BadInput, match=r"is a family; name one candidate"):
+        monitor(str(tmp_path / "f"), out=tmp_path / "all", **settings)
 
 
 @pytest.mark.parametrize(

@@ -217,6 +217,15 @@ def test_an_engine_that_goes_down_loses_the_answers_in_flight_only(
     assert of(tmp_path / "there") == of(tmp_path / "here")
 
 
+def test_a_finished_run_needs_no_engine(engine: Any, run: Any):
+    server, _ = engine
+    server.reset()
+    with served(server.answer) as url:
+        settings: dict[str, Any] = dict(engine=f"{url}#thinking", limit=1, max_tokens=20)
+        first = run(**settings)
+    assert run(**settings) == {**first, "already": True}
+
+
 def test_a_refusal_is_one_clear_line(engine: Any, run: Any, tmp_path: Path):
     server, url = engine
     server.reset(fail=lambda _: (404, {"error": {"message": "no such route"}}))
