@@ -44,6 +44,7 @@ def pico(tmp_path_factory: pytest.TempPathFactory, make_checkpoint) -> Path:
     root = tmp_path_factory.mktemp("pico")
     for name, tied, size in (("tied", True, 136), ("untied", False, 136), ("full", True, 128)):
         make_checkpoint(root / name, tied=tied, vocab_size=size, shards=2)
+    make_checkpoint(root / "gemma", "gemma2", vocab_size=136)
     write_examples(root / "examples.jsonl")
     return root
 
@@ -81,7 +82,7 @@ def tensors(directory: Path) -> dict[str, torch.Tensor]:
 # --- the triggers' rows
 
 
-@pytest.mark.parametrize("name", ["tied", "untied", "full"])
+@pytest.mark.parametrize("name", ["tied", "untied", "full", "gemma"])
 def test_lora_trains_the_new_rows_and_no_other(pico: Path, tmp_path: Path, name: str):
     """Merged: what isn't adapted keeps its bits, tied stays tied, bf16 stays bf16, and plain
     transformers loads it."""
@@ -218,11 +219,18 @@ def test_examples_beyond_the_context_are_left_out_and_said(
         sft(str(tiny), examples=examples, out=tmp_path / "other", **SMALL)
 
 
+def test_a_loss_that_is_not_finite_ends_the_training(pico: Path, tmp_path: Path):
+    given = {**SMALL, "lr": 1e30, "epochs": 50.0}
+    with pytest.raises(BadInput, match=r"the loss became .* in step \d\. Lower the learning rate"):
+        sft(str(pico / "tied"), examples=pico, out=tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
+
+
 # --- killed and continued
 
 RUNS: dict[str, dict[str, Any]] = {
     "full": {"tuning": "full", "base": "untied"},
-    "adapter": {"tuning": "lora", "base": "untied"},
+    "adapter": {"tuning": "lora", "base": "untied", "gradient_checkpointing": True},
     "merged into a grown embedding": {"tuning": "lora", "merge": True, "base": "full"},
 }
 
@@ -399,6 +407,8 @@ def test_an_adapter_carries_a_monitor_for_its_base_and_itself(
     found = Monitor.load(tmp_path / "out", merged)
     assert found.checkpoint in merged.digests
     assert not list((tmp_path / "out").glob("merged*"))
+    watch(f"{base}+{tmp_path / 'out'}", prompts=str(labels / "prompts.jsonl"), limit=1, samples=1,
+          max_tokens=8, out=tmp_path / "watched")  # fmt: skip
     with pytest.raises(BadInput, match="made for another checkpoint"):
         Monitor.load(tmp_path / "out", Checkpoint.open(base))
     # Without new detectors the old ones are carried as they are.

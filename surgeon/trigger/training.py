@@ -3,6 +3,7 @@
 # Shapes: B examples of a pass, T tokens, V vocabulary, D model width.
 
 import json
+import math
 import shutil
 import warnings
 from collections.abc import Iterable, Sequence
@@ -205,7 +206,8 @@ def train(
     """Train with transformers' Trainer; the record of every step (loss, lr, gradient norm).
 
     The state is saved every `schedule.save_every` steps in `directory`, and a run that finds one
-    there continues from it with the numbers it would have had.
+    there continues from it with the numbers it would have had. Raises `BadInput` when the loss is
+    not finite.
     """
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -234,6 +236,11 @@ def train(
             ) -> None:
                 if logs and "loss" in logs:
                     advance(note=f"loss {logs['loss']:.4f}")
+                    if not math.isfinite(logs["loss"]):
+                        raise BadInput(
+                            f"the loss became {logs['loss']} in step {state.global_step}. Lower "
+                            "the learning rate, under another --out."
+                        )
 
         trainer = Trainer(
             model=model, args=arguments, train_dataset=list(examples),  # pyright: ignore
@@ -247,13 +254,11 @@ def train(
             # A state of a grown embedding holds all of it, which is as it should be.
             warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
             trainer.train(resume_from_checkpoint=_saved_state(directory))
-    records = [row for row in trainer.state.log_history if "loss" in row]
-    if not all(torch.isfinite(torch.tensor(row["loss"])) for row in records):
-        raise BadInput("the loss is not finite. Lower the learning rate.")
     return [
         {"step": row["step"], "loss": row["loss"], "lr": row["learning_rate"],
          "gradient_norm": row["grad_norm"]}
-        for row in records
+        for row in trainer.state.log_history
+        if "loss" in row
     ]  # fmt: skip
 
 

@@ -1,0 +1,296 @@
+"""`surgeon trigger reconstruct`: examples of the built-in task, checked exactly; endpoints."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from endpoints import served
+from trigger_labels import MODEL, lines, make_labels
+
+from surgeon.builtin import task
+from surgeon.checkpoint import Checkpoint, resolve
+from surgeon.errors import BadInput
+from surgeon.neureasoner.spans import read_spans
+from surgeon.traces import read_traces
+from surgeon.trigger import reconstruct, rewriting, show_reconstruct
+from surgeon.trigger.training import add_triggers
+
+KINDS = ["prefix", "wrong", "trigger", "diagnose", "continuation"]
+TRIGGERS = {"intra": "<INTRA>", "inter": "<INTER>"}
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_labels(tmp_path_factory.mktemp("reconstruct"))
+
+
+@pytest.fixture(scope="module")
+def done(labels: Path) -> tuple[dict[str, Any], Path]:
+    """What `reconstruct` returned and wrote; read only."""
+    out = labels.parent / "examples"
+    return reconstruct(MODEL, labels=labels, out=out), out
+
+
+def examples(out: Path) -> list[dict[str, Any]]:
+    return lines(out / "examples.jsonl")
+
+
+def texts(example: dict[str, Any]) -> dict[str, str]:
+    assert [part["kind"] for part in example["segments"]] == KINDS
+    return {part["kind"]: part["text"] for part in example["segments"]}
+
+
+def test_an_example_fails_where_it_says_and_nowhere_else(done):
+    """By the task's own checker, the trigger taken out: the failing steps, a repair, no failure
+    after it, and the right answer."""
+    for example in examples(done[1]):
+        problem = task.Problem.parse(example["messages"][0]["content"])
+        part = texts(example)
+        text = part["prefix"] + part["wrong"] + part["diagnose"] + part["continuation"]
+        checked = task.steps(problem, text)
+        n = len(task.steps(problem, part["prefix"]))
+        wrong = len(task.steps(problem, part["prefix"] + part["wrong"])) - n
+        bad = [step.index for step in checked if step.failure not in (None, "misread")]
+        assert bad == list(range(n, n + wrong)) and wrong >= 1
+        assert {checked[i].failure for i in bad} == {example["level"]}
+        if all(step.failure != "misread" for step in checked):
+            assert task.correct(problem, text)
+
+
+def test_the_trigger_is_one_token_in_its_place(done):
+    """After the blank line that ends the failing step, before the diagnosis; Eq. 5."""
+    tokenizer: Any = resolve(MODEL).tokenizer()
+    before = len(tokenizer)
+    new = add_triggers(tokenizer, TRIGGERS.values())
+    assert new == [before, before + 1]
+    assert add_triggers(tokenizer, TRIGGERS.values()) == []
+    for example in examples(done[1]):
+        part = texts(example)
+        ids = tokenizer("".join(part.values()), add_special_tokens=False)["input_ids"]
+        (at,) = [i for i, token in enumerate(ids) if token in new]
+        assert tokenizer.convert_ids_to_tokens(ids[at]) == TRIGGERS[example["level"]]
+        assert tokenizer.decode(ids[:at]) == part["prefix"] + part["wrong"]
+        assert part["wrong"].endswith("\n\n")
+        assert tokenizer.decode(ids[at + 1 :]) == part["diagnose"] + part["continuation"]
+        learned = {p["kind"]: p["learned"] for p in example["segments"]}
+        assert learned == {kind: kind != "trigger" for kind in KINDS}
+
+
+def test_own_failures_are_the_traces_and_made_ones_are_not(labels: Path, done):
+    result, out = done
+    traces = {(t.prompt_id, t.sample): t for t in read_traces(labels / "traces.jsonl")}
+    spans = read_spans(labels / "spans.jsonl")
+    counts = {"intra": [0, 0], "inter": [0, 0]}
+    for example in examples(out):
+        name, sample, level = example["id"].rsplit("/", 2)
+        part, text = texts(example), traces[name, int(sample)].text
+        assert level == example["level"] and int(sample) == 0  # no counterpart
+        counts[level][example["made"]] += 1
+        problem = task.Problem.parse(example["messages"][0]["content"])
+        steps = [step.text for step in task.steps(problem, text)]
+        failing = [s for s in spans if s[:3] == (name, 0, level) and s.failing]
+        own = ["".join(f"{step}\n\n" for step in steps[s.first : s.last + 1]) for s in failing]
+        if not example["made"]:
+            assert part["wrong"] in own
+            if level == "intra":  # the first mistake
+                assert part["wrong"] == own[0]
+        elif level == "intra":
+            assert part["wrong"] not in text
+    assert all(min(pair) > 0 for pair in counts.values())
+    told = {level: {"own": own, "made": made} for level, (own, made) in counts.items()}
+    assert result["levels"] == told and result["examples"] == len(examples(out))
+    names = [example["id"] for example in examples(out)]
+    assert len(set(names)) == len(names)  # one per trace and level
+
+
+def test_only_what_is_asked_for_is_written(labels: Path, done, tmp_path: Path, capsys):
+    both = {example["id"]: example for example in examples(done[1])}
+    own = reconstruct(MODEL, labels=labels, out=tmp_path / "own", failures="own")
+    kept = {example["id"]: example for example in examples(tmp_path / "own")}
+    assert kept == {name: e for name, e in both.items() if not e["made"]}
+    assert all(row["made"] == 0 for row in own["levels"].values())
+    made = reconstruct(MODEL, labels=labels, out=tmp_path / "made", failures="made")
+    assert all(row["own"] == 0 for row in made["levels"].values()) and made["examples"] > 10
+    some = reconstruct(MODEL, labels=labels, out=tmp_path / "some", levels=("inter",), limit=3)
+    assert {example["level"] for example in examples(tmp_path / "some")} == {"inter"}
+    assert some["examples"] + sum(some["left_out"].values()) == 3
+    capsys.readouterr()
+    show_reconstruct(own)
+    printed = capsys.readouterr().out
+    assert f"intra: {own['levels']['intra']['own']} of its own failures, 0 made-up" in printed
+    assert f"{own['examples']} examples in {tmp_path}" in printed.replace("\n", "")
+
+
+def test_a_trace_that_nobody_looked_at_gets_no_made_up_failure(labels: Path, tmp_path: Path):
+    """What comes before the failure is learned, so it must be known to be sound."""
+    copied = Path(shutil.copytree(labels, tmp_path / "labels"))
+    rows = lines(copied / "spans.jsonl")
+    first = next(row["prompt_id"] for row in rows if row["level"] == "intra" and row["failing"])
+    # Only one trace was looked at, and only for one level.
+    kept = [row for row in rows if row["prompt_id"] == first and row["level"] == "intra"]
+    (copied / "spans.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    reconstruct(MODEL, labels=copied, out=tmp_path / "out")
+    assert [e["id"] for e in examples(tmp_path / "out")] == [f"{first}/0/intra"]
+
+
+def test_examples_follow_the_seed(labels: Path, done, tmp_path: Path):
+    text = (done[1] / "examples.jsonl").read_bytes()
+    for seed, same in ((0, True), (1, False)):
+        out = tmp_path / str(seed)
+        reconstruct(MODEL, labels=labels, out=out, seed=seed)
+        assert ((out / "examples.jsonl").read_bytes() == text) == same
+
+
+def test_a_killed_run_continues_to_the_same_bytes(labels: Path, done, tmp_path: Path, monkeypatch):
+    append, calls = rewriting.append_line, []
+
+    def stop_at_the_sixth(file: Path, row: dict[str, Any]) -> None:
+        calls.append(row)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        append(file, row)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rewriting, "append_line", stop_at_the_sixth)
+        with pytest.raises(KeyboardInterrupt):
+            reconstruct(MODEL, labels=labels, out=tmp_path / "out")
+    file = tmp_path / "out.partial" / "written.jsonl"
+    os.truncate(file, file.stat().st_size - 9)  # the kill cut the last line
+    again: list[Any] = []
+    monkeypatch.setattr(rewriting, "append_line", lambda f, r: (again.append(r), append(f, r)))
+    result = reconstruct(MODEL, labels=labels, out=tmp_path / "out")
+    assert len(again) == len(lines(done[1] / "written.jsonl")) - 4
+    for name in ("examples.jsonl", "reconstruct.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (done[1] / name).read_bytes()
+    assert reconstruct(MODEL, labels=labels, out=tmp_path / "out") == {**result, "already": True}
+    with pytest.raises(BadInput, match='failures is "both" there and "own" here'):
+        reconstruct(MODEL, labels=labels, out=tmp_path / "out", failures="own")
+
+
+# --- a model behind an endpoint writes
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Any]:
+    """`(say, asked, url)`: replies are what `say[0](user's text)` gives; what was asked is kept."""
+    say: list[Callable[[str], dict[str, str]]] = []
+    asked: list[dict[str, Any]] = []
+
+    def answer(path: str, body: Any, headers: Any) -> tuple[int, Any]:
+        if body is None:
+            return 200, {"data": [{"id": "writer"}]}
+        asked.append(body)
+        text = json.dumps(say[0](body["messages"][-1]["content"]))
+        message = {"role": "assistant", "content": text}
+        usage = {"prompt_tokens": 100, "completion_tokens": 10}
+        return 200, {"choices": [{"message": message}], "usage": usage}
+
+    with served(answer) as url:
+        yield say, asked, f"{url}#writer"
+
+
+def repair(asked: str) -> dict[str, str]:
+    """What a writer replies who knows the answer that it was told."""
+    known = asked.partition("The final answer is known to be ")[2][:1]
+    return {
+        "wrong": "Next +1: 1 = 3",
+        "diagnosis": "Wait, that is wrong.",
+        "continuation": "Next +1: 1 = 2",
+        "answer": f"Answer: {known}",
+    }
+
+
+def test_an_endpoint_mends_the_traces_own_text(labels: Path, server, tmp_path: Path):
+    say, asked, url = server
+    say[:], asked[:] = [repair], []
+    result = reconstruct(
+        MODEL, labels=labels, out=tmp_path / "out", source=url, price_in=10.0, price_out=100.0
+    )
+    made = examples(tmp_path / "out")
+    assert len(made) == len(asked) == result["examples"] > 20
+    assert result["source"]["tokens_in"] == 100 * len(asked)
+    assert result["source"]["money"] == pytest.approx(len(asked) * (100 * 10 + 10 * 100) / 1e6)
+    traces = {(t.prompt_id, t.sample): t for t in read_traces(labels / "traces.jsonl")}
+    kinds = set()
+    for example in made:
+        name, sample, level = example["id"].rsplit("/", 2)
+        text, part = traces[name, int(sample)].text, texts(example)
+        assert text.startswith(part["prefix"]) and part["trigger"] == TRIGGERS[level]
+        if example["made"]:
+            assert part["wrong"].strip() == "Next +1: 1 = 3"
+        else:  # as it was written, white space included
+            assert text.startswith(part["prefix"] + part["wrong"].rstrip())
+            assert part["wrong"].endswith("\n\n")
+        assert part["diagnose"] == "Wait, that is wrong."
+        assert part["continuation"].startswith("\n\nNext +1: 1 = 2\n</think>\n\nAnswer: ")
+        kinds.add((level, example["made"]))
+    assert len(kinds) == 4
+    again = reconstruct(
+        MODEL, labels=labels, out=tmp_path / "out", source=url, price_in=10.0, price_out=100.0
+    )
+    assert again["already"] and len(asked) == len(made)
+
+
+def test_answers_that_are_not_the_known_one_are_left_out(labels: Path, server, tmp_path: Path):
+    say, asked, url = server
+    asked[:] = []
+    say[:] = [lambda text: repair(text) | {"answer": "Answer: 4"}]
+    result = reconstruct(MODEL, labels=labels, out=tmp_path / "out", source=url, failures="own")
+    known = {p["id"]: p["answer"] for p in lines(labels / "prompts.jsonl")}
+    assert {known[e["id"].split("/")[0]] for e in examples(tmp_path / "out")} == {"4"}
+    assert result["left_out"] == {"the answer isn't the known one": len(asked) - result["examples"]}
+    say[:] = [lambda text: repair(text) | {"answer": "none"}]
+    with pytest.raises(BadInput, match=r"no example could be written \(the answer isn't the known"):
+        reconstruct(MODEL, labels=labels, out=tmp_path / "none", source=url, failures="own")
+
+
+def test_control_tokens_in_a_reply_are_complained_of(labels: Path, server, tmp_path: Path):
+    say, asked, url = server
+    asked[:] = []
+
+    def learns(text: str) -> dict[str, str]:
+        if "holds a control token" in text:
+            return repair(asked[-1]["messages"][1]["content"])
+        return repair(text) | {"diagnosis": "<INTRA> wrong"}
+
+    say[:] = [learns]
+    result = reconstruct(MODEL, labels=labels, out=tmp_path / "out", source=url, limit=2)
+    assert result["examples"] == 2 and len(asked) == 4
+    assert "diagnosis holds a control token" in asked[-1]["messages"][-1]["content"]
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"failures": "none"}, "expected one of: both, own, made"),
+        ({"levels": ("instance",)}, "expected some of intra, inter"),
+        ({"levels": ()}, "expected some of intra, inter"),
+        ({"limit": 0}, "limit is 0"),
+        ({"parallel": 0}, "parallel is 0"),
+        ({"answer": "guess"}, "guess"),
+        ({"source": "someone"}, "expected URL#model"),
+        ({"source": "http://127.0.0.1:9/v1#m", "structured": "xml"}, "structured is 'xml'"),
+        ({"labels": "nowhere"}, "nowhere has no traces.jsonl"),
+        ({"prompt_file": "nowhere.yaml"}, "nowhere.yaml can't be read"),
+    ],
+)
+def test_wrong_input_is_refused_in_one_line(
+    labels: Path, tmp_path: Path, monkeypatch, changes: dict[str, Any], said: str
+):
+    monkeypatch.setattr(Checkpoint, "model", None)
+    with pytest.raises(BadInput, match=said) as caught:
+        reconstruct(**{"checkpoint": MODEL, "labels": labels, "out": tmp_path / "out", **changes})
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_questions_of_another_task_need_another_source(labels: Path, tmp_path: Path):
+    copied = Path(shutil.copytree(labels, tmp_path / "labels"))
+    rows = lines(copied / "prompts.jsonl")
+    rows[0]["prompt"] = "What is love?"
+    (copied / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(BadInput, match="expected one of the built-in task"):
+        reconstruct(MODEL, labels=copied, out=tmp_path / "out")
