@@ -223,7 +223,7 @@ def test_kill_minus_nine_while_training(source: Path, done, tmp_path: Path):
     )
     command = [sys.executable, "-c", code]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    partial, deadline = tmp_path / "out.partial", time.monotonic() + 120
+    partial, deadline = tmp_path / "out.partial", time.monotonic() + 280
     while not any(partial.glob("training/state-*[0-9]")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.002)
