@@ -156,6 +156,8 @@ class Endpoint:
                 said = f"it is at {headers.get('location')} now: name that URL."
             elif code in (401, 403):
                 said += f" The key is read from {KEY}."
+            elif code == 404:
+                said += " Are the URL (most end in /v1) and the model's name right?"
             text = f"{who} answered {code}: {said}"
             if (code not in PASSING and code < 500) or error.code == "insufficient_quota":
                 raise Refused(text, code) from error

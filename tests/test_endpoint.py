@@ -141,13 +141,14 @@ def test_whoever_waits_stops_when_told(
     [
         (400, {"error": {"message": "no such field"}}, "no such field."),
         (401, {"error": {"message": "bad key."}}, "bad key. The key is read from OPENAI_API_KEY."),
-        (404, {"detail": "Not Found"}, "Not Found."),
+        (404, {"detail": "Not Found"},
+         "Not Found. Are the URL (most end in /v1) and the model's name right?"),
         (422, {"object": "error", "message": "two\n lines"}, "two lines."),
         (403, b"", "nothing. The key is read from OPENAI_API_KEY."),
         (429, {"error": {"message": "pay", "code": "insufficient_quota"}}, "pay."),
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_a_refusal_is_final(server: Server, at: Endpoint, status: int, body: Any, said: str):
     server.first = [(status, body)]
     with pytest.raises(Refused) as caught:
