@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,16 +80,14 @@ class Monitor:
             for level, detector in self.detectors.items()
             for name, tensor in detector.state_dict().items()
         }
-        metadata = {
-            "format": FORMAT,
+        row = {
             "checkpoint": self.checkpoint,
-            "channels": json.dumps({level: c._asdict() for level, c in self.channels.items()}),
-            "settings": json.dumps(
-                {**asdict(self.settings), "triggers": {**self.settings.triggers}}
-            ),
+            "channels": {level: c._asdict() for level, c in self.channels.items()},
+            "settings": {**asdict(self.settings), "triggers": {**self.settings.triggers}},
         }
         temporary = path.with_name(f".{path.name}.tmp")
-        save_file(tensors, temporary, metadata)
+        # One entry: of several the order, and so the bytes, would be left to chance.
+        save_file(tensors, temporary, {FORMAT: json.dumps(row)})
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -110,15 +109,16 @@ class Monitor:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                mine = file.keys() if FORMAT in metadata else ()
+                tensors = {name: file.get_tensor(name) for name in mine}
         except (SafetensorError, OSError) as error:
             raise BadInput(f"{path} is not a readable monitor: {error}") from error
-        found = metadata.get("format", "no monitor")
-        if found != FORMAT:
+        if FORMAT not in metadata:
+            found = next((name for name in metadata if name.startswith("surgeon-")), "no monitor")
             raise BadInput(f"{path} is {found!r}, expected {FORMAT!r}: make it again.")
         try:
-            monitor = _parse(metadata, tensors)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            monitor = _parse(json.loads(metadata[FORMAT]), tensors)
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise BadInput(f"{path} is a damaged monitor ({reason}): make it again.") from error
         if checkpoint is not None and monitor.checkpoint not in checkpoint.digests:
@@ -175,23 +175,28 @@ def read_levels(levels: Sequence[str] | None, known: Sequence[str]) -> tuple[str
     return tuple(level for level in known if level in names)
 
 
-def _parse(metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> Monitor:
+def _parse(row: Any, tensors: dict[str, torch.Tensor]) -> Monitor:
     channels = {
-        level: Channels(int(row["layer"]), tuple(row["units"]), tuple(row["heads"]))
-        for level, row in json.loads(metadata["channels"]).items()
+        level: Channels(
+            index(c["layer"]), tuple(map(index, c["units"])), tuple(map(index, c["heads"]))
+        )
+        for level, c in row["channels"].items()
     }
-    row: dict[str, Any] = json.loads(metadata["settings"])
+    values: dict[str, Any] = {
+        n: tuple(v) if isinstance(v, list) else v for n, v in row["settings"].items()
+    }
     known = {f.name for f in fields(Settings)}
-    if set(row) != known:
-        raise ValueError(f"settings {sorted(set(row) ^ known)}")
-    values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in row.items()}
+    if set(values) != known:
+        raise ValueError(f"settings {sorted(set(values) ^ known)}")
     settings = Settings(**values)
-    detectors = {}
+    detectors, left = {}, dict(tensors)
     for level in channels:
         prefix = f"{level}."
-        state = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        state = {n.removeprefix(prefix): left.pop(n) for n in tensors if n.startswith(prefix)}
         hidden, inputs = state["layers.0.weight"].shape
         detector = Detector(inputs, hidden)
         detector.load_state_dict(state)
         detectors[level] = detector.eval().requires_grad_(False)
-    return Monitor(channels, detectors, settings, metadata["checkpoint"])
+    if left or not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        raise ValueError("tensors of no level" if left else "numbers that are not finite")
+    return Monitor(channels, detectors, settings, row["checkpoint"])

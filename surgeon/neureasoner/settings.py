@@ -48,11 +48,18 @@ class Settings:
     def __post_init__(self) -> None:
         """Raise BadInput for a value out of range."""
         probes = self.probes
+
+        def whole(name: str, least: int) -> bool:
+            return type(getattr(self, name)) is int and getattr(self, name) >= least
+
+        def text(*parts: object) -> bool:
+            return all(isinstance(part, str) for part in parts)
+
         for name, good, expected in (
-            *(
-                (name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1 step")
-                for name in ("k", "k_intra", "k_inter", "instance_steps")
-            ),
+            ("k", whole("k", 1), "at least 1 step"),
+            ("k_intra", self.k_intra is None or whole("k_intra", 1), "at least 1 step"),
+            ("k_inter", self.k_inter is None or whole("k_inter", 1), "at least 1 step"),
+            ("instance_steps", whole("instance_steps", 1), "at least 1 step"),
             (
                 "probes",
                 len(probes) > 1
@@ -61,11 +68,24 @@ class Settings:
                 and list(probes) == sorted(set(probes)),
                 "two or more ascending frequencies above 0, at most pi",
             ),
-            ("cooldown", self.cooldown >= 0, "0 or more steps"),
-            ("cap", self.cap >= 0, "0 or more firings"),
-            ("triggers", set(self.triggers) == {"intra", "inter"}, "one for intra and inter each"),
-            ("thinking", len(self.thinking) == 2, "an opening and a closing token"),
-            ("around", len(self.around) == 2, "text before and after the closing token"),
+            ("cooldown", whole("cooldown", 0), "0 or more steps"),
+            ("cap", whole("cap", 0), "0 or more firings"),
+            (
+                "triggers",
+                set(self.triggers) == {"intra", "inter"} and text(*self.triggers.values()),
+                "one for intra and inter each",
+            ),
+            ("finish", text(self.finish), "text"),
+            (
+                "thinking",
+                len(self.thinking) == 2 and text(*self.thinking),
+                "an opening and a closing token",
+            ),
+            (
+                "around",
+                len(self.around) == 2 and text(*self.around),
+                "text before and after the closing token",
+            ),
         ):
             if not good:
                 raise BadInput(f"found {name} = {getattr(self, name)!r}, expected {expected}.")
