@@ -1,6 +1,5 @@
 """`surgeon trigger detectors`: a monitor of labels and channels, and what is too little for one."""
 
-import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from trigger_labels import MODEL, lines, make_labels, random_labels
 
 from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.errors import BadInput
-from surgeon.neureasoner.detectors import Training
 from surgeon.neureasoner.monitor import Monitor
 from surgeon.neureasoner.spans import LEVELS, read_spans
 from surgeon.trigger import detectors, identify, show_detectors
@@ -77,16 +75,6 @@ def test_the_same_input_gives_the_same_monitor(stages: Path, done, tmp_path: Pat
     )
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert not torch.equal(first["layers.0.weight"], other["layers.0.weight"])
-
-
-def test_what_is_not_given_is_as_in_trainings_own_defaults():
-    """Where a monitor lies alone, `sft` trains its detectors anew by those."""
-    given = inspect.signature(detectors).parameters
-    names = {"detector_batch": "batch"}
-    for name, parameter in given.items():
-        known = names.get(name, name)
-        if known in Training.__dataclass_fields__:
-            assert parameter.default == getattr(Training, known), name
 
 
 def test_pairs_leave_what_has_no_counterpart_out(stages: Path, done, tmp_path: Path):
