@@ -195,7 +195,7 @@ def transplant(recipe: str | None, settings: tuple[str, ...], **given: Any) -> N
 @click.argument("checkpoint", required=False)
 @option("--pool", metavar="FILE", help="Unlabelled questions: JSONL, Parquet, or a datasets id.")
 @OUT
-@option("--method", default="nopsd", help="nopsd, or lmsi (train on the majority's answers).")
+@option("--method", default="nopsd", help="nopsd, lmsi, ttrl or intuitor.")
 @click.option("--lora", "tuning", flag_value="lora", help="Train an adapter (the default).")
 @click.option("--full", "tuning", flag_value="full", help="Train all weights.")
 @option("--merge", is_flag=True, help="Write a checkpoint instead of an adapter.")
@@ -431,8 +431,10 @@ def main(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted. The same command resumes where it was.", err=True)
+    except (click.Abort, KeyboardInterrupt) as stop:
+        # A command that has nothing to resume says what it did.
+        text = str(stop.__cause__ or stop)
+        click.echo(text or "Interrupted. The same command resumes where it was.", err=True)
         sys.exit(130)
     except BadInput as error:
         fail(" ".join(str(error).split()))

@@ -480,31 +480,44 @@ def warnings(plan: Plan, candidates: Sequence[dict[str, Any]]) -> list[str]:
 # What is shown -----------------------------------------------------------------------------------
 
 
-def table(result: dict[str, Any]) -> "Table":
-    """An evaluation for the terminal, highest accuracy first."""
+NARROW = ("no answer", "95% interval", "ECE", "truncated")
+"""Columns that a narrow terminal does without, in the order in which they go."""
+
+
+def table(result: dict[str, Any], width: int = 120) -> "Table":
+    """An evaluation for a terminal `width` columns wide, highest accuracy first."""
     from rich.markup import escape
     from rich.table import Table
 
     k, baseline = result["settings"]["samples"], result["settings"]["baseline"]
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    shown.add_column("candidate", no_wrap=True)
-    titles = [f"Avg@{k}", "95% interval", f"Maj@{k}", "ECE", "tokens", "truncated", "no answer"]
-    if baseline:
-        titles[2:2] = [f"gain on {baseline}, pp"]
-    for name in titles:
-        shown.add_column(name, justify="right", style="dim" if "interval" in name else "")
     rows = sorted(result["candidates"], key=lambda c: -c["avg"])
     groups = sorted(result.get("groups", []), key=lambda c: -c["avg"])
+    columns: dict[str, list[str]] = {"candidate": [], f"Avg@{k}": [], "95% interval": []}
+    if baseline:
+        columns[f"gain on {baseline}, pp"] = []
+    columns |= {name: [] for name in (f"Maj@{k}", "ECE", "tokens", "truncated", "no answer")}
     for c in [*rows, *groups]:
-        low, high = c["interval"]["avg"]
-        cells = [
-            f"{c['avg']:.3f}", f"{low:.3f} … {high:.3f}", f"{c['maj']:.3f}", f"{c['ece']:.3f}",
-            f"{c['tokens']:.0f}", f"{c['truncated']:.0%}", f"{c['missing']:.0%}",
-        ]  # fmt: skip
-        if baseline:
-            cells[2:2] = [gain_text(c.get("gain"))]
         several = f" ({len(c['members'])} seeds)" if "members" in c else ""
-        shown.add_row(escape(c["name"] + several), *cells, end_section=c is rows[-1])
+        low, high = c["interval"]["avg"]
+        cells = [escape(c["name"] + several), f"{c['avg']:.3f}", f"{low:.3f} … {high:.3f}"]
+        if baseline:
+            cells.append(gain_text(c.get("gain")))
+        cells += [
+            f"{c['maj']:.3f}", f"{c['ece']:.3f}", f"{c['tokens']:.0f}", f"{c['truncated']:.0%}",
+            f"{c['missing']:.0%}",
+        ]  # fmt: skip
+        for column, cell in zip(columns.values(), cells, strict=True):
+            column.append(cell)
+    for name in NARROW:
+        if sum(max(map(len, [n, *cells])) + 2 for n, cells in columns.items()) - 2 > width:
+            del columns[name]
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        justify = "left" if name == "candidate" else "right"
+        style = "dim" if "interval" in name else ""
+        shown.add_column(name, justify=justify, style=style, no_wrap=True)
+    for n, cells in enumerate(zip(*columns.values(), strict=True), 1):
+        shown.add_row(*cells, end_section=n == len(rows))
     return shown
 
 
@@ -529,7 +542,7 @@ def show(result: dict[str, Any]) -> None:
         f"{settings['answer']!r} and checked by {settings['check']!r}; Pass@1 is Avg@k.",
         markup=False,
     )
-    console.print(table(result))
+    console.print(table(result, console.width))
     for line in result["warnings"]:
         console.print(f"Warning: {line}", style="yellow", markup=False, soft_wrap=True)
     console.print(f"Written: {result['out']}/{FILE}", markup=False, soft_wrap=True)

@@ -101,8 +101,7 @@ def serve(
         )
     result = {"answers": loaded.engine.answered, "tokens": loaded.engine.tokens}
     if interrupted:
-        show(result)
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(said(result))
     return result
 
 
@@ -110,6 +109,11 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def said(result: dict[str, Any]) -> str:
+    """What a server did until it was stopped, in words."""
+    return f"Stopped after {result['answers']} answers, {result['tokens']} tokens."
+
+
 def show(result: dict[str, Any]) -> None:
     """Print what a server did until it was stopped."""
-    _say(f"Stopped after {result['answers']} answers, {result['tokens']} tokens.")
+    _say(said(result))
