@@ -7,6 +7,7 @@ the function itself; so a default is written once, in a signature. Heavy imports
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -424,6 +425,8 @@ def run(recipe: str, settings: tuple[str, ...]) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: status 0, 2 with one line for unusable input, 130 when interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # What peft and transformers say of each other's names is not the user's concern.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
     try:
         cli.main(args=arguments, standalone_mode=False)
     except click.exceptions.Exit as stop:
