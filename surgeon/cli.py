@@ -353,7 +353,7 @@ def reconstruct(recipe: str | None, settings: tuple[str, ...], **given: Any) -> 
 @option("--epochs", type=float, default="1.0", help="Passes over the examples.")
 @option("--lr", type=float, help="Peak learning rate; by default it depends on the tuning.")
 @option("--batch-size", type=int, default="64", help="Examples per step.")
-@option("--mask-wrong", is_flag=True, help="Leave the failing steps out of the loss too.")
+@option("--mask-wrong/--learn-wrong", help="Leave failing steps out of the loss (the default).")
 @option("--save-every", type=int, default="50", help="Steps between training checkpoints.")
 @SEED
 @DEVICE

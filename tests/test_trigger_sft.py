@@ -183,9 +183,9 @@ def test_a_checkpoint_that_knows_the_triggers_keeps_its_rows(pico: Path, tmp_pat
 
 def test_masking_the_failing_step_changes_what_is_learned(pico: Path, tmp_path: Path):
     given = {**SMALL, "epochs": 4.0, "lr": 3e-3}
-    plain = sft(str(pico / "tied"), examples=pico, out=tmp_path / "plain", **given)
-    masked = sft(
-        str(pico / "tied"), examples=pico, out=tmp_path / "masked", mask_wrong=True, **given
+    masked = sft(str(pico / "tied"), examples=pico, out=tmp_path / "masked", **given)
+    plain = sft(
+        str(pico / "tied"), examples=pico, out=tmp_path / "plain", mask_wrong=False, **given
     )
     assert plain["held_out_loss"]["before"] == masked["held_out_loss"]["before"]
     fall = [r["held_out_loss"]["before"]["wrong"] - r["held_out_loss"]["after"]["wrong"]

@@ -101,7 +101,7 @@ def sft(
     clip: float = 1.0,
     batch_size: int = 64,
     micro_batch: int = 8,
-    mask_wrong: bool = False,
+    mask_wrong: bool = True,
     held_out: float = 0.1,
     thinking: bool | None = None,
     rank: int = 16,
@@ -119,11 +119,11 @@ def sft(
     The triggers become tokens of their own, in reserved rows of the embedding where there are any.
     `tuning` is `full` or `lora`, which trains the new rows only beside its factors and writes an
     adapter (a checkpoint with `merge`). `mask_wrong` leaves the failing steps out of the loss as
-    well (R11). With `monitor` the result carries it: `refit` trains its detectors anew on the tuned
-    weights, from `labels`. A share `held_out` of the problems is kept to measure the loss on.
-    Writes a checkpoint or adapter, with `sft.json`, to the directory `out` and returns the content
-    of that. A killed run continues when it is called again. Raises `BadInput` before the model is
-    loaded for what can be checked.
+    well (R11); Eq. 6 learns them. With `monitor` the result carries it: `refit` trains its
+    detectors anew on the tuned weights, from `labels`. A share `held_out` of the problems is kept
+    to measure the loss on. Writes a checkpoint or adapter, with `sft.json`, to the directory `out`
+    and returns the content of that. A killed run continues when it is called again. Raises
+    `BadInput` before the model is loaded for what can be checked.
     """
     plan = prepare(dict(locals()))
     work = lineage.begin(
