@@ -23,9 +23,9 @@ Readings: places where the paper is silent or contradicts itself.
          summed power; Alg. 2 takes it at fixed probes and the energy as log(V - U * U / L + eps).
          Detectors are trained on what they see online, the second. It leaves the low share of
          `instance` open: the lower half of the probes, what the high share leaves over.
-    R11  Eq. 6 learns the injected wrong step too. Here it is masked (`trigger.sft(mask_wrong=True)`):
-         on the built-in family, with all else equal, tuned models answer .38 to .43 of the problems
-         where they learn their failing steps and .72 to .74 where they don't (recipes/trigger.yaml).
+    R11  Eq. 6 learns the injected wrong step too. Here it is masked (`mask_wrong`): on the built-in
+         family, all else equal, tuned models answered .38 to .43 of the problems where they had
+         learned their failing steps and .72 to .74 where they had not (recipes/trigger.yaml).
     R15  A head's activation is the norm of its part of the output projection's input
          (surgeon.channels).
     R17  Detectors are read at step ends only, where a trigger can follow the failing step (Eq. 5).
