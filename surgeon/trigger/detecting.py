@@ -240,14 +240,21 @@ def detector_table(reports: Mapping[str, Any]) -> Any:
                 "-" if row["failing"] is None else f"{row['failing']:.0%}",
                 *(interval(row[name]) for name in ("accuracy", "recall", "auroc")),
             )  # fmt: skip
-        accuracy, recall = (f"{value:.2f} {'':11}" for value in PAPER[level])
+        accuracy, recall = (f"{short(value)} {'':9}" for value in PAPER[level])
         table.add_row("  Tab. 4", "", "", accuracy, recall, "", style="dim")
     return table
 
 
 def interval(value: list[float | None]) -> str:
-    """`0.87 (0.83-0.91)`; a dash where the measure isn't defined."""
+    """`.87 (.83-.91)`; a dash where the measure isn't defined."""
     middle, low, high = value
     if middle is None:
         return "-"
-    return f"{middle:.2f}" + (f" {'':11}" if low is None else f" ({low:.2f}-{high:.2f})")
+    if low is None or high is None:
+        return f"{short(middle):<4} {'':9}"
+    return f"{short(middle)} ({short(low)}-{short(high)})"
+
+
+def short(share: float) -> str:
+    """A share to two digits, without a zero before the point."""
+    return f"{share:.2f}".removeprefix("0")
