@@ -422,8 +422,12 @@ def same(found: Run, expected: Run) -> None:
 def test_rows_that_are_moved_and_refilled_keep_what_was_seen_of_them(
     scene: Scene, keen: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ):
-    """Forty requests of different lengths in a batch of 16, of 32, and one after the other."""
+    """Forty requests of different lengths in a batch of 16, of 32, and one after the other; in half
+    of them the prompt has opened the thinking, so that nothing marks where the response begins."""
     requests = scene.requests(40, [15 + 31 * i % 60 for i in range(40)])
+    opening = [scene.word("<think>"), scene.word("\n")]
+    for i in range(0, 40, 2):
+        requests[i] = requests[i]._replace(prompt=[*requests[i].prompt, *opening])
     monitor, moved = scene.monitor(keen, cooldown=0), []
     alone = scene.run(requests, monitor, together=False)
     assert {f.level for some in alone.firings for f in some} == set(LEVELS)
