@@ -450,6 +450,7 @@ def test_a_virtual_candidate_is_monitored(tmp_path: Path):
         (dict(limit=0), "limit = 0"),
         (dict(levels=["intro"]), "'intro'"),
         (dict(random_rate={"intra": 2}), "random rate 2"),
+        (dict(random_rate={"extra": 0.5}), "'extra'.*levels of this monitor"),
         (dict(random_rate="nowhere"), "nowhere is no monitored run"),
         (dict(monitor_file=None), "carries no monitor"),
         (dict(monitor_file="nowhere"), "nowhere"),

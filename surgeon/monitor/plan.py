@@ -13,8 +13,7 @@ from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
 from surgeon.monitor.endpoint import Completions
 from surgeon.neureasoner.monitor import Monitor, find_monitor, read_levels
-from surgeon.neureasoner.spans import LEVELS
-from surgeon.neureasoner.watching import forced_tokens
+from surgeon.neureasoner.watching import check_rates, forced_tokens
 from surgeon.traces import Prompt, Sampling, encode, read_prompts
 
 if TYPE_CHECKING:
@@ -116,7 +115,7 @@ def prepare(
             "one with --monitor-file."
         )
     monitor = Monitor.load(place, opened)
-    rates = read_rates(random_rate)
+    rates = read_rates(random_rate, monitor.levels)
     watched = read_levels(levels, monitor.levels)
     if rates is not None:
         watched = tuple(level for level in watched if level in rates)
@@ -177,9 +176,11 @@ def encode_prompts(
     return found
 
 
-def read_rates(given: Mapping[str, float] | str | None) -> dict[str, float] | None:
-    """Chance of a random firing by level; a text names the directory of a monitored run, whose
-    rates are taken."""
+def read_rates(
+    given: Mapping[str, float] | str | None, known: Sequence[str]
+) -> dict[str, float] | None:
+    """Chance of a random firing by level, some of those `known`; a text names the directory of a
+    monitored run, whose rates are taken."""
     if given is None:
         return None
     if isinstance(given, str):
@@ -190,12 +191,7 @@ def read_rates(given: Mapping[str, float] | str | None) -> dict[str, float] | No
             )
         found = lineage.read_object(Path(given) / FILE)["levels"]
         given = {level: row["rate"] for level, row in found.items() if row["rate"] is not None}
-    for level, rate in given.items():
-        if level not in LEVELS or not isinstance(rate, int | float) or not 0 <= rate <= 1:
-            raise BadInput(
-                f"found the random rate {rate!r} for {level!r}, expected a chance from 0 to 1 for "
-                f"{', '.join(LEVELS)}."
-            )
+    check_rates(given, known)
     return {level: float(rate) for level, rate in given.items()}
 
 

@@ -88,7 +88,7 @@ class Watching:
         wanted = monitor.levels if levels is None else tuple(levels)
         if random_rate is not None:
             wanted = tuple(level for level in wanted if level in random_rate)
-            _check_rates(random_rate, monitor.levels)
+            check_rates(random_rate, monitor.levels)
         for level in wanted:
             if level not in monitor.levels:
                 raise BadInput(
@@ -306,9 +306,10 @@ def forced_tokens(
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore
 
 
-def _check_rates(rates: Mapping[str, float], levels: Sequence[str]) -> None:
+def check_rates(rates: Mapping[str, float], levels: Sequence[str]) -> None:
+    """Raise BadInput for a rate that is no chance, or of none of these levels."""
     for level, rate in rates.items():
-        if level not in levels or not 0 <= rate <= 1:
+        if level not in levels or not isinstance(rate, int | float) or not 0 <= rate <= 1:
             raise BadInput(
                 f"found the random rate {rate!r} for {level!r}, expected a chance from 0 to 1 for "
                 f"levels of this monitor: {', '.join(levels)}."
