@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from surgeon import lineage
 from surgeon.decoding import Decoder, Request, plan_rows, stream_key
-from surgeon.decoding.requests import FinishReason
-from surgeon.monitor.plan import Job, Plan
+from surgeon.monitor.engine import relayed
+from surgeon.monitor.plan import Answered, Job, Plan
 from surgeon.neureasoner.spans import append_line
-from surgeon.neureasoner.watching import Firing, Reading, Watching
+from surgeon.neureasoner.watching import Watching
 from surgeon.progress import bar
 from surgeon.traces import Trace, append, read_traces, stop_ids
 
@@ -19,18 +19,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TRACES, FIRINGS, READINGS = "traces.jsonl", "firings.jsonl", "readings.jsonl"
-
-
-class Answered(NamedTuple):
-    """A finished answer, and what the monitor did."""
-
-    job: Job
-    token_ids: list[int]
-    finish_reason: FinishReason
-    forced: list[int]
-    """Positions of the tokens that the monitor chose."""
-    firings: list[Firing]
-    readings: list[Reading]
 
 
 def watching(plan: Plan, model: "nn.Module") -> Watching:
@@ -110,8 +98,6 @@ def respond(plan: Plan, work: Path | None, kept: Kept) -> "nn.Module | None":
     if plan.endpoint is None:
         answers = decoded(plan, model, jobs)
     else:
-        from surgeon.monitor.engine import relayed
-
         answers = relayed(plan, model, jobs)
     with bar("monitor", len(jobs)) as advance:
         for answered in answers:

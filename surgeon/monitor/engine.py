@@ -21,9 +21,8 @@ from surgeon.channels import Tap, tapped
 from surgeon.decoding import context_limit, stream_key
 from surgeon.decoding.architecture import fitting_threads, text_config, text_decoder
 from surgeon.errors import BadInput
-from surgeon.monitor.answering import Answered
 from surgeon.monitor.endpoint import Completions, Piece
-from surgeon.monitor.plan import Job, Plan
+from surgeon.monitor.plan import Answered, Job, Plan
 from surgeon.neureasoner.spans import SEPARATOR, StepEnds
 from surgeon.neureasoner.watching import Watching
 from surgeon.traces import stop_ids

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from surgeon import lineage
 from surgeon.answers import gold_problem, parse_check, parse_extractor
 from surgeon.checkpoint import Checkpoint, placement
+from surgeon.decoding.requests import FinishReason
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
 from surgeon.monitor.endpoint import Completions
 from surgeon.neureasoner.monitor import Monitor, find_monitor, read_levels
-from surgeon.neureasoner.watching import check_rates, forced_tokens
+from surgeon.neureasoner.watching import Firing, Reading, check_rates, forced_tokens
 from surgeon.traces import Prompt, Sampling, encode, read_prompts
 
 if TYPE_CHECKING:
@@ -32,6 +33,18 @@ class Job(NamedTuple):
     prompt_id: str
     sample: int
     ids: list[int]
+
+
+class Answered(NamedTuple):
+    """A finished answer, and what the monitor did."""
+
+    job: Job
+    token_ids: list[int]
+    finish_reason: FinishReason
+    forced: list[int]
+    """Positions of the tokens that the monitor chose."""
+    firings: list[Firing]
+    readings: list[Reading]
 
 
 class Plan(NamedTuple):
