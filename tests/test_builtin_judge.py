@@ -156,8 +156,8 @@ POLICIES: dict[str, dict[str, float]] = {
 def test_every_injected_mistake_is_found_and_nothing_else(name: str):
     seen: set[str] = set()
 
-    @given(SEEDS)
-    def agree(seed: int) -> None:
+    # The same seeds in every run: each kind of failure has to come up.
+    for seed in range(150):
         trace = Trace(seed, **POLICIES[name])
         found = judge(trace.problem.prompt, trace.steps)
         assert {f.first for f in found if f.level == "intra"} == trace.mistakes
@@ -170,8 +170,6 @@ def test_every_injected_mistake_is_found_and_nothing_else(name: str):
         assert whole.failing == (easy and trace.over())
         assert whole.contrast == (not easy)
         seen.update(f.level for f in found if f.failing)
-
-    agree()
     expected = {
         "hasty": {"intra"},
         "careful": {"intra", "inter"},
