@@ -16,7 +16,12 @@ import torch
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
-    "ci", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
+    "ci",
+    deadline=None,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.too_slow],
+    # On CI the same examples each time: it judges the change, and people's own runs look further.
+    derandomize="CI" in os.environ,
 )
 settings.load_profile("ci")
 
