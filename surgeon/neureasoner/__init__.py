@@ -24,8 +24,8 @@ Readings: places where the paper is silent or contradicts itself.
          Detectors are trained on what they see online, the second. It leaves the low share of
          `instance` open: the lower half of the probes, what the high share leaves over.
     R11  Eq. 6 learns the injected wrong step too. Here it is masked (`mask_wrong`): on the built-in
-         family, all else equal, tuned models answered .38 to .43 of the problems where they had
-         learned their failing steps and .72 to .74 where they had not (recipes/trigger.yaml).
+         family, all else equal, tuned models answered .35 to .42 of the problems where they had
+         learned their failing steps and .67 to .72 where they had not (recipes/trigger.yaml).
     R15  A head's activation is the norm of its part of the output projection's input
          (surgeon.channels).
     R17  Detectors are read at step ends only, where a trigger can follow the failing step (Eq. 5).
