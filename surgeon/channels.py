@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.activations import check_traces
-from surgeon.decoding.architecture import context_limit, text_config, text_decoder
 from surgeon.errors import BadInput
+from surgeon.live.architecture import context_limit, text_config, text_decoder
 from surgeon.traces import Trace
 
 

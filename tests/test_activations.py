@@ -23,8 +23,8 @@ from surgeon.activations import (
 from surgeon.activations.selection import Held, Top, _select, largest
 from surgeon.activations.statistics import token_statistics
 from surgeon.checkpoint import Checkpoint
-from surgeon.decoding.architecture import Head
 from surgeon.errors import BadInput
+from surgeon.live.architecture import Head
 from surgeon.neurons import SUPPORTED, FfnSite, ffn_sites, live_d_ff
 from surgeon.traces import Trace
 

@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 
 from surgeon import nopsd
 from surgeon.checkpoint import Checkpoint, resolve
-from surgeon.decoding.architecture import Head
 from surgeon.distill import distill, show
 from surgeon.distill import evidence as stages
 from surgeon.distill.grpo import majority_rewards, record_of, reward, self_certainty
 from surgeon.distill.objective import draw, grouped, majority, share_of
 from surgeon.distill.plan import prepare
 from surgeon.errors import BadInput
+from surgeon.live.architecture import Head
 from surgeon.threads import one_thread
 from surgeon.traces import Prompt, Trace
 

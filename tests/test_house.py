@@ -9,8 +9,20 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TIERS = [
-    {"errors", "progress", "threads", "lineage", "checkpoint", "neurons", "families"},
     {
+        "errors",
+        "progress",
+        "threads",
+        "lineage",
+        "jsonl",
+        "named",
+        "console",
+        "artifact",
+        "settings",
+    },
+    {"checkpoint", "neurons", "families"},
+    {
+        "live",
         "endpoint",
         "traces",
         "decoding",
@@ -21,11 +33,12 @@ TIERS = [
         "contributions",
     },
     {"nex", "nopsd", "neureasoner", "metrics", "answers", "truth", "report", "builtin"},
-    {"merge", "rank", "transplant", "evaluate", "curate", "distill", "trigger", "monitor", "serve"},
-    {"recipes", "cli", "__main__"},
+    {"watch", "judges"},
+    {"merge", "rank", "transplant", "evaluate", "distill", "trigger", "monitor", "serve"},
+    {"recipes", "cli", "architectures", "__main__"},
 ]
 TIER = {module: tier for tier, modules in enumerate(TIERS) for module in modules}
-PAPERS, VERBS = {"nex", "nopsd", "neureasoner"}, TIERS[3]
+PAPERS, VERBS = {"nex", "nopsd", "neureasoner"}, TIERS[5]
 UPWARD = {("checkpoint", "builtin"), ("families", "builtin"), ("traces", "builtin")}
 """`builtin:NAME` is a way to name a path: these ask the family for one, and nothing else."""
 FORBIDDEN = {"utils", "common", "helpers", "manager", "handler", "builder", "misc"}

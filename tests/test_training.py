@@ -110,7 +110,7 @@ def test_states_are_those_that_predict_the_response(model):
 
 
 def test_chunked_nll_and_its_gradient_equal_the_unchunked(model):
-    from surgeon.decoding.architecture import head_of
+    from surgeon.live.architecture import head_of
 
     gradients, totals = [], []
     for chunk in (2, 100):

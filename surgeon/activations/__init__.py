@@ -20,7 +20,9 @@ from surgeon.activations.files import load, read_nex_cache, save, write_nex_cach
 from surgeon.activations.rows import Activations, Recording, RowSums
 from surgeon.activations.selection import Held, Top, largest
 from surgeon.activations.statistics import token_statistics
-from surgeon.decoding.architecture import (
+from surgeon.decoding.cache import round_up
+from surgeon.errors import BadInput
+from surgeon.live.architecture import (
     context_limit,
     fitting_threads,
     head_of,
@@ -28,8 +30,6 @@ from surgeon.decoding.architecture import (
     text_config,
     text_decoder,
 )
-from surgeon.decoding.cache import round_up
-from surgeon.errors import BadInput
 from surgeon.neurons import FfnSite, ffn_sites, live_d_ff
 from surgeon.traces import Trace
 

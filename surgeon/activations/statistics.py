@@ -5,7 +5,7 @@
 import torch
 from torch import Tensor, nn
 
-from surgeon.decoding.architecture import Head
+from surgeon.live.architecture import Head
 
 PART_TOKENS = 512
 """Tokens whose logits are made together: enough for a good matrix product."""

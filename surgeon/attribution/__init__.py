@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from surgeon.activations import check_traces
 from surgeon.attribution.methods import Attribution, Read, adjoint, direct, middle_layer, softmax
 from surgeon.channels import Channels, writers
-from surgeon.decoding.architecture import fitting_threads
 from surgeon.errors import BadInput
+from surgeon.live.architecture import fitting_threads
 from surgeon.traces import Trace
 
 __all__ = [

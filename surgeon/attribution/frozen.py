@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from surgeon.decoding.architecture import text_config, text_decoder
 from surgeon.errors import BadInput
+from surgeon.live.architecture import text_config, text_decoder
 
 
 @dataclass

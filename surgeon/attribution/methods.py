@@ -20,8 +20,8 @@ from torch.nn.functional import linear as project
 
 from surgeon.attribution.frozen import Layer, linear, parts, record, tolerance, wide
 from surgeon.channels import writers
-from surgeon.decoding.architecture import head_of, text_config, text_decoder
 from surgeon.errors import BadInput
+from surgeon.live.architecture import head_of, text_config, text_decoder
 
 
 class Attribution(NamedTuple):

@@ -2,17 +2,17 @@
 
 `decode` answers a list of requests; a `Decoder` is the batch behind it, for requests that come and
 go. A `Watcher` looks on and may force tokens. `batch` runs the model, `cache` holds keys and
-values, `choosing` draws tokens, `architecture` and `attention` know how families differ.
+values, `choosing` draws tokens; `surgeon.live` knows how families differ.
 """
 
 from collections.abc import Iterator, Sequence
 
 from torch import nn
 
-from surgeon.decoding.architecture import check_attention, context_limit
 from surgeon.decoding.batch import Decoder, evaluating, plan_rows
 from surgeon.decoding.choosing import stream_key
 from surgeon.decoding.requests import Answer, Request, Token, Watcher
+from surgeon.live.architecture import check_attention, context_limit
 
 __all__ = [
     "Answer",

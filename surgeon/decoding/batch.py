@@ -14,7 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from surgeon.decoding.architecture import (
+from surgeon.decoding.attention import attending
+from surgeon.decoding.cache import SlotCache, available_bytes, cache_bytes_per_token, round_up
+from surgeon.decoding.choosing import STREAM_BLOCK, Choice, choose, uniforms
+from surgeon.decoding.requests import FinishReason, Request, Token, Watcher
+from surgeon.errors import BadInput
+from surgeon.live.architecture import (
     causal_masks,
     check_attention,
     context_limit,
@@ -26,11 +31,6 @@ from surgeon.decoding.architecture import (
     text_config,
     text_decoder,
 )
-from surgeon.decoding.attention import attending
-from surgeon.decoding.cache import SlotCache, available_bytes, cache_bytes_per_token, round_up
-from surgeon.decoding.choosing import STREAM_BLOCK, Choice, choose, uniforms
-from surgeon.decoding.requests import FinishReason, Request, Token, Watcher
-from surgeon.errors import BadInput
 
 ROWS = 16
 """On the CPU a batch has a multiple of this many rows. Matrix products of fewer, and the last

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.decoding.architecture import text_config
+from surgeon.live.architecture import text_config
 
 
 def cache_bytes_per_token(model: nn.Module) -> int:

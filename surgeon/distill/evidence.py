@@ -19,9 +19,9 @@ from torch import nn
 from surgeon import lineage, metrics, nopsd
 from surgeon.answers import after_thinking, canonical
 from surgeon.contributions import contributions, units
-from surgeon.decoding.architecture import head_of
 from surgeon.distill.plan import Plan
 from surgeon.errors import BadInput
+from surgeon.live.architecture import head_of
 from surgeon.progress import bar
 from surgeon.traces import Prompt, Sampling, Trace, append, encode, read_traces, sample
 from surgeon.training import response_states, sequences, unembedding

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.answers import canonical
-from surgeon.decoding.architecture import Head, head_of
 from surgeon.distill.evidence import Evidence
 from surgeon.distill.plan import Plan
 from surgeon.errors import BadInput
+from surgeon.live.architecture import Head, head_of
 from surgeon.progress import bar
 from surgeon.traces import stop_ids
 from surgeon.training import METRICS, Guards, Journal, Student, response_states, sequences

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from surgeon import lineage, nopsd
 from surgeon.decoding import Answer, Request, decode, stream_key
-from surgeon.decoding.architecture import head_of
 from surgeon.distill.evidence import Evidence, prompt_of_teacher, vote
 from surgeon.distill.plan import BY_TRL, Plan
 from surgeon.errors import BadInput
+from surgeon.live.architecture import head_of
 from surgeon.traces import Trace, stop_ids
 from surgeon.training import (
     AveragedChange,

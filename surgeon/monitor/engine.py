@@ -19,8 +19,8 @@ from torch import Tensor
 
 from surgeon.channels import Tap, tapped
 from surgeon.decoding import context_limit, stream_key
-from surgeon.decoding.architecture import fitting_threads, text_config, text_decoder
 from surgeon.errors import BadInput
+from surgeon.live.architecture import fitting_threads, text_config, text_decoder
 from surgeon.monitor.endpoint import Completions, Piece
 from surgeon.monitor.plan import Answered, Job, Plan
 from surgeon.neureasoner.spans import SEPARATOR, StepEnds

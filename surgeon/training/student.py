@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from surgeon.decoding.architecture import Head, text_decoder
 from surgeon.errors import BadInput
+from surgeon.live.architecture import Head, text_decoder
 from surgeon.training.tuning import folded
 
 if TYPE_CHECKING:
