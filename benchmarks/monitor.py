@@ -31,9 +31,9 @@ from surgeon.channels import Channels
 from surgeon.decoding import Decoder, Request, stream_key
 from surgeon.neureasoner.detectors import Detector
 from surgeon.neureasoner.features import FEATURES
-from surgeon.neureasoner.monitor import Monitor
 from surgeon.neureasoner.settings import Settings
-from surgeon.neureasoner.watching import Watching
+from surgeon.watch.monitor import Monitor
+from surgeon.watch.watching import Watching
 
 TARGET = 1.05
 VOCABULARY, PROMPT, LAYER = 151_936, 64, 14

@@ -27,9 +27,9 @@ from surgeon.merge import sweep
 from surgeon.monitor import answering, drawing, monitor, show
 from surgeon.neureasoner.detectors import Detector
 from surgeon.neureasoner.features import FEATURES
-from surgeon.neureasoner.monitor import Monitor, Settings
-from surgeon.neureasoner.spans import split_steps
+from surgeon.neureasoner.steps import split_steps
 from surgeon.traces import Sampling, read_prompts, read_traces, sample
+from surgeon.watch.monitor import Monitor, Settings
 
 PROMPTS, SAMPLES, TOKENS = 5, 2, 120
 MODEL = "builtin:thinking"

@@ -26,7 +26,7 @@ from surgeon.neureasoner.detectors import (
 )
 from surgeon.neureasoner.features import trace_features
 from surgeon.neureasoner.settings import Settings
-from surgeon.neureasoner.spans import Span, StepEnds, split_steps
+from surgeon.neureasoner.steps import Span, StepEnds, split_steps
 from surgeon.traces import Trace
 
 TOKENIZER = tokenizer.build()

@@ -20,7 +20,7 @@ from surgeon.neureasoner.features import (
     trace_features,
 )
 from surgeon.neureasoner.settings import Settings, even_probes
-from surgeon.neureasoner.spans import LEVELS, Step
+from surgeon.neureasoner.steps import LEVELS, Step
 
 PROBES = even_probes(8)
 TOLERANCE = 1e-5

@@ -393,10 +393,10 @@ def test_a_replayed_trace_is_drawn():
     from surgeon.checkpoint import resolve
     from surgeon.neureasoner.detectors import Detector
     from surgeon.neureasoner.features import FEATURES
-    from surgeon.neureasoner.monitor import Monitor
-    from surgeon.neureasoner.replay import replay
     from surgeon.neureasoner.settings import Settings
     from surgeon.traces import Sampling, read_prompts, sample
+    from surgeon.watch.monitor import Monitor
+    from surgeon.watch.replay import replay
 
     checkpoint = resolve("builtin:thinking")
     model, tokenizer = checkpoint.model(), checkpoint.tokenizer()

@@ -14,11 +14,11 @@ from test_monitor import lines, untrained
 
 from surgeon.decoding import Request, context_limit, stream_key
 from surgeon.monitor import monitor
-from surgeon.neureasoner.monitor import Monitor
-from surgeon.neureasoner.watching import Firing, Watching
 from surgeon.serve.engine import Emitted
 from surgeon.serve.replies import Written
 from surgeon.traces import read_traces
+from surgeon.watch.monitor import Monitor
+from surgeon.watch.watching import Firing, Watching
 
 
 @pytest.fixture(scope="module")

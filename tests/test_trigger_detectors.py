@@ -10,11 +10,12 @@ from trigger_labels import MODEL, lines, make_labels, random_labels
 
 from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.errors import BadInput
-from surgeon.neureasoner.monitor import Monitor
-from surgeon.neureasoner.spans import LEVELS, read_spans
+from surgeon.neureasoner.steps import LEVELS
 from surgeon.trigger import detectors, identify, show_detectors
 from surgeon.trigger.detecting import require_own_channels
 from surgeon.trigger.identifying import read_channels
+from surgeon.watch.monitor import Monitor
+from surgeon.watch.spans import read_spans
 
 SMALL: dict[str, Any] = dict(updates=20, hidden=8, instance_steps=2, probes=6)
 

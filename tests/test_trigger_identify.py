@@ -12,7 +12,7 @@ from trigger_labels import MODEL, lines, make_labels, random_labels
 from surgeon import attribution
 from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.errors import BadInput
-from surgeon.neureasoner.spans import split_steps
+from surgeon.neureasoner.steps import split_steps
 from surgeon.trigger import identify, identifying, show_identify
 from surgeon.trigger.artifacts import read_labels
 from surgeon.trigger.identifying import Found, draw, level_channels, read_channels

@@ -15,11 +15,11 @@ from trigger_labels import MODEL, lines, write_traces
 from surgeon import endpoint
 from surgeon.builtin.judge import Finding, judge
 from surgeon.errors import BadInput
-from surgeon.neureasoner.spans import read_spans
 from surgeon.trigger import judging, label, show_label
 from surgeon.trigger.endpoint import Chat, Shape, in_parallel, read_value, strict
 from surgeon.trigger.judges import SHAPES, EndpointJudge, parse_judge
 from surgeon.trigger.prompts import FILE, read_texts
+from surgeon.watch.spans import read_spans
 
 N = 4
 Answer = Callable[[dict[str, Any]], Said]

@@ -18,10 +18,11 @@ from trigger_labels import MODEL, PROMPTS, lines, make_labels, write_traces
 from surgeon.builtin import task
 from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.errors import BadInput
-from surgeon.neureasoner.spans import Span, StepEnds, read_spans, split_steps
+from surgeon.neureasoner.steps import Span, StepEnds, split_steps
 from surgeon.traces import Prompt, Sampling, read_prompts, read_traces, sample
 from surgeon.trigger import label, labelling, pairing, show_label
 from surgeon.trigger.artifacts import read_labels, whole_steps, write_prompts
+from surgeon.watch.spans import read_spans
 
 TOKENIZER: Any = resolve(MODEL).tokenizer()
 SAMPLED: dict[str, Any] = dict(

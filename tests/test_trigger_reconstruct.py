@@ -14,10 +14,10 @@ from trigger_labels import MODEL, lines, make_labels
 from surgeon.builtin import task
 from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.errors import BadInput
-from surgeon.neureasoner.spans import read_spans
 from surgeon.traces import read_traces
 from surgeon.trigger import reconstruct, rewriting, show_reconstruct
 from surgeon.trigger.training import add_triggers
+from surgeon.watch.spans import read_spans
 
 KINDS = ["prefix", "wrong", "trigger", "diagnose", "continuation"]
 TRIGGERS = {"intra": "<INTRA>", "inter": "<INTER>"}

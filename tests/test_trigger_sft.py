@@ -25,11 +25,11 @@ from trigger_labels import (
 from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.errors import BadInput
 from surgeon.monitor import monitor as watch
-from surgeon.neureasoner.monitor import Monitor
 from surgeon.trigger import detectors, identify, reconstruct, sft, show_sft
 from surgeon.trigger.artifacts import read_labels
 from surgeon.trigger.detecting import fit_detectors
 from surgeon.trigger.tuning import prepare
+from surgeon.watch.monitor import Monitor
 
 SMALL: dict[str, Any] = dict(
     batch_size=4, micro_batch=2, held_out=0.2, lr=1e-2, rank=4, save_every=2

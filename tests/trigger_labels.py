@@ -7,9 +7,10 @@ from typing import Any
 
 from surgeon.builtin import task
 from surgeon.checkpoint import Checkpoint, resolve
-from surgeon.neureasoner.spans import Span, append_span
+from surgeon.neureasoner.steps import Span
 from surgeon.traces import Trace, append, encode, read_prompts
 from surgeon.trigger import label
+from surgeon.watch.spans import append_span
 
 MODEL = "builtin:thinking"
 PROMPTS = 16

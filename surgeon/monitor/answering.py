@@ -9,10 +9,10 @@ from surgeon import lineage
 from surgeon.decoding import Decoder, Request, plan_rows, stream_key
 from surgeon.monitor.engine import relayed
 from surgeon.monitor.plan import Answered, Job, Plan
-from surgeon.neureasoner.spans import append_line
-from surgeon.neureasoner.watching import Watching
 from surgeon.progress import bar
 from surgeon.traces import Trace, append, read_traces, stop_ids
+from surgeon.watch.spans import append_line
+from surgeon.watch.watching import Watching
 
 if TYPE_CHECKING:
     from torch import nn

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from surgeon import lineage
 from surgeon.monitor.answering import Kept
 from surgeon.monitor.plan import Plan
-from surgeon.neureasoner.replay import replay
 from surgeon.report.monitored import page
 from surgeon.traces import Trace
+from surgeon.watch.replay import replay
 
 if TYPE_CHECKING:
     from torch import nn

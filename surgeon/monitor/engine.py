@@ -23,9 +23,9 @@ from surgeon.errors import BadInput
 from surgeon.live.architecture import fitting_threads, text_config, text_decoder
 from surgeon.monitor.endpoint import Completions, Piece
 from surgeon.monitor.plan import Answered, Job, Plan
-from surgeon.neureasoner.spans import SEPARATOR, StepEnds
-from surgeon.neureasoner.watching import Watching
+from surgeon.neureasoner.steps import SEPARATOR, StepEnds
 from surgeon.traces import stop_ids
+from surgeon.watch.watching import Watching
 
 if TYPE_CHECKING:
     from torch import nn

@@ -13,9 +13,9 @@ from surgeon.decoding.requests import FinishReason
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
 from surgeon.monitor.endpoint import Completions
-from surgeon.neureasoner.monitor import Monitor, find_monitor, read_levels
-from surgeon.neureasoner.watching import Firing, Reading, check_rates, forced_tokens
 from surgeon.traces import Prompt, Sampling, encode, read_prompts
+from surgeon.watch.monitor import Monitor, find_monitor, read_levels
+from surgeon.watch.watching import Firing, Reading, check_rates, forced_tokens
 
 if TYPE_CHECKING:
     import torch

@@ -12,10 +12,10 @@ Equation -> function:
     sec. 2.1   the Mixture of Neurons, N*                   surgeon.attribution.persistent
     2, 3       spectral features on the window's own grid   features.batch_features
     Alg. 2     the same at fixed probes, online             features.OnlineFeatures
-    sec. 3.1   window of the last k steps, first K steps    features.trace_features, spans.StepRows
+    sec. 3.1   window of the last k steps, first K steps    features.trace_features, steps.StepRows
     App. E.3   detectors: labels, split, training           detectors.collect, train
     4-7        reconstruction and trigger training          surgeon.trigger (it writes data, trains)
-    8          the forced trigger token, the finish text    watching.Watching
+    8          the forced trigger token, the finish text    surgeon.watch (it decodes)
 
 Readings: places where the paper is silent or contradicts itself.
 

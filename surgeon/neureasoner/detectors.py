@@ -16,7 +16,7 @@ from surgeon import metrics
 from surgeon.errors import BadInput
 from surgeon.neureasoner.features import trace_features
 from surgeon.neureasoner.settings import Settings
-from surgeon.neureasoner.spans import Span, Step, StepEnds, split_steps
+from surgeon.neureasoner.steps import Span, Step, StepEnds, split_steps
 from surgeon.traces import Trace
 
 LARGEST = 10.0

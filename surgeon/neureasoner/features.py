@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from surgeon.neureasoner.settings import Settings
-from surgeon.neureasoner.spans import Step
+from surgeon.neureasoner.steps import Step
 
 FEATURES = {
     "intra": ("high", "entropy", "energy"),

@@ -1,6 +1,6 @@
 """One monitored trace as a page: channels, detectors and firings above the text, step by step.
 
-Draws what `surgeon.neureasoner.replay` returns, by the rules of the ranking's page: one file that
+Draws what `surgeon.watch.replay` returns, by the rules of the ranking's page: one file that
 asks for nothing, with foreign text escaped.
 """
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from surgeon.decoding import Decoder, Request, Token
 from surgeon.errors import BadInput
-from surgeon.neureasoner.watching import Firing, Watching
 from surgeon.serve.refusals import Refusal, closing, failed, overloaded
+from surgeon.watch.watching import Firing, Watching
 
 if TYPE_CHECKING:
     from torch import nn

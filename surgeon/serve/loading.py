@@ -7,11 +7,11 @@ from surgeon.checkpoint import placement
 from surgeon.decoding import context_limit
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
-from surgeon.neureasoner.monitor import Monitor, find_monitor, read_levels
-from surgeon.neureasoner.watching import Watching
 from surgeon.serve.asked import Offer
 from surgeon.serve.engine import Engine
 from surgeon.traces import stop_ids
+from surgeon.watch.monitor import Monitor, find_monitor, read_levels
+from surgeon.watch.watching import Watching
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

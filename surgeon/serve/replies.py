@@ -4,9 +4,9 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from surgeon.neureasoner.watching import Firing
 from surgeon.serve.engine import Emitted
 from surgeon.serve.text import Detokenizer, StopStrings
+from surgeon.watch.watching import Firing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

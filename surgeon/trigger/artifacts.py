@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from surgeon import lineage, neurons
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
-from surgeon.neureasoner.spans import Span, Step, StepEnds, check_spans, read_spans, split_steps
+from surgeon.neureasoner.steps import Span, Step, StepEnds, check_spans, split_steps
 from surgeon.traces import Prompt, Trace, read_prompts, read_traces
+from surgeon.watch.spans import read_spans
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,13 +9,14 @@ from surgeon import lineage
 from surgeon.checkpoint import Checkpoint, placement
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
-from surgeon.neureasoner.spans import LEVELS, Span, StepEnds, check_spans, read_spans
+from surgeon.neureasoner.steps import LEVELS, Span, StepEnds, check_spans
 from surgeon.traces import Prompt, Sampling, Trace, read_prompts, read_traces
 from surgeon.trigger import artifacts
 from surgeon.trigger.artifacts import step_texts, whole_steps
 from surgeon.trigger.judges import Judge, parse_judge
 from surgeon.trigger.judging import Prices
 from surgeon.trigger.prompts import question_of, read_texts
+from surgeon.watch.spans import read_spans
 
 if TYPE_CHECKING:
     import torch

@@ -10,13 +10,13 @@ from surgeon.checkpoint import Checkpoint, placement
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
 from surgeon.neureasoner.detectors import Detector, Training, collect, train
-from surgeon.neureasoner.monitor import Monitor
 from surgeon.neureasoner.settings import Settings, even_probes
-from surgeon.neureasoner.spans import LEVELS, Span, StepEnds
-from surgeon.neureasoner.watching import union
+from surgeon.neureasoner.steps import LEVELS, Span, StepEnds
 from surgeon.progress import track
 from surgeon.trigger.artifacts import Labels, read_labels, require_layer
 from surgeon.trigger.identifying import read_channels
+from surgeon.watch.monitor import Monitor
+from surgeon.watch.watching import union
 
 FILE = "detectors.json"
 NEGATIVES = ("all", "pairs")

@@ -12,10 +12,11 @@ from surgeon.attribution import Method, Where
 from surgeon.checkpoint import placement
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
-from surgeon.neureasoner.spans import LEVELS, Span, StepEnds, append_line, split_steps
+from surgeon.neureasoner.steps import LEVELS, Span, StepEnds, split_steps
 from surgeon.progress import bar
 from surgeon.traces import Trace
 from surgeon.trigger.artifacts import Labels, read_labels, require_layer
+from surgeon.watch.spans import append_line
 
 FILE = "channels.json"
 EACH = "components.jsonl"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from surgeon.answers import named_function
 from surgeon.builtin.judge import Finding, judge
 from surgeon.errors import BadInput
-from surgeon.neureasoner.spans import LEVELS
+from surgeon.neureasoner.steps import LEVELS
 from surgeon.trigger.endpoint import Chat, Shape, tokens_of
 from surgeon.trigger.prompts import conversation, filled
 

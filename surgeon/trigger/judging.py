@@ -10,11 +10,11 @@ from typing import NamedTuple
 from surgeon.builtin.judge import Finding
 from surgeon.endpoint import Endpoint
 from surgeon.errors import BadInput
-from surgeon.neureasoner.spans import append_line
 from surgeon.progress import bar
 from surgeon.trigger.artifacts import say
 from surgeon.trigger.endpoint import in_parallel
 from surgeon.trigger.judges import Judge, Verdict
+from surgeon.watch.spans import append_line
 
 FILE = "verdicts.jsonl"
 

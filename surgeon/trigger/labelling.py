@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from surgeon import lineage
-from surgeon.neureasoner.spans import LEVELS, Span
+from surgeon.neureasoner.steps import LEVELS, Span
 from surgeon.progress import bar
 from surgeon.traces import Trace, append, read_traces, sample
 from surgeon.trigger import artifacts

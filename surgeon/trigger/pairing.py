@@ -6,7 +6,7 @@ from pathlib import Path
 from random import Random
 
 from surgeon.builtin.judge import Finding
-from surgeon.neureasoner.spans import Span, split_steps
+from surgeon.neureasoner.steps import Span, split_steps
 from surgeon.progress import bar
 from surgeon.traces import Trace, append, read_traces
 from surgeon.trigger.artifacts import TRACES, whole_steps

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from surgeon.neureasoner.spans import StepEnds, split_steps
+from surgeon.neureasoner.steps import StepEnds, split_steps
 from surgeon.traces import Sampling, Trace, stop_ids
 from surgeon.trigger.artifacts import text_of
 

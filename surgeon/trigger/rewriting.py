@@ -17,7 +17,7 @@ from surgeon.builtin.reconstruct import Rewritten, make_up, rewrite
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
 from surgeon.neureasoner.settings import THINKING, Settings
-from surgeon.neureasoner.spans import Span, StepEnds, append_line, split_steps
+from surgeon.neureasoner.steps import Span, StepEnds, split_steps
 from surgeon.progress import bar
 from surgeon.traces import Prompt, Trace
 from surgeon.trigger.artifacts import (
@@ -31,6 +31,7 @@ from surgeon.trigger.artifacts import (
 from surgeon.trigger.endpoint import Chat, Shape, in_parallel, tokens_of
 from surgeon.trigger.judging import Prices, estimate
 from surgeon.trigger.prompts import conversation, filled, question_of, read_texts
+from surgeon.watch.spans import append_line
 
 FILE, SUMMARY = "examples.jsonl", "reconstruct.json"
 WORK = "written.jsonl"

@@ -15,7 +15,6 @@ from surgeon.checkpoint import Checkpoint, adapter_digest, merge_adapter, placem
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
 from surgeon.neureasoner.detectors import Training
-from surgeon.neureasoner.monitor import Monitor, locate
 from surgeon.neureasoner.settings import Settings
 from surgeon.training import (
     METRICS,
@@ -43,6 +42,7 @@ from surgeon.trigger.training import (
     rows_of,
     train,
 )
+from surgeon.watch.monitor import Monitor, locate
 
 if TYPE_CHECKING:
     import torch

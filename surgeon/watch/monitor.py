@@ -18,7 +18,7 @@ from surgeon.errors import BadInput
 from surgeon.neureasoner.detectors import Detector
 from surgeon.neureasoner.features import FEATURES
 from surgeon.neureasoner.settings import Settings
-from surgeon.neureasoner.spans import LEVELS
+from surgeon.neureasoner.steps import LEVELS
 
 if TYPE_CHECKING:
     from surgeon.checkpoint import Checkpoint

@@ -2,17 +2,14 @@
 
 # Shapes: B rows of a batch, T tokens of a response, V ids of the tokenizer.
 
-import json
-import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from surgeon.errors import BadInput
 from surgeon.neureasoner.settings import THINKING
-from surgeon.traces import Trace, _mend
+from surgeon.traces import Trace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -219,75 +216,6 @@ class Span(NamedTuple):
     pair: int | None = None
     """Positive and negative spans with the same number were made to be compared."""
     reason: str = ""
-
-
-def read_spans(path: str | Path) -> list[Span]:
-    """The spans of a JSONL file, in its order; a last line that was cut short is left out.
-
-    Each line is an object with the fields of `Span`; those with a default may be missing. Raises
-    BadInput naming the line that is no span.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise BadInput(f"{path} does not exist, expected a file of labelled spans.")
-    spans: list[Span] = []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            if not line.endswith(b"\n"):
-                continue
-            raise BadInput(f"{path}:{number}: found no valid JSON ({error}).") from error
-        spans.append(parse_span(row, f"{path}:{number}"))
-    return spans
-
-
-def parse_span(row: object, place: str) -> Span:
-    """One line of a span file; raises BadInput that begins with `place`."""
-    if not isinstance(row, dict):
-        raise BadInput(f"{place}: found {str(row)[:40]!r}, expected a span (an object).")
-    fields = {**Span._field_defaults, **row}
-
-    def whole(name: str) -> bool:
-        return type(fields.get(name)) is int and fields[name] >= 0
-
-    checks = {
-        "prompt_id": (isinstance(fields.get("prompt_id"), str), "text"),
-        "sample": (whole("sample"), "a whole number from 0"),
-        "level": (fields.get("level") in LEVELS, " or ".join(LEVELS)),
-        "first": (whole("first"), "the number of a step, from 0"),
-        "last": (
-            whole("first") and whole("last") and fields["last"] >= fields["first"],
-            "a step from `first`",
-        ),
-        "failing": (isinstance(fields["failing"], bool), "true or false"),
-        "pair": (fields["pair"] is None or whole("pair"), "a whole number or null"),
-        "reason": (isinstance(fields["reason"], str), "text"),
-    }
-    for name, (good, expected) in checks.items():
-        if not good:
-            found = repr(fields[name])[:40] if name in fields else "nothing"
-            raise BadInput(f"{place}: found {found} as {name} of a span, expected {expected}.")
-    return Span(**{name: fields[name] for name in checks})
-
-
-def append_span(path: str | Path, span: Span) -> None:
-    """Add a span to a JSONL file as one write; a last line that was cut short is cut off first."""
-    append_line(path, span._asdict())
-
-
-def append_line(path: str | Path, row: dict[str, Any]) -> None:
-    """Add an object to a JSONL file as one write, mending its end as `traces.append` does."""
-    line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
-    with open(path, "ab+", buffering=0) as file:
-        end = file.seek(0, os.SEEK_END)
-        if end:
-            file.seek(end - 1)
-            if file.read(1) != b"\n":
-                line = _mend(file, end) + line
-        file.write(line)
 
 
 def check_spans(

@@ -15,12 +15,12 @@ from surgeon.decoding import Request, decode, stream_key
 from surgeon.errors import BadInput
 from surgeon.neureasoner.detectors import Detector
 from surgeon.neureasoner.features import FEATURES
-from surgeon.neureasoner.monitor import Monitor
-from surgeon.neureasoner.replay import replay, texts
 from surgeon.neureasoner.settings import Settings
-from surgeon.neureasoner.spans import split_steps
-from surgeon.neureasoner.watching import Firing, Reading, Watching, union
+from surgeon.neureasoner.steps import split_steps
 from surgeon.traces import Trace, encode, read_prompts, stop_ids
+from surgeon.watch.monitor import Monitor
+from surgeon.watch.replay import replay, texts
+from surgeon.watch.watching import Firing, Reading, Watching, union
 
 MODEL = "builtin:thinking"
 TRIGGERS = {"intra": "Let me start over.", "inter": "So"}

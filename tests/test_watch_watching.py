@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from test_neureasoner_spans import tokenizer_of
+from test_neureasoner_steps import tokenizer_of
 from tokenizers.pre_tokenizers import Split
 
 from surgeon.channels import Channels, read_back
@@ -17,11 +17,11 @@ from surgeon.decoding.cache import cache_bytes_per_token
 from surgeon.errors import BadInput
 from surgeon.neureasoner.detectors import Detector, collect
 from surgeon.neureasoner.features import FEATURES, trace_features
-from surgeon.neureasoner.monitor import Monitor
 from surgeon.neureasoner.settings import Settings
-from surgeon.neureasoner.spans import LEVELS, StepEnds, split_steps
-from surgeon.neureasoner.watching import Firing, Reading, Watching, forced_tokens, union
+from surgeon.neureasoner.steps import LEVELS, StepEnds, split_steps
 from surgeon.traces import Trace, encode, read_prompts, stop_ids
+from surgeon.watch.monitor import Monitor
+from surgeon.watch.watching import Firing, Reading, Watching, forced_tokens, union
 
 MODEL = "builtin:thinking"
 TRIGGERS = {"intra": "Let me start over.", "inter": "So"}

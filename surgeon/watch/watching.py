@@ -18,9 +18,9 @@ from surgeon.channels import Channels, Tap, tapped
 from surgeon.decoding.choosing import STREAM_BLOCK, stream_key, uniforms
 from surgeon.errors import BadInput
 from surgeon.neureasoner.features import OnlineFeatures
-from surgeon.neureasoner.monitor import PRECEDENCE, Monitor
 from surgeon.neureasoner.settings import Settings
-from surgeon.neureasoner.spans import StepEnds, StepRows
+from surgeon.neureasoner.steps import StepEnds, StepRows
+from surgeon.watch.monitor import PRECEDENCE, Monitor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -17,9 +17,9 @@ from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.errors import BadInput
 from surgeon.neureasoner.detectors import Detector
 from surgeon.neureasoner.features import FEATURES
-from surgeon.neureasoner.monitor import FILE, FORMAT, Monitor, find_monitor, read_levels
 from surgeon.neureasoner.settings import Settings, even_probes
-from surgeon.neureasoner.spans import LEVELS
+from surgeon.neureasoner.steps import LEVELS
+from surgeon.watch.monitor import FILE, FORMAT, Monitor, find_monitor, read_levels
 
 CHANNELS = {
     "inter": Channels(2, (), (3, 1)),

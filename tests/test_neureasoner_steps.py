@@ -10,17 +10,9 @@ from hypothesis import strategies as st
 
 from surgeon.builtin import tokenizer as builtin_tokenizer
 from surgeon.errors import BadInput
-from surgeon.neureasoner.spans import (
-    Span,
-    Step,
-    StepEnds,
-    StepRows,
-    append_span,
-    check_spans,
-    read_spans,
-    split_steps,
-)
+from surgeon.neureasoner.steps import Span, Step, StepEnds, StepRows, check_spans, split_steps
 from surgeon.traces import Trace
+from surgeon.watch.spans import append_span, read_spans
 
 
 def tokenizer_of(*words: str) -> Any:

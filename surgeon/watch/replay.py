@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from surgeon.channels import read_back
 from surgeon.errors import BadInput
 from surgeon.neureasoner.features import trace_features
-from surgeon.neureasoner.monitor import PRECEDENCE, Monitor
-from surgeon.neureasoner.spans import Step, StepEnds, split_steps
-from surgeon.neureasoner.watching import Firing, Reading, forced_tokens, union
+from surgeon.neureasoner.steps import Step, StepEnds, split_steps
 from surgeon.traces import Trace
+from surgeon.watch.monitor import PRECEDENCE, Monitor
+from surgeon.watch.watching import Firing, Reading, forced_tokens, union
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
