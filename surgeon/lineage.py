@@ -5,22 +5,63 @@ the versions that made it and the seed. The work happens in `OUT.partial`; it be
 atomic rename, so a directory that exists is complete, and a killed run continues where it was.
 """
 
+import atexit
 import hashlib
 import json
 import os
 import platform
 import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from surgeon import __version__
 from surgeon.errors import BadInput
 
+if TYPE_CHECKING:
+    import numpy as np
+
+A = TypeVar("A")
 FILE = "surgeon.json"
+FORMAT = 2
+"""Of `surgeon.json`; files without one are of version 1 and lack the command line."""
+COMMAND: ContextVar[str | None] = ContextVar("COMMAND", default=None)
+"""The command line that is running, kept in `surgeon.json`; None where Python called a function."""
 PACKAGES = ("torch", "transformers", "mergekit", "safetensors", "peft", "accelerate", "hmmlearn")
 DISK_RESERVE = 64 << 20
 """Bytes that are left free on a disk when room is checked before writing."""
+
+
+class Run(NamedTuple):
+    """What makes a run this run: with other arguments, inputs or seed it is another one."""
+
+    verb: str
+    arguments: dict[str, Any]
+    inputs: dict[str, str]
+    """Name -> digest."""
+    seed: int | None = None
+
+
+def once(out: str | Path, kind: type[A], work: Callable[[Path], A], *, run: Run) -> A:
+    """The artifact of a run: read where `out` holds this very run, else made by `work`.
+
+    `work` gets the directory to write in (it resumes what a killed run left there) and returns the
+    artifact, which is written and given its final name. Raises `BadInput` as `begin` does.
+    """
+    from surgeon import artifact
+
+    out = Path(out)
+    partial = begin(out, **run._asdict())
+    if partial is None:
+        return replace(artifact.read(kind, out), already=True)  # pyright: ignore
+    value = work(partial)
+    artifact.write(partial, value)
+    finish(partial, out)
+    return replace(value, out=out)  # pyright: ignore
 
 
 def begin(
@@ -58,7 +99,8 @@ def begin(
         raise BadInput(
             f"{partial} can't be made: {error.strerror}. Choose another --out."
         ) from error
-    write_json(partial / FILE, {**run, "versions": versions()})
+    command = {} if COMMAND.get() is None else {"command": COMMAND.get()}
+    write_json(partial / FILE, {"format": FORMAT, **run, **command, "versions": versions()})
     return partial
 
 
@@ -71,6 +113,15 @@ def finish(partial: Path, out: str | Path) -> None:
     sync(partial)
     os.rename(partial, out)
     sync(out.parent)
+
+
+def check(out: str | Path, run: Run) -> None:
+    """Raise `BadInput` where `begin` would; writes nothing."""
+    out = Path(out)
+    refuse_foreign(out)
+    for place in (out, out.with_name(out.name + ".partial")):
+        if (there := read(place)) is not None:
+            refuse_other_run(place, there, plain(run._asdict()))
 
 
 def read(path: str | Path) -> dict[str, Any] | None:
@@ -165,6 +216,28 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, text + "\n")
 
 
+def write_tensors(
+    path: str | Path, arrays: "Mapping[str, np.ndarray]", metadata: dict[str, str] | None = None
+) -> None:
+    """Write arrays as a safetensors file so that a reader sees the old content or the new."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    save_file(whole, temporary, metadata=metadata)
+    sync(temporary)
+    os.replace(temporary, path)
+
+
+def scratch() -> Path:
+    """A new directory for what lasts no longer than this process."""
+    directory = Path(tempfile.mkdtemp(prefix="surgeon-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
+
+
 def file_digest(path: str | Path) -> str:
     """`sha256:` digest of a file's bytes."""
     with open(path, "rb") as file:
@@ -179,15 +252,23 @@ def digest_of(value: Any) -> str:
 
 def require_room(out: str | Path, n_bytes: int, what: str) -> None:
     """Raise `BadInput` when the disk of `out` has less than `n_bytes` and a small reserve free."""
-    existing = Path(out).absolute()
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(out)
     if free < n_bytes + DISK_RESERVE:
         raise BadInput(
-            f"{what} needs {n_bytes / 1e9:.2f} GB and {existing} has {free / 1e9:.2f} GB free. "
-            "Free some space or choose an --out on another disk."
+            f"{what} needs {n_bytes / 1e9:.2f} GB and {existing_parent(out)} has "
+            f"{free / 1e9:.2f} GB free. Free some space or choose an --out on another disk."
         )
+
+
+def existing_parent(path: str | Path) -> Path:
+    """The path itself, or the nearest directory above it that exists."""
+    path = Path(path).absolute()
+    return path if path.exists() else existing_parent(path.parent)
+
+
+def free_bytes(path: str | Path) -> int:
+    """Bytes free on the disk that `path` is on, or would be."""
+    return shutil.disk_usage(existing_parent(path)).free
 
 
 def sync(path: Path) -> None:

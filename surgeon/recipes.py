@@ -20,7 +20,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Union, get_args, get_origin
 
+from surgeon import settings
 from surgeon.errors import BadInput
+from surgeon.settings.verbs import VERBS as ROWS
+from surgeon.settings.verbs import Row
 
 
 class Verb(NamedTuple):
@@ -70,12 +73,39 @@ def run(path: str | Path, overrides: Sequence[str] = ()) -> None:
     """
     from rich.console import Console
 
-    steps = [bind(step) for step in override(load(path), overrides)]
+    steps = override(load(path), overrides)
+    for step in steps:
+        bound_step(step)
     console = Console(highlight=False)
-    for n, (verb, parameters) in enumerate(steps, 1):
-        where = parameters.get("out", "")
-        console.rule(f"[bold]{n}/{len(steps)} {verb}[/] [dim]{where}[/]", align="left")
-        VERBS[verb].print(VERBS[verb].load()(**parameters))
+    for n, step in enumerate(steps, 1):
+        where = step.parameters.get("out", "")
+        console.rule(f"[bold]{n}/{len(steps)} {step.verb}[/] [dim]{where}[/]", align="left")
+        call(step)
+
+
+def bound_step(step: Step) -> Any:
+    """The settings of a step; raises `BadInput` for names and values that don't fit."""
+    verb = known_verb(step.verb)
+    if isinstance(verb, Row):
+        return settings.bind(verb.load_settings(), step.parameters, step.verb)
+    return bind(step)
+
+
+def call(step: Step) -> None:
+    """Run one step and print its result."""
+    row, found = known_verb(step.verb), bound_step(step)
+    if isinstance(row, Row):
+        row.show(row.load()(found))
+    else:
+        row.print(row.load()(**found.parameters))
+
+
+def parameters_of(path: str | Path, verb: str) -> dict[str, Any]:
+    """The parameters of the only step of that verb in a recipe."""
+    steps = [step for step in load(path) if step.verb == verb]
+    if len(steps) != 1:
+        raise BadInput(f"{path} has {len(steps)} steps of {verb}; --recipe needs exactly one.")
+    return dict(steps[0].parameters)
 
 
 def load(path: str | Path) -> list[Step]:
@@ -105,8 +135,10 @@ def load(path: str | Path) -> list[Step]:
     return steps
 
 
-def known_verb(verb: str) -> Verb:
+def known_verb(verb: str) -> "Row | Verb":
     """The verb of that name; raises `BadInput` that offers the nearest."""
+    if verb in ROWS:
+        return ROWS[verb]
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, 1)
         meant = f" Did you mean {near[0]}?" if near else ""
@@ -146,7 +178,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 def bind(step: Step) -> Step:
     """Check a step's parameters against the verb's signature, names and types both."""
-    signature = inspect.signature(known_verb(step.verb).load())
+    signature = inspect.signature(VERBS[step.verb].load())
     return Step(step.verb, bound(step.verb, signature, step.parameters))
 
 

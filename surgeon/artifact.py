@@ -1,0 +1,89 @@
+"""Typed JSON files: what a verb writes is what the next one reads, and a reader knows its fields.
+
+    @artifact("ranking.json", version=1)
+    class Ranking: ...
+
+makes a frozen dataclass that `write` stores under that name and `read` brings back, checked. The
+file says its `format`; a file without one is of version 1. Fields named `out` and `already` belong
+to the run that returned the value and aren't stored.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, dataclass_transform
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from surgeon import lineage
+from surgeon.errors import BadInput
+
+A = TypeVar("A")
+FORMAT = "format"
+CONFIG = ConfigDict(extra="ignore", ser_json_inf_nan="null")
+Out = Annotated[Path, Field(exclude=True)]
+"""The directory that holds the artifact."""
+Already = Annotated[bool, Field(exclude=True)]
+"""Whether the run was finished before, so that nothing was computed."""
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def part(cls: type[A]) -> type[A]:
+    """Make a class of annotated fields a frozen record that may stand inside an artifact."""
+    return pydantic_dataclass(cls, frozen=True, kw_only=True, config=CONFIG)
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def artifact(file: str, *, version: int = 1) -> Callable[[type[A]], type[A]]:
+    """Make a class of annotated fields an artifact that is stored as `file`."""
+
+    def decorate(cls: type[A]) -> type[A]:
+        made: Any = part(cls)
+        made.FILE, made.VERSION = file, version
+        return made
+
+    return decorate
+
+
+def jsonable(value: Any) -> Any:
+    """The JSON of an artifact or a part: what isn't a number becomes null."""
+    return TypeAdapter(type(value)).dump_python(value, mode="json")
+
+
+def write(directory: str | Path, value: Any) -> None:
+    """Store an artifact in a directory, atomically, its format first."""
+    content = {FORMAT: type(value).VERSION, **jsonable(value)}
+    lineage.write_json(Path(directory) / type(value).FILE, content)
+
+
+def read(kind: type[A], directory: str | Path) -> A:
+    """The artifact of that kind in a directory, or in the file that is given.
+
+    Raises `BadInput` where it is missing or damaged, or of a format this version doesn't know.
+    """
+    path = Path(directory)
+    file = path / kind.FILE if path.is_dir() else path  # pyright: ignore[reportAttributeAccessIssue]
+    return parse(kind, lineage.read_object(file), file)
+
+
+def parse(kind: type[A], content: dict[str, Any], file: Path) -> A:
+    """An artifact from the JSON object of `file`."""
+    version, newest = content.get(FORMAT, 1), kind.VERSION  # pyright: ignore[reportAttributeAccessIssue]
+    if version != newest:
+        raise BadInput(
+            f"{file}: found format {json.dumps(version)}, expected {newest}. It was written by "
+            "another version of surgeon: make it again with this one."
+        )
+    fields = {f.name for f in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
+    own = {"out": file.parent} if "out" in fields else {}
+    try:
+        return TypeAdapter(kind).validate_python({**content, **own})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BadInput(
+            f"{file}: found {where or 'its content'} unusable ({first['msg']}). The file is "
+            "damaged: make it again."
+        ) from error

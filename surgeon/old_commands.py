@@ -1,0 +1,400 @@
+"""Commands that are not made from settings yet.
+
+Options left out fall back to `--set name=value`, then to `--recipe FILE`, then to the defaults of
+the function itself; so a default is written once, in a signature. Heavy imports happen inside.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from surgeon import __version__
+from surgeon.errors import BadInput
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="surgeon")
+def cli() -> None:
+    """Model surgery and checkpoint ranking. The checkpoint is the unit of work.
+
+    A checkpoint is a Hugging Face directory, a hub id (owner/name[@revision]), BASE+ADAPTER, a
+    candidate of a family (DIR/family.json#slerp-0.45), or builtin:NAME. Every command writes one
+    new directory, resumes when it is run again after a kill, and exits with status 2 and one line
+    when its input can't be used.
+    """
+
+
+def option(*names: str, default: str = "", **kwargs: Any) -> Callable[[F], F]:
+    """An option that is None when it was not given; `default` is shown, the function applies it."""
+    kwargs.setdefault("default", None)
+    if default:
+        kwargs["help"] += f"  [default: {default}]"
+    return click.option(*names, **kwargs)
+
+
+def configurable(command: F) -> F:
+    """Add the two options every command has."""
+    for decorate in (
+        click.option("--set", "settings", multiple=True, metavar="NAME=VALUE",
+                     help="Set any parameter of the function, also those without an option."),
+        click.option("--recipe", type=click.Path(dir_okay=False), metavar="FILE",
+                     help="Take parameters from this command's step in a recipe."),
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
+def call(verb: str, recipe: str | None, settings: tuple[str, ...], given: dict[str, Any]) -> None:
+    """Bind recipe, settings and options (the last wins) to the verb's function; run it; print."""
+    from surgeon import recipes
+
+    parameters: dict[str, Any] = {}
+    if recipe:
+        steps = [step for step in recipes.load(recipe) if step.verb == verb]
+        if len(steps) != 1:
+            raise BadInput(
+                f"{recipe} has {len(steps)} steps of {verb}; --recipe needs exactly one."
+            )
+        parameters |= steps[0].parameters
+    parameters |= dict(recipes.parse_setting(text) for text in settings)
+    parameters |= {name: value for name, value in given.items() if value not in (None, ())}
+    bound = recipes.bind(recipes.Step(verb, parameters))
+    chosen = recipes.VERBS[verb]
+    chosen.print(chosen.load()(**bound.parameters))
+
+
+OUT = option("--out", metavar="DIR", help="Directory to write; nothing is written elsewhere.")
+SEED = option("--seed", type=int, default="0", help="Seed of everything random.")
+DEVICE = option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+DTYPE = option("--dtype", default="auto", help="auto (as on disk), float32, bfloat16 or float16.")
+ANSWER = option(
+    "--answer", default="auto", metavar="HOW",
+    help="How an answer is read: auto, boxed, choice, number, last-line, a regex with one group, "
+    "or module:function.",
+)  # fmt: skip
+BATCH = option("--batch", type=int, default="0", help="Responses decoded at once; 0: by memory.")
+
+
+@cli.command("merge-sweep")
+@click.argument("a", required=False)
+@click.argument("b", required=False)
+@OUT
+@option("--method", multiple=True, default="slerp", help="slerp or linear; may be repeated.")
+@option(
+    "--ratios",
+    default="0.05:0.95:0.05",
+    metavar="START:STOP:STEP",
+    help="Shares of B, or a comma list; 0 and 1 (A and B) always belong to the family.",
+)
+@option("--config", metavar="FILE", help="A family of any mergekit config: merges/*.yaml.")
+@option("--virtual", is_flag=True, help="Write only the description; merge in memory when used.")
+@option("--dry-run", is_flag=True, help="Print the checks and the plan; write nothing.")
+@option("--dtype", metavar="DTYPE", help="Dtype of the merged weights; by default A's.")
+@option("--template", default="first", help="Whose chat template: first or second.")
+@option("--generation", default="first", help="Whose generation config: first or second.")
+@option(
+    "--tokenizer",
+    metavar="SIDE",
+    help="Whose tokenizer: first or second; needed only where the vocabularies differ.",
+)
+@configurable
+def merge_sweep(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
+    """Merge checkpoints A and B into a family of candidates between them."""
+    call("merge-sweep", recipe, settings, given)
+
+
+@cli.command("rank")
+@click.argument("checkpoints", nargs=-1, metavar="CHECKPOINT|FAMILY...")
+@option("--mini-set", metavar="FILE", help="Unlabelled prompts: JSONL, Parquet, or a datasets id.")
+@OUT
+@option("--samples", type=int, default="3", help="Responses per prompt.")
+@SEED
+@option("--select", default="nex", help="The score that orders the candidates.")
+@option("--preset", default="reference", help="Readings of the paper: reference or paper.")
+@option("--traces", metavar="FILE|DIR", help="Use these responses instead of sampling.")
+@option("--weights", metavar="FILE", help="Score with another ranking's neuron weights.")
+@option("--credit", default="introduced", help="introduced or active neurons (an ablation).")
+@ANSWER
+@option("--truth", metavar="FILE", help="evaluate.json, or accuracies by candidate (JSON, CSV).")
+@option("--max-tokens", type=int, default="32768", help="Longest response, tokens.")
+@option("--row-tokens", type=int, default="32", help="Tokens per row of the novelty slope.")
+@option("--top-k", type=int, default="2000", help="Activations kept per token, all layers.")
+@BATCH
+@DEVICE
+@DTYPE
+@option("--keep-activations", is_flag=True, help="Keep the recorded rows on disk.")
+@configurable
+def rank(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
+    """Rank checkpoints without labels: NEX, its baselines, and label-free agreement."""
+    call("rank", recipe, settings, given)
+
+
+@cli.command("evaluate")
+@click.argument("checkpoints", nargs=-1, metavar="CHECKPOINT|FAMILY...")
+@option("--task", metavar="FILE", help="Prompts with answers: JSONL, Parquet, or a datasets id.")
+@OUT
+@option("--samples", type=int, default="8", help="Responses per problem.")
+@SEED
+@option("--check", default="exact", help="exact, choice, math, or module:function.")
+@ANSWER
+@option("--limit", type=int, metavar="N", help="Only the first N problems.")
+@option("--baseline", metavar="NAME", help="Compare the others with this candidate, paired.")
+@option("--max-tokens", type=int, default="32768", help="Longest response, tokens.")
+@BATCH
+@DEVICE
+@DTYPE
+@configurable
+def evaluate(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
+    """Measure accuracy, calibration, length and truncation on a labelled task."""
+    call("evaluate", recipe, settings, given)
+
+
+@cli.command("transplant")
+@option("--recipient", metavar="CHECKPOINT", help="The checkpoint that is copied and changed.")
+@option("--donor", metavar="CHECKPOINT", help="Where the units come from.")
+@option(
+    "--weights",
+    metavar="RANKING[#NAME]|FILE",
+    help="Neuron weights of the donor: a ranking's candidate, or weights.safetensors.",
+)
+@click.option("--effective", "select", flag_value="effective", help="Units with a weight above 0.")
+@click.option("--redundant", "select", flag_value="redundant", help="Units with a weight below 0.")
+@option("--mask", metavar="FILE", help="Choose the units by mask_LF of a safetensors file.")
+@option("--control", help="Other units instead: random, random-active or mass-matched.")
+@option("--surgery", default="replace", help="replace, blend, swap, ablate, or module:function.")
+@option("--alpha", type=float, default="1.0", help="Share of the donor in a blend.")
+@option("--threshold", type=float, default="0.0", help="Least absolute weight, in [0, 1].")
+@option("--top-fraction", type=float, help="Only this share of units, heaviest first.")
+@option("--budget", default="global", help="Whether --top-fraction counts globally or per layer.")
+@option("--layers", metavar="8-23,30", help="Only units of these layers.")
+@option("--match", help="permutation: align the donor's units to the recipient's first.")
+@option("--weights-from-other", is_flag=True, help="Accept weights of another checkpoint.")
+@option(
+    "--recipient-weights",
+    metavar="FILE",
+    help="The recipient's own weights, for the share of its activation mass that moves.",
+)
+@SEED
+@option("--dry-run", is_flag=True, help="Print what would move; write nothing.")
+@OUT
+@configurable
+def transplant(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
+    """Move effective or redundant FFN neurons from a donor into a copy of a recipient."""
+    call("transplant", recipe, settings, given)
+
+
+@cli.command("distill")
+@click.argument("checkpoint", required=False)
+@option("--pool", metavar="FILE", help="Unlabelled questions: JSONL, Parquet, or a datasets id.")
+@OUT
+@option("--method", default="nopsd", help="nopsd, lmsi, ttrl or intuitor.")
+@click.option("--lora", "tuning", flag_value="lora", help="Train an adapter (the default).")
+@click.option("--full", "tuning", flag_value="full", help="Train all weights.")
+@option("--merge", is_flag=True, help="Write a checkpoint instead of an adapter.")
+@option("--select", help="bottom (default), top, band, all or random consensus.")
+@option("--shots", type=int, default="10", help="Demonstrations before the teacher's question.")
+@option("--context", default="nearest", help="Which demonstrations: nearest or random.")
+@option("--steps", type=int, default="150", help="Optimizer steps.")
+@option("--batch-size", type=int, default="16", help="Questions per step.")
+@option("--lr", type=float, help="Peak learning rate; by default it depends on the tuning.")
+@option("--ema", default="factors", help="Teacher under LoRA: factors or exact.")
+@option("--max-tokens", type=int, default="4096", help="Longest response, tokens.")
+@option("--save-every", type=int, default="25", help="Steps between training checkpoints.")
+@option("--tracker", help="tensorboard, trackio or wandb, beside metrics.jsonl.")
+@ANSWER
+@SEED
+@DEVICE
+@DTYPE
+@configurable
+def distill(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
+    """Train a checkpoint on its own answers, without labels (Neuron-OPSD)."""
+    call("distill", recipe, settings, given)
+
+
+@cli.group("trigger")
+def trigger() -> None:
+    """Find failing steps, train detectors of them, teach a checkpoint to mend them (NeuReasoner).
+
+    Five stages, each with a directory of its own: label, identify, detectors, reconstruct, sft.
+    """
+
+
+LABELS = option("--labels", metavar="DIR", help="What `surgeon trigger label` wrote.")
+PARALLEL = option("--parallel", type=int, default="8", help="Requests at a time.")
+PRICES = (
+    option("--price-in", type=float, help="Money per million tokens in, for the estimate."),
+    option("--price-out", type=float, help="Money per million tokens out."),
+)
+PROMPT_FILE = option("--prompt-file", metavar="FILE", help="Other wording for the endpoint.")
+STRUCTURED = option(
+    "--structured", default="json_schema",
+    help="How an endpoint is held to JSON: json_schema, json_object or none.",
+)  # fmt: skip
+SAMPLING = (
+    option("--temperature", type=float, default="0.6", help="0 decodes greedily."),
+    option("--top-p", type=float, default="0.95", help="Share of the probability drawn from."),
+    option("--max-tokens", type=int, default="16000", help="Longest response, tokens."),
+)
+
+
+def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one."""
+
+    def decorate(command: F) -> F:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+@trigger.command("label")
+@click.argument("checkpoint", required=False)
+@option("--prompts", metavar="FILE", help="Questions: JSONL, Parquet, or a datasets id.")
+@OUT
+@option("--judge", default="builtin", help="builtin, URL#model, or module:function.")
+@option("--easy", metavar="FILE", help="Easy questions, for over-thinking.")
+@option("--hard", metavar="FILE", help="Hard questions, to compare with.")
+@option("--traces", metavar="FILE", help="Label these responses instead of sampling.")
+@option("--spans", metavar="FILE", help="Labels made by hand, for --traces; no judge is asked.")
+@option("--levels", multiple=True, default="intra,inter,instance", help="May be repeated.")
+@option("--samples", type=int, default="1", help="Responses per question.")
+@option("--limit", type=int, metavar="N", help="Only the first N questions.")
+@options(*SAMPLING)
+@STRUCTURED
+@PROMPT_FILE
+@PARALLEL
+@options(*PRICES)
+@SEED
+@BATCH
+@DEVICE
+@DTYPE
+@configurable
+def label(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
+    """Sample traces, let a judge say which steps fail, decode counterparts that don't."""
+    call("trigger-label", recipe, settings, given)
+
+
+@trigger.command("identify")
+@click.argument("checkpoint", required=False)
+@LABELS
+@OUT
+@option("--method", default="direct", help="direct, adjoint (DePass) or softmax (on a shortlist).")
+@option("--layer", type=int, help="Which layer; by default the middle one.")
+@option("--k", type=float, default="0.25", help="Highest per token; below 1: that share of all.")
+@option("--channels", type=int, default="32", help="Most channels per level.")
+@SEED
+@DEVICE
+@DTYPE
+@configurable
+def identify(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
+    """Find the units and heads that push the model towards its failing steps."""
+    call("trigger-identify", recipe, settings, given)
+
+
+@trigger.command("detectors")
+@click.argument("checkpoint", required=False)
+@LABELS
+@option("--channels", metavar="DIR", help="What `surgeon trigger identify` wrote.")
+@OUT
+@option("--k", type=int, default="4", help="Steps in the window of intra and inter.")
+@option("--instance-steps", type=int, default="4", help="First steps that instance looks at.")
+@option("--probes", type=int, default="16", help="Frequencies.")
+@option("--negatives", default="all", help="all, or pairs: the counterparts only.")
+@option("--criterion", default="balanced", help="For thresholds: balanced, accuracy or f1.")
+@option("--cooldown", type=int, default="1", help="Steps of rest after a firing.")
+@option("--cap", type=int, default="8", help="Most firings per response.")
+@SEED
+@DEVICE
+@DTYPE
+@configurable
+def detectors(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
+    """Train a detector per level; writes monitor.safetensors."""
+    call("trigger-detectors", recipe, settings, given)
+
+
+@trigger.command("reconstruct")
+@click.argument("checkpoint", required=False)
+@LABELS
+@OUT
+@option("--source", default="builtin", help="Who writes: builtin, or URL#model.")
+@option("--failures", default="both", help="own failing steps, made (up), or both.")
+@option("--limit", type=int, metavar="N", help="Only the first N examples.")
+@STRUCTURED
+@PROMPT_FILE
+@PARALLEL
+@options(*PRICES)
+@ANSWER
+@SEED
+@configurable
+def reconstruct(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
+    """Write examples in which a trigger follows a failing step, and a repair the trigger."""
+    call("trigger-reconstruct", recipe, settings, given)
+
+
+@trigger.command("sft")
+@click.argument("checkpoint", required=False)
+@option("--examples", metavar="DIR", help="What `surgeon trigger reconstruct` wrote.")
+@OUT
+@option("--monitor", metavar="DIR", help="What `surgeon trigger detectors` wrote: is carried.")
+@LABELS
+@click.option("--full", "tuning", flag_value="full", help="Train all weights (the default).")
+@click.option("--lora", "tuning", flag_value="lora", help="Train an adapter, and the new rows.")
+@option("--merge", is_flag=True, help="With --lora: write a checkpoint.")
+@option("--epochs", type=float, default="1.0", help="Passes over the examples.")
+@option("--lr", type=float, help="Peak learning rate; by default it depends on the tuning.")
+@option("--batch-size", type=int, default="64", help="Examples per step.")
+@option("--mask-wrong/--learn-wrong", help="Leave failing steps out of the loss (the default).")
+@option("--save-every", type=int, default="50", help="Steps between training checkpoints.")
+@SEED
+@DEVICE
+@DTYPE
+@configurable
+def sft(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
+    """Teach a checkpoint its trigger tokens; the result carries its monitor."""
+    call("trigger-sft", recipe, settings, given)
+
+
+@cli.command("monitor")
+@click.argument("checkpoint", required=False)
+@option("--prompts", metavar="FILE", help="Questions: JSONL, Parquet, or a datasets id.")
+@option("--prompt", metavar="TEXT", help="One question; its answer is shown.")
+@OUT
+@option("--samples", type=int, default="1", help="Responses per question.")
+@options(*SAMPLING)
+@option("--levels", multiple=True, help="Watch only these levels; none watches nothing.")
+@option("--random-rate", metavar="DIR", help="Control: fire at random, as often as that run did.")
+@option("--monitor-file", metavar="FILE", help="Another monitor than the checkpoint's own.")
+@option("--engine", metavar="URL#MODEL", help="A server that writes; the model here reads.")
+@option("--limit", type=int, metavar="N", help="Only the first N questions.")
+@option("--check", default="exact", help="exact, choice, math, or module:function.")
+@ANSWER
+@SEED
+@BATCH
+@DEVICE
+@DTYPE
+@configurable
+def monitor(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
+    """Answer with the checkpoint's monitor on: a detector that fires forces its trigger."""
+    call("monitor", recipe, settings, given)
+
+
+@cli.command("serve")
+@click.argument("checkpoint", required=False)
+@option("--host", default="127.0.0.1", help="Address to listen on.")
+@option("--port", type=int, default="8000", help="0: any free one.")
+@option("--name", metavar="NAME", help="What clients call the model.")
+@option("--rows", type=int, default="16", help="Answers decoded at once.")
+@option("--max-waiting", type=int, default="64", help="Answers that may wait; more get 429.")
+@option("--max-tokens", type=int, default="0", help="Longest answer; 0: what the context holds.")
+@option("--levels", multiple=True, help="Watch only these levels; none watches nothing.")
+@option("--monitor-file", metavar="FILE", help="Another monitor than the checkpoint's own.")
+@DEVICE
+@DTYPE
+@configurable
+def serve(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
+    """Serve a checkpoint, monitored, behind OpenAI's chat and completions endpoints."""
+    call("serve", recipe, settings, given)

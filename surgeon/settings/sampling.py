@@ -1,0 +1,37 @@
+"""How answers are drawn, on which machine, and how they are read: groups that verbs share."""
+
+from typing import Annotated
+
+from surgeon.settings.schema import UNRECORDED, Amount, Count, Number, Probability, settings
+
+
+@settings
+class Sampling:
+    """How answers are drawn; the defaults are the paper's (NEX sec. 5.1)."""
+
+    samples: Count = 3
+    """Answers per prompt."""
+    temperature: Amount = 0.7
+    """0 takes the most likely token."""
+    top_p: Probability = 0.9
+    """Share of the probability that is drawn from, most likely tokens first."""
+    top_k: Number = 0
+    """Most likely tokens that are drawn from; 0: no limit."""
+    max_tokens: Count = 32768
+    """Longest answer, tokens."""
+    seed: int = 0
+    """Seed of the answers' random streams."""
+    batch: Annotated[Number, UNRECORDED] = 0
+    """Answers decoded at once; 0: as many as memory is likely to hold. Changes no answer."""
+    thinking: bool | None = None
+    """Passed to the chat template as `enable_thinking`; by default the template decides."""
+
+
+@settings
+class Machine:
+    """Where a model runs."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+    dtype: str = "auto"
+    """auto (as on disk), float32, bfloat16 or float16."""

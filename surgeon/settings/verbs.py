@@ -1,0 +1,33 @@
+"""The verbs: where their settings and functions are, and what prints a result.
+
+A row is text, so that reading it imports nothing.
+"""
+
+import importlib
+from typing import Any, NamedTuple
+
+
+class Row(NamedTuple):
+    """A verb of the command line and of recipes."""
+
+    settings: str
+    """`module:class` of its settings, in this package."""
+    module: str
+    """The module of its function and of `show`, which prints the result."""
+    function: str
+
+    def load_settings(self) -> Any:
+        """Import the settings class; imports nothing heavy."""
+        module, _, name = self.settings.partition(":")
+        return getattr(importlib.import_module(f"surgeon.settings.{module}"), name)
+
+    def load(self) -> Any:
+        """Import the function that does the work."""
+        return getattr(importlib.import_module(self.module), self.function)
+
+    def show(self, result: Any) -> None:
+        """Print the result for a person at a terminal."""
+        importlib.import_module(self.module).show(result)
+
+
+VERBS: dict[str, Row] = {}
