@@ -49,7 +49,7 @@ def artifact(file: str, *, version: int = 1) -> Callable[[type[A]], type[A]]:
 
 def jsonable(value: Any) -> Any:
     """The JSON of an artifact or a part: what isn't a number becomes null."""
-    return TypeAdapter(type(value)).dump_python(value, mode="json")
+    return json.loads(TypeAdapter(type(value)).dump_json(value))
 
 
 def write(directory: str | Path, value: Any) -> None:

@@ -117,9 +117,8 @@ def _parameters(leaf: Leaf) -> list[click.Parameter]:
     if leaf.many:
         fixed = [m for m in get_args(kind) if m is not Ellipsis]
         shape = dict(multiple=True) if len(fixed) == 1 else dict(nargs=len(fixed))
-    return [
-        click.Option([option, leaf.name], default=None, metavar=metavar, help=_help(leaf), **shape)
-    ]
+    text = _help(leaf, repeated="multiple" in shape)
+    return [click.Option([option, leaf.name], default=None, metavar=metavar, help=text, **shape)]
 
 
 def _metavar(kind: Any) -> str:
@@ -131,12 +130,12 @@ def _metavar(kind: Any) -> str:
     return {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
 
 
-def _help(leaf: Leaf) -> str:
+def _help(leaf: Leaf, repeated: bool = False) -> str:
     """A leaf's docstring, then its range, whether it may be repeated, and its default."""
     default = leaf.default
     if isinstance(default, tuple):
         default = ",".join(map(str, default))
-    notes = [span(leaf.kind), "may be repeated" if leaf.many else ""]
+    notes = [span(leaf.kind), "may be repeated" if repeated else ""]
     if default is not dataclasses.MISSING and default not in (None, "", False):
         notes.append(f"default: {default}")
     shown = "; ".join(filter(None, notes))
