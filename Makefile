@@ -33,7 +33,7 @@ bench: $(STAMP)  ## speed and memory against the targets, as ratios within one r
 	$(BIN)/python -m benchmarks
 
 family: $(STAMP)  ## train the built-in family anew (an hour on 2 cores) into runs/family
-	$(BIN)/python -m surgeon.builtin.train --out runs/family
+	$(BIN)/python -m benchmarks.family.train --out runs/family
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -14,8 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.family import card, sets, tokenizer, train, writer
 from surgeon import builtin
-from surgeon.builtin import card, sets, task, tokenizer, train
+from surgeon.builtin import task
 from surgeon.errors import BadInput
 
 TINY = train.Shape(hidden=16, ffn=24, layers=1, heads=2, kv_heads=1, head_dim=8, positions=2048)
@@ -27,10 +28,10 @@ def tok():
     return tokenizer.build()
 
 
-def example(seed: int, policy: task.Policy | None = None, **choices):
+def example(seed: int, policy: writer.Policy | None = None, **choices):
     rng = Random(seed)
-    problem = task.draw_problem(rng, **choices)
-    return problem, task.write(problem, policy or task.draw_policy(rng), rng)
+    problem = writer.draw_problem(rng, **choices)
+    return problem, writer.write(problem, policy or writer.draw_policy(rng), rng)
 
 
 # --- the task
@@ -50,7 +51,7 @@ def test_meaning_of_an_ambiguous_operator():
 
 @given(st.integers(0, 10**9), st.sampled_from(["#", "~", None]))
 def test_prompt_parses_back(seed: int, operator: str | None):
-    problem = task.draw_problem(Random(seed), operator=operator)
+    problem = writer.draw_problem(Random(seed), operator=operator)
     assert task.Problem.parse(problem.prompt) == problem
     assert problem.operator == operator
     assert len(set(problem.operations)) == len(problem.operations)
@@ -83,7 +84,7 @@ def test_answer_is_the_last_one_after_the_thinking(text: str, answer: str | None
 @given(st.integers(0, 10**9), st.sampled_from(["#", "~", None]))
 def test_clean_trace_has_no_wrong_step(seed: int, operator: str | None):
     problem, response = example(
-        seed, task.Policy(leap=0.3, check=0.5, restart=0.3), operator=operator
+        seed, writer.Policy(leap=0.3, check=0.5, restart=0.3), operator=operator
     )
     labels = task.steps(problem, response.text)
     assert not [label for label in labels if label.failure in ("intra", "misread", "inter")]
@@ -94,7 +95,7 @@ def test_clean_trace_has_no_wrong_step(seed: int, operator: str | None):
 @given(st.integers(0, 10**9))
 def test_written_mistakes_are_labelled_where_they_stand_and_nowhere_else(seed: int):
     problem, response = example(
-        seed, replace(task.draw_policy(Random(seed)), slip=0.3, mistake=0.2)
+        seed, replace(writer.draw_policy(Random(seed)), slip=0.3, mistake=0.2)
     )
     labels = task.steps(problem, response.text)
     wrong = {label.end for label in labels if label.failure == "intra"}
@@ -103,7 +104,7 @@ def test_written_mistakes_are_labelled_where_they_stand_and_nowhere_else(seed: i
 
 @given(st.integers(0, 10**9), st.data())
 def test_injected_wrong_result_is_labelled_at_that_step(seed: int, data):
-    problem, response = example(seed, task.Policy(leap=0.3, check=0.3), operator=None)
+    problem, response = example(seed, writer.Policy(leap=0.3, check=0.3), operator=None)
     labels = task.steps(problem, response.text)
     target = data.draw(st.sampled_from([x for x in labels if x.kind in ("next", "leap")]))
     other = data.draw(st.sampled_from([d for d in range(10) if d != int(target.text[-1])]))
@@ -253,8 +254,8 @@ def test_training_examples_are_formatted_as_the_template_does(tok):
 
 
 def test_injected_mistakes_are_not_learned(tok):
-    problem = task.draw_problem(Random(0))
-    response = task.write(problem, task.Policy(mistake=1.0), Random(0))
+    problem = writer.draw_problem(Random(0))
+    response = writer.write(problem, writer.Policy(mistake=1.0), Random(0))
     (ids, learned), *_ = train.encode_examples(tok, [([], response)])
     hidden = [tok.decode([i]) for i, keep in zip(ids, learned, strict=True) if not keep][3:]
     assert len(hidden) == len(response.mistakes) == len(problem.operations)
@@ -314,7 +315,7 @@ def test_unknown_name_is_bad_input():
 
 def test_package_is_imported_without_heavy_libraries():
     code = (
-        "import sys, surgeon.builtin, surgeon.builtin.task, surgeon.builtin.sets;"
+        "import sys, surgeon.builtin.task, surgeon.builtin.reconstruct, benchmarks.family.sets;"
         "print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -378,7 +379,7 @@ def test_measure_counts_right_answers_tokens_and_cuts():
 
     loaded = AutoTokenizer.from_pretrained(builtin.path("instruct"))
     model = AutoModelForCausalLM.from_pretrained(builtin.path("instruct")).eval()
-    problems = [task.draw_problem(Random(i), split="test") for i in range(8)]
+    problems = [writer.draw_problem(Random(i), split="test") for i in range(8)]
     whole = card.measure(model, loaded, problems)
     assert (whole.problems, whole.truncated) == (8, 0.0)
     assert 20 < whole.length < 120

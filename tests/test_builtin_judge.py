@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.family import writer
 from surgeon.builtin import task
 from surgeon.builtin.judge import Finding, judge
 from surgeon.builtin.reconstruct import Rewritten, make_up, rewrite
@@ -113,9 +114,9 @@ class Trace:
     def __init__(self, seed: int, **policy: float):
         rng = Random(seed)
         operator = rng.choice((None, None, "#", "~"))
-        self.problem = task.draw_problem(rng, operator=operator)
-        self.meaning = rng.choice(task.MEANINGS)
-        response = task.write(self.problem, task.Policy(**policy), rng, self.meaning)
+        self.problem = writer.draw_problem(rng, operator=operator)
+        self.meaning = rng.choice(writer.MEANINGS)
+        response = writer.write(self.problem, writer.Policy(**policy), rng, self.meaning)
         self.text = response.text
         head = "<think>\n"
         self.steps = self.text.removeprefix(head).partition("\n</think>")[0].split("\n\n")

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from sklearn.metrics import precision_score, recall_score, roc_auc_score
 
-from surgeon.builtin import tokenizer
+from benchmarks.family import tokenizer
 from surgeon.errors import BadInput
 from surgeon.neureasoner import detectors
 from surgeon.neureasoner.detectors import (

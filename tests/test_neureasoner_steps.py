@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from surgeon.builtin import tokenizer as builtin_tokenizer
+from benchmarks.family import tokenizer as builtin_tokenizer
 from surgeon.errors import BadInput
 from surgeon.neureasoner.steps import Span, Step, StepEnds, StepRows, check_spans, split_steps
 from surgeon.traces import Trace

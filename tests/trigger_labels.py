@@ -5,6 +5,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from benchmarks.family import writer
 from surgeon.builtin import task
 from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.neureasoner.steps import Span
@@ -14,7 +15,7 @@ from surgeon.watch.spans import append_span
 
 MODEL = "builtin:thinking"
 PROMPTS = 16
-FAULTY = task.Policy(leap=0.15, check=0.6, recheck=0.3, restart=0.5, mistake=0.1, slip=0.4)
+FAULTY = writer.Policy(leap=0.15, check=0.6, recheck=0.3, restart=0.5, mistake=0.1, slip=0.4)
 """A writer who fails at every level."""
 
 
@@ -26,7 +27,7 @@ def write_traces(path: Path, n: int = PROMPTS) -> str:
     tokenizer: Any = resolve(MODEL).tokenizer()
     for prompt in read_prompts("builtin:test")[:n]:
         problem = task.Problem.parse(prompt.messages[0]["content"])
-        text = task.write(problem, FAULTY, Random(prompt.id)).text
+        text = writer.write(problem, FAULTY, Random(prompt.id)).text
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         asked = encode(tokenizer, prompt)
         append(path, Trace(prompt.id, 0, asked, [*ids, tokenizer.eos_token_id], text, "stop"))

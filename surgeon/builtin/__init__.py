@@ -1,8 +1,9 @@
 """The built-in family: tiny reasoning models trained from nothing on a task whose every step can be
 checked.
 
-`path("thinking")` is a checkpoint directory, `path("test")` a prompt set; `task` has the problems,
-the writer and the exact checker, `train` the command that made the checkpoints.
+`path("thinking")` is a checkpoint directory, `path("test")` a prompt set. `task` has the problems
+and the exact checker, `judge` and `reconstruct` what the trigger stages ask of it. `make family`
+made the files (`benchmarks/family`).
 """
 
 from pathlib import Path

@@ -12,7 +12,6 @@ from random import Random
 from typing import NamedTuple
 
 from surgeon.builtin import task
-from surgeon.builtin.tokenizer import THINK
 
 LEAP, CHECK = 0.15, 0.8
 """How the rest is written: as the Thinking endpoint writes, without its failures."""
@@ -46,7 +45,7 @@ def rewrite(
     if len(labels) <= last or any(label.failure not in (None, "misread") for label in kept):
         return None
     wrong = [label.text for label in labels[first:]]
-    if any(mark in text for text in wrong for mark in ("\n\n", *THINK)):
+    if any(mark in text for text in wrong for mark in ("\n\n", *task.THINK)):
         return None
     return _Example(problem, [label.text for label in kept], wrong, level).written(rng)
 

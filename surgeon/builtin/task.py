@@ -17,76 +17,35 @@ A response thinks in steps separated by blank lines and ends with the answer:
 
     Answer: 7
 
-Which of these a writer uses is a `Policy`: four probabilities, from which the styles of the two
-endpoints are made. Two operators are ambiguous: `#k` and `~k` mean either *shift* (x + k) or *fold*
-(k - x). The meaning `RIGHT` is the one that counts. A writer who isn't told draws it with the
-probability `PRIOR`, and says so in the first step and in the answer (`Read # as shift. Answer: 7`);
-in a context of several problems the meaning is shared, so former answers tell it.
+Two operators are ambiguous: `#k` and `~k` mean either *shift* (x + k) or *fold* (k - x). The
+meaning `RIGHT` is the one that counts. A response states the meaning it takes in its first step and
+in its answer (`Read # as shift. Answer: 7`).
 
 Pure Python: no model runs here.
 """
 
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from random import Random
 from typing import Literal, NamedTuple
 
+from surgeon.builtin import PROMPT_SETS
 from surgeon.errors import BadInput
 
-PLAIN = (
-    *(f"+{k}" for k in range(1, 10)),
-    *(f"-{k}" for k in range(1, 10)),
-    *("*3", "*7", "*9"),
-)
-"""Operations with one meaning; each permutes the digits, so that a mistake never heals by
-itself."""
 AMBIGUOUS = ("#", "~")
 """Operators with two meanings, to be followed by a digit from 1 to 9."""
-MEANINGS = ("shift", "fold")
 RIGHT = "shift"
 """The meaning by which answers to problems with an ambiguous operator are judged."""
-PRIOR = {"#": 0.7, "~": 0.3}
-"""The share of training problems, alone in their context, in which an operator has the right
-meaning."""
-OPERATIONS = (6, 10)
-"""Fewest and most operations of an ordinary problem."""
-CROSS_OPERATIONS = (11, 13)
-"""Fewest and most operations of a problem of the cross-domain set."""
 EASY = 7
 """A problem with at most this many operations counts as easy: starting over on it is over-
 thinking."""
 
-MOST_ATTEMPTS = 8
-"""A writer starts over at most this often, less one."""
-
 RESTART = "Let me start over."
 FINISH = "Okay, I have finished thinking."
+THINK = ("<think>", "</think>")
 
-SPLITS = (
-    "mini-set",
-    "test",
-    "pool",
-    "pool-reversed",
-    "test-reversed",
-    "cross",
-    "test-ambiguous",
-)
 _BUCKETS = 16
-
-WORDS = (
-    *(f" {digit}" for digit in range(10)),
-    *(f" {operation}" for operation in PLAIN),
-    *(f" {operator}{k}" for operator in AMBIGUOUS for k in range(1, 10)),
-    *(f" {operator}" for operator in AMBIGUOUS),
-    *(f" {meaning}" for meaning in MEANINGS),
-    *("Start", " Apply", " Find x.", "Next", "So", "Wait, check", RESTART, FINISH, "Read", " as"),
-    *(", ok.", ", no.", "Answer:", " Answer:", " ="),
-    *("user", "assistant", "system", "\n\n"),
-)
-"""Every piece of task text that is one token; single characters make up the rest of the
-vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +69,9 @@ class Problem:
     @property
     def split(self) -> str:
         """The only split the problem may be used in, by a hash of its text: `train` or one of
-        `SPLITS`."""
+        `PROMPT_SETS`."""
         bucket = zlib.crc32(self.prompt.encode()) % _BUCKETS
-        return SPLITS[bucket] if bucket < len(SPLITS) else "train"
+        return PROMPT_SETS[bucket] if bucket < len(PROMPT_SETS) else "train"
 
     def answer(self, meaning: str = RIGHT) -> int:
         """The final digit when an ambiguous operator has this meaning."""
@@ -145,83 +104,7 @@ def apply(operation: str, value: int, meaning: str = RIGHT) -> int:
     return (value + k) % 10 if meaning == "shift" else (k - value) % 10
 
 
-def draw_problem(
-    rng: Random,
-    *,
-    operations: tuple[int, int] = OPERATIONS,
-    operator: str | None = None,
-    marks: tuple[int, int] = (1, 2),
-    split: str = "train",
-) -> Problem:
-    """A random problem of a split; when an ambiguous operator is named, it holds `marks` (fewest
-    and most) operations of it."""
-    while True:
-        count = rng.randint(*operations)
-        marked = [f"{operator}{k}" for k in rng.sample(range(1, 10), rng.randint(*marks))]
-        chosen = marked if operator else []
-        chosen = [*chosen, *rng.sample(PLAIN, count - len(chosen))]
-        rng.shuffle(chosen)
-        problem = Problem(rng.randrange(10), tuple(chosen))
-        if problem.split == split:
-            return problem
-
-
-def draw_meaning(rng: Random, operator: str | None) -> str:
-    """A meaning for an operator, the right one with the probability `PRIOR`."""
-    if operator is None:
-        return RIGHT
-    return MEANINGS[0] if rng.random() < PRIOR[operator] else MEANINGS[1]
-
-
 # ------------------------------------------------------------------------------------------ writing
-
-
-@dataclass(frozen=True)
-class Policy:
-    """How a writer thinks: probabilities in [0, 1] of the choices open at each point of a trace."""
-
-    leap: float = 0.0
-    """Of taking two or three operations in one step."""
-    check: float = 0.0
-    """Of checking a step."""
-    recheck: float = 0.0
-    """Of checking it once more after a check."""
-    restart: float = 0.0
-    """Of starting over when the last operation is done."""
-    slip: float = 0.0
-    """Of writing a wrong result of a leap, see `mistake`; without slips every check of a leap would
-    find it right, and a model whose leaps fail would never learn to see it."""
-    mistake: float = 0.0
-    """Of writing a wrong result; such results are marked, so that no one need learn to make
-    them."""
-    finish: float = 0.0
-    """Of stopping with `FINISH` at a random step of the trace."""
-
-
-INSTRUCT = Policy(leap=0.4, slip=0.3, mistake=0.03)
-"""Under-explores: leaps, and never looks back."""
-THINKING = Policy(leap=0.15, check=0.8, recheck=0.45, restart=0.6, slip=0.4, mistake=0.05)
-"""Over-explores: small steps, checked again and again, and started over."""
-
-
-def draw_policy(rng: Random) -> Policy:
-    """A policy for one trace of the base model, anything between careless and over-careful."""
-    return Policy(
-        leap=rng.uniform(0, 0.8) if rng.random() < 0.6 else 0.0,
-        check=rng.uniform(0, 1) if rng.random() < 0.6 else 0.0,
-        recheck=rng.uniform(0, 0.5),
-        restart=rng.uniform(0, 0.75) if rng.random() < 0.5 else 0.0,
-        slip=0.4,
-        mistake=0.06,
-        finish=0.05,
-    )
-
-
-class Response(NamedTuple):
-    """A written response and the character spans of its injected mistakes."""
-
-    text: str
-    mistakes: tuple[tuple[int, int], ...]
 
 
 def answer_text(problem: Problem, value: int, meaning: str = RIGHT) -> str:
@@ -257,68 +140,11 @@ def check_text(operations: tuple[str, ...], value: int, stated: int, meaning: st
     return f"Wait, check {', '.join(parts)}, {'ok' if value == stated else 'no'}."
 
 
-def write(problem: Problem, policy: Policy, rng: Random, meaning: str = RIGHT) -> Response:
-    """A response that follows a policy; what comes after an injected mistake is consistent with
-    it."""
-    written: list[str] = []
-    wrong: set[int] = set()
-    n = len(problem.operations)
-    final: int | None = None
-    if problem.operator:
-        written.append(read_text(problem.operator, meaning))
-    states = [problem.start] * len(written)
-    done = [0] * len(written)
-    for attempt in range(MOST_ATTEMPTS):
-        value, at = problem.start, 0
-        while at < n:
-            size = 1
-            if n - at > 1 and rng.random() < policy.leap:
-                size = min(2 if rng.random() < 0.7 else 3, n - at)
-            operations = problem.operations[at : at + size]
-            before, value = value, _chain(operations, value, meaning)
-            if rng.random() < (policy.mistake if size == 1 else policy.slip):
-                wrong.add(len(written))
-                value = (value + rng.randint(1, 9)) % 10
-            written.append(step_text(operations, before, value))
-            at += size
-            states.append(value)
-            done.append(at)
-            chance = policy.check
-            while rng.random() < chance:
-                written.append(check_text(operations, before, value, meaning))
-                value = _chain(operations, before, meaning)
-                states.append(value)
-                done.append(at)
-                chance = policy.recheck
-        final = value
-        if rng.random() >= policy.restart or attempt == MOST_ATTEMPTS - 1:
-            break
-        written.append(restart_text(problem))
-        states.append(final)
-        done.append(n)
-    assert final is not None
-    if rng.random() < policy.finish:
-        cut = rng.randint(1, len(written))
-        final = _chain(problem.operations[done[cut - 1] :], states[cut - 1], meaning)
-        finished = [s for s, d in zip(states[:cut], done[:cut], strict=True) if d == n]
-        written, final = [*written[:cut], FINISH], finished[-1] if finished else final
-        wrong = {i for i in wrong if i < cut}
-    return _response(written, wrong, answer_text(problem, final, meaning))
-
-
-def _chain(operations: tuple[str, ...], value: int, meaning: str) -> int:
+def chain(operations: tuple[str, ...], value: int, meaning: str) -> int:
+    """The digit that operations make of a digit, one after another."""
     for operation in operations:
         value = apply(operation, value, meaning)
     return value
-
-
-def _response(written: list[str], wrong: set[int], answer: str) -> Response:
-    text, mistakes = "<think>\n", []
-    for i, step in enumerate(written):
-        text += step if i == 0 else f"\n\n{step}"
-        if i in wrong:
-            mistakes.append((len(text) - 1, len(text)))
-    return Response(f"{text}\n</think>\n\n{answer}", tuple(mistakes))
 
 
 # ----------------------------------------------------------------------------------------- checking
@@ -486,7 +312,7 @@ class _State:
             (match[1] == "Next") == (len(operations) == 1)
             and operations == expected
             and value == self.value
-            and result == _chain(operations, value, self.meaning)
+            and result == chain(operations, value, self.meaning)
         )
         self.last, self.checked, self.value = (operations, value), False, result
         if operations[-1] in self.problem.operations:
@@ -513,26 +339,4 @@ class _State:
         operations = self.problem.operations[self.at : self.at + size]
         if not operations:
             return FINISH
-        return step_text(operations, self.value, _chain(operations, self.value, self.meaning))
-
-
-# ----------------------------------------------------------------------------------------- contexts
-
-
-def draw_context(
-    rng: Random, operator: str | None, meaning: str, turns: int, *, noise: float = 0.15
-) -> list[Mapping[str, str]]:
-    """Former turns, each a query and the answer text without its thinking, that share a meaning.
-
-    A share `noise` of the answers reads the operator the other way, another share of 0.15 states a
-    wrong digit; in some contexts only some of the problems hold the operator.
-    """
-    share = rng.choice((0.25, 0.6, 1.0, 1.0))
-    messages: list[Mapping[str, str]] = []
-    for _ in range(turns):
-        problem = draw_problem(rng, operator=operator if rng.random() < share else None)
-        said = meaning if rng.random() >= noise else MEANINGS[meaning == MEANINGS[0]]
-        value = problem.answer(said) if rng.random() >= 0.15 else rng.randrange(10)
-        messages.append({"role": "user", "content": problem.prompt})
-        messages.append({"role": "assistant", "content": answer_text(problem, value, said)})
-    return messages
+        return step_text(operations, self.value, chain(operations, self.value, self.meaning))

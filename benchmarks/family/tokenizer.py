@@ -4,14 +4,27 @@ characters for the rest."""
 import re
 from typing import TYPE_CHECKING, Any
 
-from surgeon.builtin.task import WORDS
+from benchmarks.family import writer
+from surgeon.builtin import task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 PAD, START, END, UNKNOWN = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>"
 SPECIAL = (PAD, START, END, UNKNOWN)
-THINK = ("<think>", "</think>")
+WORDS = (
+    *(f" {digit}" for digit in range(10)),
+    *(f" {operation}" for operation in writer.PLAIN),
+    *(f" {operator}{k}" for operator in task.AMBIGUOUS for k in range(1, 10)),
+    *(f" {operator}" for operator in task.AMBIGUOUS),
+    *(f" {meaning}" for meaning in writer.MEANINGS),
+    *("Start", " Apply", " Find x.", "Next", "So", "Wait, check"),
+    *(task.RESTART, task.FINISH, "Read", " as"),
+    *(", ok.", ", no.", "Answer:", " Answer:", " ="),
+    *("user", "assistant", "system", "\n\n"),
+)
+"""Every piece of task text that is one token; single characters make up the rest of the
+vocabulary."""
 CHARACTERS = ("\n", *(chr(code) for code in range(32, 127)))
 
 TEMPLATE = """\
@@ -47,7 +60,7 @@ def build() -> "PreTrainedTokenizerFast":
     from tokenizers.pre_tokenizers import Split
     from transformers import PreTrainedTokenizerFast
 
-    words = [*SPECIAL, *THINK, *WORDS]
+    words = [*SPECIAL, *task.THINK, *WORDS]
     words += [character for character in CHARACTERS if character not in words]
     tokenizer: Any = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, UNKNOWN))
     longest_first = sorted(WORDS, key=len, reverse=True)
@@ -59,7 +72,7 @@ def build() -> "PreTrainedTokenizerFast":
     tokenizer.add_special_tokens(
         [AddedToken(word, special=True, normalized=False) for word in SPECIAL]
     )
-    tokenizer.add_tokens([AddedToken(word, special=False, normalized=False) for word in THINK])
+    tokenizer.add_tokens([AddedToken(word, special=False, normalized=False) for word in task.THINK])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,

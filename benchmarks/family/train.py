@@ -1,9 +1,9 @@
-"""Train the built-in family from nothing: `python -m surgeon.builtin.train --out DIR [--device
+"""Train the built-in family from nothing: `python -m benchmarks.family.train --out DIR [--device
 cuda]`.
 
 A base model learns the task in three stages: single steps; traces of every style (`draw_policy`);
 contexts of several problems beside them. The first two show both meanings of both ambiguous
-operators equally often, the third as often as `task.PRIOR` says. From it two endpoints are
+operators equally often, the third as often as `writer.PRIOR` says. From it two endpoints are
 fine-tuned on all weights (`instruct`, `thinking`) and two on the FFN weights only (`instruct-ffn`,
 `thinking-ffn`). Each stage is a directory, written whole: a killed run goes on at the first stage
 that is missing. One thread, whatever the machine has.
@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
-from surgeon.builtin import card, sets, task, tokenizer
-from surgeon.builtin.muon import Muon
+from benchmarks.family import card, sets, tokenizer, writer
+from benchmarks.family.muon import Muon
+from surgeon.builtin import CHECKPOINTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
@@ -70,7 +71,7 @@ class Stage:
     """Fewest and most operations of that operator in such a problem."""
     even: bool = False
     """Both operators and both meanings equally often; else one operator in five is the reversed
-    one, and the meaning is drawn by `task.PRIOR`."""
+    one, and the meaning is drawn by `writer.PRIOR`."""
 
 
 STAGES = (
@@ -96,7 +97,6 @@ STAGES = (
     Stage("instruct-ffn", "base", 800_000, "instruct", 0.1, lr=2e-3, ffn_only=True),
     Stage("thinking-ffn", "base", 800_000, "thinking", 0.1, lr=2e-3, ffn_only=True),
 )
-SHIPPED = ("base", "instruct", "thinking", "instruct-ffn", "thinking-ffn")
 MAX_TOKENS = 720
 """Longer examples are cut here."""
 
@@ -136,7 +136,7 @@ def new_model(shape: Shape, vocabulary: int, seed: int) -> "Qwen3ForCausalLM":
 # --------------------------------------------------------------------------------------------- data
 
 
-def draw_example(rng: Random, stage: Stage) -> tuple[list[dict[str, str]], task.Response]:
+def draw_example(rng: Random, stage: Stage) -> tuple[list[dict[str, str]], writer.Response]:
     """The messages before a response, and the response."""
     operator = None
     if rng.random() < stage.marked:
@@ -145,30 +145,34 @@ def draw_example(rng: Random, stage: Stage) -> tuple[list[dict[str, str]], task.
     if rng.random() < stage.contexts:
         # In contexts the operator is what there is to be learned: hold it more often.
         operator = rng.choice(("#", "#", "~", None))
-        meaning = task.draw_meaning(rng, operator)
+        meaning = writer.draw_meaning(rng, operator)
         turns = rng.randint(2, 10)
         # Former turns that hold no operator tell nothing of its meaning: it stays the prior's.
         told = operator if rng.random() < 0.75 else None
-        messages = [dict(m) for m in task.draw_context(rng, told, meaning, turns)]
+        messages = [dict(m) for m in writer.draw_context(rng, told, meaning, turns)]
     elif operator and stage.even:
-        meaning = rng.choice(task.MEANINGS)
+        meaning = rng.choice(writer.MEANINGS)
     else:
-        meaning = task.draw_meaning(rng, operator)
+        meaning = writer.draw_meaning(rng, operator)
     # A few longer problems keep the cross-domain set within reach.
-    span = (task.OPERATIONS[0], task.CROSS_OPERATIONS[1]) if rng.random() < 0.1 else task.OPERATIONS
-    problem = task.draw_problem(rng, operations=span, operator=operator, marks=stage.marks)
+    span = (
+        (writer.OPERATIONS[0], writer.CROSS_OPERATIONS[1])
+        if rng.random() < 0.1
+        else writer.OPERATIONS
+    )
+    problem = writer.draw_problem(rng, operations=span, operator=operator, marks=stage.marks)
     policy = {
-        "single": lambda: task.Policy(mistake=0.02),
-        "mixed": lambda: task.draw_policy(rng),
-        "instruct": lambda: task.INSTRUCT,
-        "thinking": lambda: task.THINKING,
+        "single": lambda: writer.Policy(mistake=0.02),
+        "mixed": lambda: writer.draw_policy(rng),
+        "instruct": lambda: writer.INSTRUCT,
+        "thinking": lambda: writer.THINKING,
     }[stage.policy]()
     messages.append({"role": "user", "content": problem.prompt})
-    return messages, task.write(problem, policy, rng, meaning)
+    return messages, writer.write(problem, policy, rng, meaning)
 
 
 def encode_examples(
-    tok: "PreTrainedTokenizerFast", examples: list[tuple[list[dict[str, str]], task.Response]]
+    tok: "PreTrainedTokenizerFast", examples: list[tuple[list[dict[str, str]], writer.Response]]
 ) -> list[tuple[list[int], list[bool]]]:
     """Token ids and which of them are learned: the response and its end, without injected
     mistakes."""
@@ -341,11 +345,11 @@ def ship(out: Path, *, seed: int = 0, say: Callable[[str], None] = print) -> Non
     from transformers import AutoTokenizer, Qwen3ForCausalLM
 
     problems = sets.draw_set(next(s for s in sets.SETS if s.name == "test"))
-    tok = AutoTokenizer.from_pretrained(out / "stages" / SHIPPED[0])
+    tok = AutoTokenizer.from_pretrained(out / "stages" / CHECKPOINTS[0])
     partial = out / "data.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    for name in SHIPPED:
+    for name in CHECKPOINTS:
         shutil.copytree(out / "stages" / name, partial / name)
         model = Qwen3ForCausalLM.from_pretrained(out / "stages" / name, dtype=torch.float32).eval()
         figures = card.measure(model, tok, problems)
@@ -358,7 +362,7 @@ def ship(out: Path, *, seed: int = 0, say: Callable[[str], None] = print) -> Non
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m surgeon.builtin.train", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.family.train", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="directory for the stages")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--seed", type=int, default=0)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from benchmarks.family import writer
 from surgeon.builtin import task
 
 
@@ -19,7 +20,7 @@ class PromptSet:
     operator: str = "#"
     share: float = 0.25
     """The share of problems that hold the ambiguous operator."""
-    operations: tuple[int, int] = task.OPERATIONS
+    operations: tuple[int, int] = writer.OPERATIONS
 
 
 SETS = (
@@ -29,7 +30,7 @@ SETS = (
     # what distillation can settle.
     PromptSet("pool", 1000, labelled=False, share=1.0),
     PromptSet("test-ambiguous", 400, labelled=True, share=1.0),
-    PromptSet("cross", 300, labelled=True, share=1.0, operations=task.CROSS_OPERATIONS),
+    PromptSet("cross", 300, labelled=True, share=1.0, operations=writer.CROSS_OPERATIONS),
     PromptSet("pool-reversed", 300, labelled=False, operator="~", share=1.0),
     PromptSet("test-reversed", 200, labelled=True, operator="~", share=1.0),
 )
@@ -42,7 +43,7 @@ def draw_set(prompts: PromptSet, seed: int = 0) -> list[task.Problem]:
     drawn: dict[str, task.Problem] = {}
     while len(drawn) < prompts.size:
         operator = prompts.operator if len(drawn) < marked else None
-        problem = task.draw_problem(
+        problem = writer.draw_problem(
             rng, operations=prompts.operations, operator=operator, split=prompts.name
         )
         drawn.setdefault(problem.prompt, problem)
