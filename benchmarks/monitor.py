@@ -31,7 +31,7 @@ from surgeon.channels import Channels
 from surgeon.decoding import Decoder, Request, stream_key
 from surgeon.neureasoner.detectors import Detector
 from surgeon.neureasoner.features import FEATURES
-from surgeon.neureasoner.settings import Settings
+from surgeon.settings.neureasoner import WatchSettings
 from surgeon.watch.monitor import Monitor
 from surgeon.watch.watching import Watching
 
@@ -64,7 +64,7 @@ def monitor_of() -> Monitor:
         channels[level] = Channels(LAYER, units, tuple(range(HEADS * n, HEADS * (n + 1))))
         detectors[level] = Detector(channels[level].size * len(FEATURES[level])).eval()
         detectors[level].requires_grad_(False).threshold.fill_(2.0)
-    return Monitor(channels, detectors, Settings(), "")
+    return Monitor(channels, detectors, WatchSettings(), "")
 
 
 def decoder_of(model: Any, batch: int, tokens: int, watcher: Watching | None) -> Decoder:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks._timing import cpu_seconds
 from surgeon.neureasoner.features import FEATURES, OnlineFeatures, direct_features
-from surgeon.neureasoner.settings import Settings
+from surgeon.settings.neureasoner import WatchSettings
 
 ROWS, CHANNELS = 8, 96
 SHORT, LONG = 100, 100_000
@@ -55,7 +55,7 @@ def drift(online: OnlineFeatures, x_TC: Tensor) -> float:
 def main() -> None:
     """Print the drift after 100,000 tokens, then the cost of a token there and after 100."""
     x_TC = torch.randn(LONG, CHANNELS, generator=torch.Generator().manual_seed(0)) + 3
-    settings = Settings()
+    settings = WatchSettings()
     old, young = (OnlineFeatures(ROWS, CHANNELS, settings) for _ in range(2))
     print(f"Online features: {ROWS} rows, {CHANNELS} channels, {len(settings.probes)} probes")
     total = cpu_seconds(lambda: feed(old, x_TC, steps=True), 1)

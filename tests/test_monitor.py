@@ -28,8 +28,9 @@ from surgeon.monitor import answering, drawing, monitor, show
 from surgeon.neureasoner.detectors import Detector
 from surgeon.neureasoner.features import FEATURES
 from surgeon.neureasoner.steps import split_steps
+from surgeon.settings.neureasoner import WatchSettings
 from surgeon.traces import Sampling, read_prompts, read_traces, sample
-from surgeon.watch.monitor import Monitor, Settings
+from surgeon.watch.monitor import Monitor
 
 PROMPTS, SAMPLES, TOKENS = 5, 2, 120
 MODEL = "builtin:thinking"
@@ -49,7 +50,7 @@ def untrained(**settings: Any) -> Monitor:
         detectors[level] = Detector(channels.size * len(FEATURES[level]), 16).eval()
         detectors[level].requires_grad_(False).threshold.fill_(2.0)
     settings = dict(cooldown=1, cap=3, triggers=TRIGGERS) | settings
-    return Monitor(CHANNELS, detectors, Settings(**settings), resolve(MODEL).digest)
+    return Monitor(CHANNELS, detectors, WatchSettings(**settings), resolve(MODEL).digest)
 
 
 @pytest.fixture(scope="session")

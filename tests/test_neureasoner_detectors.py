@@ -17,7 +17,6 @@ from surgeon.neureasoner.detectors import (
     LARGEST,
     Detector,
     Samples,
-    Training,
     best_threshold,
     collect,
     fit,
@@ -25,14 +24,14 @@ from surgeon.neureasoner.detectors import (
     train,
 )
 from surgeon.neureasoner.features import trace_features
-from surgeon.neureasoner.settings import Settings
 from surgeon.neureasoner.steps import Span, StepEnds, split_steps
+from surgeon.settings.neureasoner import DetectorTraining, WatchSettings
 from surgeon.traces import Trace
 
 TOKENIZER = tokenizer.build()
 ENDS = StepEnds(TOKENIZER)
 STEPS = ("Next +4: 3 = 7", "Next *7: 7 = 9", "So -2 +9: 9 = 6", "Next -5: 6 = 1", "Next +1: 1 = 2")
-SETTINGS = Settings(k=2, instance_steps=2)
+SETTINGS = WatchSettings(k=2, instance_steps=2)
 COLUMNS = {"intra": [0, 2], "inter": [1], "instance": [2, 3, 0]}
 
 
@@ -158,8 +157,8 @@ def test_a_response_without_steps_gives_no_samples():
 
 # --- training -------------------------------------------------------------------------------------
 
-QUICK = Training(updates=150)
-SHORT = Training(updates=20, folds=2)
+QUICK = DetectorTraining(updates=150)
+SHORT = DetectorTraining(updates=20, folds=2)
 
 
 def made(
@@ -287,12 +286,12 @@ def test_what_tells_problems_apart_tells_nothing():
 def test_each_part_sees_its_own_problems_only(monkeypatch: pytest.MonkeyPatch):
     """The detector is of the training part, the threshold of predictions for problems of that part
     by detectors that didn't see them, the report of the others."""
-    samples, training = made(problems=25, signal=1), Training(updates=20)
+    samples, training = made(problems=25, signal=1), DetectorTraining(updates=20)
     fitted: list[set[int]] = []
     judged: list[set[int]] = []
     chosen: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def fit_(some: Samples, how: Training) -> Detector:
+    def fit_(some: Samples, how: DetectorTraining) -> Detector:
         fitted.append(set(some.problem_N.tolist()))
         return fit(some, how)
 
@@ -335,7 +334,7 @@ def test_both_parts_have_failing_problems_where_there_are_two():
             np.arange(len(samples.failing_N)) % 3 > 0
         )
         for seed in range(5):
-            report = train(samples, Training(updates=5, seed=seed)).report
+            report = train(samples, DetectorTraining(updates=5, seed=seed)).report
             for part in ("train", "test"):
                 assert report[part]["failing_step_ends"] > 0
                 assert report[part]["problems"] >= 6 - (failing == 2)
@@ -351,7 +350,7 @@ def test_failures_that_end_no_step_in_a_fold_are_no_matter():
     seeds = range(12)
     for seed in seeds:
         try:
-            train(samples, Training(updates=3, positions="ends", seed=seed))
+            train(samples, DetectorTraining(updates=3, positions="ends", seed=seed))
             break
         except BadInput as error:
             # The one problem was held out.
@@ -370,7 +369,7 @@ def test_failures_that_end_no_step_in_a_fold_are_no_matter():
 )  # fmt: skip
 def test_training_that_cant_be_is_refused(name: str, value: Any):
     with pytest.raises(BadInput, match=rf"found {name} = .*, expected "):
-        Training(**{name: value})
+        DetectorTraining(**{name: value})
 
 
 # --- the threshold --------------------------------------------------------------------------------

@@ -19,8 +19,8 @@ from surgeon.neureasoner.features import (
     direct_features,
     trace_features,
 )
-from surgeon.neureasoner.settings import Settings, even_probes
 from surgeon.neureasoner.steps import LEVELS, Step
+from surgeon.settings.neureasoner import WatchSettings, even_probes
 
 PROBES = even_probes(8)
 TOLERANCE = 1e-5
@@ -108,7 +108,7 @@ def test_alg2_is_that_of_the_paper_read_literally(
     """Token by token, whole steps popped as they leave the window."""
     probes, x_TC = even_probes(n_probes), activations(sum(lengths), channels=1, seed=seed)
     x_TC = x_TC + torch.randn(len(x_TC), 1, generator=torch.Generator().manual_seed(seed))
-    literal, online = Alg2(probes), OnlineFeatures(1, 1, Settings(k=window, probes=probes))
+    literal, online = Alg2(probes), OnlineFeatures(1, 1, WatchSettings(k=window, probes=probes))
     start_of = [sum(lengths[:s]) for s in range(len(lengths) + 1)]
     for s, length in enumerate(lengths):
         begin = start_of[max(0, s - window + 1)]
@@ -151,7 +151,7 @@ def test_probes_lie_evenly_and_end_at_the_highest_frequency():
 )
 def test_online_features_equal_a_direct_transform(lengths: list[int], window: int, seed: int):
     """After every token of a run of steps, in a row between others that do something else."""
-    online = OnlineFeatures(3, 3, Settings(k=window, instance_steps=2, probes=PROBES))
+    online = OnlineFeatures(3, 3, WatchSettings(k=window, instance_steps=2, probes=PROBES))
     x_TC = activations(sum(lengths), seed=seed)
     other_TC = torch.full((len(x_TC), 3), torch.nan)
     start_of, t = [], 0
@@ -179,7 +179,7 @@ def test_features_of_a_trace_equal_those_online(lengths: list[int], window: int,
         steps.append(Step(t, t + length))
         t += length
     x_TC = activations(t + 2, channels=4)
-    settings = Settings(k=window, instance_steps=window, probes=PROBES)
+    settings = WatchSettings(k=window, instance_steps=window, probes=PROBES)
     for level in LEVELS:
         position_N, features_NCX = trace_features(x_TC, steps, level, settings, [2, 0])
         last = steps[window - 1 :][0].end if level == "instance" and len(steps) > window else t
@@ -194,7 +194,7 @@ def test_features_of_a_trace_equal_those_online(lengths: list[int], window: int,
 
 def test_a_trace_without_steps_has_no_features():
     for level in LEVELS:
-        position_N, features_NCX = trace_features(activations(5), [], level, Settings(), [1])
+        position_N, features_NCX = trace_features(activations(5), [], level, WatchSettings(), [1])
         assert len(position_N) == 0 and features_NCX.shape == (0, 1, len(FEATURES[level]))
 
 
@@ -202,7 +202,7 @@ def test_a_trace_without_steps_has_no_features():
 def test_nothing_drifts_in_100_000_updates():
     """One row's step never ends, the other's steps have 40 tokens."""
     updates, step = 100_000, 40
-    online = OnlineFeatures(2, 3, Settings(probes=PROBES))
+    online = OnlineFeatures(2, 3, WatchSettings(probes=PROBES))
     x_TC = activations(updates)
     for t in range(updates):
         feed(online, x_TC[[t, t]], 0, 1)
@@ -216,8 +216,8 @@ def test_nothing_drifts_in_100_000_updates():
 
 def test_rows_are_reset_moved_and_added():
     x_TC = activations(30)
-    alone = OnlineFeatures(1, 3, Settings(k=2, instance_steps=2, probes=PROBES))
-    online = OnlineFeatures(2, 3, Settings(k=2, instance_steps=2, probes=PROBES))
+    alone = OnlineFeatures(1, 3, WatchSettings(k=2, instance_steps=2, probes=PROBES))
+    online = OnlineFeatures(2, 3, WatchSettings(k=2, instance_steps=2, probes=PROBES))
     place = 1
     for t in range(30):
         feed(alone, x_TC[t : t + 1], 0)

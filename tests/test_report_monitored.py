@@ -393,7 +393,7 @@ def test_a_replayed_trace_is_drawn():
     from surgeon.checkpoint import resolve
     from surgeon.neureasoner.detectors import Detector
     from surgeon.neureasoner.features import FEATURES
-    from surgeon.neureasoner.settings import Settings
+    from surgeon.settings.neureasoner import WatchSettings
     from surgeon.traces import Sampling, read_prompts, sample
     from surgeon.watch.monitor import Monitor
     from surgeon.watch.replay import replay
@@ -403,7 +403,7 @@ def test_a_replayed_trace_is_drawn():
     torch.manual_seed(0)
     channels = {level: Channels(2, (1, 5), (0,)) for level in LEVELS}
     detectors = {level: Detector(3 * len(FEATURES[level])) for level in LEVELS}
-    monitor = Monitor(channels, detectors, Settings(), checkpoint.digest)
+    monitor = Monitor(channels, detectors, WatchSettings(), checkpoint.digest)
     (trace,) = sample(
         model, tokenizer, read_prompts("builtin:test")[:1], Sampling(1, 0.6, max_tokens=90)
     )

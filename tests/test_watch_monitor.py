@@ -17,8 +17,8 @@ from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.errors import BadInput
 from surgeon.neureasoner.detectors import Detector
 from surgeon.neureasoner.features import FEATURES
-from surgeon.neureasoner.settings import Settings, even_probes
 from surgeon.neureasoner.steps import LEVELS
+from surgeon.settings.neureasoner import WatchSettings, even_probes
 from surgeon.watch.monitor import FILE, FORMAT, Monitor, find_monitor, read_levels
 
 CHANNELS = {
@@ -40,7 +40,7 @@ def detector(level: str, channels: Channels, hidden: int = 8) -> Detector:
 def monitor(levels: tuple[str, ...] = LEVELS, checkpoint: str = "", **settings: Any) -> Monitor:
     channels = {level: c for level, c in CHANNELS.items() if level in levels}
     detectors = {level: detector(level, c) for level, c in channels.items()}
-    return Monitor(channels, detectors, Settings(**settings), checkpoint)
+    return Monitor(channels, detectors, WatchSettings(**settings), checkpoint)
 
 
 OTHER: dict[str, Any] = dict(
@@ -114,7 +114,7 @@ def test_the_file_is_plain_tensors_and_json(tmp_path: Path):
         metadata = file.metadata()
     assert list(metadata) == [FORMAT]
     row = json.loads(metadata[FORMAT])
-    assert row["settings"]["cap"] == Settings().cap
+    assert row["settings"]["cap"] == WatchSettings().cap
     assert row["channels"]["intra"] == {
         "layer": 2,
         "units": [5, 0, 17],
@@ -287,14 +287,14 @@ def test_parts_that_dont_belong_together_are_refused(changes: dict[str, Any], wo
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(name: str, value: Any):
     with pytest.raises(BadInput, match=f"found {name} = "):
-        Settings(**{name: value})
+        WatchSettings(**{name: value})
 
 
 def test_steps_of_a_level_may_be_its_own():
-    settings = Settings(k=3, k_inter=6, instance_steps=5)
+    settings = WatchSettings(k=3, k_inter=6, instance_steps=5)
     assert [settings.steps(level) for level in LEVELS] == [3, 6, 5]
     for n in range(2, 40):
-        assert Settings(probes=even_probes(n)).probes[-1] == pytest.approx(torch.pi)
+        assert WatchSettings(probes=even_probes(n)).probes[-1] == pytest.approx(torch.pi)
 
 
 # --- which one, and which of its levels -----------------------------------------------------------

@@ -15,8 +15,8 @@ from surgeon.decoding import Request, decode, stream_key
 from surgeon.errors import BadInput
 from surgeon.neureasoner.detectors import Detector
 from surgeon.neureasoner.features import FEATURES
-from surgeon.neureasoner.settings import Settings
 from surgeon.neureasoner.steps import split_steps
+from surgeon.settings.neureasoner import WatchSettings
 from surgeon.traces import Trace, encode, read_prompts, stop_ids
 from surgeon.watch.monitor import Monitor
 from surgeon.watch.replay import replay, texts
@@ -75,7 +75,9 @@ def run() -> Run:
     for level, channels in CHANNELS.items():
         detectors[level] = Detector(channels.size * len(FEATURES[level]), 16).eval()
         detectors[level].requires_grad_(False).threshold.fill_(2.0)
-    monitor = Monitor(CHANNELS, detectors, Settings(triggers=TRIGGERS, cap=4), checkpoint.digest)
+    monitor = Monitor(
+        CHANNELS, detectors, WatchSettings(triggers=TRIGGERS, cap=4), checkpoint.digest
+    )
     made = Run(checkpoint.model(), checkpoint.tokenizer(), monitor, [], [], [])
     quiet = decoded(made)
     for level, share in (("intra", 0.8), ("inter", 0.8), ("instance", 0.2)):
@@ -90,7 +92,7 @@ def eager(run: Run) -> Run:
     detectors = {level: deepcopy(detector) for level, detector in run.monitor.detectors.items()}
     for level, detector in detectors.items():
         detector.threshold.fill_(0.0 if level == "inter" else 2.0)
-    keen = Settings(triggers=TRIGGERS, cooldown=0, cap=99)
+    keen = WatchSettings(triggers=TRIGGERS, cooldown=0, cap=99)
     return decoded(run._replace(monitor=Monitor(CHANNELS, detectors, keen, "")))
 
 

@@ -17,8 +17,8 @@ from surgeon.decoding.cache import cache_bytes_per_token
 from surgeon.errors import BadInput
 from surgeon.neureasoner.detectors import Detector, collect
 from surgeon.neureasoner.features import FEATURES, trace_features
-from surgeon.neureasoner.settings import Settings
 from surgeon.neureasoner.steps import LEVELS, StepEnds, split_steps
+from surgeon.settings.neureasoner import WatchSettings
 from surgeon.traces import Trace, encode, read_prompts, stop_ids
 from surgeon.watch.monitor import Monitor
 from surgeon.watch.watching import Firing, Reading, Watching, forced_tokens, union
@@ -63,7 +63,7 @@ class Scene:
         """Levels without a threshold never fire."""
         for level, detector in self.detectors.items():
             detector.threshold.fill_((thresholds or {}).get(level, NEVER))
-        return Monitor(CHANNELS, self.detectors, Settings(triggers=TRIGGERS, **settings), "")
+        return Monitor(CHANNELS, self.detectors, WatchSettings(triggers=TRIGGERS, **settings), "")
 
     def requests(self, n: int, tokens: int | Sequence[int] = 90, **settings: Any) -> list[Request]:
         lengths = [tokens] * n if isinstance(tokens, int) else tokens
@@ -472,7 +472,7 @@ def test_watching_leaves_answers_and_model_alone(scene: Scene, quiet: tuple[list
 
 
 def test_a_tokenizer_without_the_trigger_is_refused(scene: Scene):
-    monitor = replace(scene.monitor(), settings=Settings())
+    monitor = replace(scene.monitor(), settings=WatchSettings())
     with pytest.raises(BadInput, match=r"no token '<INTRA>', .* `surgeon trigger sft`"):
         Watching(scene.model, scene.tokenizer, monitor)
     assert Watching(scene.model, scene.tokenizer, monitor, levels=["instance"]).forced
@@ -506,9 +506,9 @@ def test_a_random_rate_for_a_level_without_a_monitor_is_refused(scene: Scene):
 def test_without_a_thinking_block_the_finish_text_stands_alone(scene: Scene):
     tokenizer = tokenizer_of("Okay, I have finished thinking.", "\n\n")
     tokenizer.backend_tokenizer.pre_tokenizer = Split("\n\n", "isolated")
-    assert tokenizer.decode(forced_tokens(tokenizer, Settings(), "instance")) == (
+    assert tokenizer.decode(forced_tokens(tokenizer, WatchSettings(), "instance")) == (
         "Okay, I have finished thinking.\n\n"
     )
-    assert scene.tokenizer.decode(forced_tokens(scene.tokenizer, Settings(), "instance")) == (
+    assert scene.tokenizer.decode(forced_tokens(scene.tokenizer, WatchSettings(), "instance")) == (
         "Okay, I have finished thinking.\n</think>\n\n"
     )

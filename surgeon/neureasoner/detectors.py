@@ -5,8 +5,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -15,8 +14,8 @@ from torch import Tensor, nn
 from surgeon import metrics
 from surgeon.errors import BadInput
 from surgeon.neureasoner.features import trace_features
-from surgeon.neureasoner.settings import Settings
 from surgeon.neureasoner.steps import Span, Step, StepEnds, split_steps
+from surgeon.settings.neureasoner import DetectorTraining, WatchSettings
 from surgeon.traces import Trace
 
 LARGEST = 10.0
@@ -45,7 +44,7 @@ def collect(
     spans: Iterable[Span],
     ends: StepEnds,
     columns: Mapping[str, Sequence[int]],
-    settings: Settings,
+    settings: WatchSettings,
     *,
     judged: Literal["all", "spans"] = "all",
 ) -> dict[str, Samples]:
@@ -125,51 +124,6 @@ def _step_of(steps: Sequence[Step], tokens: int) -> np.ndarray:
 # ---------------------------------------------------------------- the network
 
 
-@dataclass(frozen=True)
-class Training:
-    """How a detector is trained. The paper names the architecture and the loss, and no numbers."""
-
-    hidden: int = 64
-    dropout: float = 0.1
-    updates: int = 600
-    batch: int = 256
-    """Samples of an update, half of them failing."""
-    lr: float = 1e-3
-    weight_decay: float = 0.01
-    held_out: float = 0.2
-    """Share of the problems kept for the test."""
-    folds: int = 4
-    """Parts of the training problems, each predicted by a detector that didn't see it: from those
-    predictions the threshold is chosen."""
-    positions: Literal["tokens", "ends"] = "tokens"
-    """Train on every token, or only where the detector is read."""
-    criterion: Literal["balanced", "accuracy", "f1"] = "balanced"
-    """What the threshold makes largest where the detector is read: the mean of both recalls, the
-    accuracy, or F1."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Raise BadInput for a value out of range."""
-        for name, good, expected in (
-            ("hidden", self.hidden >= 1, "at least 1"),
-            ("dropout", 0 <= self.dropout < 1, "from 0 to below 1"),
-            ("updates", self.updates >= 1, "at least 1"),
-            ("batch", self.batch >= 2, "at least 2"),
-            ("lr", 0 < self.lr < math.inf, "above 0"),
-            ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more"),
-            ("held_out", 0 < self.held_out < 1, "between 0 and 1"),
-            ("folds", self.folds >= 2, "at least 2"),
-            ("positions", self.positions in ("tokens", "ends"), "'tokens' or 'ends'"),
-            (
-                "criterion",
-                self.criterion in get_args(Training.__annotations__["criterion"]),
-                "'balanced', 'accuracy' or 'f1'",
-            ),
-        ):
-            if not good:
-                raise BadInput(f"found {name} = {getattr(self, name)!r}, expected {expected}.")
-
-
 class Detector(nn.Module):
     """Three layers with GELU and dropout over standardised features; the threshold goes with it."""
 
@@ -178,7 +132,10 @@ class Detector(nn.Module):
     threshold: Tensor
 
     def __init__(
-        self, inputs: int, hidden: int = Training.hidden, dropout: float = Training.dropout
+        self,
+        inputs: int,
+        hidden: int = DetectorTraining.hidden,
+        dropout: float = DetectorTraining.dropout,
     ) -> None:
         super().__init__()
         self.register_buffer("mean_X", torch.zeros(inputs))
@@ -201,7 +158,7 @@ class Detector(nn.Module):
         return self.eval()(features_NX).sigmoid()
 
 
-def fit(samples: Samples, training: Training) -> Detector:
+def fit(samples: Samples, training: DetectorTraining) -> Detector:
     """Train a detector on all of these samples; the same on every run on the CPU.
 
     Each batch is half failing, half not, drawn with replacement. Raises BadInput when one of the
@@ -244,7 +201,7 @@ def _some(samples: Samples, chosen_N: np.ndarray) -> Samples:
     return Samples(*(column[chosen_N] for column in samples))
 
 
-def _used(samples: Samples, training: Training) -> Samples:
+def _used(samples: Samples, training: DetectorTraining) -> Samples:
     """Those that a detector is trained on."""
     return samples if training.positions == "tokens" else _some(samples, samples.end_N)
 
@@ -252,21 +209,55 @@ def _used(samples: Samples, training: Training) -> Samples:
 # ---------------------------------------------------------------- split, threshold, report
 
 
-class Trained(NamedTuple):
+Interval = list[float | None]
+"""[value, low, high] of a measure with its 95% interval; None where it is not defined."""
+
+
+class Quality(TypedDict):
+    """How well a detector does at some samples; JSON."""
+
+    n: int
+    failing: float | None
+    """Share of failing samples."""
+    accuracy: Interval
+    recall: Interval
+    precision: Interval
+    auroc: Interval
+
+
+class Sizes(TypedDict):
+    """How much there is of one part of the problems; JSON."""
+
+    problems: int
+    tokens: int
+    failing_tokens: int
+    step_ends: int
+    failing_step_ends: int
+
+
+class DetectorReport(TypedDict):
+    """How well a detector does on the problems it wasn't trained on; JSON."""
+
+    threshold: float
+    train: Sizes
+    test: Sizes
+    tokens: Quality
+    step_ends: Quality
+
+
+class TrainedDetector(NamedTuple):
     """A detector and how well it does on the problems it wasn't trained on."""
 
     detector: Detector
-    report: dict[str, Any]
-    """JSON: sizes, threshold, and per position (`tokens`, `step_ends`) accuracy, recall, precision
-    and auroc as [value, low, high]."""
+    report: DetectorReport
 
 
-def train(samples: Samples, training: Training | None = None) -> Trained:
+def train(samples: Samples, training: DetectorTraining | None = None) -> TrainedDetector:
     """Split by problem, train on one part, choose the threshold there, judge on the other.
 
     Raises BadInput when the samples don't hold failing and other problems for both parts.
     """
-    training = training or Training()
+    training = training or DetectorTraining()
     test_N = _held_out(samples, training)
     part, test = _some(samples, ~test_N), _some(samples, test_N)
     detector = fit(part, training)
@@ -277,23 +268,22 @@ def train(samples: Samples, training: Training | None = None) -> Trained:
     threshold = best_threshold(guess_N[read_N], part.failing_N[read_N], training.criterion)
     detector.threshold.fill_(threshold)
     probability_N = _probability(detector, test)
-    report: dict[str, Any] = {
-        "threshold": float(detector.threshold),
-        "train": _sizes(part),
-        "test": _sizes(test),
-    }
-    for name, at_N in (("tokens", np.ones_like(test.end_N)), ("step_ends", test.end_N)):
-        report[name] = quality(
-            probability_N[at_N],
-            test.failing_N[at_N],
-            test.problem_N[at_N],
-            threshold=report["threshold"],
-            seed=training.seed,
-        )
-    return Trained(detector, report)
+    threshold = float(detector.threshold)
+
+    def judged(at_N: np.ndarray) -> Quality:
+        return quality(
+            probability_N[at_N], test.failing_N[at_N], test.problem_N[at_N],
+            threshold=threshold, seed=training.seed,
+        )  # fmt: skip
+
+    report = DetectorReport(
+        threshold=threshold, train=_sizes(part), test=_sizes(test),
+        tokens=judged(np.ones_like(test.end_N)), step_ends=judged(test.end_N),
+    )  # fmt: skip
+    return TrainedDetector(detector, report)
 
 
-def _sizes(samples: Samples) -> dict[str, int]:
+def _sizes(samples: Samples) -> Sizes:
     return {
         "problems": len(np.unique(samples.problem_N)),
         "tokens": len(samples.failing_N),
@@ -324,7 +314,7 @@ def _parts(samples: Samples, sizes: Sequence[float], rng: np.random.Generator) -
     return np.array([part_of[problem] for problem in samples.problem_N.tolist()], int)
 
 
-def _held_out(samples: Samples, training: Training) -> np.ndarray:
+def _held_out(samples: Samples, training: DetectorTraining) -> np.ndarray:
     failing = np.unique(samples.problem_N[samples.failing_N])
     others = np.unique(samples.problem_N[~samples.failing_N])
     if len(failing) < 2 or len(others) < 2:
@@ -337,7 +327,7 @@ def _held_out(samples: Samples, training: Training) -> np.ndarray:
     return _parts(samples, shares, rng) == 1
 
 
-def _cross_fitted(samples: Samples, training: Training) -> np.ndarray:
+def _cross_fitted(samples: Samples, training: DetectorTraining) -> np.ndarray:
     """Probabilities of each sample by a detector that was not trained on its problem."""
     rng = np.random.default_rng(training.seed)
     fold_N = _parts(samples, [1 / training.folds] * training.folds, rng)
@@ -385,7 +375,7 @@ def quality(
     threshold: float,
     seed: int = 0,
     resamples: int = 1000,
-) -> dict[str, Any]:
+) -> Quality:
     """Accuracy, recall, precision and AUROC, each [value, low, high] with a 95% interval.
 
     Problems are resampled, not tokens: those of one answer are no independent evidence. `failing`
@@ -403,7 +393,7 @@ def quality(
     def total(of_N: np.ndarray) -> np.ndarray:
         return weight_RP @ np.bincount(problem_N, of_N.astype(float), P)
 
-    def ratio(of_R: np.ndarray, all_R: np.ndarray) -> list[float | None]:
+    def ratio(of_R: np.ndarray, all_R: np.ndarray) -> Interval:
         return _interval(np.divide(of_R, all_R, out=np.full_like(of_R, np.nan), where=all_R > 0))
 
     hit_R = total(fires_N & failing_N)
@@ -417,7 +407,7 @@ def quality(
     }
 
 
-def _interval(value_R: np.ndarray) -> list[float | None]:
+def _interval(value_R: np.ndarray) -> Interval:
     low, high = metrics.percentile_interval(value_R[1:]) if len(value_R) > 1 else (np.nan, np.nan)
     return [None if np.isnan(v) else float(v) for v in (value_R[0], low, high)]
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from surgeon.neureasoner.settings import Settings
 from surgeon.neureasoner.steps import Step
+from surgeon.settings.neureasoner import WatchSettings
 
 FEATURES = {
     "intra": ("high", "entropy", "energy"),
@@ -101,7 +101,7 @@ def trace_features(
     x_TC: Tensor,
     steps: Sequence[Step],
     level: str,
-    settings: Settings,
+    settings: WatchSettings,
     channels: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(Positions (N,), features (N, C, X)) at every token of a trace where the level is defined.
@@ -154,7 +154,7 @@ class OnlineFeatures:
         self,
         rows: int,
         channels: int,
-        settings: Settings,
+        settings: WatchSettings,
         device: torch.device | str = "cpu",
     ) -> None:
         self.settings, probes = settings, settings.probes

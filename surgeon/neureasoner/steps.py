@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from surgeon.errors import BadInput
-from surgeon.neureasoner.settings import THINKING
+from surgeon.settings.neureasoner import THINKING
 from surgeon.traces import Trace
 
 if TYPE_CHECKING:

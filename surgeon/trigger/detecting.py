@@ -9,10 +9,12 @@ from surgeon.channels import Channels, check_channels, read_back
 from surgeon.checkpoint import Checkpoint, placement
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
-from surgeon.neureasoner.detectors import Detector, Training, collect, train
-from surgeon.neureasoner.settings import Settings, even_probes
+from surgeon.neureasoner.detectors import Detector, collect, train
 from surgeon.neureasoner.steps import LEVELS, Span, StepEnds
 from surgeon.progress import track
+from surgeon.settings.neureasoner import DetectorTraining as Training
+from surgeon.settings.neureasoner import WatchSettings as Settings
+from surgeon.settings.neureasoner import even_probes
 from surgeon.trigger.artifacts import Labels, read_labels, require_layer
 from surgeon.trigger.identifying import read_channels
 from surgeon.watch.monitor import Monitor

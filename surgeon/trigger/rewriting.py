@@ -16,9 +16,10 @@ from surgeon.builtin.judge import judge
 from surgeon.builtin.reconstruct import Rewritten, make_up, rewrite
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
-from surgeon.neureasoner.settings import THINKING, Settings
 from surgeon.neureasoner.steps import Span, StepEnds, split_steps
 from surgeon.progress import bar
+from surgeon.settings.neureasoner import THINKING
+from surgeon.settings.neureasoner import WatchSettings as Settings
 from surgeon.traces import Prompt, Trace
 from surgeon.trigger.artifacts import (
     Labels,

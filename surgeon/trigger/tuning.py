@@ -14,8 +14,8 @@ from surgeon import lineage
 from surgeon.checkpoint import Checkpoint, adapter_digest, merge_adapter, placement
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
-from surgeon.neureasoner.detectors import Training
-from surgeon.neureasoner.settings import Settings
+from surgeon.settings.neureasoner import DetectorTraining as Training
+from surgeon.settings.neureasoner import WatchSettings as Settings
 from surgeon.training import (
     METRICS,
     Schedule,

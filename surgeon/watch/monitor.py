@@ -17,8 +17,8 @@ from surgeon.channels import Channels
 from surgeon.errors import BadInput
 from surgeon.neureasoner.detectors import Detector
 from surgeon.neureasoner.features import FEATURES
-from surgeon.neureasoner.settings import Settings
 from surgeon.neureasoner.steps import LEVELS
+from surgeon.settings.neureasoner import WatchSettings
 
 if TYPE_CHECKING:
     from surgeon.checkpoint import Checkpoint
@@ -37,7 +37,7 @@ class Monitor:
     """Level -> its channels, all of one layer."""
     detectors: Mapping[str, Detector]
     """Level -> its detector, for the same levels."""
-    settings: Settings
+    settings: WatchSettings
     checkpoint: str
     """Digest of the checkpoint whose activations the detectors were trained on."""
 
@@ -185,10 +185,10 @@ def _parse(row: Any, tensors: dict[str, torch.Tensor]) -> Monitor:
     values: dict[str, Any] = {
         n: tuple(v) if isinstance(v, list) else v for n, v in row["settings"].items()
     }
-    known = {f.name for f in fields(Settings)}
+    known = {f.name for f in fields(WatchSettings)}
     if set(values) != known:
         raise ValueError(f"settings {sorted(set(values) ^ known)}")
-    settings = Settings(**values)
+    settings = WatchSettings(**values)
     detectors, left = {}, dict(tensors)
     for level in channels:
         prefix = f"{level}."

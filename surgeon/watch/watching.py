@@ -18,8 +18,8 @@ from surgeon.channels import Channels, Tap, tapped
 from surgeon.decoding.choosing import STREAM_BLOCK, stream_key, uniforms
 from surgeon.errors import BadInput
 from surgeon.neureasoner.features import OnlineFeatures
-from surgeon.neureasoner.settings import Settings
 from surgeon.neureasoner.steps import StepEnds, StepRows
+from surgeon.settings.neureasoner import WatchSettings
 from surgeon.watch.monitor import PRECEDENCE, Monitor
 
 if TYPE_CHECKING:
@@ -285,7 +285,7 @@ class Watching:
 
 
 def forced_tokens(
-    tokenizer: "PreTrainedTokenizerBase", settings: Settings, level: str
+    tokenizer: "PreTrainedTokenizerBase", settings: WatchSettings, level: str
 ) -> list[int]:
     """What a firing forces: the level's trigger token, or the finish text and the end of thinking.
 
