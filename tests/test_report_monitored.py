@@ -405,7 +405,10 @@ def test_a_replayed_trace_is_drawn():
     detectors = {level: Detector(3 * len(FEATURES[level])) for level in LEVELS}
     monitor = Monitor(channels, detectors, WatchSettings(), checkpoint.digest)
     (trace,) = sample(
-        model, tokenizer, read_prompts("builtin:test")[:1], Sampling(1, 0.6, max_tokens=90)
+        model,
+        tokenizer,
+        read_prompts("builtin:test")[:1],
+        Sampling(samples=1, temperature=0.6, max_tokens=90),
     )
     data = replay(model, tokenizer, monitor, trace, [])
     text = page(data)

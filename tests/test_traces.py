@@ -2,11 +2,12 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from surgeon.errors import BadInput
@@ -16,11 +17,15 @@ from surgeon.traces import (
     Trace,
     append,
     encode,
+    in_order,
     parse_prompt,
     read_prompts,
     read_traces,
     sample,
+    sampled,
     stop_ids,
+    text_of,
+    token_texts,
 )
 
 USER = {"role": "user", "content": "w1 w2"}
@@ -168,7 +173,7 @@ TRACES = st.builds(
     text=st.text(),
     finish_reason=st.sampled_from(["stop", "length"]),
 )
-MANY = st.lists(TRACES, max_size=5, unique_by=lambda t: (t.prompt_id, t.sample))
+MANY = st.lists(TRACES, max_size=5, unique_by=lambda t: t.key)
 
 
 @given(MANY, st.integers(0, 10**4))
@@ -219,6 +224,97 @@ def test_a_missing_trace_file_and_a_bad_middle_line_are_refused(tmp_path: Path):
     (tmp_path / "t.jsonl").write_text('{"prompt_id": \n{}\n')
     with pytest.raises(BadInput, match=r"t\.jsonl:1: found no valid JSON"):
         read_traces(tmp_path / "t.jsonl")
+
+
+def test_a_trace_is_known_by_its_prompt_and_sample():
+    trace = Trace("a", 3, [1], [2], "w2", "stop")
+    assert trace.key == ("a", 3)
+    assert in_order([trace, replace(trace, prompt_id="b"), replace(trace, sample=0)], AB) == [
+        replace(trace, prompt_id="b"), replace(trace, sample=0), trace,
+    ]  # fmt: skip
+
+
+AB = [Prompt("b", (USER,)), Prompt("a", (USER,))]
+
+
+# --- tokens as text -------------------------------------------------------------------------------
+
+
+def byte_alphabet() -> list[str]:
+    """How byte-level tokenizers spell each byte (GPT-2's table)."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    return [bytes_to_unicode()[byte] for byte in range(256)]
+
+
+BYTES = byte_alphabet()
+
+
+@cache
+def byte_level() -> Any:
+    """Every byte is a token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore
+    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=True)
+
+
+def test_a_character_split_over_tokens_goes_to_the_one_that_ends_it():
+    tokenizer = byte_level()
+    text = "a é\n\n🙂🙂b , c" + "漢" * 9
+    ids = tokenizer(text)["input_ids"]
+    texts = token_texts(tokenizer, ids)
+    assert len(texts) == len(ids) == len(text.encode())
+    assert "".join(texts) == text
+    assert texts[:4] == ["a", " ", "", "é"]
+    assert texts[6:11] == ["", "", "", "🙂", ""]
+    assert token_texts(tokenizer, []) == []
+
+
+def test_a_last_character_without_its_end_is_kept_as_broken():
+    tokenizer = byte_level()
+    (*whole, _) = tokenizer("b🙂")["input_ids"]
+    assert token_texts(tokenizer, whole) == ["b", "", "", "\ufffd"]
+
+
+def test_bytes_that_form_no_character_take_few_calls_and_hide_none_that_follows():
+    tokenizer = byte_level()
+    lengths: list[int] = []
+
+    class Counting:
+        def decode(self, ids: list[int], **settings: Any) -> str:
+            lengths.append(len(ids))
+            return tokenizer.decode(ids, **settings)
+
+    (first, *_) = tokenizer("é")["input_ids"]
+    after = tokenizer("🙂 so")["input_ids"]
+    texts = token_texts(Counting(), [first] * 8000 + after)  # pyright: ignore[reportArgumentType]
+    assert len(texts) == 8000 + len(after)
+    assert "".join(texts) == "\ufffd" * 8000 + "🙂 so"
+    assert len(lengths) <= 3 * len(texts)
+    assert max(lengths) <= 9
+
+
+@given(st.binary(max_size=60) | st.lists(st.sampled_from("é漢🙂").map(str.encode)).map(b"".join))
+@example(b"\xc3" * 8 + "🙂".encode())
+@example("🙂".encode()[:3] * 5 + "漢é".encode())
+def test_every_character_is_in_the_text_of_some_token(content: bytes):
+    tokenizer = byte_level()
+    ids = [tokenizer.get_vocab()[BYTES[byte]] for byte in content]
+    texts = token_texts(tokenizer, ids)
+    assert len(texts) == len(ids)
+    assert "".join(texts).replace("\ufffd", "") == content.decode(errors="ignore")
+
+
+def test_text_leaves_out_the_token_that_ended_the_answer():
+    tokenizer = byte_level()
+    ids = tokenizer("no , .")["input_ids"]
+    assert text_of(tokenizer, ids) == text_of(tokenizer, ids, "length") == "no , ."
+    assert text_of(tokenizer, ids, "stop") == "no , "
 
 
 # --- sampling -------------------------------------------------------------------------------------
@@ -275,9 +371,7 @@ def test_traces_hold_what_was_sampled(pico: tuple[Any, Any]):
     model, tokenizer = pico
     sampling = Sampling(samples=4, max_tokens=50, temperature=1.0, top_p=1.0)
     traces = list(sample(model, tokenizer, PROMPTS, sampling))
-    assert sorted((t.prompt_id, t.sample) for t in traces) == [
-        (str(i), k) for i in range(5) for k in range(4)
-    ]
+    assert sorted(t.key for t in traces) == [(str(i), k) for i in range(5) for k in range(4)]
     assert {t.finish_reason for t in traces} == {"stop", "length"}
     for trace in traces:
         assert trace.prompt_token_ids == encode(tokenizer, PROMPTS[int(trace.prompt_id)])
@@ -292,14 +386,39 @@ def test_traces_hold_what_was_sampled(pico: tuple[Any, Any]):
 def test_resuming_draws_the_same_traces(pico: tuple[Any, Any]):
     model, tokenizer = pico
     sampling = Sampling(samples=3, max_tokens=30, temperature=1.0)
-    whole = {(t.prompt_id, t.sample): t for t in sample(model, tokenizer, PROMPTS, sampling)}
+    whole = {t.key: t for t in sample(model, tokenizer, PROMPTS, sampling)}
     done = set(list(whole)[:9])
     rest = list(sample(model, tokenizer, PROMPTS[::-1], sampling, done=done))
-    assert {(t.prompt_id, t.sample) for t in rest} == set(whole) - done
-    assert all(whole[t.prompt_id, t.sample] == t for t in rest)
+    assert {t.key for t in rest} == set(whole) - done
+    assert all(whole[t.key] == t for t in rest)
     assert not list(sample(model, tokenizer, PROMPTS, sampling, done=set(whole)))
     other = list(sample(model, tokenizer, PROMPTS, replace(sampling, seed=1)))
-    assert sum(whole[t.prompt_id, t.sample].token_ids == t.token_ids for t in other) < 3
+    assert sum(whole[t.key].token_ids == t.token_ids for t in other) < 3
+
+
+def test_sampled_draws_what_the_file_lacks_and_sorts(
+    pico: tuple[Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    model, tokenizer = pico
+    file, sampling = tmp_path / "t.jsonl", Sampling(samples=2, max_tokens=8)
+    whole = sampled(file, model, tokenizer, PROMPTS, sampling, what="sample a")
+    assert "sample a: 10/10" in capsys.readouterr().err
+    assert [t.key for t in whole] == [(str(i), k) for i in range(5) for k in range(2)]
+    assert in_order(read_traces(file), PROMPTS) == whole
+    lines = file.read_bytes().splitlines(keepends=True)
+    # Killed in the middle of the fourth line; another prompt's answer is there as well.
+    other = json.dumps({**json.loads(lines[0]), "prompt_id": "other"}).encode() + b"\n"
+    file.write_bytes(other + b"".join(lines[:3]) + lines[3][:20])
+    assert sampled(file, model, tokenizer, PROMPTS, sampling) == whole
+    assert "sample: 7/7" in capsys.readouterr().err
+    assert sampled(file, model, tokenizer, PROMPTS, sampling) == whole
+    assert len(read_traces(file)) == 11
+    assert "sample" not in capsys.readouterr().err
+    # What is kept elsewhere is neither drawn nor returned.
+    done = {("0", 0), ("4", 1)}
+    rest = sampled(tmp_path / "u.jsonl", model, tokenizer, PROMPTS, sampling, done=done)
+    assert rest == [t for t in whole if t.key not in done]
+    assert len(read_traces(tmp_path / "u.jsonl")) == 8
 
 
 def test_every_end_token_stops(pico: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch):

@@ -19,7 +19,7 @@ from surgeon.neureasoner.steps import split_steps
 from surgeon.settings.neureasoner import WatchSettings
 from surgeon.traces import Trace, encode, read_prompts, stop_ids
 from surgeon.watch.monitor import Monitor
-from surgeon.watch.replay import replay, texts
+from surgeon.watch.replay import replay
 from surgeon.watch.watching import Firing, Reading, Watching, union
 
 MODEL = "builtin:thinking"
@@ -251,31 +251,3 @@ def test_a_response_without_steps_has_channels_and_no_probabilities(run: Run):
     assert found["steps"] == found["readings"] == found["firings"] == []
     assert len(found["activation_TC"]) == 1
     assert all(row["probability_T"] == [None] for row in found["levels"].values())
-
-
-def byte_level() -> Any:
-    """Every byte is a token."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore
-    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
-
-
-def test_characters_split_over_tokens_stay_whole():
-    tokenizer = byte_level()
-    text = "a é\n\n🙂🙂b" + "漢" * 9
-    ids = tokenizer(text)["input_ids"]
-    pieces = texts(tokenizer, ids)
-    assert len(pieces) == len(ids) == len(text.encode())
-    assert "".join(pieces) == text
-    assert pieces[:4] == ["a", " ", "", "é"]
-    # A first byte without the rest: nothing is held back for long, and what follows is whole.
-    broken = [ids[2], *tokenizer("so it goes")["input_ids"], *[ids[2]] * 30, *ids, ids[2]]
-    pieces = texts(tokenizer, broken)
-    assert len(pieces) == len(broken)
-    assert "".join(pieces) == tokenizer.decode(broken)
-    assert text in "".join(pieces) and texts(tokenizer, []) == []

@@ -15,7 +15,7 @@ from surgeon import lineage, metrics, nex
 from surgeon.families import Subject, write_out
 from surgeon.rank.candidates import Response, candidate_dir, jsonable
 from surgeon.rank.plan import SCORES, Plan
-from surgeon.traces import read_traces
+from surgeon.traces import read_traces, token_texts
 from surgeon.truth import EVALUATION
 
 if TYPE_CHECKING:
@@ -299,7 +299,7 @@ def write_report(plan: Plan, work: Path, ranking: dict[str, Any], stored: dict[s
             "prompt_id": trace.prompt_id,
             "sample": trace.sample,
             "prompt": "\n".join(str(m["content"]) for m in prompt.messages),
-            "tokens": pieces(tokenizer, trace.token_ids),
+            "tokens": token_texts(tokenizer, trace.token_ids),
             "row_tokens": plan.settings["row_tokens"],
             "cycles": response["cycles"],
             "score": response["nex"],
@@ -315,19 +315,6 @@ def read_evaluation(truth: str | None) -> dict[str, Any] | None:
     path = Path(truth or "")
     file = path / EVALUATION if path.is_dir() else path
     return lineage.read_object(file) if truth and file.name == EVALUATION else None
-
-
-def pieces(tokenizer: Any, token_ids: list[int]) -> list[str]:
-    """The text each token adds; a character split over tokens goes to the one that ends it."""
-    found, start, shown = [], 0, 0
-    for end in range(1, len(token_ids) + 1):
-        text = tokenizer.decode(token_ids[start:end])
-        whole = not text.endswith("\ufffd")
-        found.append(text[shown:] if whole else "")
-        if whole:
-            # One token of context keeps the spaces that a tokenizer drops at the start of a text.
-            start, shown = end - 1, len(tokenizer.decode(token_ids[end - 1 : end]))
-    return found
 
 
 WIDE = 118

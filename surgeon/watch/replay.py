@@ -17,17 +17,12 @@ from surgeon.channels import read_back
 from surgeon.errors import BadInput
 from surgeon.neureasoner.features import trace_features
 from surgeon.neureasoner.steps import Step, StepEnds, split_steps
-from surgeon.traces import Trace
+from surgeon.traces import Trace, text_of, token_texts
 from surgeon.watch.monitor import PRECEDENCE, Monitor
 from surgeon.watch.watching import Firing, Reading, forced_tokens, union
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-BROKEN = "\ufffd"
-"""What bytes decode to that are no character, or not yet."""
-LONGEST_CHARACTER = 8
-"""Tokens that wait for a character to become whole, at most."""
 
 
 class _Fired(NamedTuple):
@@ -86,9 +81,9 @@ def replay(
     return {
         "prompt_id": trace.prompt_id,
         "sample": trace.sample,
-        "prompt": str(tokenizer.decode(trace.prompt_token_ids, clean_up_tokenization_spaces=False)),
+        "prompt": text_of(tokenizer, trace.prompt_token_ids),
         "finish_reason": trace.finish_reason,
-        "tokens": texts(tokenizer, ids),
+        "tokens": token_texts(tokenizer, ids),
         "layer": channels.layer,
         "units": list(channels.units),
         "heads": list(channels.heads),
@@ -241,22 +236,3 @@ def _step_at(steps: Sequence[Step], position: int) -> int:
 def _short(value: float) -> float:
     """Four digits: what is drawn needs no more."""
     return float(f"{value:.4g}")
-
-
-def texts(tokenizer: "PreTrainedTokenizerBase", token_ids: Sequence[int]) -> list[str]:
-    """The text each token adds; a character split over tokens goes to the one that ends it."""
-    found: list[str] = []
-    start, shown = 0, 0
-
-    def decoded(first: int, end: int) -> str:
-        ids = list(token_ids[first:end])
-        return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
-
-    for end in range(1, len(token_ids) + 1):
-        text = decoded(start, end)
-        waits = text.endswith(BROKEN) and end - start <= LONGEST_CHARACTER and end < len(token_ids)
-        found.append("" if waits else text[shown:])
-        if not waits:
-            # One token of context keeps the spaces that a tokenizer drops at the start of a text.
-            start, shown = end - 1, len(decoded(end - 1, end))
-    return found

@@ -1,13 +1,11 @@
 """Files of labelled spans: one JSON object a line, with the fields of `neureasoner.steps.Span`."""
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
+from surgeon import jsonl
 from surgeon.errors import BadInput
 from surgeon.neureasoner.steps import LEVELS, Span
-from surgeon.traces import _mend
 
 
 def read_spans(path: str | Path) -> list[Span]:
@@ -20,16 +18,8 @@ def read_spans(path: str | Path) -> list[Span]:
     if not path.is_file():
         raise BadInput(f"{path} does not exist, expected a file of labelled spans.")
     spans: list[Span] = []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            if not line.endswith(b"\n"):
-                continue
-            raise BadInput(f"{path}:{number}: found no valid JSON ({error}).") from error
-        spans.append(parse_span(row, f"{path}:{number}"))
+    for place, row in jsonl.rows(path):
+        spans.append(parse_span(row, place))
     return spans
 
 
@@ -68,12 +58,5 @@ def append_span(path: str | Path, span: Span) -> None:
 
 
 def append_line(path: str | Path, row: dict[str, Any]) -> None:
-    """Add an object to a JSONL file as one write, mending its end as `traces.append` does."""
-    line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
-    with open(path, "ab+", buffering=0) as file:
-        end = file.seek(0, os.SEEK_END)
-        if end:
-            file.seek(end - 1)
-            if file.read(1) != b"\n":
-                line = _mend(file, end) + line
-        file.write(line)
+    """Add an object to a JSONL file as one write, mending its end first."""
+    jsonl.append(path, row)

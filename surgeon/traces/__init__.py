@@ -1,0 +1,43 @@
+"""Prompts in, traces out: what is asked, how answers are drawn, and how they are kept.
+
+prompts.py    Prompt, and the files and data sets of prompts
+records.py    Trace, and its JSONL file
+texts.py      tokens as text
+sampling.py   the engine that samples in this process, and `sampled`, which resumes
+"""
+
+from surgeon.settings.sampling import Sampling
+from surgeon.traces.prompts import Prompt, parse_prompt, read_prompts
+from surgeon.traces.records import (
+    Key,
+    Trace,
+    append,
+    in_order,
+    keys_of,
+    parse_trace,
+    read_traces,
+    stored_traces,
+)
+from surgeon.traces.sampling import encode, sample, sampled, stop_ids
+from surgeon.traces.texts import text_of, token_texts
+
+__all__ = [
+    "Key",
+    "Prompt",
+    "Sampling",
+    "Trace",
+    "append",
+    "encode",
+    "in_order",
+    "keys_of",
+    "parse_prompt",
+    "parse_trace",
+    "read_prompts",
+    "read_traces",
+    "sample",
+    "sampled",
+    "stop_ids",
+    "stored_traces",
+    "text_of",
+    "token_texts",
+]

@@ -1,0 +1,137 @@
+"""The engine that samples answers in this process, and what keeps them on disk as they end."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from surgeon.errors import BadInput
+from surgeon.progress import bar
+from surgeon.settings.sampling import Sampling
+from surgeon.traces.prompts import Prompt
+from surgeon.traces.records import Key, Trace, append, in_order, keys_of, stored_traces
+from surgeon.traces.texts import text_of
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+
+def encode(
+    tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, thinking: bool | None = None
+) -> list[int]:
+    """The prompt's token ids, up to where the answer begins.
+
+    With the tokenizer's chat template; bare text is encoded as it is where there is none. Raises
+    BadInput for messages without a template, and for those that the template refuses.
+    """
+    if tokenizer.chat_template is None:
+        if not prompt.plain:
+            raise BadInput(
+                f"prompt {prompt.id!r} is a list of messages and the tokenizer has no chat "
+                "template: give plain `prompt` rows, or a checkpoint with a template."
+            )
+        ids = tokenizer(prompt.messages[0]["content"])["input_ids"]
+    else:
+        from jinja2 import TemplateError
+
+        switch: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
+        try:
+            encoded: Any = tokenizer.apply_chat_template(
+                list(prompt.messages), add_generation_prompt=True, return_dict=True, **switch
+            )
+        except TemplateError as error:
+            raise BadInput(
+                f"prompt {prompt.id!r}: the chat template refuses it ({error})."
+            ) from error
+        ids = encoded["input_ids"]
+    if not ids:
+        raise BadInput(f"prompt {prompt.id!r} has no tokens, expected at least one.")
+    return list(ids)  # pyright: ignore[reportArgumentType]
+
+
+def stop_ids(model: "nn.Module", tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+    """Every token that ends an answer: those of the generation config and of the tokenizer."""
+    ends: set[Any] = set()
+    for ids in (model.generation_config.eos_token_id, tokenizer.eos_token_id):  # pyright: ignore
+        ends |= set(ids) if isinstance(ids, list) else {ids}
+    return frozenset(ends - {None})
+
+
+def sample(
+    model: "nn.Module",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    *,
+    done: AbstractSet[Key] = frozenset(),
+) -> Iterator[Trace]:
+    """Sample answers with a live model and yield each trace when it ends.
+
+    `done` names answers that are not drawn again. A trace depends on the seed, the prompt and its
+    sample number, not on what else is drawn or in which order. Raises BadInput, before anything is
+    drawn, for a prompt that can't be encoded or fills the model's context.
+    """
+    # Not at the top: whoever reads traces needs no torch.
+    from surgeon.decoding import Request, context_limit, decode, stream_key
+
+    if tokenizer.chat_template is None:
+        print("No chat template: prompts are encoded as plain text.", file=sys.stderr, flush=True)
+    limit, keys, requests = context_limit(model), [], []
+    for prompt in prompts:
+        ids = encode(tokenizer, prompt, sampling.thinking)
+        if len(ids) >= limit:
+            raise BadInput(
+                f"prompt {prompt.id!r} has {len(ids)} tokens, expected fewer than the model's "
+                f"context of {limit}: shorten it or leave it out."
+            )
+        for key in keys_of([prompt], sampling.samples):
+            if key not in done:
+                keys.append(key)
+                requests.append(Request(ids, stream_key(sampling.seed, *key)))
+    for answer in decode(
+        model,
+        requests,
+        stop=stop_ids(model, tokenizer),
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        batch=sampling.batch,
+    ):
+        yield Trace(
+            *keys[answer.index],
+            prompt_token_ids=list(requests[answer.index].prompt),
+            token_ids=answer.token_ids,
+            text=text_of(tokenizer, answer.token_ids, answer.finish_reason),
+            finish_reason=answer.finish_reason,
+        )
+
+
+def sampled(
+    file: str | Path,
+    model: "nn.Module",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    *,
+    what: str = "sample",
+    done: AbstractSet[Key] = frozenset(),
+) -> list[Trace]:
+    """The answers to the prompts in a trace file, in the prompts' order; those that it lacks are
+    sampled and appended as they end, under a progress bar named `what`.
+
+    `done` names answers that are kept elsewhere: they are neither drawn nor returned, and may be in
+    the file for other readers, as may answers to other prompts. Raises BadInput as `sample` does.
+    """
+    wanted = set(keys_of(prompts, sampling.samples)) - done
+    traces = {trace.key: trace for trace in stored_traces(file) if trace.key in wanted}
+    lacking = len(wanted) - len(traces)
+    if lacking:
+        with bar(what, lacking) as advance:
+            for trace in sample(model, tokenizer, prompts, sampling, done=done | traces.keys()):
+                append(file, trace)
+                traces[trace.key] = trace
+                advance()
+    return in_order(traces.values(), prompts)
