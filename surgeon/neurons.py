@@ -9,7 +9,7 @@ e * units_per_expert + j.
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from surgeon.checkpoint import Checkpoint
+from surgeon.checkpoint import Checkpoint, d_ff_of
 from surgeon.errors import BadInput
 
 if TYPE_CHECKING:
@@ -270,9 +270,4 @@ def ffn_sites(model: "nn.Module") -> list[FfnSite]:
 
 def live_d_ff(model: "nn.Module") -> int:
     """FFN units per layer of a live model, the same number as its `Checkpoint.d_ff`."""
-    config = model.config.get_text_config()  # pyright: ignore
-    experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
-    if not experts:
-        return config.intermediate_size
-    units = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
-    return max(experts * units, config.intermediate_size or 0)
+    return d_ff_of(model.config.get_text_config().to_dict())  # pyright: ignore

@@ -9,7 +9,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from surgeon.checkpoint import INDEX, Checkpoint, read_header, resolve, rewrite
+from surgeon.checkpoint import (
+    DTYPES,
+    INDEX,
+    Checkpoint,
+    card,
+    fenced,
+    hub_id,
+    markdown_table,
+    read_header,
+    resolve,
+    rewrite,
+    split_member,
+    torch_dtype,
+)
 from surgeon.errors import BadInput
 
 FAMILIES = [
@@ -140,7 +153,7 @@ def damage_no_weights(path: Path) -> None:
         (damage_index_outside, "outside the directory"),
         (damage_index_lies, "does not hold it"),
         (damage_no_config, "has no config.json"),
-        (damage_config, "not valid JSON"),
+        (damage_config, "can't be read as JSON"),
         (damage_remote_code, "trust_remote_code"),
         (damage_pickle, "pickled weights only"),
         (damage_no_weights, "has no weights"),
@@ -198,6 +211,24 @@ def test_base_plus_adapter_is_the_merged_model(pico_pair, tmp_path: Path):
     assert merged.chat_template == base.chat_template
 
 
+def test_an_adapters_own_tokenizer_takes_the_place_of_the_bases(pico_pair, tmp_path: Path):
+    from peft import LoraConfig, get_peft_model
+
+    base = Checkpoint.open(pico_pair[0])
+    tuned = get_peft_model(base.model(), LoraConfig(r=2, target_modules=["q_proj"]))  # pyright: ignore
+    tuned.save_pretrained(str(tmp_path / "adapter"))
+    spec = f"{pico_pair[0]}+{tmp_path / 'adapter'}"
+    digest = resolve(spec, work=tmp_path / "one").digest
+    for name in ("tokenizer.model", "vocab.json", "merges.txt"):
+        (tmp_path / "adapter" / name).write_text(name)
+    merged = resolve(spec, work=tmp_path / "two")
+    for name in ("tokenizer.model", "vocab.json", "merges.txt"):
+        assert (merged.path / name).read_text() == name
+    # A file of the base's tokenizer beside them would be read instead.
+    assert not (merged.path / "tokenizer.json").exists()
+    assert (merged.path / "chat_template.jinja").is_file() and merged.digest != digest
+
+
 def test_an_adapter_alone_asks_for_its_base(tmp_path: Path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(BadInput, match="Name its base too"):
@@ -238,3 +269,81 @@ def test_any_json_header_is_read_or_refused(tmp_path_factory, header: dict):
             read_header(file)
     else:
         assert read_header(file) == {}
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("owner/name", "owner/name"),
+        ("owner/name@v1.0/x", "owner/name"),
+        ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B"),
+        ("../name", None),
+        ("./name", None),
+        ("a/b/c", None),
+        ("name", None),
+        ("builtin:instruct", None),
+        ("owner/name+adapter", None),
+        ("owner/name#member", None),
+    ],
+)
+def test_a_hub_id_is_owner_and_name_and_no_path(spec: str, expected: str | None):
+    assert hub_id(spec) == expected
+    assert Checkpoint(Path("/somewhere"), spec).hub_id == expected
+
+
+def test_a_directory_of_that_name_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert hub_id("owner/name") is None and hub_id("owner/other") == "owner/other"
+
+
+def test_a_member_is_split_from_its_place_unless_the_path_exists(tmp_path: Path):
+    assert split_member("f/family.json#slerp-0.5") == ("f/family.json", "slerp-0.5")
+    assert split_member("f/family.json") == ("f/family.json", "")
+    assert split_member("f#g#slerp-0.5") == ("f#g", "slerp-0.5")
+    (tmp_path / "odd#name").mkdir()
+    assert split_member(tmp_path / "odd#name") == (str(tmp_path / "odd#name"), "")
+
+
+def test_the_context_ends_where_rescaling_would_begin(tmp_path: Path, make_checkpoint):
+    plain = Checkpoint.open(make_checkpoint(tmp_path / "m"))
+    assert plain.context == 2048
+    for kind, expected in (("longrope", 64), ("yarn", 2048)):
+        rope = dict(
+            rope_type=kind, rope_theta=10000.0, factor=32.0, short_factor=[1.0] * 4,
+            long_factor=[2.0] * 4, original_max_position_embeddings=64,
+        )  # fmt: skip
+        config = {k: v for k, v in plain.config.items() if k not in ("rope_scaling",)}
+        config["rope_parameters"] = rope
+        (plain.path / "config.json").write_text(json.dumps(config))
+        assert Checkpoint.open(plain.path).context == expected
+
+
+def test_the_context_of_a_config_that_leaves_it_out_is_transformers_default(pico_pair):
+    config = json.loads((pico_pair[0] / "config.json").read_text())
+    del config["max_position_embeddings"]
+    (pico_pair[0] / "config.json").write_text(json.dumps(config))
+    assert Checkpoint.open(pico_pair[0]).context == 32768  # Qwen3Config's own
+
+
+def test_every_dtype_has_its_width_in_torch():
+    for name, dtype in DTYPES.items():
+        assert torch_dtype(name).itemsize == dtype.nbytes
+        assert torch_dtype(dtype.torch) == torch_dtype(name)
+        assert dtype.arithmetic == (torch_dtype(name).is_floating_point and dtype.nbytes > 1)
+
+
+def test_a_card_names_parents_on_the_hub_and_leaves_empty_sections_out(pico_pair):
+    local = Checkpoint.open(pico_pair[0])
+    far = Checkpoint(Path("/cache/x"), "owner/name@main")
+    rows = [("a", 1), ("b", 2)]
+    text = card(
+        "title", ["first", "", markdown_table(("x", "y"), rows), fenced("code\n", "yaml")],
+        parents=[local, far], tags=["surgeon"],
+    )  # fmt: skip
+    assert text == (
+        "---\nlibrary_name: transformers\nbase_model:\n- owner/name\ntags:\n- surgeon\n---\n"
+        "# title\n\nfirst\n\n| x | y |\n| --- | --- |\n| a | 1 |\n| b | 2 |\n\n"
+        "```yaml\ncode\n```\n"
+    )
+    assert "base_model" not in card("title", [], parents=[local])

@@ -463,7 +463,7 @@ def test_a_family_can_be_moved_with_its_endpoints(
     ("spoil", "message"),
     [
         (lambda f: (f / "family.json").unlink(), "has no family.json. Make one"),
-        (lambda f: (f / "family.json").write_text("{"), "not valid JSON"),
+        (lambda f: (f / "family.json").write_text("{"), "can't be read as JSON"),
         (lambda f: (f / "family.json").write_text("{}"), "is not a family description"),
         (lambda f: (f.parent / "a").rename(f.parent / "gone"), "needs the endpoint a at .* gone"),
     ],

@@ -5,32 +5,44 @@ loaded or should not be: truncated shards, an index that points outside the dire
 weights, models that need code from their repository.
 """
 
-from surgeon.checkpoint.directory import INDEX, SINGLE, Checkpoint, placement
-from surgeon.checkpoint.resolving import HUB_ID, adapter_digest, fetch, merge_adapter, resolve
-from surgeon.checkpoint.rewriting import copy_range, link_or_copy, rewrite
-from surgeon.checkpoint.tensors import (
-    TORCH_NAMES,
-    WEIGHT_BYTES,
-    TensorInfo,
-    map_tensor,
-    read_header,
-    read_json,
-    read_tensor,
+from surgeon.checkpoint.card import card, fenced, markdown_table
+from surgeon.checkpoint.config import context_of, d_ff_of
+from surgeon.checkpoint.directory import (
+    INDEX,
+    SINGLE,
+    TEMPLATE_FILES,
+    TOKENIZER_FILES,
+    Checkpoint,
+    placement,
 )
+from surgeon.checkpoint.dtypes import DTYPES, FLOAT_NAMES, FLOATS, disk_name, torch_dtype
+from surgeon.checkpoint.resolving import adapter_digest, fetch, merge_adapter, resolve
+from surgeon.checkpoint.rewriting import copy_range, link_or_copy, rewrite
+from surgeon.checkpoint.specs import hub_id, split_member
+from surgeon.checkpoint.tensors import TensorInfo, map_tensor, read_header, read_json, read_tensor
 
 __all__ = [
-    "HUB_ID",
+    "DTYPES",
+    "FLOATS",
+    "FLOAT_NAMES",
     "INDEX",
     "SINGLE",
-    "TORCH_NAMES",
-    "WEIGHT_BYTES",
+    "TEMPLATE_FILES",
+    "TOKENIZER_FILES",
     "Checkpoint",
     "TensorInfo",
     "adapter_digest",
+    "card",
+    "context_of",
     "copy_range",
+    "d_ff_of",
+    "disk_name",
+    "fenced",
     "fetch",
+    "hub_id",
     "link_or_copy",
     "map_tensor",
+    "markdown_table",
     "merge_adapter",
     "placement",
     "read_header",
@@ -38,4 +50,6 @@ __all__ = [
     "read_tensor",
     "resolve",
     "rewrite",
+    "split_member",
+    "torch_dtype",
 ]

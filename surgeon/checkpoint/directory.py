@@ -1,6 +1,5 @@
 """The checkpoint directory, and the live model and tokenizer in it."""
 
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,22 +8,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgeon import lineage
-from surgeon.checkpoint.tensors import (
-    TensorInfo,
-    read_header,
-    read_json,
-    read_tensor,
-)
+from surgeon.checkpoint import specs
+from surgeon.checkpoint.config import context_of, d_ff_of
+from surgeon.checkpoint.dtypes import LIVE_DTYPES, torch_dtype
+from surgeon.checkpoint.tensors import TensorInfo, read_header, read_json, read_tensor
 from surgeon.errors import BadInput
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-LIVE_DTYPES = ("float32", "bfloat16", "float16")
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
+)  # fmt: skip
+TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,18 @@ class Checkpoint:
         if not path.is_dir():
             raise BadInput(f"{path} is not a directory. Give a Hugging Face checkpoint directory.")
         checkpoint = cls(path, spec or str(path))
-        checkpoint.config  # noqa: B018
-        checkpoint.tensors  # noqa: B018
+        checkpoint.check()
         return checkpoint
+
+    def check(self) -> None:
+        """Read config and headers; raises `BadInput` where the directory can't be used."""
+        if not self.config or not self.tensors:
+            raise BadInput(f"{self.path} has no weights: its headers name no tensor.")
+
+    @property
+    def hub_id(self) -> str | None:
+        """`owner/name` on the hub, None for a checkpoint that was named otherwise."""
+        return specs.hub_id(self.spec)
 
     @property
     def name(self) -> str:
@@ -57,11 +67,8 @@ class Checkpoint:
         file = self.path / "config.json"
         if not file.is_file():
             raise BadInput(f"{self.path} is not a checkpoint: it has no config.json.")
-        try:
-            config = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise BadInput(f"{file} is not valid JSON ({error}).") from error
-        if not isinstance(config, dict) or "model_type" not in config:
+        config = read_json(file)
+        if "model_type" not in config:
             raise BadInput(f"{file} names no model_type, so it is not a transformers config.")
         if "auto_map" in config:
             from transformers import CONFIG_MAPPING
@@ -90,13 +97,29 @@ class Checkpoint:
     @property
     def d_ff(self) -> int:
         """FFN units per layer; for mixtures of experts, experts x units per expert."""
-        config = self.text_config
-        experts = config.get("num_experts") or config.get("num_local_experts")
-        if not experts:
-            return int(config["intermediate_size"])
-        units = config.get("moe_intermediate_size") or config["intermediate_size"]
-        # A few layers of such a model may be dense; keys must have room for the wider kind.
-        return max(int(experts) * int(units), int(config.get("intermediate_size") or 0))
+        return d_ff_of(self.text_config)
+
+    @property
+    def context(self) -> int:
+        """The most tokens, prompt and answer together, that the model takes."""
+        return context_of(self.full_config.get_text_config())
+
+    @cached_property
+    def full_config(self) -> "PretrainedConfig":
+        """transformers' config, the defaults that `config.json` leaves out included.
+
+        Raises `BadInput` where transformers refuses what the file says.
+        """
+        from huggingface_hub.errors import StrictDataclassError
+        from transformers import AutoConfig
+
+        try:
+            return AutoConfig.from_pretrained(
+                self.path, local_files_only=True, trust_remote_code=False
+            )
+        except (StrictDataclassError, ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise BadInput(f"{self.path}/config.json is refused: {reason}") from error
 
     @property
     def tied(self) -> bool:
@@ -123,9 +146,8 @@ class Checkpoint:
     def _indexed_shards(self) -> dict[str, list[str]]:
         file = self.path / INDEX
         try:
-            weight_map = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
-            items = list(weight_map.items())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            items = list(read_json(file)["weight_map"].items())
+        except (KeyError, AttributeError) as error:
             raise BadInput(f"{file} is not a safetensors index ({error!r}).") from error
         shards: dict[str, list[str]] = {}
         for name, shard in items:
@@ -241,17 +263,11 @@ class Checkpoint:
         Raises `BadInput` when the weights don't fit the architecture the config names.
         """
         import transformers
-        from huggingface_hub.errors import StrictDataclassError
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-
-        try:
-            AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
-        except (StrictDataclassError, ValueError, KeyError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise BadInput(f"{self.path}/config.json is refused: {reason}") from error
+        from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
         conditional = any(
-            name.endswith("ForConditionalGeneration") for name in self.config["architectures"] or []
+            name.endswith("ForConditionalGeneration")
+            for name in self.full_config.architectures or []
         )
         auto: Any = AutoModelForImageTextToText if conditional else AutoModelForCausalLM
         verbosity = transformers.logging.get_verbosity()
@@ -292,4 +308,4 @@ def placement(device: str, dtype: str) -> "tuple[str, torch.dtype | None]":
         raise BadInput(f"device is {device!r}, expected auto, cpu, or an accelerator present.")
     if dtype != "auto" and dtype not in LIVE_DTYPES:
         raise BadInput(f"dtype is {dtype!r}, expected auto, {', '.join(LIVE_DTYPES)}.")
-    return device, None if dtype == "auto" else getattr(torch, dtype)
+    return device, None if dtype == "auto" else torch_dtype(dtype)

@@ -1,21 +1,20 @@
 """What a user may name: a directory, `builtin:NAME`, `base+adapter`, a hub id."""
 
-import atexit
 import re
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from surgeon import lineage
-from surgeon.checkpoint.directory import Checkpoint
+from surgeon.checkpoint.directory import TEMPLATE_FILES, TOKENIZER_FILES, Checkpoint
+from surgeon.checkpoint.specs import hub_id
 from surgeon.checkpoint.tensors import TensorInfo, read_header
 from surgeon.errors import BadInput
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-                   "added_tokens.json", "chat_template.jinja")  # fmt: skip
-HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "vocab.txt", "merges.txt"]
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+"""Files of which a tokenizer has one at least."""
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja",
+             *(name for name in TOKENIZER_FILES if not name.endswith(".json"))]  # fmt: skip
 
 
 def resolve(spec: str, work: Path | None = None) -> Checkpoint:
@@ -36,7 +35,7 @@ def resolve(spec: str, work: Path | None = None) -> Checkpoint:
     if "+" in spec:
         base, _, adapter = spec.rpartition("+")
         return merge_adapter(resolve(base, work), Path(adapter).expanduser(), spec, work)
-    if HUB_ID.fullmatch(spec) and not path.exists():
+    if hub_id(spec):
         return fetch(spec)
     raise BadInput(
         f"{spec} is no checkpoint: no such directory, and not a hub id (owner/name[@revision])."
@@ -81,8 +80,7 @@ def merge_adapter(base: Checkpoint, adapter: Path, spec: str, work: Path | None)
             f"({str(digest)[:19]}), not {base.spec} ({base.digest[:19]})."
         )
     if work is None:
-        work = Path(tempfile.mkdtemp(prefix="surgeon-"))
-        atexit.register(shutil.rmtree, work, ignore_errors=True)
+        work = lineage.scratch()
     identity = adapter_digest(base, adapter)
     out = work / f"merged-{identity[7:19]}"
     if not out.is_dir():
@@ -94,10 +92,12 @@ def merge_adapter(base: Checkpoint, adapter: Path, spec: str, work: Path | None)
         tuned: Any = PeftModel.from_pretrained(stored.to(torch.float32), str(adapter))
         merged = tuned.merge_and_unload(safe_merge=True).to(dtype)
         merged.save_pretrained(partial)
+        own_tokenizer = _tokenizer_files(adapter)
+        replaced = TOKENIZER_FILES if own_tokenizer else ()
         for file in base.side_files:
-            if not (partial / file.name).exists():
+            if file.name not in replaced and not (partial / file.name).exists():
                 shutil.copy2(file, partial)
-        for file in _tokenizer_files(adapter):
+        for file in own_tokenizer:
             shutil.copy2(file, partial)
         # Bytes may differ in a last bit from machine to machine; what they were made of doesn't.
         lineage.write_json(partial / lineage.FILE, {"candidate_digest": identity})
@@ -113,20 +113,25 @@ def adapter_digest(base: Checkpoint, adapter: Path) -> str:
 
 
 def _tokenizer_files(adapter: Path) -> list[Path]:
-    if not (adapter / "tokenizer.json").is_file():
+    """The tokenizer and template beside an adapter; none where no vocabulary lies there."""
+    if not any((adapter / name).is_file() for name in VOCABULARIES):
         return []
-    return [adapter / name for name in TOKENIZER_FILES if (adapter / name).is_file()]
+    names = (*TOKENIZER_FILES, *TEMPLATE_FILES)
+    return [adapter / name for name in names if (adapter / name).is_file()]
 
 
 def _require_adapter_fits(base: Checkpoint, adapter: Path, tensors: dict[str, TensorInfo]) -> None:
     """Raise `BadInput` when a LoRA factor's target is missing in the base or of another shape."""
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    # What transformers renames or fuses on load has no tensor of that name on disk.
+    converted = bool(get_checkpoint_conversion_mapping(base.model_type))
     for name, info in tensors.items():
         match = re.fullmatch(r"base_model\.model\.(.+)\.lora_(A|B)\.weight", name)
         if match is None:
             continue
         target = base.tensors.get(f"{match[1]}.weight")
-        # Layers that transformers renames or fuses on load have no tensor of that name on disk.
-        if target is None and base.model_type not in {"qwen3_moe", "mixtral"}:
+        if target is None and not converted:
             raise BadInput(f"{adapter} adapts {match[1]}, which {base.spec} does not have.")
         if target is not None:
             wanted = target.shape[1] if match[2] == "A" else target.shape[0]

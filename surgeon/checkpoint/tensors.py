@@ -4,24 +4,17 @@ import json
 import mmap
 import struct
 from io import FileIO
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from surgeon import lineage
+from surgeon.checkpoint.dtypes import DTYPES, torch_dtype
 from surgeon.errors import BadInput
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-WEIGHT_BYTES = {
-    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "BF16": 2, "F16": 2, "I16": 2,
-    "U16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
-}  # fmt: skip
-TORCH_NAMES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "BOOL": "bool",
-    **{f"{sign}{bits}": f"{name}{bits}" for sign, name in (("I", "int"), ("U", "uint"))
-       for bits in (8, 16, 32, 64)},
-}  # fmt: skip
 HEADER_LIMIT = 100 << 20
 """Bytes: the largest header the safetensors format allows."""
 
@@ -39,15 +32,7 @@ class TensorInfo(NamedTuple):
 
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file; an empty one when there is no file."""
-    if not file.is_file():
-        return {}
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(f"{file} is not valid JSON ({error}).") from error
-    if not isinstance(value, dict):
-        raise BadInput(f"{file} holds a {type(value).__name__}, expected a JSON object.")
-    return value
+    return lineage.read_object(file) if file.is_file() else {}
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
@@ -65,9 +50,8 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             for name, info in header.items():
                 begin, stop = info["data_offsets"]
                 shape, dtype = tuple(info["shape"]), info["dtype"]
-                if stop - begin != _n_elements(shape) * WEIGHT_BYTES.get(dtype, 1) and (
-                    dtype in WEIGHT_BYTES
-                ):
+                known = DTYPES.get(dtype)
+                if known is not None and stop - begin != prod(shape) * known.nbytes:
                     raise ValueError(f"{name} has {stop - begin} bytes for {dtype}{list(shape)}")
                 found[name] = TensorInfo(file.name, dtype, shape, stop - begin, 8 + length + begin)
                 end = max(end, stop)
@@ -79,13 +63,6 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             f"file has {size}. Fetch or copy it again."
         )
     return found
-
-
-def _n_elements(shape: tuple[int, ...]) -> int:
-    n = 1
-    for side in shape:
-        n *= side
-    return n
 
 
 def read_tensor(file: FileIO, info: TensorInfo, scratch: "Tensor | None" = None) -> "Tensor":
@@ -101,7 +78,7 @@ def read_tensor(file: FileIO, info: TensorInfo, scratch: "Tensor | None" = None)
     rest = data.numpy().data
     while rest:
         rest = rest[some(file.readinto(rest), file) :]  # the system reads at most 2 GB at a time
-    return data.view(getattr(torch, TORCH_NAMES[info.dtype])).reshape(info.shape)
+    return data.view(torch_dtype(info.dtype)).reshape(info.shape)
 
 
 def map_tensor(path: Path, info: TensorInfo, *, ahead: bool = True) -> "Tensor":
@@ -112,7 +89,7 @@ def map_tensor(path: Path, info: TensorInfo, *, ahead: bool = True) -> "Tensor":
     """
     import torch
 
-    dtype = getattr(torch, TORCH_NAMES[info.dtype])
+    dtype = torch_dtype(info.dtype)
     if not info.nbytes:
         return torch.empty(info.shape, dtype=dtype)
     begin = info.start % mmap.ALLOCATIONGRANULARITY

@@ -241,7 +241,7 @@ def measure_prompts(
         )
     tokenizer = checkpoint.tokenizer()
     found = [encode(tokenizer, prompt, sampling.thinking) for prompt in prompts]
-    limit = int(checkpoint.text_config.get("max_position_embeddings") or 1 << 30)
+    limit = checkpoint.context
     room = limit - sampling.max_tokens
     longest = max(range(len(found)), key=lambda i: len(found[i]))
     if len(found[longest]) > room:

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from surgeon import lineage
-from surgeon.checkpoint import HUB_ID, Checkpoint, read_json, resolve
+from surgeon.checkpoint import FLOAT_NAMES, Checkpoint, hub_id, read_json, resolve
 from surgeon.errors import BadInput
-from surgeon.families.mixing import METHODS, NAMED_DTYPE, Mix
+from surgeon.families.mixing import METHODS, Mix
 
 FILE = "family.json"
 COSINES = "cosines.json"
@@ -203,7 +203,7 @@ def plain_mix(merge: dict[str, Any]) -> Mix | None:
     mix = Mix(method, float(t))
     fast = plain_merge(mix, dtype)
     same = merge == fast or (method == "slerp" and merge == {**fast, "models": [{"model": "b"}]})
-    return mix if same and 0 <= mix.t <= 1 and (dtype is None or dtype in NAMED_DTYPE) else None
+    return mix if same and 0 <= mix.t <= 1 and (dtype is None or dtype in FLOAT_NAMES) else None
 
 
 def write_family(family: Family) -> None:
@@ -290,7 +290,7 @@ def _open_endpoint(root: Path, entry: dict[str, Any]) -> Checkpoint:
     if entry["path"] is None:
         return resolve(entry["spec"])
     path = Path(os.path.normpath(root.resolve() / entry["path"]))
-    on_hub = HUB_ID.fullmatch(entry["spec"]) and not Path(entry["spec"]).exists()
+    on_hub = hub_id(entry["spec"]) is not None
     if not path.is_dir() and on_hub:
         return resolve(entry["spec"])
     if not path.is_dir():

@@ -5,10 +5,7 @@ rounded to the family's dtype, cast to the live dtype. Mixing never runs on an a
 fused operations differ in the last bit.
 """
 
-import atexit
 import copy
-import shutil
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,11 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from surgeon import lineage
-from surgeon.checkpoint import Checkpoint, resolve
+from surgeon.checkpoint import Checkpoint, resolve, split_member, torch_dtype
 from surgeon.errors import BadInput
 from surgeon.families import description, mixing, writing
 from surgeon.families.description import Candidate, Family, label
-from surgeon.families.mixing import NAMED_DTYPE
 from surgeon.threads import one_thread
 
 
@@ -58,10 +54,10 @@ def subjects(specs: list[str]) -> list[Subject]:
     """
     found: list[Subject] = []
     for spec in specs:
-        place, _, wanted = spec.rpartition("#") if "#" in spec else (spec, "", "")
-        if wanted and not Path(spec).exists():
+        place, member = split_member(spec)
+        if member:
             family = Family.open(place)
-            found.append(_member(family, family.candidate(wanted)))
+            found.append(_member(family, family.candidate(member)))
         elif Path(spec).name == description.FILE or (Path(spec) / description.FILE).is_file():
             family = Family.open(spec)
             found += [_member(family, candidate) for candidate in family.candidates]
@@ -89,9 +85,7 @@ def open_checkpoint(spec: str) -> Checkpoint:
         raise BadInput(f"{spec} is a family; name one candidate: {found[0].spec}")
     if found[0].checkpoint is not None:
         return found[0].checkpoint
-    work = Path(tempfile.mkdtemp(prefix="surgeon-"))
-    atexit.register(shutil.rmtree, work, ignore_errors=True)
-    return Checkpoint.open(write_out(found[0], work / found[0].name), spec)
+    return Checkpoint.open(write_out(found[0], lineage.scratch() / found[0].name), spec)
 
 
 def _member(family: Family, candidate: Candidate) -> Subject:
@@ -137,7 +131,7 @@ class Materialiser:
         if not family.cosines and any(c.mix and c.mix.method == "slerp" for c in family.candidates):
             family.cosines.update(writing.family_cosines(a, b, family.dtype))
         if dtype is None and family.dtype is not None:
-            dtype = NAMED_DTYPE[family.dtype]
+            dtype = torch_dtype(family.dtype)
         self.live: Any = a.model(device=device, dtype=dtype)
         self.live.requires_grad_(False)
         self.state: dict[str, Tensor] = self.live.state_dict()
@@ -159,7 +153,7 @@ class Materialiser:
     def _tensor(self, candidate: Candidate, name: str) -> Tensor:
         """One tensor of a candidate, as it would lie on disk."""
         a, b = self.stored[0][name], self.stored[1][name]
-        dtype = NAMED_DTYPE[self.family.dtype] if self.family.dtype else a.dtype
+        dtype = torch_dtype(self.family.dtype) if self.family.dtype else a.dtype
         if candidate.endpoint is not None:
             return (a, b)[candidate.endpoint]
         if not a.is_floating_point():

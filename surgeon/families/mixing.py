@@ -9,7 +9,6 @@ Shape legend: N elements of one tensor, flattened.
 """
 
 import copy
-import math
 import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -29,11 +28,6 @@ MIX_CHUNK = 1 << 17
 """Elements mixed at a time: small enough that the float32 copies stay in a core's cache."""
 COLLINEAR = 0.9995
 """Cosines beyond this, in absolute value, are mixed linearly (mergekit's `dot_threshold`)."""
-TORCH_DTYPE = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-}  # fmt: skip
-NAMED_DTYPE = {str(dtype).removeprefix("torch."): dtype for dtype in TORCH_DTYPE.values()}
-DISK_DTYPE = {dtype: name for name, dtype in TORCH_DTYPE.items()}
 UNFUSED_BY_MERGEKIT = ("afmoe",)
 """Mixtures of experts that mergekit 0.1.5 merges expert by expert."""
 
@@ -250,8 +244,3 @@ def chunks(n: int) -> Iterator[tuple[int, int]]:
     """Start and stop of each MIX_CHUNK of `n` elements."""
     for start in range(0, n, MIX_CHUNK):
         yield start, min(n, start + MIX_CHUNK)
-
-
-def elements(shape: tuple[int, ...]) -> int:
-    """Number of elements of a tensor of that shape."""
-    return math.prod(shape)

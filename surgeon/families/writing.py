@@ -8,6 +8,7 @@ next one.
 
 import errno
 import json
+import math
 import os
 import shutil
 import struct
@@ -23,21 +24,32 @@ import torch
 from torch import Tensor
 
 from surgeon import lineage
-from surgeon.checkpoint import HUB_ID, INDEX, WEIGHT_BYTES, Checkpoint, read_header, read_json
+from surgeon.checkpoint import (
+    DTYPES,
+    FLOATS,
+    INDEX,
+    TEMPLATE_FILES,
+    TOKENIZER_FILES,
+    Checkpoint,
+    card,
+    disk_name,
+    fenced,
+    markdown_table,
+    read_header,
+    read_json,
+    torch_dtype,
+)
 from surgeon.errors import BadInput
 from surgeon.families import mixing
 from surgeon.families.description import Candidate, Family, mergekit_yaml, model_names
-from surgeon.families.mixing import DISK_DTYPE, NAMED_DTYPE, TORCH_DTYPE
 from surgeon.progress import bar
 from surgeon.threads import one_thread
 
-TOKENIZER_FILES = {
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
-}  # fmt: skip
-TEMPLATE_FILES = {"chat_template.jinja", "chat_template.json"}
-GENERATION_FILES = {"generation_config.json"}
-OWN_FILES = {"mergekit_config.yml", "family.json", "cosines.json"}
+GENERATION_FILES = ("generation_config.json",)
+SIDES = {"tokenizer": TOKENIZER_FILES, "template": TEMPLATE_FILES, "generation": GENERATION_FILES}
+"""What a candidate takes whole from one endpoint, and the files it consists of."""
+CHOSEN = tuple(name for files in SIDES.values() for name in files)
+OWN_FILES = ("mergekit_config.yml", "family.json", "cosines.json")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -58,11 +70,12 @@ def layout(checkpoint: Checkpoint, shard: str, dtype: str | None) -> Layout:
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     place, at = {}, 0
     # Widest first, so that every tensor is aligned to its own item size.
-    sizes = {name: (_disk_dtype(infos[name].dtype, dtype)) for name in infos}
-    for name in sorted(infos, key=lambda n: (-WEIGHT_BYTES.get(sizes[n], 1), n)):
+    stored = {name: _disk_dtype(infos[name].dtype, dtype) for name in infos}
+    width = {name: DTYPES[kind].nbytes if kind in DTYPES else 1 for name, kind in stored.items()}
+    for name in sorted(infos, key=lambda n: (-width[n], n)):
         n_bytes = written_bytes(infos[name].shape, infos[name].nbytes, infos[name].dtype, dtype)
         entries[name] = {
-            "dtype": sizes[name],
+            "dtype": stored[name],
             "shape": list(infos[name].shape),
             "data_offsets": [at, at + n_bytes],
         }
@@ -81,16 +94,16 @@ def layout(checkpoint: Checkpoint, shard: str, dtype: str | None) -> Layout:
 
 def _disk_dtype(stored: str, dtype: str | None) -> str:
     """Safetensors' name of a tensor's dtype after the cast; only floats are cast."""
-    if dtype is None or stored not in TORCH_DTYPE:
+    if dtype is None or stored not in FLOATS:
         return stored
-    return DISK_DTYPE[NAMED_DTYPE[dtype]]
+    return disk_name(dtype)
 
 
 def written_bytes(shape: tuple[int, ...], nbytes: int, stored: str, dtype: str | None) -> int:
     """Bytes of a tensor once it is in `dtype`."""
-    if dtype is None or stored not in TORCH_DTYPE:
+    if dtype is None or stored not in FLOATS:
         return nbytes
-    return mixing.elements(shape) * NAMED_DTYPE[dtype].itemsize
+    return math.prod(shape) * DTYPES[disk_name(dtype)].nbytes
 
 
 def candidate_bytes(checkpoint: Checkpoint, dtype: str | None) -> int:
@@ -104,7 +117,7 @@ def family_cosines(a: Checkpoint, b: Checkpoint, dtype: str | None) -> dict[str,
     found = {}
     with bar("cosines", len(a.tensors)) as advance:
         for unit in mixing.units(a):
-            if a.tensors[unit.names[0]].dtype in TORCH_DTYPE:
+            if a.tensors[unit.names[0]].dtype in FLOATS:
                 pair = (
                     mixing.fused(unit, read(c, unit.names, dtype), a.model_type) for c in (a, b)
                 )
@@ -118,7 +131,7 @@ def read(checkpoint: Checkpoint, names: tuple[str, ...], dtype: str | None) -> d
     tensors = checkpoint.read_many(list(names))
     if dtype is None:
         return tensors
-    cast = NAMED_DTYPE[dtype]
+    cast = torch_dtype(dtype)
     return {k: v.to(cast) if v.is_floating_point() else v for k, v in tensors.items()}
 
 
@@ -204,7 +217,7 @@ def _tasks(
         first, second = stored_a[name].reshape(-1), stored_b[name].reshape(-1)
         at = plan.offset[name]
         if first.is_floating_point():
-            dtype = NAMED_DTYPE[family.dtype] if family.dtype else first.dtype
+            dtype = torch_dtype(family.dtype) if family.dtype else first.dtype
             recipes = recipes_for(family, candidates, keys[name], dtype)
             for start, stop in mixing.chunks(first.numel()):
                 pair = (first[start:stop], second[start:stop])
@@ -297,9 +310,8 @@ def write_index(a: Checkpoint, out: Path, dtype: str | None) -> None:
 def write_side_files(family: Family, candidate: Candidate, out: Path) -> None:
     """Config, tokenizer, template, generation config, merge config and model card."""
     a = family.endpoints[0]
-    special = TOKENIZER_FILES | TEMPLATE_FILES | GENERATION_FILES | OWN_FILES
     for file in a.side_files:
-        if file.name not in special:
+        if file.name not in (*CHOSEN, *OWN_FILES):
             shutil.copyfile(file, out / file.name)
     if family.dtype is not None or "_name_or_path" in a.config:
         # Older versions of transformers noted where a model was loaded from: a path, often.
@@ -312,13 +324,9 @@ def write_side_files(family: Family, candidate: Candidate, out: Path) -> None:
 
 def copy_choices(family: Family, out: Path) -> None:
     """Put the chosen tokenizer, template and generation config into `out`, replacing others."""
-    for name in TOKENIZER_FILES | TEMPLATE_FILES | GENERATION_FILES:
+    for name in CHOSEN:
         (out / name).unlink(missing_ok=True)
-    parts = (
-        ("tokenizer", TOKENIZER_FILES), ("template", TEMPLATE_FILES),
-        ("generation", GENERATION_FILES),
-    )  # fmt: skip
-    for part, names in parts:
+    for part, names in SIDES.items():
         for file in family.source(part).side_files:
             if file.name in names:
                 shutil.copyfile(file, out / file.name)
@@ -347,33 +355,26 @@ def _config_in(config: dict[str, Any], dtype: str | None) -> dict[str, Any]:
 
 
 def model_card(family: Family, candidate: Candidate) -> str:
-    """A README.md that names the parents; made without asking the network."""
+    """A README.md that names the parents, never by path."""
     names = model_names(family)
-    hub = [
-        e.spec for e in family.endpoints if HUB_ID.fullmatch(e.spec) and not Path(e.spec).exists()
-    ]
-    lines = ["---", "library_name: transformers"]
-    if hub:
-        lines += ["base_model:", *(f"- {spec.partition('@')[0]}" for spec in hub)]
-    lines += ["tags:", "- merge", "- mergekit", "---", f"# {candidate.name}", ""]
     where = "" if candidate.ratio is None else f" at ratio {candidate.ratio:g} of the way"
-    lines += [
+    rows = [
+        (name, endpoint.spec if endpoint.hub_id else name, f"`{digest}`")
+        for name, endpoint, digest in zip(
+            names, family.endpoints, family.endpoint_digests, strict=True
+        )
+    ]
+    choices = family.choices._asdict().items()
+    parts = [f"{part} from {names[side == 'second']}" for part, side in choices]
+    sections = [
         f"A merge of two language models by {candidate.merge['merge_method']}{where} from the "
         "first parent to the second.",
-        "",
-        "| parent | named | digest |",
-        "|---|---|---|",
+        markdown_table(("parent", "named", "digest"), rows),
+        f"Not merged, but taken whole: {', '.join(parts)}.",
+        fenced(mergekit_yaml(family, candidate), "yaml"),
     ]
-    for name, endpoint, digest in zip(
-        names, family.endpoints, family.endpoint_digests, strict=True
-    ):
-        lines.append(f"| {name} | {endpoint.spec if endpoint.spec in hub else name} | `{digest}` |")
-    parts = [
-        f"{part} from {names[side == 'second']}" for part, side in family.choices._asdict().items()
-    ]
-    lines += ["", "Not merged, but taken whole: " + ", ".join(parts) + ".", ""]
-    lines += ["```yaml", mergekit_yaml(family, candidate).rstrip(), "```", ""]
-    return "\n".join(lines)
+    tags = ("merge", "mergekit")
+    return card(candidate.name, sections, parents=family.endpoints, tags=tags)
 
 
 def inputs(family: Family) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from surgeon.checkpoint import context_of
 from surgeon.errors import BadInput
 
 SMALL_MODEL = 20_000_000
@@ -63,13 +64,7 @@ def context_limit(model: nn.Module) -> int:
     Rotary embeddings that are rescaled once any row of a batch passes the original length would
     make answers depend on their neighbours; such a model is used up to its original length.
     """
-    config = text_config(model)
-    limit = config.max_position_embeddings
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in ("longrope", "dynamic"):
-        original = rope.get("original_max_position_embeddings")
-        limit = min(limit, original or getattr(config, "original_max_position_embeddings", limit))
-    return limit
+    return context_of(text_config(model))
 
 
 def layer_windows(model: nn.Module) -> tuple[set[int | None], bool]:

@@ -313,10 +313,7 @@ def _plan_lines(
     ends = " and the two endpoints" if len(names) < len(family.candidates) else ""
     how = "virtual" if virtual else "written by mergekit" if by_mergekit else "written in one pass"
     lines.append(f"{counted(len(names), 'candidate')} ({how}){ends}: {span or 'none'}")
-    existing = family.path.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
+    free = lineage.free_bytes(family.path)
     lines.append(f"to write: {size_text(n_bytes)}, free on that disk: {size_text(free)}")
     if shares is not None:
         lines.append(shares.line())

@@ -1,14 +1,14 @@
 """Everything that can be wrong with two endpoints, found before a byte is written."""
 
 import json
+import math
 from typing import Any, NamedTuple
 
 import torch
 
-from surgeon.checkpoint import Checkpoint, read_json
+from surgeon.checkpoint import FLOAT_NAMES, FLOATS, Checkpoint, disk_name, read_json
 from surgeon.errors import BadInput
 from surgeon.families import config_differences, falls_back, label, units
-from surgeon.families.mixing import NAMED_DTYPE, TORCH_DTYPE, elements
 
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
@@ -32,8 +32,8 @@ class Fallback(NamedTuple):
 
 def require_mergeable(a: Checkpoint, b: Checkpoint, dtype: str | None) -> None:
     """Raise `BadInput` when the weights of two checkpoints can't be mixed tensor by tensor."""
-    if dtype is not None and dtype not in NAMED_DTYPE:
-        raise BadInput(f"dtype {dtype!r} is none of {', '.join(NAMED_DTYPE)}")
+    if dtype is not None and dtype not in FLOAT_NAMES:
+        raise BadInput(f"dtype {dtype!r} is none of {', '.join(FLOAT_NAMES)}")
     if a.path.resolve() == b.path.resolve():
         raise BadInput(f"both endpoints are {a.path}: a family needs two different checkpoints")
     _require_same_architecture(a, b)
@@ -93,7 +93,7 @@ def _require_same_tensors(a: Checkpoint, b: Checkpoint) -> None:
 def _require_dtypes(a: Checkpoint, b: Checkpoint, dtype: str | None) -> None:
     for name, info in a.tensors.items():
         pair = (info.dtype, b.tensors[name].dtype)
-        if pair[0] in TORCH_DTYPE and pair[1] in TORCH_DTYPE:
+        if pair[0] in FLOATS and pair[1] in FLOATS:
             if pair[0] != pair[1] and dtype is None:
                 raise BadInput(
                     f"{name} is {pair[0]} in {a.spec} and {pair[1]} in {b.spec}. Choose the "
@@ -103,7 +103,7 @@ def _require_dtypes(a: Checkpoint, b: Checkpoint, dtype: str | None) -> None:
         if pair[0] != pair[1] or pair[0].startswith("F8"):
             raise BadInput(
                 f"{name} is {pair[0]} in {a.spec} and {pair[1]} in {b.spec}, which can't be mixed: "
-                f"expected {', '.join(TORCH_DTYPE)}"
+                f"expected {', '.join(FLOATS)}"
             )
         if not torch.equal(a.tensor(name), b.tensor(name)):
             raise BadInput(
@@ -116,8 +116,8 @@ def changes_dtype(a: Checkpoint, dtype: str | None) -> bool:
     """True when the endpoints themselves are not members of the family: their dtype differs."""
     if dtype is None:
         return False
-    floats = {info.dtype for info in a.tensors.values()} & TORCH_DTYPE.keys()
-    return {TORCH_DTYPE[name] for name in floats} != {NAMED_DTYPE[dtype]}
+    stored = {info.dtype for info in a.tensors.values() if info.dtype in FLOATS}
+    return stored != {disk_name(dtype)}
 
 
 def vocabulary(checkpoint: Checkpoint) -> dict[int, str] | None:
@@ -223,7 +223,7 @@ def fallback(a: Checkpoint, cosines: dict[str, float]) -> Fallback:
             continue
         if cosines[unit.key] != cosines[unit.key]:
             raise BadInput(f"{unit.key} holds NaN or infinity in one of the endpoints")
-        size = sum(elements(a.tensors[name].shape) for name in unit.names)
+        size = sum(math.prod(a.tensors[name].shape) for name in unit.names)
         linear = falls_back(cosines[unit.key])
         for i, n in enumerate((linear, 1, size * linear, size)):
             counted[i] += n

@@ -179,7 +179,7 @@ def encode_prompts(
 ) -> list[list[int]]:
     """Each prompt's tokens; raises `BadInput` for one that fills the context."""
     found = [encode(tokenizer, prompt, thinking) for prompt in prompts]
-    limit = int(checkpoint.text_config.get("max_position_embeddings") or 1 << 30)
+    limit = checkpoint.context
     for prompt, ids in zip(prompts, found, strict=True):
         if len(ids) >= limit:
             raise BadInput(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.checkpoint import TORCH_NAMES, Checkpoint
+from surgeon.checkpoint import Checkpoint, torch_dtype
 from surgeon.errors import BadInput
 
 
@@ -30,12 +30,12 @@ def write_full(
     stored = {name: info.dtype for name, info in base.tensors.items()}
     usual = next(iter(stored.values()))  # for weights that transformers renames or fuses on load
     cast = {
-        name: tensor.detach().to("cpu", getattr(torch, TORCH_NAMES[stored.get(name, usual)]))
+        name: tensor.detach().to("cpu", torch_dtype(stored.get(name, usual)))
         for name, tensor in weights.items()
     }
     if not all(bool(tensor.isfinite().all()) for tensor in cast.values()):
         raise BadInput("a weight is not finite after training; lower the learning rate.")
-    model.config.dtype = getattr(torch, TORCH_NAMES[usual])
+    model.config.dtype = torch_dtype(usual)
     model.save_pretrained(out, state_dict=cast)
     made = {"config.json"}
     if tokenizer is not None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from surgeon import lineage
-from surgeon.checkpoint import HUB_ID, Checkpoint
+from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
 from surgeon.transplant.operations import (
@@ -352,16 +352,14 @@ def _publish(
     work: Path, out: Path, report: Report, pair: Pair, doing: Operation, inputs: dict[str, str]
 ) -> None:
     """Add model card and report to the finished directory and give it its name."""
-    parents = [("recipient", pair.recipient), ("donor", pair.donor)][: 1 + doing.needs_donor]
-    rows = [(role, c.name, inputs[role]) for role, c in parents]
-    hub_ids = [c.spec for _, c in parents if HUB_ID.fullmatch(c.spec) and not Path(c.spec).exists()]
+    parents = {"recipient": pair.recipient} | ({"donor": pair.donor} if doing.needs_donor else {})
     made = {**(lineage.read(work) or {}), "report": report._asdict()}
     lineage.write_json(work / lineage.FILE, made)
     targets = [work / "recipient", work / "donor"] if doing.pair else [work]
     for target in targets:
         title = out.name if target == work else f"{out.name}, {target.name}"
         rest_of = "donor" if target.name == "donor" and doing.pair else "recipient"
-        card = model_card(title, rest_of, report.lines()[:-1], rows, hub_ids)
+        card = model_card(title, rest_of, report.lines()[:-1], parents, inputs)
         lineage.write_text(target / "README.md", card)
         if target != work:
             lineage.write_json(target / lineage.FILE, {**made, "part": target.name})

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from surgeon.checkpoint import split_member
 from surgeon.errors import BadInput
 
 SIGNS = {"effective": 1, "redundant": -1}
@@ -41,10 +42,7 @@ def find_weights(spec: str | Path, digests: Collection[str] = ()) -> Path:
     In a ranking's directory that is the candidate computed on a checkpoint of `digests` where there
     is one, else the candidate that its link `best` names. Raises `BadInput`.
     """
-    text = str(spec)
-    place, _, wanted = text.rpartition("#") if "#" in text else (text, "", "")
-    if Path(text).exists():
-        place, wanted = text, ""
+    place, wanted = split_member(spec)
     path = Path(place).expanduser()
     if path.is_file():
         return path

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from surgeon.checkpoint import Checkpoint, map_tensor, rewrite
+from surgeon import lineage
+from surgeon.checkpoint import FLOATS, Checkpoint, card, fenced, map_tensor, markdown_table, rewrite
 from surgeon.errors import BadInput
 from surgeon.neurons import Site, Slab, sites
 from surgeon.progress import bar
@@ -23,7 +24,6 @@ from surgeon.transplant.operations import Operation, matching, operate, squared_
 
 WRITERS = 2
 """Shards written at a time: copying is mostly waiting, exchanging is mostly arithmetic."""
-FLOATS = {"BF16", "F16", "F32", "F64"}
 
 
 class Pair(NamedTuple):
@@ -96,16 +96,9 @@ def corresponding(recipient: Checkpoint, donor: Checkpoint) -> Pair:
 
 
 def _activation(checkpoint: Checkpoint) -> str:
-    config = checkpoint.text_config
+    text = checkpoint.full_config.get_text_config()
     # Gemma configs carry both, and the model reads the first.
-    named = config.get("hidden_activation") or config.get("hidden_act")
-    if named is None:
-        from transformers import AutoConfig
-
-        full: Any = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True)
-        text = full.get_text_config()
-        named = getattr(text, "hidden_activation", None) or getattr(text, "hidden_act", None)
-    return str(named)
+    return str(getattr(text, "hidden_activation", None) or getattr(text, "hidden_act", None))
 
 
 _TRAITS: dict[str, Callable[[Checkpoint], object]] = {
@@ -286,14 +279,12 @@ def write(
 def bytes_needed(pair: Pair, moved_LF: np.ndarray, doing: Operation, out: Path) -> int:
     """Bytes that `write` adds to the disk of `out`: the touched shards, or all on another disk."""
     changed = places(pair, moved_LF, down_only=doing.down_only)
-    existing = out.absolute()
-    while not existing.exists():
-        existing = existing.parent
+    disk = os.stat(lineage.existing_parent(out)).st_dev
     source = pair.recipient
     total = 0
     for shard, names in source.shards.items():
         file = (source.path / shard).resolve()
-        elsewhere = file.stat().st_dev != os.stat(existing).st_dev
+        elsewhere = file.stat().st_dev != disk
         if elsewhere or any(name in changed for name in names):
             total += file.stat().st_size
     return total
@@ -303,23 +294,15 @@ def model_card(
     title: str,
     rest_of: str,
     lines: list[str],
-    parents: list[tuple[str, str, str]],
-    hub_ids: list[str],
+    parents: dict[str, Checkpoint],
+    digests: dict[str, str],
 ) -> str:
-    """A README.md naming the parents as (role, name, digest); made without asking the network.
-
-    `rest_of` is the parent that everything else comes from: recipient or donor.
-    """
-    found = ["---", "library_name: transformers"]
-    if hub_ids:
-        found += ["base_model:", *(f"- {spec.partition('@')[0]}" for spec in hub_ids)]
-    found += ["tags:", "- surgeon", "- neuron-transplant", "---", f"# {title}", ""]
-    found += [
+    """A README.md naming the parents by role; `rest_of` is the one that all else comes from."""
+    rows = [(role, parent.name, f"`{digests[role]}`") for role, parent in parents.items()]
+    sections = [
         "FFN neurons of one checkpoint in another.",
-        "",
-        "| | parent | digest |",
-        "|---|---|---|",
+        markdown_table(("", "parent", "digest"), rows),
+        f"Everything but the FFN units below is the {rest_of}'s, byte for byte.",
+        fenced("\n".join(lines)),
     ]
-    found += [f"| {role} | {name} | `{digest}` |" for role, name, digest in parents]
-    found += ["", f"Everything but the FFN units below is the {rest_of}'s, byte for byte.", ""]
-    return "\n".join([*found, "```", *lines, "```", ""])
+    return card(title, sections, parents=parents.values(), tags=("surgeon", "neuron-transplant"))

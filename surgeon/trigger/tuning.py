@@ -242,7 +242,7 @@ def _encoded(
 ) -> tuple[list[Encoded], list[Encoded], int]:
     """Examples as tokens: to learn, to be tested on (those of a prompt together), and how many are
     longer than the context."""
-    limit = int(checkpoint.text_config.get("max_position_embeddings") or 1 << 30)
+    limit = checkpoint.context
     encoded = [
         encode_example(tokenizer, e, mask_wrong=given["mask_wrong"], thinking=given["thinking"])
         for e in examples

@@ -1,0 +1,33 @@
+"""What a model's config says, whether it was read from disk or belongs to a live model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+UNLIMITED = 1 << 30
+"""Tokens: the context of a model whose config sets no limit."""
+RESCALED = ("longrope", "dynamic")
+"""Kinds of rotary embeddings that change once any row of a batch passes the original length."""
+
+
+def context_of(config: Any) -> int:
+    """The most tokens, prompt and answer together, of a transformers text config.
+
+    Rotary embeddings that are rescaled once any row of a batch passes the original length would
+    make answers depend on their neighbours; such a model is used up to its original length.
+    """
+    limit = getattr(config, "max_position_embeddings", None) or UNLIMITED
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") not in RESCALED:
+        return int(limit)
+    original = rope.get("original_max_position_embeddings")
+    return int(min(limit, original or getattr(config, "original_max_position_embeddings", limit)))
+
+
+def d_ff_of(config: Mapping[str, Any]) -> int:
+    """FFN units per layer of a text config; for mixtures of experts, experts x units per expert."""
+    experts = config.get("num_experts") or config.get("num_local_experts")
+    if not experts:
+        return int(config["intermediate_size"])
+    units = config.get("moe_intermediate_size") or config["intermediate_size"]
+    # A few layers of such a model may be dense; keys must have room for the wider kind.
+    return max(int(experts) * int(units), int(config.get("intermediate_size") or 0))
