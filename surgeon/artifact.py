@@ -32,7 +32,8 @@ Already = Annotated[bool, Field(exclude=True)]
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def part(cls: type[A]) -> type[A]:
     """Make a class of annotated fields a frozen record that may stand inside an artifact."""
-    return pydantic_dataclass(cls, frozen=True, kw_only=True, config=CONFIG)
+    made: Any = pydantic_dataclass(cls, frozen=True, kw_only=True, config=CONFIG)
+    return made
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)

@@ -40,7 +40,7 @@ class Run(NamedTuple):
     """What makes a run this run: with other arguments, inputs or seed it is another one."""
 
     verb: str
-    arguments: dict[str, Any]
+    arguments: Mapping[str, object]
     inputs: dict[str, str]
     """Name -> digest."""
     seed: int | None = None
@@ -68,7 +68,7 @@ def begin(
     out: str | Path,
     *,
     verb: str,
-    arguments: dict[str, Any],
+    arguments: Mapping[str, object],
     inputs: dict[str, str],
     seed: int | None = None,
 ) -> Path | None:

@@ -12,7 +12,7 @@ from functools import update_wrapper
 from typing import Any, Generic, TypeVar, get_args, get_origin
 
 from surgeon.errors import BadInput
-from surgeon.settings.schema import Leaf, is_settings, leaves, refusal
+from surgeon.settings.schema import Leaf, annotation, is_settings, leaves, refusal
 
 S = TypeVar("S")
 R = TypeVar("R")
@@ -73,11 +73,11 @@ def _is_literal(leaf: Leaf) -> bool:
     return any(True in get_args(m) for m in leaf.members if get_origin(m) is not None)
 
 
-def _build(cls: Any, tree: Mapping[str, Any], default: Any = None) -> Any:
+def _build(cls: type[S], tree: Mapping[str, Any], default: object = None) -> S:
     """An instance from nested names; what is left out comes from `default`, or the class."""
-    values = {}
-    for field in dataclasses.fields(cls):
-        kind = cls.__pydantic_fields__[field.name].annotation
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
+        kind = annotation(cls, field.name)
         if field.name in tree and is_settings(kind):
             start = _group_default(field) if default is None else getattr(default, field.name)
             values[field.name] = _build(kind, tree[field.name], start)
@@ -88,20 +88,20 @@ def _build(cls: Any, tree: Mapping[str, Any], default: Any = None) -> Any:
     return cls(**values)
 
 
-def _group_default(field: Any) -> Any:
+def _group_default(field: Any) -> object:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return None if field.default is dataclasses.MISSING else field.default
 
 
-def value_at(settings: Any, path: tuple[str, ...]) -> Any:
+def value_at(settings: object, path: tuple[str, ...]) -> object:
     """The value of one leaf."""
     for name in path:
         settings = getattr(settings, name)
     return settings
 
 
-def record(settings: Any) -> dict[str, Any]:
+def record(settings: Any) -> dict[str, object]:
     """What `surgeon.json` keeps of settings: the recorded leaves by their flat names."""
     return {
         leaf.name: value_at(settings, leaf.path) for leaf in leaves(type(settings)) if leaf.recorded
@@ -114,6 +114,8 @@ class Verb(Generic[S, R]):
     `rank(RankSettings(...))` and `rank(checkpoints, mini_set=..., samples=3)` are the same call;
     positional arguments go to the fields in their order.
     """
+
+    __name__: str
 
     def __init__(self, settings: type[S], work: Callable[[S], R]):
         update_wrapper(self, work)

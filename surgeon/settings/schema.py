@@ -55,7 +55,7 @@ class Switches(NamedTuple):
     options: dict[str, tuple[Any, str]]
 
 
-class Mark(Enum):
+class Marker(Enum):
     """What else is true of a field."""
 
     POSITIONAL = "an argument of the command, not an option"
@@ -64,7 +64,7 @@ class Mark(Enum):
     SHORTHAND = "its flat name is its group's: `tuning=lora` sets `tuning.weights`"
 
 
-POSITIONAL, UNRECORDED, SHARED, SHORTHAND = Mark
+POSITIONAL, UNRECORDED, SHARED, SHORTHAND = Marker
 
 # --- kinds of values ------------------------------------------------------------------------------
 
@@ -121,7 +121,7 @@ def shared_names(cls: Any) -> list[str]:
 
 
 def _groups(cls: Any) -> list[str]:
-    return [name for name in names_of(cls) if is_settings(_annotation(cls, name))]
+    return [name for name in names_of(cls) if is_settings(annotation(cls, name))]
 
 
 def is_settings(kind: Any) -> bool:
@@ -252,7 +252,7 @@ class Leaf(NamedTuple):
 def leaves(cls: Any) -> list[Leaf]:
     """Every value of a settings class, groups unfolded, in the order of the fields."""
     found: list[Leaf] = []
-    taken = {f.name for f in dataclasses.fields(cls) if not is_settings(_annotation(cls, f.name))}
+    taken = {f.name for f in dataclasses.fields(cls) if not is_settings(annotation(cls, f.name))}
     shared = shared_names(cls)
     for leaf in _walk(cls, (), None):
         bare = leaf.path[-1]
@@ -269,7 +269,8 @@ def leaves(cls: Any) -> list[Leaf]:
     return found
 
 
-def _annotation(cls: Any, name: str) -> Any:
+def annotation(cls: Any, name: str) -> Any:
+    """The type of a field, range and markers left out."""
     return cls.__pydantic_fields__[name].annotation
 
 
@@ -286,7 +287,7 @@ def _walk(cls: Any, path: tuple[str, ...], default: Any) -> Iterator[Leaf]:
         yield Leaf(here, field.name, kind, value, text, cls)
 
 
-def default_of(field: Any) -> Any:
+def default_of(field: Any) -> object:
     """A field's default, made where it has a factory; `dataclasses.MISSING` where it has none.
 
     Pydantic keeps a default in its own `FieldInfo` where the field was declared with one.

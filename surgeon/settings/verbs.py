@@ -4,6 +4,7 @@ A row is text, so that reading it imports nothing.
 """
 
 import importlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 
@@ -16,12 +17,12 @@ class Row(NamedTuple):
     """The module of its function and of `show`, which prints the result."""
     function: str
 
-    def load_settings(self) -> Any:
+    def load_settings(self) -> type:
         """Import the settings class; imports nothing heavy."""
         module, _, name = self.settings.partition(":")
         return getattr(importlib.import_module(f"surgeon.settings.{module}"), name)
 
-    def load(self) -> Any:
+    def load(self) -> Callable[..., Any]:
         """Import the function that does the work."""
         return getattr(importlib.import_module(self.module), self.function)
 
