@@ -156,8 +156,8 @@ def test_the_seed_and_the_name_of_a_response_choose_its_stream():
 def test_long_prompts_are_read_in_chunks(model: Any, monkeypatch: pytest.MonkeyPatch):
     wanted = requests(12, longest=300)
     whole = run(model, wanted, batch=16)
-    monkeypatch.setattr("surgeon.decoding.batch.PREFILL_TOKENS", 64)
-    monkeypatch.setattr("surgeon.decoding.batch.PREFILL_CHUNK", 64)
+    monkeypatch.setattr("surgeon.decoding.slots.PREFILL_TOKENS", 64)
+    monkeypatch.setattr("surgeon.decoding.slots.PREFILL_CHUNK", 64)
     assert run(model, wanted, batch=16) == whole
     for request, answer in zip(wanted[:3], run(model, wanted[:3], temperature=0), strict=True):
         assert answer.token_ids == greedy_reference(model, list(request.prompt), 40)

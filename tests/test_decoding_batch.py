@@ -298,10 +298,10 @@ def test_a_longer_prompt_that_joins_gets_room_and_a_cache_far_too_large_is_let_g
     for index, ids in collect(decoder).items():
         found[index] += ids
     assert found == {answer.index: answer.token_ids for answer in expected}
-    assert decoder.cache.capacity >= 840
+    assert decoder.passes.capacity >= 840
     decoder.add(2, short)
     assert collect(decoder) == {2: expected[0].token_ids}
-    assert decoder.cache.capacity <= 160
+    assert decoder.passes.capacity <= 160
 
 
 def test_a_prompt_that_joins_may_cost_the_youngest_their_rows(

@@ -12,7 +12,7 @@ from torch import nn
 from surgeon.decoding.batch import Decoder, evaluating, plan_rows
 from surgeon.decoding.choosing import stream_key
 from surgeon.decoding.requests import Answer, Request, Token, Watcher
-from surgeon.live.architecture import check_attention, context_limit
+from surgeon.live.architecture import check_decodable, context_limit
 
 __all__ = [
     "Answer",
@@ -50,7 +50,7 @@ def decode(
     prompt that is empty or fills the context, and for settings out of range, before any pass.
     """
     if not requests:
-        check_attention(model)
+        check_decodable(model)
         return
     longest = max(max_tokens if r.max_tokens is None else r.max_tokens for r in requests)
     decoder = Decoder(

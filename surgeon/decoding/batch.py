@@ -1,35 +1,32 @@
 """A batch whose requests join and leave while it runs: rows are slots, each at its own position."""
 
-# Shape letters: B rows of the batch (slots), T tokens of a chunk, K key positions, V vocabulary,
-# D model width, S numbers of a random stream.
+# Shape letters: B rows of the batch (slots), V vocabulary, S numbers of a random stream.
 
-from bisect import bisect_right
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from surgeon.decoding.attention import attending
-from surgeon.decoding.cache import SlotCache, available_bytes, cache_bytes_per_token, round_up
-from surgeon.decoding.choosing import STREAM_BLOCK, Choice, choose, uniforms
+from surgeon.decoding.alone import Alone
+from surgeon.decoding.cache import available_bytes, cache_bytes_per_token, round_up
+from surgeon.decoding.choosing import STREAM_BLOCK, DrawSettings, choose, uniforms
 from surgeon.decoding.requests import FinishReason, Request, Token, Watcher
+from surgeon.decoding.slots import Slots
 from surgeon.errors import BadInput
 from surgeon.live.architecture import (
-    causal_masks,
-    check_attention,
+    check_decodable,
     context_limit,
     fitting_threads,
-    head_of,
     key_block,
-    layer_windows,
-    mask_argument,
+    misfit,
     text_config,
-    text_decoder,
 )
 
 ROWS = 16
@@ -39,10 +36,6 @@ on how many others are decoded beside it."""
 LARGEST_BATCH = 256
 OUTLOOK = 2048
 """Tokens per answer that an automatic batch size makes room for; longer answers shed rows."""
-PREFILL_TOKENS = 8192
-"""Prompt tokens that share a pass."""
-PREFILL_CHUNK = 128
-"""Prompt tokens of one row per pass: on the CPU attention sums in another order above 191."""
 
 
 def plan_rows(model: nn.Module, requests: Sequence[Request], max_tokens: int, batch: int) -> int:
@@ -78,6 +71,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             model.train()
 
 
+@cache
+def say_slow(model_type: str, reason: str) -> None:
+    """Say once on stderr that this architecture's rows don't share passes, and why."""
+    print(
+        f"{model_type} is decoded by transformers' own cache, one row a pass, which is slow: "
+        f"{reason}.",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
 @dataclass(eq=False)
 class _Row:
     """The answer in the making of one slot."""
@@ -86,7 +90,7 @@ class _Row:
     prompt: Sequence[int]
     stream: bytes
     most: int
-    choice: Choice
+    draw: DrawSettings
     token_ids: list[int] = field(default_factory=list)
     """What was emitted."""
     count: int = 0
@@ -129,21 +133,20 @@ class Decoder:
         sheds: bool = True,
         watcher: Watcher | None = None,
     ):
-        check_attention(model)
-        self.model, self.decoder, self.stop = model, text_decoder(model), stop
-        self.head, self.limit = head_of(model), context_limit(model)
+        check_decodable(model)
+        reason = misfit(model)
+        if reason is not None:
+            say_slow(text_config(model).model_type, reason)
+            # A pass then holds one row, and a watcher is told of it as the batch's only one.
+            rows = rows if watcher is None else 1
+        self.passes = Slots(model) if reason is None else Alone(model)
+        self.model, self.stop, self.limit = model, stop, context_limit(model)
         self.watcher, self.sheds = watcher, sheds
-        self.max_tokens, self.choice = max_tokens, Choice(temperature, top_p, top_k)
-        first = next(model.parameters())
-        self.device, self.dtype = first.device, first.dtype
+        self.max_tokens, self.draw = max_tokens, DrawSettings(temperature, top_p, top_k)
+        self.device = next(model.parameters()).device
         self.on_cpu = self.device.type == "cpu"
         self.rows = self.most = whole_rows(rows, model)
-        self.budget = memory_for_cache(model)
-        self.token_bytes = cache_bytes_per_token(model)
-        self.windows = sorted(layer_windows(model)[0], key=lambda window: window or 0)
-        self.block, self.config = key_block(model), text_config(model)
-        self.own_attention = self.on_cpu and self.config._attn_implementation == "sdpa"
-        self.chunk = PREFILL_CHUNK if self.on_cpu else PREFILL_TOKENS
+        self.budget, self.block = memory_for_cache(model), key_block(model)
         self.indices: set[int] = set()
         self.waiting: deque[_Row] = deque()
         self.longest = 0
@@ -153,7 +156,6 @@ class Decoder:
         self.length_B = np.zeros(0, dtype=np.int64)
         """The position of each row's next token; 0 for an idle row, which rewrites position 0."""
         self.random_BS = np.zeros((0, STREAM_BLOCK))
-        self._new_cache(0)
 
     def add(self, index: int, request: Request) -> None:
         """Let a request join; its tokens come under `index`, which must not be in use.
@@ -171,14 +173,14 @@ class Decoder:
                 f"found a prompt of {length} tokens, expected fewer than the model's "
                 f"context of {self.limit}: shorten it."
             )
-        choice = self.choice.but(request.temperature, request.top_p, request.top_k)
-        choice.check()
+        draw = self.draw.but(request.temperature, request.top_p, request.top_k)
+        draw.check()
         most = self.max_tokens if request.max_tokens is None else request.max_tokens
         if most < 1:
             raise BadInput(f"found max_tokens = {most}, expected at least 1.")
         if not self.busy:
             self.longest = 0
-        row = _Row(index, request.prompt, request.stream, min(most, self.limit - length), choice)
+        row = _Row(index, request.prompt, request.stream, min(most, self.limit - length), draw)
         self.longest = max(self.longest, self._needed(row))
         self.indices.add(index)
         self.waiting.append(row)
@@ -239,11 +241,7 @@ class Decoder:
     def _needed(self, row: _Row) -> int:
         """Positions to make room for where this request is seated."""
         length = len(row.prompt)
-        return max(self._padded(length - 1), length + min(row.most, 128))
-
-    def _padded(self, length: int) -> int:
-        """The positions that a pass over so many prompt tokens writes."""
-        return round_up(length, self.chunk if length > self.chunk else self.block)
+        return max(self.passes.positions(length - 1), length + min(row.most, 128))
 
     def _make_room(self) -> None:
         """Positions and rows for the requests that wait, as far as there is memory."""
@@ -252,123 +250,63 @@ class Decoder:
             # What memory once ended at may be free again.
             self.most = self.rows
             capacity = round_up(self.longest, self.block)
-            if not capacity <= self.cache.capacity <= 4 * capacity:
-                self._new_cache(capacity)
+            if not capacity <= self.passes.capacity <= 4 * capacity:
+                self.passes.fresh(len(self.row_B), capacity)
         elif seated < self.most:
             needed = max(self._needed(row) for row in islice(self.waiting, self.most - seated))
-            if needed > self.cache.capacity:
+            if needed > self.passes.capacity:
                 self._grow(needed)
                 seated = self._seated()
         n = min(self.most, round_up(seated + len(self.waiting), self._whole()))
         if self.sheds:
-            n = min(n, self._fit(self.cache.capacity))
+            n = min(n, self._fit(self.passes.capacity))
         if n > len(self.row_B):
             self._widen(n)
 
     def _seat(self, slots: list[int]) -> None:
-        seated = []
+        """Give these slots to the requests that wait longest, and read their prompts: all but the
+        last token, which the next pass feeds."""
+        prompts = []
         for b in slots:
             row = self.waiting.popleft()
             row.count = 0
             row.queue.clear()
             self.row_B[b] = row
-            length = len(row.prompt) - 1
-            self.length_B[b] = length
+            self.length_B[b] = len(row.prompt) - 1
             self.token_B[b] = row.prompt[-1]
             self.random_BS[b] = uniforms(row.stream, 0)
-            for window, mask in self.masks.items():
-                mask[b] = -torch.inf
-                mask[b, 0 if window is None else max(0, length - window) : length] = 0
             if self.watcher is not None:
                 self.watcher.seat(b, row.index)
-            if length:
-                seated.append((length, b))
-        # Neighbours of similar length share a pass: little padding.
-        seated.sort()
-        while seated:
-            n = max(1, PREFILL_TOKENS // min(self.chunk, round_up(seated[-1][0], self.block)))
-            self._prefill([b for _, b in seated[-n:]])
-            del seated[-n:]
-
-    def _prefill(self, slots: list[int]) -> None:
-        """Keys and values of these rows' prompts, all but the last token; the longest come last."""
-        lengths = [int(self.length_B[b]) for b in slots]
-        longest, chunk = self._padded(lengths[-1]), self.chunk
-        ids_BT = np.zeros((len(slots), longest), dtype=np.int64)
-        for i, b in enumerate(slots):
-            row = self.row_B[b]
-            assert row is not None
-            ids_BT[i, : lengths[i]] = row.prompt[:-1]
-        ids = torch.from_numpy(ids_BT).to(self.device)
-        for start in range(0, longest, chunk):
-            done = bisect_right(lengths, start)
-            part = ids[done:, start : start + chunk]
-            length = part.shape[1]
-            self.cache.slots = torch.tensor(slots[done:], device=self.device)
-            self.cache.start = start
-            # Padding stays within the context: some models rescale positions beyond it.
-            position = torch.arange(start, start + length, device=self.device)
-            position = position.clamp_(max=self.limit - 1)
-            masks = causal_masks(
-                self.model, start, length, start + length, dtype=self.dtype, device=self.device
-            )
-            self.decoder(
-                input_ids=part,
-                position_ids=position.expand(len(part), -1),
-                attention_mask=masks,
-                past_key_values=self.cache,
-                use_cache=True,
-            )
-        self.cache.slots = None
+            prompts.append((b, row.prompt[:-1]))
+        self.passes.read(prompts)
 
     # one token for every row
 
     def _pass(self) -> Tensor:
         """Run the model over each row's newest token; the logits (B, V) of the next."""
         longest = int(self.length_B.max()) + 1
-        if longest > self.cache.capacity:
+        if longest > self.passes.capacity:
             self._grow(longest)
-        n, cache = len(self.row_B), self.cache
-        length_B = torch.from_numpy(self.length_B).to(self.device)
-        at_B = torch.arange(n, device=self.device) * cache.capacity + length_B
-        for window, mask in self.masks.items():
-            flat = mask.view(-1)
-            if window is not None and longest > window:
-                flat.index_fill_(
-                    0, torch.where(length_B >= window, at_B - window, at_B), -torch.inf
-                )
-            flat.index_fill_(0, at_B, 0.0)
-        cache.at_B, cache.start = at_B, longest
-        cache.span = min(round_up(longest, self.block), cache.capacity)
-        masks = {window: mask[:, None, None, : cache.span] for window, mask in self.masks.items()}
-        with attending(self.config) if self.own_attention else nullcontext():
-            hidden_B1D = self.decoder(
-                input_ids=self.token_B[:, None],
-                position_ids=length_B[:, None],
-                attention_mask=mask_argument(self.model, masks),
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state
-        return self.head.logits(hidden_B1D[:, -1])
+        return self.passes.logits(self.token_B, self.length_B)
 
     def _choose(self, logits_BV: Tensor) -> Tensor:
         """Each row's next token by its own settings and the next number of its stream."""
-        slots_by_choice: dict[Choice, list[int]] = {}
+        slots_by_draw: dict[DrawSettings, list[int]] = {}
         at_B = np.zeros(len(self.row_B), dtype=np.int64)
         for b, row in enumerate(self.row_B):
             if row is not None:
-                slots_by_choice.setdefault(row.choice, []).append(b)
+                slots_by_draw.setdefault(row.draw, []).append(b)
                 at_B[b] = row.count % STREAM_BLOCK
         number_B = torch.from_numpy(self.random_BS[np.arange(len(at_B)), at_B]).to(self.device)
-        if len(slots_by_choice) == 1:
-            (choice,) = slots_by_choice
-            return choose(logits_BV, number_B, **choice._asdict())
+        if len(slots_by_draw) == 1:
+            (draw,) = slots_by_draw
+            return choose(logits_BV, number_B, **draw._asdict())
         token_B = torch.zeros_like(self.token_B)
-        for choice, slots in slots_by_choice.items():
+        for draw, slots in slots_by_draw.items():
             # Filled up to whole rows: see `ROWS`.
             fill = round_up(len(slots), self._whole()) - len(slots)
             where = torch.tensor(slots + slots[:1] * fill, device=self.device)
-            found = choose(logits_BV[where], number_B[where], **choice._asdict())
+            found = choose(logits_BV[where], number_B[where], **draw._asdict())
             token_B[where[: len(slots)]] = found[: len(slots)]
         return token_B
 
@@ -423,36 +361,23 @@ class Decoder:
     def _free(self, b: int) -> None:
         self.row_B[b] = None
         self.length_B[b] = 0
-        for mask in self.masks.values():
-            mask[b] = -torch.inf
+        self.passes.free(b)
 
     # size
 
-    def _new_cache(self, capacity: int) -> None:
-        """Hold nothing, in as many rows as before."""
-        n = len(self.row_B)
-        self.cache = SlotCache(self.config.num_hidden_layers, n, capacity)
-        self.masks = {window: self._closed(n, capacity) for window in self.windows}
-
-    def _closed(self, rows: int, capacity: int) -> Tensor:
-        return torch.full((rows, capacity), -torch.inf, dtype=self.dtype, device=self.device)
-
     def _fit(self, capacity: int) -> int:
         """Rows of so many positions that there is memory for."""
-        return whole_rows(max(1, self.budget // (capacity * self.token_bytes)), self.model)
+        return whole_rows(max(1, self.budget // (capacity * self.passes.token_bytes)), self.model)
 
     def _grow(self, needed: int) -> None:
         """Make room for `needed` positions a row, giving up the youngest rows where memory ends."""
-        capacity = round_up(max(needed, self.cache.capacity * 3 // 2), self.block)
+        capacity = round_up(max(needed, self.passes.capacity * 3 // 2), self.block)
         if self.sheds and self._fit(capacity) < len(self.row_B):
             capacity = round_up(needed, self.block)
             fit = self._fit(capacity)
             if fit < len(self.row_B):
                 self._shed(fit)
-        self.cache.grow(capacity)
-        for window, old in self.masks.items():
-            self.masks[window] = self._closed(len(self.row_B), capacity)
-            self.masks[window][:, : old.shape[1]] = old
+        self.passes.grow(capacity)
 
     def _widen(self, n: int) -> None:
         """Go on with `n` rows, the new ones free."""
@@ -461,9 +386,7 @@ class Decoder:
         self.length_B = np.append(self.length_B, np.zeros(more, dtype=np.int64))
         self.random_BS = np.append(self.random_BS, np.zeros((more, STREAM_BLOCK)), 0)
         self.token_B = torch.cat([self.token_B, self.token_B.new_zeros(more)])
-        for window, old in self.masks.items():
-            self.masks[window] = torch.cat([old, self._closed(more, self.cache.capacity)])
-        self.cache.widen(n)
+        self.passes.widen(n)
 
     def _shed(self, n: int) -> None:
         """Go on with `n` rows; the answers that are given up start again, with the same result."""
@@ -483,11 +406,9 @@ class Decoder:
         source = [b for b, row in enumerate(self.row_B) if row is not None and b >= n]
         target = [b for b, row in enumerate(self.row_B[:n]) if row is None][: len(source)]
         if source:
-            where, to = (torch.tensor(x, device=self.device) for x in (source, target))
-            self.cache.move(where, to, min(int(self.length_B.max()), self.cache.capacity))
-            self.token_B[to] = self.token_B[where]
-            for mask in self.masks.values():
-                mask[to] = mask[where]
+            longest = min(int(self.length_B.max()), self.passes.capacity)
+            self.passes.move(source, target, longest)
+            self.token_B[target] = self.token_B[source]
             self.length_B[target], self.random_BS[target] = (
                 self.length_B[source],
                 self.random_BS[source],
@@ -498,5 +419,4 @@ class Decoder:
                 self.watcher.move(source, target)
         self.row_B, self.token_B = self.row_B[:n], self.token_B[:n]
         self.length_B, self.random_BS = self.length_B[:n], self.random_BS[:n]
-        self.masks = {window: mask[:n] for window, mask in self.masks.items()}
-        self.cache.rows = n
+        self.passes.shrink(n)

@@ -63,6 +63,8 @@ class SlotCache:
     """Key positions that attention sees in this pass."""
     at_B: Tensor | None = None
     """Decoding: where each row's token goes, row * capacity + position."""
+    position_B: Tensor | None = None
+    """Decoding: the position of each row's token."""
     slots: Tensor | None = None
     """Prefill: the rows that the pass writes."""
     start: int = 0
@@ -91,8 +93,18 @@ class SlotCache:
         return store[self.slots, : self.start + T].transpose(1, 2)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Positions before this pass; the model asks only where it is given no positions."""
+        """Positions before this pass, of the row that has come farthest."""
         return self.start
+
+    def get_query_offset(self, layer_idx: int = 0) -> Tensor | int:
+        """Positions before this pass: of each row while decoding, else the same for all."""
+        if self.slots is not None or self.position_B is None:
+            return self.start
+        return self.position_B
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """How many key positions a mask covers, and the first of them."""
+        return (self.span if self.slots is None else self.start + query_length), 0
 
     def grow(self, capacity: int) -> None:
         """Make room for `capacity` positions per row."""

@@ -18,16 +18,18 @@ SORTED_OUTRIGHT = 2048
 """Vocabularies up to this size are sorted without looking for a short list of candidates first."""
 
 
-class Choice(NamedTuple):
+class DrawSettings(NamedTuple):
     """How a row's next token is drawn, see `choose`."""
 
     temperature: float
     top_p: float
     top_k: int
 
-    def but(self, temperature: float | None, top_p: float | None, top_k: int | None) -> "Choice":
+    def but(
+        self, temperature: float | None, top_p: float | None, top_k: int | None
+    ) -> "DrawSettings":
         """These settings, those that are given put in their place."""
-        return Choice(
+        return DrawSettings(
             self.temperature if temperature is None else temperature,
             self.top_p if top_p is None else top_p,
             self.top_k if top_k is None else top_k,

@@ -1,9 +1,10 @@
 """What families of models differ in when one is run: masks, context, unembedding."""
 
-# Shape letters: T tokens of a chunk, K key positions, V vocabulary, D model width.
+# Shape letters: V vocabulary, D model width.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +15,6 @@ from surgeon.errors import BadInput
 
 SMALL_MODEL = 20_000_000
 """Parameters below which a model runs on one thread."""
-WINDOW_BY_LAYER = {"qwen2", "qwen3", "gemma2", "gemma3_text"}
-WINDOW_EVERYWHERE = {"mistral", "phi3", "qwen3_moe", "mixtral"}
 
 
 def text_config(model: nn.Module) -> Any:
@@ -59,7 +58,8 @@ def head_of(model: nn.Module) -> Head:
 
 
 def context_limit(model: nn.Module) -> int:
-    """The most tokens, prompt and answer together, that the model takes.
+    """The most tokens, prompt and answer together, that the model takes; `UNLIMITED` where it has
+    no positions of its own, as with linear attention.
 
     Rotary embeddings that are rescaled once any row of a batch passes the original length would
     make answers depend on their neighbours; such a model is used up to its original length.
@@ -67,42 +67,57 @@ def context_limit(model: nn.Module) -> int:
     return context_of(text_config(model))
 
 
-def layer_windows(model: nn.Module) -> tuple[set[int | None], bool]:
-    """The attention windows in use (None: no limit), and whether masks are told apart by layer."""
-    config = text_config(model)
-    if config.model_type in WINDOW_BY_LAYER:
-        kinds = set(config.layer_types)
-        windows: set[int | None] = {None} if "full_attention" in kinds else set()
-        return windows | ({config.sliding_window} if "sliding_attention" in kinds else set()), True
-    window = config.sliding_window if config.model_type in WINDOW_EVERYWHERE else None
-    return {window}, False
+def base_model(model: nn.Module) -> Any:
+    """The model of transformers inside an adapter's wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore
 
 
-def mask_argument(model: nn.Module, masks: dict[int | None, Tensor]) -> Any:
-    """The masks by window, in the form that the model's forward expects."""
-    _, by_type = layer_windows(model)
-    if not by_type:
-        return next(iter(masks.values()))
-    return {
-        ("full_attention" if window is None else "sliding_attention"): mask
-        for window, mask in masks.items()
-    }
+def refusal(model: nn.Module) -> str | None:
+    """Why `generate` doesn't answer a prompt of tokens with tokens, one after another; None where
+    it does."""
+    from transformers import GenerationMixin
+
+    base = base_model(model)
+    if getattr(base.config, "is_encoder_decoder", False):
+        return "it reads prompts with an encoder of its own"
+    if not isinstance(base, GenerationMixin) or not base.can_generate():
+        return "transformers has no generation for it"
+    if type(base).generate is not GenerationMixin.generate:
+        return "it generates by a procedure of its own"
+    return None
 
 
-def causal_masks(
-    model: nn.Module, start: int, length: int, keys: int, *, dtype: torch.dtype, device: Any
-) -> Any:
-    """Additive masks (1, 1, length, keys) for queries at `start ...` over keys at 0 ..."""
-    query_T1 = torch.arange(start, start + length, device=device)[:, None]
-    key_K = torch.arange(keys, device=device)
-    masks: dict[int | None, Tensor] = {}
-    for window in layer_windows(model)[0]:
-        closed = key_K > query_T1
-        if window is not None:
-            closed |= key_K <= query_T1 - window
-        mask_TK = torch.zeros(length, keys, dtype=dtype, device=device)
-        masks[window] = mask_TK.masked_fill_(closed, -torch.inf)[None, None]
-    return mask_argument(model, masks)
+def misfit(model: nn.Module) -> str | None:
+    """Why rows at different positions can't share a pass of this model; None where they can.
+
+    They can where all that a layer remembers of a row are keys and values, positions are told to
+    the model, and its masks come from transformers' mask functions.
+    """
+    from transformers.cache_utils import (
+        DummyLayer,
+        DynamicCache,
+        DynamicLayer,
+        DynamicSlidingWindowLayer,
+    )
+
+    config, decoder = text_config(model), text_decoder(model)
+    kinds = {type(layer) for layer in DynamicCache(config=config).layers}
+    others = kinds - {DynamicLayer, DynamicSlidingWindowLayer, DummyLayer}
+    if others:
+        return f"its layers remember more than keys and values ({_names(others)})"
+    taken = signature(type(decoder).forward).parameters
+    lacking = [name for name in ("position_ids", "past_key_values") if name not in taken]
+    if lacking:
+        return f"its decoder takes no {' and no '.join(lacking)}"
+    if not getattr(decoder, "_supports_attention_backend", False):
+        return "its attention and masks are its own"
+    if not getattr(config, "is_causal", True):
+        return "its attention isn't causal"
+    return None
+
+
+def _names(kinds: set[type]) -> str:
+    return ", ".join(sorted(kind.__name__ for kind in kinds))
 
 
 @contextmanager
@@ -131,9 +146,14 @@ def key_block(model: nn.Module) -> int:
     return 16 if text_config(model)._attn_implementation == "sdpa" else 64
 
 
-def check_attention(model: nn.Module) -> None:
-    """Raise BadInput when the model's attention takes no explicit mask."""
-    kind = text_config(model)._attn_implementation
+def check_decodable(model: nn.Module) -> None:
+    """Raise BadInput for a model that can't be decoded here, by name and with the reason."""
+    kind, reason = text_config(model)._attn_implementation, refusal(model)
+    if reason is not None:
+        raise BadInput(
+            f"found the architecture {base_model(model).config.model_type!r}, expected a decoder "
+            f"of text: {reason}."
+        )
     if kind not in ("sdpa", "eager"):
         raise BadInput(
             f"found attention implementation {kind!r}, expected 'sdpa' or 'eager': "
