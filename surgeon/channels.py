@@ -8,15 +8,15 @@ of an attention head is the Euclidean norm of its part of the output projection'
 # of a head.
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, NamedTuple
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from surgeon.activations import check_traces
 from surgeon.errors import BadInput
-from surgeon.live.architecture import context_limit, text_config, text_decoder
+from surgeon.live.architecture import text_config, text_decoder
+from surgeon.live.passes import check_traces, in_windows, length, passes
 from surgeon.traces import Trace
 
 
@@ -136,10 +136,6 @@ def check_channels(channels: Channels, n_units: int, n_heads: int) -> None:
             raise BadInput(f"found a {name} of layer {channels.layer} twice; expected it once.")
 
 
-class _Enough(Exception):
-    """The pass has come as far as the channels."""
-
-
 @torch.no_grad()
 def read_back(
     model: nn.Module, traces: Sequence[Trace], channels: Channels, *, batch_tokens: int = 4096
@@ -154,89 +150,21 @@ def read_back(
     if batch_tokens < 1:
         raise BadInput(f"found batch_tokens {batch_tokens}, expected at least 1.")
     check_traces(model, traces)
-    layers: Any = text_decoder(model).layers
 
-    def stop(*_: Any) -> None:
-        raise _Enough
+    def read(window: list[Trace]) -> list[Tensor]:
+        parts: list[list[Tensor]] = [[] for _ in window]
+        # Entered for each window: the caller may use the model while it holds the result.
+        with tapped(model, channels) as tap:
+            for step in passes(model, window, batch_tokens=batch_tokens, until=channels.layer):
+                step.run()
+                x_BTC = tap.last.cpu()
+                for b, part in enumerate(step.parts):
+                    trace = window[part.trace]
+                    columns = part.columns(len(trace.prompt_token_ids), length(trace))
+                    parts[part.trace].append(x_BTC[b, columns])
+        found = [torch.cat(part) for part in parts]
+        if not all(bool(x_TC.isfinite().all()) for x_TC in found):
+            raise BadInput("found activations that are not finite: broken weights?")
+        return found
 
-    was_training = model.training
-    model.eval()
-    try:
-        for window in _windows(traces, 8 * batch_tokens):
-            # Entered for each window: the caller may use the model while it holds the result.
-            with ExitStack() as undo:
-                tap = undo.enter_context(tapped(model, channels))
-                if channels.layer + 1 < len(layers):
-                    after = layers[channels.layer + 1].register_forward_pre_hook(stop)
-                    undo.callback(after.remove)
-                found = _read_window(model, tap, window, batch_tokens)
-            yield from found
-    finally:
-        model.train(was_training)
-
-
-def _length(trace: Trace) -> int:
-    return len(trace.prompt_token_ids) + len(trace.token_ids)
-
-
-def _windows(traces: Sequence[Trace], tokens: int) -> Iterator[list[Trace]]:
-    """Runs of consecutive traces of about `tokens` tokens, within which they may be reordered."""
-    window: list[Trace] = []
-    for trace in traces:
-        if window and sum(map(_length, window)) + _length(trace) > tokens:
-            yield window
-            window = []
-        window.append(trace)
-    if window:
-        yield window
-
-
-def _read_window(
-    model: nn.Module, tap: Tap, traces: list[Trace], batch_tokens: int
-) -> list[Tensor]:
-    order = sorted(range(len(traces)), key=lambda i: -_length(traces[i]))
-    found: dict[int, Tensor] = {}
-    while order:
-        n = max(1, batch_tokens // _length(traces[order[0]]))
-        batch, order = order[:n], order[n:]
-        read = _read(model, tap, [traces[i] for i in batch], batch_tokens)
-        found |= zip(batch, read, strict=True)
-    return [found[i] for i in range(len(traces))]
-
-
-def _read(model: nn.Module, tap: Tap, traces: list[Trace], pass_tokens: int) -> list[Tensor]:
-    """The responses' activations; the first trace is the longest."""
-    decoder, device = text_decoder(model), next(model.parameters()).device
-    longest = _length(traces[0])
-    ids_BT = torch.zeros(len(traces), longest, dtype=torch.long)
-    for b, trace in enumerate(traces):
-        ids_BT[b, : _length(trace)] = torch.tensor([*trace.prompt_token_ids, *trace.token_ids])
-    ids_BT = ids_BT.to(device)
-    # Padding stays within the context: some models rescale positions beyond it.
-    position_T = torch.arange(longest, device=device).clamp_(max=context_limit(model) - 1)
-    cache: Any = None
-    if longest > pass_tokens:
-        from transformers import DynamicCache
-
-        cache = DynamicCache(config=text_config(model))
-    parts: list[list[Tensor]] = [[] for _ in traces]
-    for first in range(0, longest, pass_tokens):
-        part_BT = ids_BT[:, first : first + pass_tokens]
-        position_BT = position_T[first : first + pass_tokens].expand(len(traces), -1)
-        with suppress(_Enough):
-            decoder(
-                input_ids=part_BT,
-                position_ids=position_BT,
-                past_key_values=cache,
-                use_cache=cache is not None,
-            )
-        x_BTC = tap.last.cpu()
-        for b, trace in enumerate(traces):
-            start = max(len(trace.prompt_token_ids) - first, 0)
-            end = min(_length(trace) - first, part_BT.shape[1])
-            if start < end:
-                parts[b].append(x_BTC[b, start:end])
-    found = [torch.cat(part) for part in parts]
-    if not all(bool(x_TC.isfinite().all()) for x_TC in found):
-        raise BadInput("found activations that are not finite: broken weights?")
-    return found
+    yield from in_windows(model, traces, batch_tokens, read)

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from surgeon.activations import check_traces
 from surgeon.errors import BadInput
 from surgeon.live.architecture import text_config, text_decoder
+from surgeon.live.passes import check_traces, evaluating, length, passes
 from surgeon.traces import Trace
 
 Score = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -91,88 +91,33 @@ def contributions(
     """
     found, unembedding_VD = units(model), model.get_output_embeddings().weight  # pyright: ignore
     check_traces(model, traces)
-    was_training = model.training
-    model.eval()
-    try:
-        for batch in _batches(traces, batch_tokens):
-            for number, chunk in _read(
-                model, found, [traces[i] for i in batch], activation, chunk_tokens, batch_tokens
-            ):
-                states, tokens = chunk
-                unembedding_TD = unembedding_VD[tokens]
-                yield (
-                    batch[number],
-                    torch.stack(
-                        [
-                            score(state_TF, unit.down.weight, unembedding_TD).float()
-                            for state_TF, unit in zip(states, found, strict=True)
-                        ],
-                        1,
-                    ),
-                )
-    finally:
-        model.train(was_training)
-
-
-def _batches(traces: Sequence[Trace], batch_tokens: int) -> Iterator[list[int]]:
-    """Consecutive traces whose padded tokens fit a pass."""
-    batch: list[int] = []
-    longest = 0
-    for i, trace in enumerate(traces):
-        length = len(trace.prompt_token_ids) + len(trace.token_ids)
-        if batch and max(longest, length) * (len(batch) + 1) > batch_tokens:
-            yield batch
-            batch, longest = [], 0
-        batch.append(i)
-        longest = max(longest, length)
-    if batch:
-        yield batch
-
-
-def _read(
-    model: nn.Module,
-    found: Sequence[Units],
-    traces: Sequence[Trace],
-    activation: str,
-    chunk_tokens: int,
-    pass_tokens: int,
-) -> Iterator[tuple[int, tuple[list[Tensor], Tensor]]]:
-    """(Number, (activations (T, F) by layer, token ids (T,))) for each chunk of each response.
-
-    A chunk that lies across two passes is put together before it is given out.
-    """
-    decoder, device = text_decoder(model), next(model.parameters()).device
-    ids = [[*t.prompt_token_ids, *t.token_ids] for t in traces]
-    longest = max(map(len, ids))
-    ids_BP = torch.zeros(len(ids), longest, dtype=torch.long)
-    for b, row in enumerate(ids):
-        ids_BP[b, : len(row)] = torch.tensor(row)
-    ids_BP = ids_BP.to(device)
-    cache: Any = None
-    if longest > pass_tokens:
-        from transformers import DynamicCache
-
-        cache = DynamicCache(config=text_config(model))
-    left: list[list[Tensor]] = [[] for _ in traces]
-    for first in range(0, longest, pass_tokens):
-        part_BP = ids_BP[:, first : first + pass_tokens]
-        sink: list[Tensor] = []
-        with _tapped(found, activation, sink):
-            decoder(input_ids=part_BP, past_key_values=cache, use_cache=cache is not None)
-        for b, trace in enumerate(traces):
-            # The state at position t - 1 predicts token t: shift by one.
-            start = len(trace.prompt_token_ids) - 1
-            end = start + len(trace.token_ids)
-            low, high = max(start, first), min(end, first + part_BP.shape[1])
-            if low >= high:
-                continue
-            states = [layer_BPF[b, low - first : high - first] for layer_BPF in sink]
-            done = low - start - (len(left[b][0]) if left[b] else 0)
-            if left[b]:
-                states = [torch.cat(pair) for pair in zip(left[b], states, strict=True)]
-            whole = len(states[0]) if high == end else len(states[0]) // chunk_tokens * chunk_tokens
-            for at in range(0, whole, chunk_tokens):
-                chunk = [state_TF[at : min(at + chunk_tokens, whole)] for state_TF in states]
-                token_T = torch.tensor(trace.token_ids[done + at :][: len(chunk[0])], device=device)
-                yield b, (chunk, token_T)
-            left[b] = [state_TF[whole:] for state_TF in states]
+    # By layer: what a pass left of a chunk that goes on in the next one.
+    rest: list[Tensor] = []
+    with evaluating(model):
+        for step in passes(model, traces, batch_tokens=batch_tokens, in_order=True):
+            sink: list[Tensor] = []
+            with _tapped(found, activation, sink):
+                step.run()
+            for b, part in enumerate(step.parts):
+                trace = traces[part.trace]
+                # The state at a token's place predicts the token after it.
+                start, stop = len(trace.prompt_token_ids) - 1, length(trace) - 1
+                columns = part.columns(start, stop)
+                states = [layer_BPF[b, columns] for layer_BPF in sink]
+                at = part.first + columns.start - start
+                if rest:
+                    at -= len(rest[0])
+                    states = [torch.cat(pair) for pair in zip(rest, states, strict=True)]
+                ends = part.first + columns.stop >= stop
+                T = len(states[0])
+                whole = T if ends else T - T % chunk_tokens
+                for first in range(0, whole, chunk_tokens):
+                    span = slice(first, min(first + chunk_tokens, whole))
+                    token_T = torch.tensor(trace.token_ids[at + span.start : at + span.stop])
+                    unembedding_TD = unembedding_VD[token_T.to(unembedding_VD.device)]
+                    scores = [
+                        score(state_TF[span], unit.down.weight, unembedding_TD).float()
+                        for state_TF, unit in zip(states, found, strict=True)
+                    ]
+                    yield part.trace, torch.stack(scores, 1)
+                rest = [] if ends else [state_TF[whole:] for state_TF in states]

@@ -10,6 +10,7 @@ the token's own position (the pass that reads the token, as published), and summ
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,16 +21,9 @@ from surgeon.activations.files import load, read_nex_cache, save, write_nex_cach
 from surgeon.activations.rows import Activations, Recording, RowSums
 from surgeon.activations.selection import Held, Top, largest
 from surgeon.activations.statistics import token_statistics
-from surgeon.decoding.cache import round_up
 from surgeon.errors import BadInput
-from surgeon.live.architecture import (
-    context_limit,
-    fitting_threads,
-    head_of,
-    key_block,
-    text_config,
-    text_decoder,
-)
+from surgeon.live.architecture import head_of, text_config
+from surgeon.live.passes import Pass, check_traces, in_windows, length, passes
 from surgeon.neurons import FfnSite, ffn_sites, live_d_ff
 from surgeon.traces import Trace
 
@@ -119,53 +113,32 @@ def record(
         )
     sites = ffn_sites(model)
     check_traces(model, traces)
-    device = next(model.parameters()).device
-    budget = batch_tokens or (1024 if device.type == "cpu" else 8192)
-    recorder = _Recorder(model, sites, row_tokens, top_k, chunk_tokens)
-    was_training = model.training
-    model.eval()
-    try:
-        with recorder.experts_reported():
-            for window in _windows(traces, 8 * budget):
-                with fitting_threads(model):
-                    recordings = recorder.window(window, budget)
-                yield from recordings
-    finally:
-        model.train(was_training)
+    budget = batch_tokens or (1024 if next(model.parameters()).device.type == "cpu" else 8192)
+    recorder = _Recorder(model, sites, row_tokens, top_k, chunk_tokens, budget)
+    with recorder.experts_reported():
+        yield from in_windows(model, traces, budget, recorder.window)
 
 
-def check_traces(model: nn.Module, traces: Sequence[Trace]) -> None:
-    """Raise BadInput for a trace that is longer than the context or has unknown tokens."""
-    limit = context_limit(model)
-    vocabulary = model.get_input_embeddings().weight.shape[0]  # pyright: ignore
-    for trace in traces:
-        name = f"sample {trace.sample} of prompt {trace.prompt_id!r}"
-        ids = [*trace.prompt_token_ids, *trace.token_ids]
-        if not trace.prompt_token_ids or not trace.token_ids:
-            raise BadInput(f"{name} has no prompt tokens or no response tokens; expected both.")
-        if len(ids) > limit:
-            raise BadInput(f"{name} has {len(ids)} tokens; the model's context is {limit}.")
-        if max(ids) >= vocabulary:
-            raise BadInput(
-                f"{name} has the token {max(ids)}; the model knows {vocabulary}. The traces come "
-                "from a model with another tokenizer."
-            )
+@dataclass
+class _Reading:
+    """What has been read of one trace."""
 
+    start: int
+    """The place of its first response token."""
+    stop: int
+    """The place behind its last one."""
+    token_T: Tensor
+    """Its response tokens."""
+    rows: RowSums
+    logprobs: list[Tensor] = field(default_factory=list)
+    entropies: list[Tensor] = field(default_factory=list)
 
-def _windows(traces: Sequence[Trace], tokens: int) -> Iterator[list[Trace]]:
-    """Runs of consecutive traces of about `tokens` tokens: recordings wait for their turn within
-    one, so that memory stays bounded."""
-    window: list[Trace] = []
-    held = 0
-    for trace in traces:
-        length = len(trace.prompt_token_ids) + len(trace.token_ids)
-        if window and held + length > tokens:
-            yield window
-            window, held = [], 0
-        window.append(trace)
-        held += length
-    if window:
-        yield window
+    def recording(self) -> Recording:
+        activations, kept = self.rows.finish()
+        logprob_T, entropy_T = (torch.cat(x).cpu().numpy() for x in (self.logprobs, self.entropies))
+        if not np.isfinite(logprob_T).all() or not np.isfinite(activations.mass_E).all():
+            raise BadInput("found activations or logits that are not finite: broken weights?")
+        return Recording(activations, logprob_T, entropy_T, kept)
 
 
 class _Recorder:
@@ -178,14 +151,13 @@ class _Recorder:
         row_tokens: int,
         top_k: int,
         chunk_tokens: int,
+        batch_tokens: int,
     ):
-        self.model, self.decoder, self.head = model, text_decoder(model), head_of(model)
-        self.sites, self.row_tokens, self.top_k = sites, row_tokens, top_k
-        self.block, self.limit = key_block(model), context_limit(model)
-        self.chunk_tokens = round_up(chunk_tokens, self.block)
+        self.model, self.head, self.sites = model, head_of(model), sites
+        self.row_tokens, self.top_k = row_tokens, top_k
+        self.chunk_tokens, self.batch_tokens = chunk_tokens, batch_tokens
         self.d_ff = live_d_ff(model)
         self.n_neurons = self.d_ff * text_config(model).num_hidden_layers
-        self.device = next(model.parameters()).device
 
     @contextmanager
     def experts_reported(self) -> Iterator[None]:
@@ -204,71 +176,44 @@ class _Recorder:
             if change:
                 self.model.set_experts_implementation(kind)  # pyright: ignore
 
-    def window(self, traces: list[Trace], budget: int) -> list[Recording]:
+    def window(self, traces: list[Trace]) -> list[Recording]:
         """The recordings of these traces, in their order."""
-        ids = [[*trace.prompt_token_ids, *trace.token_ids] for trace in traces]
-        order = sorted(range(len(traces)), key=lambda i: -len(ids[i]))
-        found: dict[int, Recording] = {}
-        while order:
-            longest = round_up(len(ids[order[0]]), self.block)
-            batch = order[: max(1, budget // longest)]
-            batch = [i for i in batch if self._kind(ids[i]) == self._kind(ids[order[0]])]
-            order = order[len(batch) :]
-            starts = [len(traces[i].prompt_token_ids) for i in batch]
-            recordings = self.batch([ids[i] for i in batch], starts)
-            found |= zip(batch, recordings, strict=True)
-        return [found[i] for i in range(len(traces))]
-
-    def _kind(self, ids: list[int]) -> tuple[bool, ...]:
-        """Sequences of one kind may share a pass: attention on the CPU sums in another order from
-        192 and from 768 positions on, and chunks are read otherwise."""
-        length = round_up(len(ids), self.block)
-        return tuple(length >= least for least in (192, 768, self.chunk_tokens + 1))
-
-    def batch(self, ids: list[list[int]], starts: list[int]) -> list[Recording]:
-        """Record right-padded sequences whose responses begin at `starts`."""
-        longest = round_up(len(ids[0]), self.block)
-        ids_BT = np.zeros((len(ids), longest), dtype=np.int64)
-        for b, row in enumerate(ids):
-            ids_BT[b, : len(row)] = row
-        ids_BT = torch.from_numpy(ids_BT).to(self.device)
-        rows = [RowSums(self.row_tokens, self.n_neurons) for _ in ids]
-        logprobs: list[list[Tensor]] = [[] for _ in ids]
-        entropies: list[list[Tensor]] = [[] for _ in ids]
-        cache = None
-        if longest > self.chunk_tokens:
-            from transformers import DynamicCache
-
-            cache = DynamicCache(config=text_config(self.model))
-        for first in range(0, longest, self.chunk_tokens):
-            last = min(first + self.chunk_tokens, longest)
-            # Where each sequence's response lies in this chunk, in flat positions of the pass.
-            spans = [
-                slice(
-                    b * (last - first) + max(start, first) - first,
-                    b * (last - first) + max(start, first, min(len(row), last)) - first,
-                )
-                for b, (row, start) in enumerate(zip(ids, starts, strict=True))
-            ]
-            hidden_BTD, tops = self._pass(ids_BT[:, first:last], first, cache, spans)
-            for b, top in enumerate(tops):
+        readings = [self._reading(trace) for trace in traces]
+        for step in passes(
+            self.model,
+            traces,
+            batch_tokens=self.batch_tokens,
+            chunk_tokens=self.chunk_tokens,
+            apart=True,
+        ):
+            members = [readings[part.trace] for part in step.parts]
+            hidden_BTD, tops = self._run(step, members)
+            for member, top in zip(members, tops, strict=True):
                 if top is not None:
-                    rows[b].add(top)
-            self._statistics(hidden_BTD, ids_BT, first, ids, starts, logprobs, entropies)
-        found = []
-        for b, row in enumerate(rows):
-            activations, kept = row.finish()
-            logprob_T, entropy_T = (torch.cat(x[b]).cpu().numpy() for x in (logprobs, entropies))
-            if not np.isfinite(logprob_T).all() or not np.isfinite(activations.mass_E).all():
-                raise BadInput("found activations or logits that are not finite: broken weights?")
-            found.append(Recording(activations, logprob_T, entropy_T, kept))
-        return found
+                    member.rows.add(top)
+            self._statistics(step, hidden_BTD, members)
+        return [reading.recording() for reading in readings]
 
-    def _pass(
-        self, ids_BT: Tensor, first: int, cache: Any, spans: list[slice]
-    ) -> tuple[Tensor, list[Top | None]]:
-        """Hidden states of a chunk, and the largest activations of each sequence's span of it."""
-        tops: list[Top | None] = [None] * len(spans)
+    def _reading(self, trace: Trace) -> _Reading:
+        return _Reading(
+            len(trace.prompt_token_ids),
+            length(trace),
+            torch.tensor(trace.token_ids),
+            RowSums(self.row_tokens, self.n_neurons),
+        )
+
+    def _run(self, step: Pass, members: list[_Reading]) -> tuple[Tensor, list[Top | None]]:
+        """Hidden states of a pass, and the largest activations of each response in it."""
+        B, T = step.ids_BT.shape
+        # Where each response lies in the flat positions of the pass.
+        spans = [
+            slice(b * T + columns.start, b * T + columns.stop)
+            for b, columns in enumerate(
+                part.columns(member.start, member.stop)
+                for part, member in zip(step.parts, members, strict=True)
+            )
+        ]
+        tops: list[Top | None] = [None] * B
         wanted = [b for b, span in enumerate(spans) if span.stop > span.start]
         held: list[Held] = []
         reported = size = 0
@@ -287,16 +232,8 @@ class _Recorder:
                 reduce()
                 size = 0
 
-        B, T = ids_BT.shape
-        # Padding stays within the context: some models rescale positions beyond it.
-        position_T = torch.arange(first, first + T, device=self.device).clamp_(max=self.limit - 1)
         with tapped(self.sites if wanted else [], sink):
-            hidden_BTD = self.decoder(
-                input_ids=ids_BT,
-                position_ids=position_T.expand(B, -1),
-                past_key_values=cache,
-                use_cache=cache is not None,
-            ).last_hidden_state
+            hidden_BTD = step.run()
         if wanted and reported != len(self.sites):
             raise RuntimeError(
                 f"{reported} of {len(self.sites)} FFN sites reported: is the model compiled?"
@@ -305,33 +242,24 @@ class _Recorder:
             reduce()
         return hidden_BTD, tops
 
-    def _statistics(
-        self,
-        hidden_BTD: Tensor,
-        ids_BT: Tensor,
-        first: int,
-        ids: list[list[int]],
-        starts: list[int],
-        logprobs: list[list[Tensor]],
-        entropies: list[list[Tensor]],
-    ) -> None:
-        """Log-probabilities and entropies of the response tokens that this chunk predicts."""
-        T = hidden_BTD.shape[1]
-        spans = [
-            (max(start - 1, first), min(len(row) - 1, first + T))
-            for row, start in zip(ids, starts, strict=True)
-        ]
-        chosen = [b for b, (low, high) in enumerate(spans) if high > low]
+    def _statistics(self, step: Pass, hidden_BTD: Tensor, members: list[_Reading]) -> None:
+        """Log-probabilities and entropies of the response tokens that a pass predicts."""
+        chosen, hidden, tokens = [], [], []
+        for b, (part, member) in enumerate(zip(step.parts, members, strict=True)):
+            # The state at a token's place predicts the token after it.
+            columns = part.columns(member.start - 1, member.stop - 1)
+            if columns.stop > columns.start:
+                chosen.append(member)
+                hidden.append(hidden_BTD[b, columns])
+                done = part.first + columns.start + 1 - member.start
+                tokens.append(member.token_T[done : done + columns.stop - columns.start])
         if not chosen:
             return
-        hidden_ND = torch.cat(
-            [hidden_BTD[b, spans[b][0] - first : spans[b][1] - first] for b in chosen]
-        )
-        token_N = torch.cat([ids_BT[b, spans[b][0] + 1 : spans[b][1] + 1] for b in chosen])
-        counts = [spans[b][1] - spans[b][0] for b in chosen]
-        logprob_N, entropy_N = token_statistics(self.head, hidden_ND, token_N)
-        for b, logprob, entropy in zip(
+        counts = [len(token_T) for token_T in tokens]
+        token_N = torch.cat(tokens).to(hidden_BTD.device)
+        logprob_N, entropy_N = token_statistics(self.head, torch.cat(hidden), token_N)
+        for member, logprob_T, entropy_T in zip(
             chosen, logprob_N.split(counts), entropy_N.split(counts), strict=True
         ):
-            logprobs[b].append(logprob)
-            entropies[b].append(entropy)
+            member.logprobs.append(logprob_T)
+            member.entropies.append(entropy_T)

@@ -15,11 +15,11 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from surgeon.activations import check_traces
 from surgeon.attribution.methods import Attribution, Read, adjoint, direct, middle_layer, softmax
 from surgeon.channels import Channels, writers
 from surgeon.errors import BadInput
 from surgeon.live.architecture import fitting_threads
+from surgeon.live.passes import check_traces
 from surgeon.traces import Trace
 
 __all__ = [

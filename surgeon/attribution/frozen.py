@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from surgeon.errors import BadInput
 from surgeon.live.architecture import text_config, text_decoder
+from surgeon.live.passes import evaluating, forward
 
 
 @dataclass
@@ -325,10 +326,6 @@ def _weights_without_gradient(model: nn.Module) -> Iterator[None]:
 
 def run(model: nn.Module, ids: list[int]) -> Tensor:
     """The final hidden states (1, N, D) of one sequence."""
-    was_training = model.training
-    model.eval()
-    try:
-        id_1N = torch.tensor([ids], device=next(model.parameters()).device)
-        return text_decoder(model)(input_ids=id_1N, use_cache=False).last_hidden_state
-    finally:
-        model.train(was_training)
+    id_1N = torch.tensor([ids], device=next(model.parameters()).device)
+    with evaluating(model):
+        return forward(model, id_1N)

@@ -10,7 +10,6 @@ engine goes on from there. It is sent token ids, so what it continues is what wa
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,8 @@ from torch import Tensor
 from surgeon.channels import Tap, tapped
 from surgeon.decoding import context_limit, stream_key
 from surgeon.errors import BadInput
-from surgeon.live.architecture import fitting_threads, text_config, text_decoder
+from surgeon.live.architecture import fitting_threads, text_config
+from surgeon.live.passes import forward
 from surgeon.monitor.endpoint import Completions, Piece
 from surgeon.monitor.plan import Answered, Job, Plan
 from surgeon.neureasoner.steps import SEPARATOR, StepEnds
@@ -113,10 +113,6 @@ def _ask(plan: Plan, endpoint: Completions, answer: _Answer, stops: bool) -> Pie
     }
     stop = SEPARATOR if stops else None
     return endpoint.complete([*job.ids, *answer.ids], stop=stop, **settings)
-
-
-class _Enough(Exception):
-    """The pass has come as far as the channels."""
 
 
 class _Seen(Tap):
@@ -258,26 +254,15 @@ class _Reader:
         if self.watching.online is None:
             return None
         channels, device = self.watching.channels, self.watching.device
-        decoder: Any = text_decoder(self.model)
-
-        def stop(*_: Any) -> None:
-            raise _Enough
-
         parts = []
-        with fitting_threads(self.model), ExitStack() as undo:
-            tap = undo.enter_context(tapped(self.model, channels))
-            if channels.layer + 1 < len(decoder.layers):
-                after = decoder.layers[channels.layer + 1].register_forward_pre_hook(stop)
-                undo.callback(after.remove)
+        with fitting_threads(self.model), tapped(self.model, channels) as tap:
             for first in range(0, len(ids), PASS_TOKENS):
-                part = torch.tensor([ids[first : first + PASS_TOKENS]], device=device)
-                at = position + first
-                with suppress(_Enough):
-                    decoder(
-                        input_ids=part,
-                        position_ids=torch.arange(at, at + part.shape[1], device=device)[None],
-                        past_key_values=answer.cache,
-                        use_cache=True,
-                    )
+                forward(
+                    self.model,
+                    torch.tensor([ids[first : first + PASS_TOKENS]], device=device),
+                    first=position + first,
+                    cache=answer.cache,
+                    until=channels.layer,
+                )
                 parts.append(tap.last[0])
         return torch.cat(parts)
