@@ -3,12 +3,16 @@
 Samples are ragged: `correct[p][i]` and `answers[p][i]` belong to sample i of prompt p. An answer of
 None (truncated, or nothing to extract) votes for nothing and counts as a sample all the same.
 
-    Avg@k, Pass@1       avg_at_k, pass_at_1              mean accuracy of one sample
-    Maj@k               maj_at_k                         accuracy of the most frequent answer
-    ECE                 ece                              15 bins, confidence = largest vote share
-    agreement           agreement                        label-free
+    Avg@k, Pass@1       accuracy_by_prompt               accuracy of one sample
+    Maj@k               majority_by_prompt               accuracy of the most frequent answer
+    Cons@k              consistency_by_prompt            accuracy of the majority of k samples
+    ECE                 calibration_gaps                 15 bins, confidence = largest vote share
+    agreement           agreement_by_prompt              label-free
     selection           pearson spearman regret_at_1 hit_at_3, all in selection_quality
-    uncertainty         bootstrap_interval paired_bootstrap, both on resampled_means
+    uncertainty         bootstrap_interval; percentile_interval of resampled_means
+
+A metric of several prompts is the mean over those that have a value: `resampled_means` resamples
+it. Two columns of the same resamples may be subtracted: that is the paired bootstrap.
 
 What has no value (no prompts, a nan or infinite input, a correlation with a constant) is nan,
 without a warning.
@@ -78,62 +82,20 @@ def _majority(answers: Sequence[str | None], correct: Sequence[bool]) -> float:
     return float(np.mean([right[a] / n for a, n in votes.items() if n == most]))
 
 
-def _mean(values_P: np.ndarray) -> float:
-    present_P = values_P[~np.isnan(values_P)]
-    return float(present_P.mean()) if len(present_P) else math.nan
-
-
-# ---------------------------------------------------------------- over prompts
-
-
-def avg_at_k(correct: Correct) -> float:
-    """Mean over prompts of the share of its k samples that are right, in [0, 1]."""
-    return _mean(accuracy_by_prompt(correct))
-
-
-def pass_at_1(correct: Correct) -> float:
-    """Chance that one sample is right, in [0, 1]: accuracy averaged over the repeated runs, as
-    NeuReasoner reports it. The same number as Avg@k, under the name other papers use."""
-    return avg_at_k(correct)
-
-
-def maj_at_k(answers: Answers, correct: Correct) -> float:
-    """Mean over prompts of the accuracy of the most frequent answer, in [0, 1]; ties count their
-    expected value (`majority_by_prompt`)."""
-    return _mean(majority_by_prompt(answers, correct))
-
-
-def agreement(answers: Answers) -> float:
-    """Mean over prompts of the share of samples that give the most frequent answer, in [0, 1]."""
-    return _mean(agreement_by_prompt(answers))
-
-
-def ece(answers: Answers, correct: Correct, *, bins: int = 15) -> float:
-    """Expected calibration error of majority voting, in [0, 1].
-
-    Confidence is the largest vote share (`agreement_by_prompt`: maxcount / k), accuracy that of
-    the majority answer (`majority_by_prompt`). Bin i of n is (i/n, (i+1)/n], the first one with 0;
-    the error is the mean over prompts of |accuracy - confidence| of their bin.
-    """
-    confidence_P, right_P = agreement_by_prompt(answers), majority_by_prompt(answers, correct)
-    present_P = ~np.isnan(confidence_P)
-    return calibration_error(confidence_P[present_P], right_P[present_P], bins=bins)
-
-
-def calibration_error(confidence_P: ArrayLike, right_P: ArrayLike, *, bins: int = 15) -> float:
-    """ECE of given confidences in [0, 1] and accuracies (0, 1 or between), equal-width bins."""
-    confidence_P, right_P = np.asarray(confidence_P, float), np.asarray(right_P, float)
-    if not len(confidence_P) or not np.isfinite([confidence_P, right_P]).all():
-        return math.nan
-    return float(np.abs(calibration_gaps(confidence_P, right_P, bins=bins).mean(axis=0)).sum())
+# ---------------------------------------------------------------- calibration
 
 
 def calibration_gaps(
     confidence_P: np.ndarray, right_P: np.ndarray, *, bins: int = 15
 ) -> np.ndarray:
     """float64_PX: accuracy - confidence of each prompt in the column of its confidence's bin, 0 in
-    the others. The ECE is |mean over prompts| summed over bins, so it can be resampled like a
-    mean. All inputs finite."""
+    the others.
+
+    Bin i of n is (i/n, (i+1)/n], the first one with 0. The expected calibration error (ECE) is
+    |mean over prompts| summed over bins, so it can be resampled like a mean. Of majority voting,
+    confidence is the largest vote share (`agreement_by_prompt`), accuracy that of the majority
+    answer (`majority_by_prompt`). All inputs finite.
+    """
     # 7/25 of 25 bins is an edge, but in floating point a little above it.
     bin_P = np.clip(np.ceil(confidence_P * bins - 1e-9).astype(int) - 1, 0, bins - 1)
     gap_PX = np.zeros((len(bin_P), bins))
@@ -279,15 +241,4 @@ def bootstrap_interval(
     prompt are no independent evidence). For many candidates and scores at once use
     `percentile_interval(resampled_means(values_PX))`."""
     low, high = percentile_interval(resampled_means(values_P, seed=seed, n=n), level=level)
-    return Interval(float(low), float(high))
-
-
-def paired_bootstrap(
-    a_P: ArrayLike, b_P: ArrayLike, *, seed: int = 0, n: int = 2000, level: float = 0.95
-) -> Interval:
-    """Interval of mean(a) - mean(b) over the same resampled prompts; a and b are not told apart
-    when it includes 0. For every candidate against column `best`:
-    `m = resampled_means(values_PC); percentile_interval(m - m[:, [best]])`."""
-    means_B2 = resampled_means(np.stack([a_P, b_P], axis=1), seed=seed, n=n)
-    low, high = percentile_interval(means_B2[:, 0] - means_B2[:, 1], level=level)
     return Interval(float(low), float(high))

@@ -20,12 +20,13 @@ Equation -> function (numbers are the paper's; 3, 4 and 17 happen while recordin
     18-20      log, log-time trend, median and MAD       standardise
     21         two Gaussian emissions                    emissions
     22         sticky transitions, Viterbi               viterbi
-    sec. 3.3   model score                               model_score
-    sec. 4.4   baselines                                 length hes entropy_top20 mean_logprob
+    sec. 3.3   model score: a mean over responses        counted
+    sec. 4.4   baselines                                 hes entropy_top20 mean_logprob; length
     sec. 5.2   number of E segments                      segments
 
-Readings: places where the paper is silent or differs from the published reference code. `Readings`
-holds them; `PRESETS` sets all of them at once; the default is the reference's.
+Readings: places where the paper is silent or differs from the published reference code.
+`surgeon.settings.nex.NexReadings` holds them; `PRESETS` sets all of them at once; the default is
+the reference's.
 
     R1  log-time of Eq. 19 starts at r = 1 (paper) or r = 0 (reference). On the reference's own
         example 35 exploring rows become 28 of 83.
@@ -64,58 +65,18 @@ the reference's. A fit that stops at 50 steps is used as it stands.
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from surgeon.errors import BadInput
+from surgeon.settings.nex import NexReadings as Readings
 
 if TYPE_CHECKING:
     from surgeon.activations import Activations
 
 EPS = 1e-6
 """The epsilon of Eq. 5, 7, 11 and 20."""
-
-
-@dataclass(frozen=True)
-class Readings:
-    """The method's free choices; the defaults are the published reference code's."""
-
-    log_time_from: Literal[0, 1] = 0
-    """R1: log-time of row r (counted from 0) is log(1 + log_time_from + r), Eq. 19."""
-    reuse_median_over: Literal["all", "gated"] = "gated"
-    """R2: the cycles whose reuse shares enter the median of Eq. 6."""
-    short_run_joins: Literal["longer", "previous"] = "previous"
-    """R3: the neighbour that a run shorter than `min_run` joins (sec. A.5)."""
-    empty_response: Literal["zero", "omitted"] = "omitted"
-    """R4: what a response without any mass adds to the model score."""
-    zero_mad: Literal["residual", "epsilon"] = "residual"
-    """R6: with a MAD of 0, E is where the residual is positive, or Eq. 20 divides by epsilon."""
-    min_rows: int = 3
-    """R6: a response with fewer rows has no phases; at least 3."""
-    rho: float = 0.95
-    """Probability of staying in a state (Eq. 22), strictly between 0 and 1."""
-    min_run: int = 2
-    """Shortest run of rows that stands as a phase (sec. A.5), at least 1."""
-    credit: Literal["introduced", "active"] = "introduced"
-    """Neurons a cycle credits: those its E phase introduces (Eq. 2) or, as the ablation of
-    sec. 5.3, all that are active in it, each with its mass summed over the E phase."""
-
-    def __post_init__(self) -> None:
-        """Raise BadInput for a value outside the ranges above."""
-        for field in fields(self):
-            value, allowed = getattr(self, field.name), get_args(field.type)
-            if allowed and value not in allowed:
-                choices = " or ".join(map(repr, allowed))
-                raise BadInput(f"found {field.name} = {value!r}, expected {choices}")
-        if not isinstance(self.rho, (int, float)) or not 0 < self.rho < 1:
-            raise BadInput(f"found rho = {self.rho!r}, expected a number between 0 and 1 (0.95)")
-        for name, least in (("min_rows", 3), ("min_run", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise BadInput(f"found {name} = {value!r}, expected an integer of at least {least}")
 
 
 PRESETS: dict[str, Readings] = {
@@ -441,27 +402,12 @@ def good_mass_fraction(neuron_K: np.ndarray, mass_K: np.ndarray, weight_N: np.nd
     )
 
 
-class ModelScore(NamedTuple):
-    """A model's score and what it rests on."""
+def counted(score: float, empty: bool, readings: Readings = DEFAULT) -> float:
+    """What a response adds to its model's score, the mean over a mini-set (sec. 3.3).
 
-    score: float
-    """Mean over the scored responses, in [0, 1]; nan when there is none."""
-    scored: int
-    """Responses in the mean."""
-    empty: int
-    """Responses without any mass (R4 decides whether they are in the mean)."""
-    without_evidence: int
-    """Responses with mass, but none on a weighted neuron: they count as 0."""
-
-
-def model_score(scores: Iterable[Score], readings: Readings = DEFAULT) -> ModelScore:
-    """Mean response score over a mini-set (sec. 3.3, R4), with the responses that carry nothing."""
-    scores = list(scores)
-    empty = sum(s.mass == 0 for s in scores)
-    kept = [s.score for s in scores if s.mass > 0 or readings.empty_response == "zero"]
-    mean = math.fsum(kept) / len(kept) if kept else math.nan
-    bare = sum(s.mass > 0 and not s.credible for s in scores)
-    return ModelScore(mean, len(kept), empty, bare)
+    That is its own score; nan, in no mean, for one without any mass where R4 leaves it out.
+    """
+    return math.nan if empty and readings.empty_response == "omitted" else score
 
 
 def saturation(score: float) -> float:
@@ -473,11 +419,6 @@ def saturation(score: float) -> float:
 
 
 # ---------------------------------------------------------------- sec. 4.4: baselines
-
-
-def length(logprob_T: np.ndarray) -> int:
-    """Tokens in the response."""
-    return len(logprob_T)
 
 
 def hes(entropy_T: np.ndarray) -> float:

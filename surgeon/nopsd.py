@@ -23,7 +23,8 @@ Equation -> function:
     Tab. 6     entropy gap between teacher and student     entropy_gap
     sec. 5.2   reasoning diversity of the pool             mean_distance
 
-Readings: places where the paper is silent or contradicts itself. `Readings` holds them.
+Readings: places where the paper is silent or contradicts itself, held by
+`surgeon.settings.nopsd.NopsdReadings`.
 
     R9   Sec. 3.3 keeps the top 5,000 neurons of each token over all layers and takes the union over
          tokens, for s and J alike (`main`). App. A keeps the top 2,000 of each layer in each chunk
@@ -46,52 +47,14 @@ Readings: places where the paper is silent or contradicts itself. `Readings` hol
 # L layers, F units per layer, T tokens, D model width, V vocabulary.
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from surgeon.errors import BadInput
-
-
-@dataclass(frozen=True)
-class Readings:
-    """The method's free choices."""
-
-    sets: Literal["main", "appendix"] = "main"
-    """R9: how N(x) is formed."""
-    activation: Literal["gate", "gated"] = "gate"
-    """The unit's activation in Eq. 3: act(gate), or act(gate) * up."""
-    top_global: float = 5000
-    """R9: neurons kept over all layers, per token (`main`) or per response (`appendix`); at least 1
-    is a number of neurons, below 1 a share of all."""
-    top_layer: float = 2000
-    """R9, `appendix`: neurons kept per layer and chunk; a number, or a share of the layer's."""
-    chunk_tokens: int = 128
-    """R9, `appendix`: response tokens in a chunk."""
-    demonstration: Literal["answer", "response"] = "answer"
-    """R13: what of the model's own response is shown to the teacher."""
-    loss: Literal["mean", "sum"] = "mean"
-    """R14: mean over response tokens, or their sum in each response, mean over responses."""
-
-    def __post_init__(self) -> None:
-        """Raise BadInput for a value outside the ranges above."""
-        for field in fields(self):
-            value, allowed = getattr(self, field.name), get_args(field.type)
-            if allowed and value not in allowed:
-                choices = " or ".join(map(repr, allowed))
-                raise BadInput(f"found {field.name} = {value!r}, expected {choices}.")
-        for name in ("top_global", "top_layer"):
-            value = getattr(self, name)
-            if not value > 0 or (value > 1 and value != int(value)):
-                raise BadInput(
-                    f"found {name} = {value!r}, expected a number of neurons or a share of them "
-                    "between 0 and 1."
-                )
-        if self.chunk_tokens < 1:
-            raise BadInput(f"found chunk_tokens = {self.chunk_tokens}, expected at least 1.")
+from surgeon.settings.nopsd import NopsdReadings as Readings
+from surgeon.settings.nopsd import Selection
 
 
 def budget(amount: float, n: int) -> int:
@@ -175,30 +138,16 @@ def gather(sets: Sequence[np.ndarray], n_neurons: int) -> Sets:
 
 # ---------------------------------------------------------------- Algorithm 1, stage 2: selection
 
-SELECTIONS = ("bottom", "top", "band", "all", "random")
 
-
-def select(
-    consensus_N: np.ndarray,
-    how: str,
-    *,
-    share: float = 0.2,
-    band: tuple[float, float] = (0.4, 0.6),
-    seed: int = 0,
-) -> np.ndarray:
+def select(consensus_N: np.ndarray, selection: Selection, *, seed: int = 0) -> np.ndarray:
     """Positions, ascending, of the questions to train on; always at least one.
 
     `bottom` and `top` keep `share` of the pool with the smallest and largest s(x); `band` those
     between two shares of the ranking; `random` as many as `bottom`, drawn with `seed`; `all` all.
     """
-    if how not in SELECTIONS:
-        raise BadInput(f"found the selection {how!r}, expected one of {', '.join(SELECTIONS)}.")
-    if not 0 < share <= 1:
-        raise BadInput(f"found the share {share}, expected above 0 and at most 1.")
-    if not 0 <= band[0] < band[1] <= 1:
-        raise BadInput(f"found the band {band}, expected two shares in ascending order.")
+    how, band = selection.select, selection.band
     N = len(consensus_N)
-    count = max(1, round(share * N))
+    count = max(1, round(selection.share * N))
     order_N = np.argsort(consensus_N, kind="stable")
     if how == "band":
         first = min(round(band[0] * N), N - 1)

@@ -17,62 +17,53 @@ CORRECT = [[True, True, False, False], [True, False, True, False], [False, False
 
 
 def test_avg_at_k_is_the_mean_accuracy_of_a_sample():
-    """Shares 2/4, 2/4 and 0: 1/3."""
+    """Shares 2/4, 2/4 and 0; a prompt without samples has none."""
     assert metrics.accuracy_by_prompt(CORRECT).tolist() == [0.5, 0.5, 0.0]
-    assert metrics.avg_at_k(CORRECT) == pytest.approx(1 / 3)
-    assert metrics.pass_at_1(CORRECT) == metrics.avg_at_k(CORRECT)
+    assert np.isnan(metrics.accuracy_by_prompt([[True], []])).tolist() == [False, True]
 
 
 def test_maj_at_k_counts_a_tie_as_the_chance_of_a_right_draw():
     """7 wins and is right: 1. 1 and 2 tie, one of them right: 1/2. 5 wins and is wrong: 0."""
     assert metrics.majority_by_prompt(ANSWERS, CORRECT).tolist() == [1.0, 0.5, 0.0]
-    assert metrics.maj_at_k(ANSWERS, CORRECT) == 0.5
 
 
-def test_maj_at_k_without_any_answer_is_wrong():
-    assert metrics.maj_at_k([[None, None]], [[False, False]]) == 0.0
+def test_maj_at_k_without_any_answer_is_wrong_and_without_samples_nan():
+    assert metrics.majority_by_prompt([[None, None]], [[False, False]]).tolist() == [0.0]
+    assert np.isnan(metrics.majority_by_prompt([[]], [[]])).all()
 
 
 def test_maj_at_k_refuses_samples_without_a_verdict():
     with pytest.raises(ValueError, match="shorter"):
-        metrics.maj_at_k([["1", "2"]], [[True]])
+        metrics.majority_by_prompt([["1", "2"]], [[True]])
 
 
 def test_agreement_counts_truncated_samples_as_samples():
     """2, 2 and 1 votes of 4 each."""
     assert metrics.agreement_by_prompt([*ANSWERS, [None]]).tolist() == [0.5, 0.5, 0.25, 0.0]
-    assert metrics.agreement(ANSWERS) == pytest.approx(1.25 / 3)
-
-
-def test_prompts_without_samples_are_left_out_of_the_means():
-    assert metrics.avg_at_k([[True], []]) == 1.0
-    assert metrics.maj_at_k([["1"], []], [[True], []]) == 1.0
-    assert metrics.agreement([["1"], []]) == 1.0
-    assert metrics.ece([["1"], []], [[True], []]) == 0.0
-
-
-def test_nothing_to_average_is_nan():
-    for value in (
-        metrics.avg_at_k([]), metrics.maj_at_k([], []), metrics.agreement([]), metrics.ece([], []),
-        metrics.pass_at_1([[]]), metrics.calibration_error([], []),
-    ):  # fmt: skip
-        assert math.isnan(value)
+    assert np.isnan(metrics.agreement_by_prompt([[]])).all()
 
 
 # ---------------------------------------------------------------- ECE
 
 
+def ece(confidence_P, right_P, bins: int = 15) -> float:
+    gap_PX = metrics.calibration_gaps(np.array(confidence_P), np.array(right_P), bins=bins)
+    return float(np.abs(gap_PX.mean(axis=0)).sum())
+
+
 def test_ece_by_hand():
     """Confidences .5, .5 and .25 with accuracies 1, .5 and 0. Bins of 1/15: .5 is in (7/15, 8/15]
     with mean accuracy .75, .25 in (3/15, 4/15]: (2 * .25 + 1 * .25) / 3 = .25."""
-    assert metrics.ece(ANSWERS, CORRECT) == pytest.approx(0.25)
+    confidence_P = metrics.agreement_by_prompt(ANSWERS)
+    right_P = metrics.majority_by_prompt(ANSWERS, CORRECT)
+    assert ece(confidence_P, right_P) == pytest.approx(0.25)
 
 
 def test_ece_bins_include_their_upper_end():
     """In two bins, .5 falls with .1 and not with .6: |1 - .6| + |0 - .6| over 3 instead of
     |0 - .1| + |1 - 1.1| over 3. Zero is in the first bin."""
-    assert metrics.calibration_error([0.1, 0.5, 0.6], [0, 1, 0], bins=2) == pytest.approx(1.0 / 3)
-    assert metrics.calibration_error([0.0, 0.5], [0, 0.5], bins=2) == 0.0
+    assert ece([0.1, 0.5, 0.6], [0, 1, 0], bins=2) == pytest.approx(1.0 / 3)
+    assert ece([0.0, 0.5], [0, 0.5], bins=2) == 0.0
 
 
 @pytest.mark.parametrize(("k", "bins"), [(3, 15), (5, 15), (8, 15), (25, 25), (29, 29)])
@@ -82,7 +73,7 @@ def test_ece_puts_a_share_on_an_edge_below_it_despite_rounding(k, bins):
     for votes in range(1, k):
         if votes * bins % k == 0:
             share = votes / k
-            apart = metrics.calibration_error([share, share + 1e-6], [1, 0], bins=bins)
+            apart = ece([share, share + 1e-6], [1, 0], bins=bins)
             assert apart == pytest.approx((1 - share + share + 1e-6) / 2)
 
 
@@ -91,13 +82,13 @@ def test_calibration_gaps_can_be_resampled_like_a_mean():
     gap_PX = metrics.calibration_gaps(np.array([0.5, 0.5, 0.25]), np.array([1.0, 0.5, 0.0]))
     assert gap_PX.shape == (3, 15)
     assert gap_PX[:, 7].tolist() == [0.5, 0, 0] and gap_PX[:, 3].tolist() == [0, 0, -0.25]
-    assert np.abs(gap_PX.mean(axis=0)).sum() == pytest.approx(metrics.ece(ANSWERS, CORRECT))
+    assert np.abs(gap_PX.mean(axis=0)).sum() == pytest.approx(0.25)
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.sampled_from([0.0, 0.5, 1.0])), min_size=1))
 def test_ece_is_between_zero_and_one_and_at_least_the_overall_gap(pairs):
     confidence_P, right_P = (np.array(side) for side in zip(*pairs, strict=True))
-    error = metrics.calibration_error(confidence_P, right_P)
+    error = ece(confidence_P, right_P)
     assert abs(right_P.mean() - confidence_P.mean()) - 1e-9 <= error <= 1
 
 
@@ -214,12 +205,12 @@ def test_bootstrap_leaves_missing_values_out():
         assert all(map(math.isnan, metrics.bootstrap_interval(empty)))
 
 
-def test_paired_bootstrap_sees_a_small_but_steady_difference():
+def test_columns_of_the_same_resamples_see_a_small_but_steady_difference():
     """b is a minus 0.01 for every prompt, both widely spread: the interval of a - b is 0.01."""
-    a_P = np.random.default_rng(0).random(40)
-    low, high = metrics.paired_bootstrap(a_P, a_P - 0.01)
-    assert (low, high) == (pytest.approx(0.01), pytest.approx(0.01))
-    low, high = metrics.paired_bootstrap(a_P, np.random.default_rng(1).random(40))
+    a_P, c_P = np.random.default_rng(0).random(40), np.random.default_rng(1).random(40)
+    means_B3 = metrics.resampled_means(np.stack([a_P, a_P - 0.01, c_P], axis=1))
+    assert metrics.percentile_interval(means_B3[:, 0] - means_B3[:, 1]) == pytest.approx(0.01)
+    low, high = metrics.percentile_interval(means_B3[:, 0] - means_B3[:, 2])
     assert low < 0 < high
 
 
@@ -230,9 +221,6 @@ def test_many_candidates_at_once_equal_one_by_one():
     for c, s in np.ndindex(4, 3):
         alone = metrics.bootstrap_interval(values_PCS[:, c, s], seed=5)
         assert ends_CS2[c, s] == pytest.approx(alone)
-        pair = metrics.paired_bootstrap(values_PCS[:, c, s], values_PCS[:, 1, s], seed=5)
-        against = metrics.percentile_interval(means_BCS[:, c, s] - means_BCS[:, 1, s])
-        assert against == pytest.approx(pair)
 
 
 def test_bootstrap_of_twenty_candidates_and_eight_scores_is_fast():
@@ -249,7 +237,5 @@ def test_consistency_averages_over_every_window_of_samples():
     assert metrics.consistency_by_prompt(answers, correct, 2)[0] == pytest.approx(
         (0.5 + 0 + 0 + 1) / 4
     )
-    assert metrics.consistency_by_prompt(answers, correct, 1)[0] == metrics.avg_at_k(correct)
-    assert metrics.consistency_by_prompt(answers, correct, 4)[0] == metrics.maj_at_k(
-        answers, correct
-    )
+    assert metrics.consistency_by_prompt(answers, correct, 1)[0] == 0.25
+    assert metrics.consistency_by_prompt(answers, correct, 4)[0] == 0.0

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from surgeon import nopsd
 from surgeon.errors import BadInput
 from surgeon.nopsd import Readings, contribution_set, gather, nearest, reverse_kl, select
+from surgeon.settings.nopsd import Selection
 
 
 def scores(*tokens: list[list[float]]) -> torch.Tensor:
@@ -105,33 +106,35 @@ def test_readings_outside_their_range_are_refused_by_name(wrong):
     ("how", "expected"), [("bottom", [1, 4]), ("top", [0, 2]), ("all", [0, 1, 2, 3, 4])]
 )
 def test_selection_by_rank(how, expected):
-    assert select(np.array([9, 1, 8, 5, 3]), how, share=0.4).tolist() == expected
+    assert select(np.array([9, 1, 8, 5, 3]), Selection(select=how, share=0.4)).tolist() == expected
 
 
 def test_band_is_between_two_shares_of_the_ranking():
     """Ranked: 1 (s=1), 4 (3), 3 (5), 2 (8), 0 (9); shares .2 to .6 are places 1 and 2."""
-    assert select(np.array([9, 1, 8, 5, 3]), "band", band=(0.2, 0.6)).tolist() == [3, 4]
+    band = Selection(select="band", band=(0.2, 0.6))
+    assert select(np.array([9, 1, 8, 5, 3]), band).tolist() == [3, 4]
 
 
 def test_equal_consensus_is_taken_in_the_pools_order_and_never_too_much():
-    assert select(np.zeros(10), "bottom", share=0.2).tolist() == [0, 1]
-    assert select(np.zeros(3), "bottom", share=0.01).tolist() == [0]
+    assert select(np.zeros(10), Selection(share=0.2)).tolist() == [0, 1]
+    assert select(np.zeros(3), Selection(share=0.01)).tolist() == [0]
 
 
 def test_random_selection_follows_the_seed():
     one, again, other = (
-        select(np.arange(100), "random", share=0.3, seed=s).tolist() for s in (1, 1, 2)
+        select(np.arange(100), Selection(select="random", share=0.3), seed=s).tolist()
+        for s in (1, 1, 2)
     )
     assert one == again != other
     assert len(set(one)) == 30
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"how": "best"}, {"share": 0}, {"share": 1.5}, {"band": (0.6, 0.4)}]
+    "wrong", [{"select": "best"}, {"share": 0}, {"share": 1.5}, {"band": (0.6, 0.4)}]
 )
 def test_wrong_selections_are_refused(wrong):
     with pytest.raises(BadInput):
-        select(np.arange(5), **{"how": "bottom", **wrong})
+        Selection(**wrong)
 
 
 # --- Eq. 5 and 6

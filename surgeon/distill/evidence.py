@@ -23,6 +23,7 @@ from surgeon.distill.plan import Plan
 from surgeon.errors import BadInput
 from surgeon.live.architecture import head_of
 from surgeon.progress import bar
+from surgeon.settings.nopsd import Selection
 from surgeon.traces import Prompt, Sampling, Trace, append, encode, read_traces, sample
 from surgeon.training import response_states, sequences, unembedding
 
@@ -210,9 +211,10 @@ def choose(plan: Plan, consensus_N: np.ndarray, work: Path) -> list[int]:
     """Positions of the questions to train on; writes `selection.json`."""
     settings = plan.settings
     chosen = nopsd.select(
-        consensus_N, settings["select"], share=settings["share"],
-        band=tuple(settings["band"]), seed=plan.schedule.seed,
-    ).tolist()  # fmt: skip
+        consensus_N,
+        Selection(select=settings["select"], share=settings["share"], band=tuple(settings["band"])),
+        seed=plan.schedule.seed,
+    ).tolist()
     if plan.accelerator.is_main_process:
         lineage.write_json(
             work / "selection.json",

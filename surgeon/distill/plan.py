@@ -12,6 +12,7 @@ from surgeon.answers import parse_extractor
 from surgeon.checkpoint import Checkpoint, placement
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
+from surgeon.settings.nopsd import Selection
 from surgeon.traces import Prompt, Sampling, encode, read_prompts
 from surgeon.training import PARALLEL, Schedule, Tuning
 
@@ -138,7 +139,7 @@ def prepare(
     select = select or ("bottom" if method == "nopsd" else "all")
     for name, value, allowed in (
         ("method", method, METHODS), ("context", context, CONTEXTS), ("ema", ema, EMAS),
-        ("parallel", parallel, PARALLEL), ("select", select, nopsd.SELECTIONS),
+        ("parallel", parallel, PARALLEL),
     ):  # fmt: skip
         if value not in allowed:
             raise BadInput(f"{name} is {value!r}, expected one of: {', '.join(allowed)}.")
@@ -156,7 +157,7 @@ def prepare(
         raise BadInput(f"method {method!r} needs TRL: pip install 'surgeon[trl]'")
     if len(band) != 2:
         raise BadInput(f"band is {list(band)}; it must be two shares, such as 0.4 and 0.6.")
-    nopsd.select(_THREE, select, share=share, band=(band[0], band[1]))
+    Selection(select=select, share=share, band=(band[0], band[1]))  # pyright: ignore
     readings = nopsd.Readings(
         sets=sets, activation=activation, top_global=top_global, top_layer=top_layer,  # pyright: ignore
         chunk_tokens=chunk_tokens, demonstration=demonstration, loss=loss,  # pyright: ignore
@@ -209,10 +210,6 @@ def prepare(
         opened, prompts, prompt_ids, readings, tuned, schedule, sampling, rollout, room, extract,
         accelerator, where, kind, settings, inputs,
     )  # fmt: skip
-
-
-_THREE: Any = [0, 1, 2]
-"""Ranks to try a selection's arguments on."""
 
 
 def require_budget(checkpoint: Checkpoint, readings: nopsd.Readings) -> None:

@@ -7,7 +7,7 @@ from surgeon.settings.schema import Count, Positive, Probability, Share, setting
 
 
 @settings
-class Readings:
+class NopsdReadings:
     """The method's free choices."""
 
     sets: Literal["main", "appendix"] = "main"
