@@ -43,7 +43,8 @@ from surgeon.answers import (
 )
 from surgeon.checkpoint import placement
 from surgeon.errors import BadInput
-from surgeon.families import Subject, live, subjects
+from surgeon.families import Subject, subjects
+from surgeon.live.families import live
 from surgeon.progress import bar
 from surgeon.traces import Prompt, Sampling, Trace, append, read_prompts, read_traces, sample
 

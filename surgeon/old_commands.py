@@ -78,34 +78,6 @@ ANSWER = option(
 BATCH = option("--batch", type=int, default="0", help="Responses decoded at once; 0: by memory.")
 
 
-@cli.command("merge-sweep")
-@click.argument("a", required=False)
-@click.argument("b", required=False)
-@OUT
-@option("--method", multiple=True, default="slerp", help="slerp or linear; may be repeated.")
-@option(
-    "--ratios",
-    default="0.05:0.95:0.05",
-    metavar="START:STOP:STEP",
-    help="Shares of B, or a comma list; 0 and 1 (A and B) always belong to the family.",
-)
-@option("--config", metavar="FILE", help="A family of any mergekit config: merges/*.yaml.")
-@option("--virtual", is_flag=True, help="Write only the description; merge in memory when used.")
-@option("--dry-run", is_flag=True, help="Print the checks and the plan; write nothing.")
-@option("--dtype", metavar="DTYPE", help="Dtype of the merged weights; by default A's.")
-@option("--template", default="first", help="Whose chat template: first or second.")
-@option("--generation", default="first", help="Whose generation config: first or second.")
-@option(
-    "--tokenizer",
-    metavar="SIDE",
-    help="Whose tokenizer: first or second; needed only where the vocabularies differ.",
-)
-@configurable
-def merge_sweep(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
-    """Merge checkpoints A and B into a family of candidates between them."""
-    call("merge-sweep", recipe, settings, given)
-
-
 @cli.command("rank")
 @click.argument("checkpoints", nargs=-1, metavar="CHECKPOINT|FAMILY...")
 @option("--mini-set", metavar="FILE", help="Unlabelled prompts: JSONL, Parquet, or a datasets id.")

@@ -21,28 +21,22 @@ from surgeon.families import (
     Candidate,
     Choices,
     Family,
-    Materialiser,
-    Mix,
-    candidate_digest,
-    coefficients,
-    cosine,
+    candidate_files,
+    cosines,
     description,
-    family_cosines,
-    live,
+    methods,
     mixing,
     open_checkpoint,
-    plain_merge,
-    plain_mix,
-    smoke_test,
     subjects,
-    units,
-    write_family,
     write_out,
-    write_side_files,
-    write_weights,
-    writing,
 )
-from surgeon.merge import engine
+from surgeon.families.candidate_files import write_side_files, write_weights
+from surgeon.families.config import plain_merge, plain_mix
+from surgeon.families.cosines import cosine, cosines_between, merge_groups
+from surgeon.families.description import candidate_digest, write_family
+from surgeon.families.methods import Mix, recipe
+from surgeon.live.families import Materialiser, live, smoke_test
+from surgeon.merge import mergekit
 
 ARCHITECTURES = ["qwen3", "qwen3_moe", "mixtral", "phi3", "gemma2", "gemma3_text", "olmo2", "glm4"]
 MIXES = [Mix("slerp", 0.3), Mix("slerp", 0.5), Mix("linear", 0.3), Mix("linear", 0.7)]
@@ -83,10 +77,10 @@ def describe(root: Path, a: Path, b: Path, mixes: list[Mix], dtype: str | None =
     first, second = (
         Candidate(end.path.name, float(i), {}, end.path, end.digest) for i, end in enumerate(ends)
     )
-    cosines = family_cosines(*ends, dtype)
+    angles = cosines_between(*ends, dtype)
     family = Family(
         root, root.name, ends, digests, ("slerp", "linear"), dtype,
-        (first, *candidates, second), cosines=cosines,
+        (first, *candidates, second), cosines=angles,
     )  # fmt: skip
     write_family(family)
     description.write_cosines(family, torch.get_num_threads())
@@ -106,11 +100,11 @@ def write_all(family: Family, root: Path) -> dict[str, Path]:
 
 
 def by_mergekit(family: Family, candidate: Candidate, out: Path) -> Path:
-    mergekit = engine._mergekit()
-    mergekit.io.tasks.LoaderCache().loaders.clear()
-    config = engine._configuration(candidate.merge, family, {})
-    options = mergekit.merge.MergeOptions(write_model_card=False, quiet=True)
-    mergekit.merge.run_merge(config, str(out), options)
+    package = mergekit._mergekit()
+    package.io.tasks.LoaderCache().loaders.clear()
+    config = mergekit._configuration(candidate.merge, family, {})
+    options = package.merge.MergeOptions(write_model_card=False, quiet=True)
+    package.merge.run_merge(config, str(out), options)
     return out
 
 
@@ -178,7 +172,7 @@ def test_experts_are_one_unit_with_one_angle_and_keep_the_hubs_names(
     make_checkpoint, tmp_path: Path
 ) -> None:
     a = make_checkpoint(tmp_path / "a", "qwen3_moe", tied=False)
-    found = {unit.key: unit.names for unit in units(Checkpoint.open(a))}
+    found = {group.key: group.names for group in merge_groups(Checkpoint.open(a))}
     key = "model.layers.0.mlp.experts.gate_up_proj"
     assert len(found[key]) == 8
     assert found[key][:2] == (
@@ -269,8 +263,8 @@ def test_slerp_is_the_textbook_formula_to_rounding(
     generator = torch.Generator().manual_seed(seed)
     a, b = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
     measured = cosine(a, b)
-    recipe = coefficients(Mix("slerp", t), measured, dtype)
-    (chunk,) = mixing.mixed(a.reshape(-1), b.reshape(-1), [recipe], dtype, mixing.Scratch())
+    of_t = recipe(Mix("slerp", t), measured, dtype)
+    (chunk,) = mixing.mixed(a.reshape(-1), b.reshape(-1), [of_t], dtype, mixing.Scratch())
     x, y = a.double(), b.double()
     dot = (x * y).sum() / (x.norm() * y.norm()).clamp_min(1e-30)
     theta = torch.acos(dot.clamp(-1, 1))
@@ -285,9 +279,9 @@ def test_slerp_is_the_textbook_formula_to_rounding(
 
 def test_parallel_and_zero_tensors_fall_back_to_linear() -> None:
     x = torch.arange(1.0, 9.0)
-    assert mixing.falls_back(cosine(x, 2 * x)) and mixing.falls_back(cosine(x, -x))
-    assert not mixing.falls_back(cosine(torch.zeros(8), x))  # mergekit takes the dot as 0
-    assert coefficients(Mix("slerp", 0.25), 1.0, torch.float32)[1:3] == (0.75, 0.25)
+    assert methods.falls_back(cosine(x, 2 * x)) and methods.falls_back(cosine(x, -x))
+    assert not methods.falls_back(cosine(torch.zeros(8), x))  # mergekit takes the dot as 0
+    assert recipe(Mix("slerp", 0.25), 1.0, torch.float32).coefficients == (0.75, 0.25)
 
 
 def literal_cosine(v0: torch.Tensor, v1: torch.Tensor, n: int = 1 << 20) -> float:
@@ -312,7 +306,7 @@ def test_the_cosine_has_every_bit_of_mergekits_whatever_the_thread_count(
     dtype: torch.dtype, n_threads: int
 ) -> None:
     torch.manual_seed(0)
-    a = torch.randn(mixing.ANGLE_CHUNK + 123457).to(dtype)
+    a = torch.randn(cosines.ANGLE_CHUNK + 123457).to(dtype)
     b = (a.float() + 0.1 * torch.randn(a.shape)).to(dtype)
     with threads(n_threads):
         assert cosine(a, b) == literal_cosine(a, b)
@@ -359,7 +353,7 @@ def test_integer_buffers_are_copied_and_every_tensor_is_aligned(
     made = stored(path)
     assert made["odd"].tolist() == [1, 2, 3] and made["wide"].item() == 7
     assert made["scalar"].item() == 0.5 and made["empty"].shape == (0, 4)
-    plan = writing.layout(family.endpoints[0], "model.safetensors", None)
+    plan = candidate_files.layout(family.endpoints[0], "model.safetensors", None)
     for name, offset in plan.offset.items():
         assert offset % made[name].element_size() == 0
     with safe_open(path / "model.safetensors", framework="pt") as file:
@@ -464,7 +458,7 @@ def test_a_family_can_be_moved_with_its_endpoints(
     [
         (lambda f: (f / "family.json").unlink(), "has no family.json. Make one"),
         (lambda f: (f / "family.json").write_text("{"), "can't be read as JSON"),
-        (lambda f: (f / "family.json").write_text("{}"), "is not a family description"),
+        (lambda f: (f / "family.json").write_text("{}"), "found name unusable"),
         (lambda f: (f.parent / "a").rename(f.parent / "gone"), "needs the endpoint a at .* gone"),
     ],
 )

@@ -20,9 +20,11 @@ import surgeon.merge
 from surgeon import lineage
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
-from surgeon.families import Family, falls_back, live, subjects, write_out
+from surgeon.families import Family, subjects, write_out
+from surgeon.families.methods import falls_back
+from surgeon.live.families import live
 from surgeon.merge import preflight, sweep
-from surgeon.merge.plan import from_config, parse_ratios
+from surgeon.merge.members import from_config, parse_ratios
 
 MERGES = Path(__file__).parent.parent / "merges"
 Pair = tuple[Path, Path]
@@ -266,9 +268,9 @@ def test_the_share_of_tensors_that_fall_back_is_counted(pico_pair: Pair, tmp_pat
         for k in a
     ]
     linear = [falls_back(float(c)) for c in near]
-    assert report.fallback is not None and 0 < sum(linear) < len(a)
-    assert report.fallback[:2] == (sum(linear), len(a))
-    assert report.fallback.parameters == sum(
+    assert report.plan.fallback is not None and 0 < sum(linear) < len(a)
+    assert report.plan.fallback[:2] == (sum(linear), len(a))
+    assert report.plan.fallback.parameters == sum(
         t.numel() for t, is_linear in zip(a.values(), linear, strict=True) if is_linear
     )
 
@@ -458,12 +460,15 @@ def test_an_architecture_nobody_knows_is_refused_by_name(pico_pair: Pair, tmp_pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "ties"}, "'ties' is none of slerp, linear"),
+        (
+            {"method": "ties"},
+            "found method = ties, expected one of: slerp, linear;",
+        ),
         ({"method": ("slerp", "slerp")}, "each of them once"),
         ({"method": ()}, "methods none"),
-        ({"dtype": "int8"}, "dtype 'int8' is none of"),
-        ({"template": "third"}, "template 'third' is none of first, second"),
-        ({"engine": "slow"}, "engine 'slow' is none of fast, mergekit"),
+        ({"dtype": "int8"}, "found dtype = int8, expected one of: float64"),
+        ({"template": "third"}, "found template = third, expected one of: first, second"),
+        ({"engine": "slow"}, "found engine = slow, expected one of: fast, mergekit"),
         ({"engine": "mergekit", "virtual": True}, "can't be virtual"),
         ({"config": "no.yaml"}, r"no\.yaml is not a file"),
     ],
@@ -503,7 +508,7 @@ def test_differences_are_said_aloud_and_choices_recorded(pico_pair: Pair, tmp_pa
     edit_json(b / "tokenizer_config.json", eos_token="<pad>")
     edit_json(b / "config.json", rms_norm_eps=0.1)
     report = run(pico_pair, tmp_path / "f", template="second")
-    text = "\n".join(report.notices)
+    text = "\n".join(report.plan.notices)
     assert "chat templates differ between a and b, first in line 1" in text
     assert "candidates take the template of b (--template)" in text
     assert "generation configs differ between a and b: temperature (None and 0.6)" in text
@@ -518,7 +523,7 @@ def test_differences_are_said_aloud_and_choices_recorded(pico_pair: Pair, tmp_pa
 
 
 def test_equal_endpoints_give_no_notice(pico_pair: Pair, tmp_path: Path) -> None:
-    assert run(pico_pair, tmp_path / "f", dry_run=True).notices == ()
+    assert run(pico_pair, tmp_path / "f", dry_run=True).plan.notices == ()
 
 
 def test_an_explicit_tokenizer_accepts_vocabularies_that_differ(
@@ -526,7 +531,7 @@ def test_an_explicit_tokenizer_accepts_vocabularies_that_differ(
 ) -> None:
     other_word(pico_pair[1])
     report = run(pico_pair, tmp_path / "f", tokenizer="second")
-    assert "candidates take the tokenizer of b" in report.notices[0]
+    assert "candidates take the tokenizer of b" in report.plan.notices[0]
     written = Checkpoint.open(tmp_path / "f" / "slerp-0.5")
     assert preflight.vocabulary(written) == preflight.vocabulary(Checkpoint.open(pico_pair[1]))
 

@@ -6,7 +6,7 @@ weights, models that need code from their repository.
 """
 
 from surgeon.checkpoint.card import card, fenced, markdown_table
-from surgeon.checkpoint.config import context_of, d_ff_of
+from surgeon.checkpoint.config import config_differences, context_of, d_ff_of
 from surgeon.checkpoint.directory import (
     INDEX,
     SINGLE,
@@ -33,6 +33,7 @@ __all__ = [
     "TensorInfo",
     "adapter_digest",
     "card",
+    "config_differences",
     "context_of",
     "copy_range",
     "d_ff_of",

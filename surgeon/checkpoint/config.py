@@ -3,8 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+from surgeon import lineage
+
 UNLIMITED = 1 << 30
 """Tokens: the context of a model whose config sets no limit."""
+COSMETIC = (
+    "_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "bos_token_id",
+    "eos_token_id", "pad_token_id", "architectures", "max_position_embeddings",
+)  # fmt: skip
+"""Keys that don't change what a model computes from given weights and positions."""
 RESCALED = ("longrope", "dynamic")
 """Kinds of rotary embeddings that change once any row of a batch passes the original length."""
 
@@ -31,3 +38,16 @@ def d_ff_of(config: Mapping[str, Any]) -> int:
     units = config.get("moe_intermediate_size") or config["intermediate_size"]
     # A few layers of such a model may be dense; keys must have room for the wider kind.
     return max(int(experts) * int(units), int(config.get("intermediate_size") or 0))
+
+
+def config_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """A line for each key of two configs that changes what the weights compute."""
+    return lineage.differences(_computing(a), _computing(b))
+
+
+def _computing(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _computing(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in COSMETIC
+    }

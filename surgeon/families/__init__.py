@@ -1,72 +1,34 @@
-"""Families of merged checkpoints: what `family.json` says, and its candidates made real.
+"""Families of merged checkpoints: what `family.json` says, and its candidates made real on disk.
 
-`mixing` has the arithmetic (bit-equal to mergekit), `description` the file, `writing` the streaming
-writer, `live` the one model in memory that becomes each candidate in turn.
+subjects         what every verb takes: checkpoints, families spread into their candidates
+description      the family, its candidates, and the file that says so
+config           mergekit's configs
+methods          the merge methods that are computed here, a row each
+mixing           two checkpoints mixed chunk by chunk, bit-equal to mergekit
+cosines          the angle between two checkpoints, tensor by tensor
+candidate_files  the files of written candidates
+
+Verbs that take checkpoints need the names below; `merge`, which makes families, takes the modules.
+The one model in memory that becomes each candidate in turn is `surgeon.live.families`.
 """
 
-from surgeon.families.description import (
-    COSINES,
-    FILE,
-    Candidate,
-    Choices,
-    Family,
-    candidate_digest,
-    label,
-    mergekit_yaml,
-    plain_merge,
-    plain_mix,
-    write_cosines,
-    write_family,
-)
-from surgeon.families.live import (
-    Materialiser,
-    Subject,
-    config_differences,
-    live,
-    open_checkpoint,
-    smoke_test,
-    subjects,
-    write_out,
-)
-from surgeon.families.mixing import Mix, coefficients, cosine, falls_back, mixed, units
-from surgeon.families.writing import (
-    begin_candidate,
-    candidate_bytes,
-    family_cosines,
-    write_side_files,
-    write_weights,
-)
+from surgeon.families import candidate_files, config, cosines, description, methods, mixing
+from surgeon.families.description import Candidate, Choices, Family, label
+from surgeon.families.subjects import Subject, open_checkpoint, subjects, write_out
 
 __all__ = [
-    "COSINES",
-    "FILE",
     "Candidate",
     "Choices",
     "Family",
-    "Materialiser",
-    "Mix",
     "Subject",
-    "begin_candidate",
-    "candidate_bytes",
-    "candidate_digest",
-    "coefficients",
-    "config_differences",
-    "cosine",
-    "falls_back",
-    "family_cosines",
+    "candidate_files",
+    "config",
+    "cosines",
+    "description",
     "label",
-    "live",
-    "mergekit_yaml",
-    "mixed",
+    "methods",
+    "mixing",
     "open_checkpoint",
-    "plain_merge",
-    "plain_mix",
-    "smoke_test",
     "subjects",
-    "units",
-    "write_cosines",
-    "write_family",
     "write_out",
-    "write_side_files",
-    "write_weights",
 ]

@@ -17,15 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from surgeon import lineage
-from surgeon.checkpoint import FLOAT_NAMES, Checkpoint, hub_id, read_json, resolve
+from surgeon import artifact, lineage
+from surgeon.checkpoint import Checkpoint, hub_id, read_json, resolve
 from surgeon.errors import BadInput
-from surgeon.families.mixing import METHODS, Mix
+from surgeon.families.config import plain_mix, with_models
+from surgeon.families.methods import Mix
 
 FILE = "family.json"
 COSINES = "cosines.json"
-MODEL_KEYS = ("model", "base_model", "tokenizer_source", "source")
-"""Keys of a mergekit config whose value names a model."""
 Side = Literal["first", "second"]
 
 
@@ -38,6 +37,52 @@ class Choices(NamedTuple):
 
 
 OF_THE_FIRST = Choices()
+
+
+# --- the file -------------------------------------------------------------------------------------
+
+
+@artifact.part
+class EndpointEntry:
+    """An endpoint in `family.json`."""
+
+    name: str
+    spec: str
+    path: str | None
+    """Relative to the family; None for what comes with the package."""
+    digest: str
+
+
+@artifact.part
+class CandidateEntry:
+    """A candidate in `family.json`."""
+
+    name: str
+    ratio: float | None
+    merge: dict[str, Any]
+    path: str | None
+    """Relative to the family; None for endpoints and virtual candidates."""
+    written: bool
+    digest: str
+
+
+@artifact.artifact(FILE)
+class Description:
+    """The content of `family.json`."""
+
+    out: artifact.Out
+    already: artifact.Already = False
+    name: str
+    methods: tuple[str, ...]
+    dtype: str | None
+    choices: dict[str, Side]
+    seed: int
+    others: dict[str, str]
+    endpoints: tuple[EndpointEntry, ...]
+    candidates: tuple[CandidateEntry, ...]
+
+
+# --- the values -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -85,37 +130,76 @@ class Family:
     others: dict[str, str] = field(default_factory=dict)
     """Further models that the merge configs name: what the config calls them -> digest."""
     cosines: dict[str, float] = field(default_factory=dict, repr=False)
-    """Unit key -> cosine between the endpoints; filled for families with SLERP candidates."""
+    """Merge group -> cosine between the endpoints; for methods that mix by the angle."""
 
     @classmethod
     def open(cls, path: str | Path) -> "Family":
         """Read a family from its directory or `family.json`; raises `BadInput`."""
-        given = Path(path)
-        root = given.parent if given.name == FILE else given
-        file = root / FILE
-        if not file.is_file():
+        path = Path(path)
+        root = path.parent if path.name == FILE else path
+        if not (root / FILE).is_file():
             raise BadInput(_why_no_family(root))
-        text = read_json(file)
-        try:
-            endpoints = tuple(_open_endpoint(root, e) for e in text["endpoints"])
-            digests = tuple(e["digest"] for e in text["endpoints"])
-            return cls(
-                path=root,
-                name=text["name"],
-                endpoints=endpoints,
-                endpoint_digests=digests,
-                methods=tuple(text["methods"]),
-                dtype=text["dtype"],
-                candidates=tuple(_open_candidate(root, endpoints, c) for c in text["candidates"]),
-                choices=Choices(**text["choices"]),
-                seed=text["seed"],
-                others=text["others"],
-                cosines=read_cosines(root / COSINES, digests),
-            )
-        except (KeyError, TypeError) as error:
-            raise BadInput(
-                f"{file} is not a family description ({error!r}). Make it with: surgeon merge-sweep"
-            ) from error
+        return cls.of(artifact.read(Description, root))
+
+    @classmethod
+    def of(cls, described: Description) -> "Family":
+        """The family that a `family.json` describes; raises `BadInput` for a place that is gone."""
+        root, digests = described.out, tuple(entry.digest for entry in described.endpoints)
+        endpoints = tuple(_open_endpoint(root, entry) for entry in described.endpoints)
+        return cls(
+            path=root,
+            name=described.name,
+            endpoints=endpoints,
+            endpoint_digests=digests,
+            methods=described.methods,
+            dtype=described.dtype,
+            candidates=tuple(_open_candidate(root, endpoints, e) for e in described.candidates),
+            choices=Choices(**described.choices),
+            seed=described.seed,
+            others=described.others,
+            cosines=read_cosines(root / COSINES, digests),
+        )
+
+    def described(self) -> Description:
+        """The content of the family's `family.json`."""
+        names = [label(endpoint) for endpoint in self.endpoints]
+        ends = zip(names, self.endpoints, self.endpoint_digests, strict=True)
+        return Description(
+            out=self.path,
+            name=self.name,
+            methods=self.methods,
+            dtype=self.dtype,
+            choices=self.choices._asdict(),
+            seed=self.seed,
+            others=self.others,
+            endpoints=tuple(
+                EndpointEntry(name=name, spec=c.spec, path=_portable(c, self.path), digest=digest)
+                for name, c, digest in ends
+            ),
+            candidates=tuple(
+                CandidateEntry(
+                    name=candidate.name,
+                    ratio=candidate.ratio,
+                    merge=candidate.merge,
+                    path=candidate.name if candidate.merge and candidate.path else None,
+                    written=candidate.path is not None,
+                    digest=candidate.digest,
+                )
+                for candidate in self.candidates
+            ),
+        )
+
+    @property
+    def endpoint_names(self) -> tuple[str, str]:
+        """The endpoints' names as the family's candidates carry them."""
+        first, last = label(self.endpoints[0]), label(self.endpoints[-1])
+        return (first, last) if first != last else (f"{first}-a", f"{last}-b")
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Name -> digest of everything the candidates are made of."""
+        ends = dict(zip(self.endpoint_names, self.endpoint_digests, strict=True))
+        return ends | {Path(spec).name: digest for spec, digest in self.others.items()}
 
     @property
     def method(self) -> str:
@@ -165,80 +249,9 @@ def candidate_digest(merge: dict[str, Any], family: Family) -> str:
     return lineage.digest_of(recipe)
 
 
-def plain_merge(mix: Mix, dtype: str | None) -> dict[str, Any]:
-    """The mergekit config of a SLERP or linear candidate."""
-    if mix.method == "slerp":
-        merge: dict[str, Any] = {
-            "merge_method": "slerp",
-            "base_model": "a",
-            "models": [{"model": "a"}, {"model": "b"}],
-            "parameters": {"t": mix.t},
-        }
-    else:
-        merge = {
-            "merge_method": "linear",
-            "models": [
-                {"model": "a", "parameters": {"weight": 1 - mix.t}},
-                {"model": "b", "parameters": {"weight": mix.t}},
-            ],
-        }
-    return merge if dtype is None else {**merge, "dtype": dtype}
-
-
-def plain_mix(merge: dict[str, Any]) -> Mix | None:
-    """The mix a mergekit config amounts to, or None when the fast path doesn't cover it.
-
-    Covered: SLERP with one number for `t`, and linear with weights that sum to 1, over the whole
-    models `a` and `b`.
-    """
-    method, dtype = merge.get("merge_method"), merge.get("dtype")
-    t: Any = None
-    if method == "slerp":
-        t = (merge.get("parameters") or {}).get("t")
-    elif method == "linear":
-        models = merge.get("models") or []
-        t = ((models[-1].get("parameters") or {}) if models else {}).get("weight")
-    if method not in METHODS or isinstance(t, bool) or not isinstance(t, int | float):
-        return None
-    mix = Mix(method, float(t))
-    fast = plain_merge(mix, dtype)
-    same = merge == fast or (method == "slerp" and merge == {**fast, "models": [{"model": "b"}]})
-    return mix if same and 0 <= mix.t <= 1 and (dtype is None or dtype in FLOAT_NAMES) else None
-
-
 def write_family(family: Family) -> None:
     """Write `family.json` into the family's directory, atomically."""
-    lineage.write_json(
-        family.path / FILE,
-        {
-            "name": family.name,
-            "methods": family.methods,
-            "dtype": family.dtype,
-            "choices": family.choices._asdict(),
-            "seed": family.seed,
-            "others": family.others,
-            "endpoints": [
-                {
-                    "name": label(endpoint),
-                    "spec": endpoint.spec,
-                    "path": _portable(endpoint, family.path),
-                    "digest": digest,
-                }
-                for endpoint, digest in zip(family.endpoints, family.endpoint_digests, strict=True)
-            ],
-            "candidates": [
-                {
-                    "name": candidate.name,
-                    "ratio": candidate.ratio,
-                    "merge": candidate.merge,
-                    "path": candidate.name if candidate.merge and candidate.path else None,
-                    "written": candidate.path is not None,
-                    "digest": candidate.digest,
-                }
-                for candidate in family.candidates
-            ],
-        },
-    )
+    artifact.write(family.path, family.described())
 
 
 def label(checkpoint: Checkpoint) -> str:
@@ -271,7 +284,7 @@ def from_adapter(endpoint: Checkpoint) -> bool:
 def _why_no_family(root: Path) -> str:
     """The sentence for a place that holds no `family.json`."""
     if root.with_name(root.name + ".partial").is_dir():
-        return f"{root} is not finished: run the same merge-sweep again, it continues."
+        return f"{root} is not finished: run the same merge-sweep again, it resumes."
     if not root.is_dir():
         return (
             f"{root} is not a directory. Make a family with: surgeon merge-sweep A B --out {root}"
@@ -286,77 +299,30 @@ def _portable(endpoint: Checkpoint, root: Path) -> str | None:
     return os.path.relpath(endpoint.path.resolve(), root.resolve())
 
 
-def _open_endpoint(root: Path, entry: dict[str, Any]) -> Checkpoint:
-    if entry["path"] is None:
-        return resolve(entry["spec"])
-    path = Path(os.path.normpath(root.resolve() / entry["path"]))
-    on_hub = hub_id(entry["spec"]) is not None
+def _open_endpoint(root: Path, entry: EndpointEntry) -> Checkpoint:
+    if entry.path is None:
+        return resolve(entry.spec)
+    path = Path(os.path.normpath(root.resolve() / entry.path))
+    on_hub = hub_id(entry.spec) is not None
     if not path.is_dir() and on_hub:
-        return resolve(entry["spec"])
+        return resolve(entry.spec)
     if not path.is_dir():
         raise BadInput(
-            f"{root / FILE} needs the endpoint {entry['name']} at {path}, which is gone. "
+            f"{root / FILE} needs the endpoint {entry.name} at {path}, which is gone. "
             "Put it back, or run merge-sweep again."
         )
     # What the user typed is kept where it says more than the directory does.
-    keep = on_hub or "+" in entry["spec"]
-    return Checkpoint.open(path, entry["spec"] if keep else str(path))
+    keep = on_hub or "+" in entry.spec
+    return Checkpoint.open(path, entry.spec if keep else str(path))
 
 
 def _open_candidate(
-    root: Path, endpoints: tuple[Checkpoint, ...], entry: dict[str, Any]
+    root: Path, endpoints: tuple[Checkpoint, ...], entry: CandidateEntry
 ) -> Candidate:
-    if not entry["merge"]:
-        path: Path | None = endpoints[int(entry["ratio"])].path
+    if not entry.merge:
+        path: Path | None = endpoints[int(entry.ratio or 0)].path
     else:
-        path = root / entry["path"] if entry["written"] else None
+        path = root / entry.path if entry.path else None
     if path is not None and not path.is_dir():
-        raise BadInput(f"{root / FILE} lists {entry['name']}, and {path} is gone.")
-    return Candidate(entry["name"], entry["ratio"], entry["merge"], path, entry["digest"])
-
-
-def with_models(merge: Any, called: dict[str, str]) -> Any:
-    """A mergekit config with its models (`a`, `b`, others) replaced by what `called` says."""
-    if isinstance(merge, dict):
-        return {
-            key: called.get(value, value)
-            if key in MODEL_KEYS and isinstance(value, str)
-            else with_models(value, called)
-            for key, value in merge.items()
-        }
-    return [with_models(value, called) for value in merge] if isinstance(merge, list) else merge
-
-
-def models_in(merge: Any) -> list[str]:
-    """The models a mergekit config names, each once, in order."""
-    found: dict[str, None] = {}
-    if isinstance(merge, dict):
-        for key, value in merge.items():
-            if key in MODEL_KEYS and isinstance(value, str):
-                if value not in ("base", "union"):  # words of `tokenizer_source`
-                    found[value] = None
-            else:
-                found |= dict.fromkeys(models_in(value))
-    elif isinstance(merge, list):
-        for value in merge:
-            found |= dict.fromkeys(models_in(value))
-    return list(found)
-
-
-def mergekit_yaml(family: Family, candidate: Candidate) -> str:
-    """A candidate's mergekit config as text, its models named and digested, never by path."""
-    import yaml
-
-    a, b = model_names(family)
-    head = f"# {a}: {family.endpoint_digests[0]}\n# {b}: {family.endpoint_digests[-1]}\n"
-    called = {"a": a, "b": b}
-    for spec, digest in family.others.items():
-        called[spec] = Path(spec).name
-        head += f"# {Path(spec).name}: {digest}\n"
-    return head + yaml.safe_dump(with_models(candidate.merge, called), sort_keys=False)
-
-
-def model_names(family: Family) -> tuple[str, str]:
-    """The endpoints' names as the family's candidates carry them."""
-    first, second = label(family.endpoints[0]), label(family.endpoints[-1])
-    return (first, second) if first != second else (f"{first}-a", f"{second}-b")
+        raise BadInput(f"{root / FILE} lists {entry.name}, and {path} is gone.")
+    return Candidate(entry.name, entry.ratio, entry.merge, path, entry.digest)

@@ -1,234 +1,268 @@
-"""Which candidates a sweep has: from methods and ratios, or from a merge config.
+"""A merge sweep, checked before a byte is written."""
 
-A merge config is YAML with these keys; several documents (`---`) make one family of several merges:
-
-    merge:                     # mergekit's own config, verbatim; the models `a` and `b` are the
-      merge_method: slerp      # endpoints of the command line, others are paths or hub ids
-      base_model: a
-      models: [{model: a}, {model: b}]
-      parameters:
-        t: ${t}                # where a swept value goes; ${1 - t} is its complement
-    sweep:
-      t: 0.05:0.95:0.05        # start:stop:step, or a list of values: one candidate each
-    endpoints: [A, B]          # optional: used when the command line names none
-
-A list *under `merge:`* keeps mergekit's meaning, a gradient over the layers: it is no sweep.
-Several swept names give every combination. The one called `t` is the candidate's ratio.
-"""
-
-import itertools
-import re
-from decimal import Decimal, InvalidOperation
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import yaml
-
+from surgeon import lineage
+from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.errors import BadInput
-from surgeon.families import Mix, plain_merge, plain_mix
-from surgeon.families.mixing import require_method
+from surgeon.families import (
+    Candidate,
+    Choices,
+    Family,
+    candidate_files,
+    config,
+    cosines,
+    description,
+    label,
+)
+from surgeon.families.methods import METHODS, Mix
+from surgeon.merge import mergekit, preflight
+from surgeon.merge.members import Member, Sweep, from_config, from_methods
+from surgeon.settings.merge_sweep import MergeSweepSettings
 
-LIMIT = 1000
-"""Candidates of one sweep; more is a slip of the keyboard."""
-PLACEHOLDER = re.compile(r"\$\{\s*(1\s*-\s*)?([A-Za-z_]\w*)\s*\}")
-MERGE_KEYS = {"merge", "sweep", "endpoints"}
-
-
-class Member(NamedTuple):
-    """One candidate before it has a digest or a place."""
-
-    name: str
-    ratio: float | None
-    merge: dict[str, Any]
-
-
-class Plan(NamedTuple):
-    """What a sweep makes, and what its lineage records of the request."""
-
-    members: list[Member]
-    request: dict[str, Any]
-    endpoints: tuple[str, str] | None = None
-    """The endpoints a config suggests."""
+VERB = "merge-sweep"
 
 
-def parse_ratios(ratios: str) -> list[Decimal]:
-    """Ratios from `start:stop:step` (inclusive, decimal) or `0.2,0.5`, ascending, each once.
+class SweepPlan(NamedTuple):
+    """What a sweep makes, and all it needs to make it."""
 
-    Raises `BadInput` unless every ratio lies between 0 and 1.
-    """
-    try:
-        if ":" in ratios:
-            start, stop, step = (Decimal(part.strip()) for part in ratios.split(":"))
-            if not (start.is_finite() and stop.is_finite() and step.is_finite()):
-                raise ValueError("not finite")
-            if step <= 0 or start > stop:
-                raise BadInput(
-                    f"ratios {ratios!r}: found step {step} from {start} to {stop}, expected a "
-                    "positive step and start <= stop, as in 0.05:0.95:0.05"
-                )
-            count = int((stop - start) / step) + 1
-            _refuse_too_many(count)
-            values = [start + i * step for i in range(count)]
-        else:
-            values = [Decimal(part.strip()) for part in ratios.split(",")]
-            if not all(value.is_finite() for value in values):
-                raise ValueError("not finite")
-    except BadInput:
-        raise
-    except (ValueError, InvalidOperation) as error:
-        raise BadInput(
-            f"ratios {ratios!r} are neither start:stop:step (0.05:0.95:0.05) nor a list (0.2,0.5)"
-        ) from error
-    outside = [value for value in values if not 0 <= value <= 1]
-    if outside:
-        raise BadInput(f"ratio {outside[0]} lies outside 0 to 1 (0 is the first endpoint)")
-    return sorted(dict.fromkeys(values))
+    settings: MergeSweepSettings
+    family: Family
+    """With its candidates, none written yet, and the cosines its methods need."""
+    others: dict[str, Checkpoint]
+    """Further models that the merge configs name."""
+    by_mergekit: frozenset[str]
+    """Candidates that mergekit writes."""
+    kept: tuple[str, ...]
+    """Candidates that an earlier run wrote."""
+    run: lineage.Run
+    n_bytes: int
+    """Bytes to be added to the disk."""
+    notices: tuple[str, ...]
+    """Differences between the endpoints and what was decided about them."""
+    fallback: preflight.Fallback | None
+    """Where SLERP mixes linearly; None without SLERP."""
 
-
-def plain(value: Decimal) -> str:
-    """A decimal without exponent or trailing zeros: 0.50 -> 0.5."""
-    return f"{value.normalize():f}" if value else "0"
-
-
-def from_methods(methods: tuple[str, ...], ratios: str, dtype: str | None) -> Plan:
-    """The plan of `--method` and `--ratios`; 0 and 1 are left to the endpoints themselves."""
-    for method in methods:
-        require_method(method)
-    if not methods or len(set(methods)) != len(methods):
-        raise BadInput(f"methods {', '.join(methods) or 'none'}: expected each of them once")
-    values = [v for v in parse_ratios(ratios) if 0 < v < 1]
-    members = [
-        Member(f"{method}-{plain(v)}", float(v), plain_merge(Mix(method, float(v)), dtype))
-        for method in methods
-        for v in values
-    ]
-    request = {"methods": list(methods), "ratios": [plain(v) for v in values], "dtype": dtype}
-    return Plan(members, request)
-
-
-def from_config(file: Path, dtype: str | None) -> Plan:
-    """The plan of a merge config; raises `BadInput` naming the file and the key."""
-    documents = _documents(file)
-    members: list[Member] = []
-    endpoints: tuple[str, str] | None = None
-    for document in documents:
-        unknown = sorted(set(document) - MERGE_KEYS)
-        if unknown or not isinstance(document.get("merge"), dict):
-            raise BadInput(
-                f"{file}: found {', '.join(map(repr, unknown)) or 'no `merge:` mapping'}, expected "
-                "the keys merge (a mergekit config), sweep and endpoints"
+    def lines(self) -> list[str]:
+        """Endpoints, candidates, bytes and the SLERP fallback, a line each."""
+        lines = []
+        for rank, endpoint in zip(("first", "second"), self.family.endpoints, strict=True):
+            dtypes = "/".join(sorted({info.dtype for info in endpoint.tensors.values()}))
+            lines.append(
+                f"{rank}: {label(endpoint)} ({endpoint.model_type}, {size_text(endpoint.size)} "
+                f"{dtypes} in {counted(len(endpoint.shards), 'shard')})"
             )
-        merge = document["merge"]
-        if dtype is not None:
-            merge = {**merge, "dtype": dtype}
-        if "merge_method" not in merge:
-            raise BadInput(f"{file}: `merge:` names no merge_method (slerp, linear, ties, ...)")
-        given = document.get("endpoints")
-        if given is not None:
-            if not (isinstance(given, list) and len(given) == 2):
-                raise BadInput(
-                    f"{file}: endpoints is {given!r}, expected a list of two checkpoints"
-                )
-            endpoints = (str(given[0]), str(given[1]))
-        members += _expand(file, merge, document.get("sweep") or {})
-    _refuse_too_many(len(members))
-    names = [member.name for member in members]
-    for name in names:
-        if names.count(name) > 1:
-            raise BadInput(f"{file}: two candidates would be called {name!r}")
-    request = {"config": [{k: d.get(k) for k in ("merge", "sweep")} for d in documents]}
-    return Plan(members, {**request, "dtype": dtype}, endpoints)
+        names = [c.name for c in self.family.candidates if c.merge]
+        span = ", ".join(names) if len(names) <= 4 else f"{names[0]}, {names[1]} ... {names[-1]}"
+        ends = " and the two endpoints" if len(names) < len(self.family.candidates) else ""
+        written = "written by mergekit" if self.by_mergekit else "written in one pass"
+        how = "virtual" if self.settings.virtual else written
+        lines.append(f"{counted(len(names), 'candidate')} ({how}){ends}: {span or 'none'}")
+        free = lineage.free_bytes(self.settings.out)
+        lines.append(f"to write: {size_text(self.n_bytes)}, free on that disk: {size_text(free)}")
+        return lines if self.fallback is None else [*lines, self.fallback.line()]
 
 
-def _documents(file: Path) -> list[dict[str, Any]]:
-    if not file.is_file():
-        raise BadInput(f"{file} is not a file. Merge configs are YAML, see merges/slerp.yaml")
-    try:
-        documents = [d for d in yaml.safe_load_all(file.read_text(encoding="utf-8")) if d]
-    except yaml.YAMLError as error:
-        raise BadInput(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not documents or not all(isinstance(d, dict) for d in documents):
-        raise BadInput(f"{file} holds no mapping with the keys merge and sweep")
-    return documents
+def prepare(settings: MergeSweepSettings) -> SweepPlan:
+    """Check everything; raises `BadInput` when the endpoints don't fit, the disk is too small, or
+    `out` holds something else."""
+    if settings.config is None:
+        wanted = from_methods(settings.method, settings.ratios, settings.dtype)
+    else:
+        wanted = from_config(Path(settings.config), settings.dtype)
+    first, second = _endpoints(settings, wanted)
+    models = [m for member in wanted.members for m in config.models_in(member.merge)]
+    others = {model: resolve(model) for model in models if model not in ("a", "b")}
+    dtype = _one_dtype(wanted, settings.dtype)
+    for other in (second, *others.values()):
+        preflight.require_mergeable(first, other, dtype)
+    notices = _notices(first, second, settings)
+    members = _with_ends(wanted.members, first, dtype)
+    family = Family(
+        path=settings.out,
+        name=settings.out.absolute().name,
+        endpoints=(first, second),
+        endpoint_digests=(first.digest, second.digest),
+        methods=tuple(dict.fromkeys(str(m.merge["merge_method"]) for m in members)),
+        dtype=dtype,
+        candidates=(),
+        choices=_choices(settings),
+        seed=settings.seed,
+        others={spec: checkpoint.digest for spec, checkpoint in others.items()},
+    )
+    by_mergekit = _by_mergekit(members, family, others, settings)
+    family = replace(family, candidates=_candidates(family, members))
+    run = _run(settings, wanted, family, by_mergekit)
+    lineage.check(settings.out, run)
+    partial = settings.out.with_name(settings.out.name + ".partial")
+    n_bytes = (
+        0 if settings.out.exists() else _bytes_to_write(family, partial, by_mergekit, settings)
+    )
+    if not settings.dry_run:
+        lineage.require_room(settings.out, n_bytes, f"The family of {len(members)} candidates")
+    places = (settings.out, partial)
+    family = cosines.with_cosines(_with_stored_cosines(family, places))
+    slerp = "slerp" in family.methods
+    return SweepPlan(
+        settings=settings,
+        family=family,
+        others=others,
+        by_mergekit=by_mergekit,
+        kept=_published(family, places),
+        run=run,
+        n_bytes=n_bytes,
+        notices=tuple(notices),
+        fallback=preflight.fallback(first, family.cosines) if slerp else None,
+    )
 
 
-def _expand(file: Path, merge: dict[str, Any], sweep: Any) -> list[Member]:
-    """One member per combination of swept values."""
-    if not isinstance(sweep, dict):
-        raise BadInput(f"{file}: sweep is {sweep!r}, expected names with their values")
-    values = {name: _values(file, name, given) for name, given in sweep.items()}
-    wanted = _placeholders(merge)
-    for name in sorted(wanted ^ values.keys()):
+def _endpoints(settings: MergeSweepSettings, wanted: Sweep) -> tuple[Checkpoint, Checkpoint]:
+    a, b = settings.a, settings.b
+    if a is None and b is None and wanted.endpoints is not None:
+        a, b = wanted.endpoints
+    if a is None or b is None:
+        raise BadInput("merge-sweep needs two endpoints: surgeon merge-sweep A B --out DIR")
+    return resolve(a), resolve(b)
+
+
+def _choices(settings: MergeSweepSettings) -> Choices:
+    return Choices(settings.tokenizer or "first", settings.template, settings.generation)
+
+
+def _run(
+    settings: MergeSweepSettings, wanted: Sweep, family: Family, by_mergekit: frozenset[str]
+) -> lineage.Run:
+    """What makes the sweep this sweep; the seed only where something draws at random."""
+    arguments = {
+        **wanted.request,
+        "virtual": settings.virtual,
+        "engine": settings.engine,
+        "choices": family.choices._asdict(),
+    }
+    return lineage.Run(VERB, arguments, family.inputs, settings.seed if by_mergekit else None)
+
+
+def _one_dtype(wanted: Sweep, dtype: str | None) -> str | None:
+    """The dtype of all candidates: the setting's, or the one the configs agree on."""
+    stated = {m.merge.get("out_dtype") or m.merge.get("dtype") for m in wanted.members}
+    if len(stated) > 1:
         raise BadInput(
-            f"{file}: ${{{name}}} stands in `merge:` but `sweep:` has no {name!r}"
-            if name in wanted
-            else f"{file}: sweep has {name!r}, but no ${{{name}}} stands in `merge:`"
+            f"found merges of several dtypes ({', '.join(map(str, stated))}), expected one for all."
         )
-    method = str(merge["merge_method"])
-    found = []
-    for combination in itertools.product(*values.values()):
-        chosen = dict(zip(values, combination, strict=True))
-        filled = _fill(file, merge, chosen)
-        mix = plain_mix(filled)
-        if mix is not None and mix.t in (0.0, 1.0):
-            continue  # that is an endpoint, which belongs to the family anyway
-        one = len(chosen) == 1
-        tail = "".join(f"-{'' if one else name}{_text(v)}" for name, v in chosen.items())
-        t = chosen.get("t")
-        ratio = float(t) if isinstance(t, Decimal) and 0 <= t <= 1 else None
-        found.append(Member(f"{method}{tail}", mix.t if mix else ratio, filled))
+    return dtype or (stated.pop() if stated else None)
+
+
+def _notices(first: Checkpoint, second: Checkpoint, settings: MergeSweepSettings) -> list[str]:
+    """What differs, each with whose files the candidates take; refuses unequal vocabularies."""
+    names = {"first": label(first), "second": label(second)}
+    choices, found = _choices(settings), []
+    vocabulary = preflight.vocabulary_difference(first, second)
+    if vocabulary is not None and settings.tokenizer is None:
+        raise BadInput(
+            f"{vocabulary}. If the ids still mean the same, say whose tokenizer the candidates "
+            "get: --tokenizer first or --tokenizer second"
+        )
+    if vocabulary is not None:
+        found.append(f"{vocabulary}; candidates take the tokenizer of {names[choices.tokenizer]}.")
+    for part, text in preflight.notices(first, second):
+        if part == "config":
+            found.append(f"{text}; candidates take the config of {names['first']}.")
+        else:
+            side = names[getattr(choices, part)]
+            found.append(f"{text}; candidates take the {part} of {side} (--{part}).")
     return found
 
 
-def _values(file: Path, name: str, given: Any) -> list[Any]:
-    """The values of one swept name: decimals where they are numbers."""
-    if isinstance(given, str) and ":" in given:
-        return list(parse_ratios(given))
-    if not isinstance(given, list) or not given:
-        raise BadInput(
-            f"{file}: sweep {name} is {given!r}, expected start:stop:step or a list of values"
-        )
-    return [
-        Decimal(str(v)) if isinstance(v, int | float) and not isinstance(v, bool) else v
-        for v in given
+def _with_ends(members: list[Member], first: Checkpoint, dtype: str | None) -> list[Member]:
+    """With a new dtype, ratios 0 and 1 are members to be made; otherwise they are the endpoints."""
+    if not preflight.changes_dtype(first, dtype):
+        return members
+    method = next((m for x in members if (m := x.merge["merge_method"]) in METHODS), "linear")
+    ends = [
+        Member(f"{method}-{t}", float(t), config.plain_merge(Mix(method, float(t)), dtype))
+        for t in (0, 1)
     ]
+    return [ends[0], *members, ends[1]]
 
 
-def _placeholders(value: Any) -> set[str]:
-    if isinstance(value, dict):
-        return set().union(*(_placeholders(v) for v in value.values()))
-    if isinstance(value, list):
-        return set().union(*(_placeholders(v) for v in value))
-    return {m[2] for m in PLACEHOLDER.finditer(value)} if isinstance(value, str) else set()
+def _by_mergekit(
+    members: list[Member],
+    family: Family,
+    others: dict[str, Checkpoint],
+    settings: MergeSweepSettings,
+) -> frozenset[str]:
+    """Names of the members that mergekit writes; raises `BadInput` for what can't be made."""
+    slow = [
+        m for m in members if settings.engine == "mergekit" or config.plain_mix(m.merge) is None
+    ]
+    if slow and settings.virtual:
+        raise BadInput(
+            f"{slow[0].name} can't be virtual: only {', '.join(METHODS)} and module:function with "
+            "one ratio are made in memory. Leave --virtual away (and --engine mergekit)."
+        )
+    for member in slow:
+        mergekit.require_valid(member.merge, family, others)
+    return frozenset(member.name for member in slow)
 
 
-def _fill(file: Path, value: Any, chosen: dict[str, Any]) -> Any:
-    """`value` with its placeholders replaced; a whole-string placeholder keeps the value's type."""
-    if isinstance(value, dict):
-        return {k: _fill(file, v, chosen) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_fill(file, v, chosen) for v in value]
-    match = PLACEHOLDER.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
-        if isinstance(value, str) and PLACEHOLDER.search(value):
-            raise BadInput(f"{file}: {value!r} mixes a swept value with text; it must stand alone")
-        return value
-    found = chosen[match[2]]
-    number = float(found) if isinstance(found, Decimal) else found
-    if isinstance(found, Decimal) and found == found.to_integral_value() and "." not in str(found):
-        number = int(found)
-    if match[1] is None:
-        return number
-    if not isinstance(number, int | float):
-        raise BadInput(f"{file}: {value} needs a number, found {number!r}")
-    return 1 - number
+def _candidates(family: Family, members: list[Member]) -> tuple[Candidate, ...]:
+    """The members with digests, between the two endpoints."""
+    found = [
+        Candidate(m.name, m.ratio, m.merge, None, description.candidate_digest(m.merge, family))
+        for m in members
+    ]
+    if not any(c.mix and c.mix.t in (0.0, 1.0) for c in found):
+        ends = zip(family.endpoint_names, family.endpoints, family.endpoint_digests, strict=True)
+        first, last = (
+            Candidate(name, float(i), {}, endpoint.path, digest)
+            for i, (name, endpoint, digest) in enumerate(ends)
+        )
+        found = [first, *found, last]
+    names = [candidate.name for candidate in found]
+    if len(set(names)) != len(names):
+        raise BadInput(f"two candidates would be called {max(names, key=names.count)!r}")
+    return tuple(found)
 
 
-def _text(value: Any) -> str:
-    text = plain(value) if isinstance(value, Decimal) else str(value)
-    return re.sub(r"[^\w.+-]+", "_", text).strip("_")
+def _with_stored_cosines(family: Family, places: tuple[Path, ...]) -> Family:
+    """The family with the cosines of an earlier run, where there was one."""
+    for place in places:
+        found = description.read_cosines(place / description.COSINES, family.endpoint_digests)
+        if found and cosines.needs_cosines(family):
+            return replace(family, cosines=found)
+    return family
 
 
-def _refuse_too_many(count: int) -> None:
-    if count > LIMIT:
-        raise BadInput(f"the sweep has {count} candidates, more than {LIMIT}: take a larger step")
+def _published(family: Family, places: tuple[Path, ...]) -> tuple[str, ...]:
+    """Candidates whose directories are whole already."""
+    merged = [c.name for c in family.candidates if c.merge]
+    return tuple(name for name in merged if any((place / name).is_dir() for place in places))
+
+
+def _bytes_to_write(
+    family: Family, partial: Path, by_mergekit: frozenset[str], settings: MergeSweepSettings
+) -> int:
+    """Bytes this run adds to the disk of `out`, less what an earlier run left there."""
+    adapted = [endpoint for endpoint in family.endpoints if description.from_adapter(endpoint)]
+    total = (1 << 20) + sum(endpoint.size for endpoint in adapted)
+    if not settings.virtual:
+        one = candidate_files.candidate_bytes(family.endpoints[0], family.dtype)
+        # mergekit's own output lies beside the candidate that is made of it for a moment.
+        total += one * (sum(c.path is None for c in family.candidates) + bool(by_mergekit))
+    there = sum(f.stat().st_blocks * 512 for f in partial.rglob("*") if f.is_file())
+    return max(0, total - there)
+
+
+def counted(n: int, noun: str) -> str:
+    """`1 shard`, `2 shards`."""
+    return f"{n} {noun}{'s' * (n != 1)}"
+
+
+def size_text(n_bytes: int) -> str:
+    """Bytes in the decimal unit that reads best."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:.3g} {unit}"
+    return f"{n_bytes} bytes"

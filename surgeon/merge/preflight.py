@@ -6,9 +6,18 @@ from typing import Any, NamedTuple
 
 import torch
 
-from surgeon.checkpoint import FLOAT_NAMES, FLOATS, Checkpoint, disk_name, read_json
+from surgeon.checkpoint import (
+    FLOAT_NAMES,
+    FLOATS,
+    Checkpoint,
+    config_differences,
+    disk_name,
+    read_json,
+)
 from surgeon.errors import BadInput
-from surgeon.families import config_differences, falls_back, label, units
+from surgeon.families import label
+from surgeon.families.cosines import merge_groups
+from surgeon.families.methods import falls_back
 
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
@@ -16,16 +25,16 @@ SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 class Fallback(NamedTuple):
     """Where SLERP mixes linearly because the endpoints are (anti)parallel."""
 
-    units: int
-    of_units: int
+    tensors: int
+    of_tensors: int
     parameters: int
     of_parameters: int
 
     def line(self) -> str:
         """One sentence with both shares."""
         return (
-            f"SLERP falls back to linear on {self.units / max(1, self.of_units):.0%} of the "
-            f"tensors ({self.units} of {self.of_units}; cosine beyond 0.9995), "
+            f"SLERP falls back to linear on {self.tensors / max(1, self.of_tensors):.0%} of the "
+            f"tensors ({self.tensors} of {self.of_tensors}; cosine beyond 0.9995), "
             f"{self.parameters / max(1, self.of_parameters):.0%} of the parameters"
         )
 
@@ -185,7 +194,7 @@ def notices(a: Checkpoint, b: Checkpoint) -> list[tuple[str, str]]:
             f"{k} ({a.generation_config.get(k)} and {b.generation_config.get(k)})" for k in keys[:3]
         )
         found.append(("generation", f"generation configs differ between {names}: {shown}"))
-    differing = config_differences(a, b)
+    differing = config_differences(a.config, b.config)
     if differing:
         text = "; ".join(differing[:3]).replace(" there", "").replace(" here", "")
         found.append(("config", f"configs differ between {names}: {text}"))
@@ -217,14 +226,13 @@ def fallback(a: Checkpoint, cosines: dict[str, float]) -> Fallback:
 
     Raises `BadInput` for a tensor that is not finite.
     """
-    counted = [0, 0, 0, 0]
-    for unit in units(a):
-        if unit.key not in cosines:
-            continue
-        if cosines[unit.key] != cosines[unit.key]:
-            raise BadInput(f"{unit.key} holds NaN or infinity in one of the endpoints")
-        size = sum(math.prod(a.tensors[name].shape) for name in unit.names)
-        linear = falls_back(cosines[unit.key])
-        for i, n in enumerate((linear, 1, size * linear, size)):
-            counted[i] += n
-    return Fallback(*counted)
+    groups = [group for group in merge_groups(a) if group.key in cosines]
+    for group in groups:
+        if math.isnan(cosines[group.key]):
+            raise BadInput(f"{group.key} holds NaN or infinity in one of the endpoints")
+    parallel = [group for group in groups if falls_back(cosines[group.key])]
+    sizes = [
+        sum(math.prod(a.tensors[name].shape) for group in some for name in group.names)
+        for some in (parallel, groups)
+    ]
+    return Fallback(len(parallel), len(groups), *sizes)

@@ -19,7 +19,8 @@ import numpy as np
 from surgeon import activations, lineage, nex
 from surgeon.answers import canonical, read_answers
 from surgeon.checkpoint import placement
-from surgeon.families import Subject, live
+from surgeon.families import Subject
+from surgeon.live.families import live
 from surgeon.progress import bar
 from surgeon.rank.plan import Plan
 from surgeon.traces import Trace, append, read_traces, sample

@@ -12,7 +12,7 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from functools import wraps
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import (
     Annotated,
     Any,
@@ -99,6 +99,7 @@ def settings(cls: type[T]) -> type[T]:
 
     @wraps(construct)
     def checked(self: Any, *args: Any, **values: Any) -> None:
+        values = {name: _spelled(value) for name, value in values.items()}
         try:
             construct(self, *args, **values)
         except ValidationError as error:
@@ -112,6 +113,13 @@ def settings(cls: type[T]) -> type[T]:
 
     made.__init__ = checked
     return made
+
+
+def _spelled(value: Any) -> Any:
+    """A path as text, which pydantic wants where a field isn't a path itself."""
+    if isinstance(value, PurePath):
+        return str(value)
+    return type(value)(map(_spelled, value)) if type(value) in (list, tuple) else value
 
 
 def shared_names(cls: Any) -> list[str]:

@@ -31,4 +31,6 @@ class Row(NamedTuple):
         importlib.import_module(self.module).show(result)
 
 
-VERBS: dict[str, Row] = {}
+VERBS: dict[str, Row] = {
+    "merge-sweep": Row("merge_sweep:MergeSweepSettings", "surgeon.merge", "sweep"),
+}

@@ -2,7 +2,7 @@
 
 A safetensors file is a header that knows every tensor's place, then the bytes. So all files are
 laid out first, their space is reserved, and chunks go to their place as they are mixed, by several
-threads and in any order. A shard gets its name when it is whole; a killed run continues with the
+threads and in any order. A shard gets its name when it is whole; a killed run resumes with the
 next one.
 """
 
@@ -41,7 +41,10 @@ from surgeon.checkpoint import (
 )
 from surgeon.errors import BadInput
 from surgeon.families import mixing
-from surgeon.families.description import Candidate, Family, mergekit_yaml, model_names
+from surgeon.families.config import mergekit_yaml
+from surgeon.families.cosines import merge_groups
+from surgeon.families.description import Candidate, Family
+from surgeon.families.methods import Mix, recipe
 from surgeon.progress import bar
 from surgeon.threads import one_thread
 
@@ -112,37 +115,14 @@ def candidate_bytes(checkpoint: Checkpoint, dtype: str | None) -> int:
     return shards + sum(file.stat().st_size for file in checkpoint.side_files) + (64 << 10)
 
 
-def family_cosines(a: Checkpoint, b: Checkpoint, dtype: str | None) -> dict[str, float]:
-    """Cosine of every floating-point merge unit of two checkpoints, rounded to `dtype` first."""
-    found = {}
-    with bar("cosines", len(a.tensors)) as advance:
-        for unit in mixing.units(a):
-            if a.tensors[unit.names[0]].dtype in FLOATS:
-                pair = (
-                    mixing.fused(unit, read(c, unit.names, dtype), a.model_type) for c in (a, b)
-                )
-                found[unit.key] = mixing.cosine(*pair)
-            advance(len(unit.names))
-    return found
-
-
-def read(checkpoint: Checkpoint, names: tuple[str, ...], dtype: str | None) -> dict[str, Tensor]:
-    """Tensors of a checkpoint, floats cast to `dtype`; without a cast they are mapped, not read."""
-    tensors = checkpoint.read_many(list(names))
-    if dtype is None:
-        return tensors
-    cast = torch_dtype(dtype)
-    return {k: v.to(cast) if v.is_floating_point() else v for k, v in tensors.items()}
-
-
 def write_weights(family: Family, candidates: list[Candidate], outs: list[Path]) -> None:
     """Write the weights of fast-path candidates into existing directories, side by side.
 
     Shards that are already there are kept. Raises `BadInput` when the disk is full; running again
-    continues.
+    resumes.
     """
     a = family.endpoints[0]
-    keys = {name: unit.key for unit in mixing.units(a) for name in unit.names}
+    keys = {name: group.key for group in merge_groups(a) for name in group.names}
     workers = max(2, os.cpu_count() or 1)
     pairs = list(zip(candidates, outs, strict=True))
     closing: list[Future[None]] = []
@@ -211,14 +191,15 @@ def _tasks(
     if not files:
         advance(len(names))
         return
-    scratch = mixing.Scratch()
+    scratch, mixes = mixing.Scratch(), mixes_of(candidates)
     stored_a, stored_b = a.read_many(names), b.read_many(names)
     for name in names:
         first, second = stored_a[name].reshape(-1), stored_b[name].reshape(-1)
         at = plan.offset[name]
         if first.is_floating_point():
             dtype = torch_dtype(family.dtype) if family.dtype else first.dtype
-            recipes = recipes_for(family, candidates, keys[name], dtype)
+            cosine = family.cosines.get(keys[name])
+            recipes = [recipe(mix, cosine, dtype) for mix in mixes]
             for start, stop in mixing.chunks(first.numel()):
                 pair = (first[start:stop], second[start:stop])
                 yield partial(
@@ -230,22 +211,19 @@ def _tasks(
         advance(1)
 
 
-def recipes_for(
-    family: Family, candidates: list[Candidate], key: str, dtype: torch.dtype
-) -> list[mixing.Coefficients]:
-    """The coefficients of each candidate for one merge unit."""
-    found = []
-    for candidate in candidates:
-        if candidate.mix is None:
+def mixes_of(candidates: list[Candidate]) -> list[Mix]:
+    """The recipes of candidates that are all mixed here."""
+    mixes = [candidate.mix for candidate in candidates]
+    for candidate, mix in zip(candidates, mixes, strict=True):
+        if mix is None:
             raise ValueError(f"{candidate.name} is not a mix of the two endpoints")
-        found.append(mixing.coefficients(candidate.mix, family.cosines.get(key), dtype))
-    return found
+    return [mix for mix in mixes if mix is not None]
 
 
 def _mix(
     first: Tensor,
     second: Tensor,
-    recipes: list[mixing.Coefficients],
+    recipes: list[mixing.Recipe],
     dtype: torch.dtype,
     scratch: mixing.Scratch,
     files: list[int],
@@ -356,7 +334,7 @@ def _config_in(config: dict[str, Any], dtype: str | None) -> dict[str, Any]:
 
 def model_card(family: Family, candidate: Candidate) -> str:
     """A README.md that names the parents, never by path."""
-    names = model_names(family)
+    names = family.endpoint_names
     where = "" if candidate.ratio is None else f" at ratio {candidate.ratio:g} of the way"
     rows = [
         (name, endpoint.spec if endpoint.hub_id else name, f"`{digest}`")
@@ -377,12 +355,6 @@ def model_card(family: Family, candidate: Candidate) -> str:
     return card(candidate.name, sections, parents=family.endpoints, tags=tags)
 
 
-def inputs(family: Family) -> dict[str, str]:
-    """Name -> digest of everything the family's candidates are made of."""
-    ends = dict(zip(model_names(family), family.endpoint_digests, strict=True))
-    return ends | {Path(spec).name: digest for spec, digest in family.others.items()}
-
-
 def begin_candidate(family: Family, candidate: Candidate, out: Path) -> Path | None:
     """The partial directory of one candidate; None when `out` already holds it."""
     work = lineage.begin(
@@ -393,7 +365,7 @@ def begin_candidate(family: Family, candidate: Candidate, out: Path) -> Path | N
             "dtype": family.dtype,
             "choices": family.choices._asdict(),
         },
-        inputs=inputs(family),
+        inputs=family.inputs,
         seed=None if candidate.mix else family.seed,
     )
     if work is not None:

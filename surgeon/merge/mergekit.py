@@ -8,9 +8,9 @@ from typing import Any
 from surgeon import lineage
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
-from surgeon.families import Candidate, Family, mergekit_yaml
-from surgeon.families.description import with_models
-from surgeon.families.writing import copy_choices, model_card, write_index
+from surgeon.families import Candidate, Family
+from surgeon.families.candidate_files import copy_choices, model_card, write_index
+from surgeon.families.config import mergekit_yaml, with_models
 
 OWN_TOKENIZER = ("tokenizer_source", "tokenizer", "chat_template")
 """Keys of a merge config with which mergekit makes the tokenizer itself."""

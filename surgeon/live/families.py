@@ -14,108 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from surgeon import lineage
-from surgeon.checkpoint import Checkpoint, resolve, split_member, torch_dtype
+from surgeon.checkpoint import Checkpoint, config_differences, torch_dtype
 from surgeon.errors import BadInput
-from surgeon.families import description, mixing, writing
-from surgeon.families.description import Candidate, Family, label
+from surgeon.families import Candidate, Family, Subject, methods, mixing
+from surgeon.families.cosines import merge_groups, with_cosines
 from surgeon.threads import one_thread
-
-
-class Subject(NamedTuple):
-    """One checkpoint to be ranked or evaluated: on disk, or a virtual member of a family."""
-
-    name: str
-    """Short, safe as a file name, and unique among the subjects of a run."""
-    spec: str
-    """What names it on a command line: a directory, a hub id, `family.json#name`."""
-    ratio: float | None
-    digest: str
-    checkpoint: Checkpoint | None
-    """Where it lies on disk; None for a virtual candidate."""
-    family: Family | None = None
-    candidate: Candidate | None = None
-
-    @property
-    def source(self) -> Checkpoint:
-        """The checkpoint that has its shape and vocabulary: its own, or its family's."""
-        if self.checkpoint is not None:
-            return self.checkpoint
-        if self.family is None:
-            raise ValueError(f"{self.spec} has neither a directory nor a family")
-        return self.family.source("tokenizer")
-
-
-def subjects(specs: list[str]) -> list[Subject]:
-    """What the user named, families spread into their candidates, each name once.
-
-    A spec is a checkpoint directory, a hub id, `base+adapter`, `builtin:NAME`, a family's directory
-    or its `family.json`, or one candidate as `family.json#slerp-0.45`. Raises `BadInput`.
-    """
-    found: list[Subject] = []
-    for spec in specs:
-        place, member = split_member(spec)
-        if member:
-            family = Family.open(place)
-            found.append(_member(family, family.candidate(member)))
-        elif Path(spec).name == description.FILE or (Path(spec) / description.FILE).is_file():
-            family = Family.open(spec)
-            found += [_member(family, candidate) for candidate in family.candidates]
-        else:
-            if Path(spec).is_dir() and not (Path(spec) / "config.json").is_file():
-                raise BadInput(
-                    f"{spec} is neither a checkpoint (no config.json) nor a family "
-                    f"(no {description.FILE})."
-                )
-            checkpoint = resolve(spec)
-            name = label(checkpoint)
-            found.append(Subject(name, spec, None, checkpoint.digest, checkpoint))
-    if not found:
-        raise BadInput("No checkpoint was named. Give a directory, a hub id or a family.")
-    return _named_apart(found)
-
-
-def open_checkpoint(spec: str) -> Checkpoint:
-    """The one checkpoint that a spec names, as in `subjects`; raises `BadInput` for a whole family.
-
-    A virtual candidate is written to a temporary directory, which goes with the process.
-    """
-    found = subjects([spec])
-    if len(found) != 1:
-        raise BadInput(f"{spec} is a family; name one candidate: {found[0].spec}")
-    if found[0].checkpoint is not None:
-        return found[0].checkpoint
-    return Checkpoint.open(write_out(found[0], lineage.scratch() / found[0].name), spec)
-
-
-def _member(family: Family, candidate: Candidate) -> Subject:
-    spec = f"{family.path / description.FILE}#{candidate.name}"
-    if candidate.endpoint is not None:
-        checkpoint: Checkpoint | None = family.endpoints[candidate.endpoint]
-    else:
-        checkpoint = Checkpoint.open(candidate.path) if candidate.path else None
-    return Subject(
-        candidate.name, spec, candidate.ratio, candidate.digest, checkpoint, family, candidate
-    )
-
-
-def _named_apart(found: list[Subject]) -> list[Subject]:
-    """Drop exact repeats; number different subjects that share a name."""
-    kept: list[Subject] = []
-    for subject in found:
-        if any(_place(subject) == _place(other) for other in kept):
-            continue
-        taken = {s.name for s in kept}
-        name, n = subject.name, 2
-        while name in taken:
-            name, n = f"{subject.name}-{n}", n + 1
-        kept.append(subject._replace(name=name))
-    return kept
-
-
-def _place(subject: Subject) -> str:
-    """Where a subject is: its directory, or its entry in a family."""
-    return subject.spec if subject.checkpoint is None else str(subject.checkpoint.path.resolve())
 
 
 class Materialiser:
@@ -124,19 +27,17 @@ class Materialiser:
     def __init__(
         self, family: Family, device: str = "cpu", dtype: torch.dtype | None = None
     ) -> None:
-        """Load the first endpoint, map both files, and compute what SLERP needs if not stored."""
+        """Load the first endpoint, map both files, and compute the cosines if not stored."""
         family.require_endpoints_unchanged()
-        self.family = family
+        self.family = with_cosines(family)
         a, b = family.endpoints[0], family.endpoints[-1]
-        if not family.cosines and any(c.mix and c.mix.method == "slerp" for c in family.candidates):
-            family.cosines.update(writing.family_cosines(a, b, family.dtype))
         if dtype is None and family.dtype is not None:
             dtype = torch_dtype(family.dtype)
         self.live: Any = a.model(device=device, dtype=dtype)
         self.live.requires_grad_(False)
         self.state: dict[str, Tensor] = self.live.state_dict()
         self.stored = [c.read_many(list(c.tensors)) for c in (a, b)]
-        self.keys = {name: unit.key for unit in mixing.units(a) for name in unit.names}
+        self.keys = {name: group.key for group in merge_groups(a) for name in group.names}
         self.places = _places(self.live, self.state, list(a.tensors))
         _require_covered(self.live, self.state, self.places)
         self._pool = ThreadPoolExecutor(2)
@@ -144,21 +45,24 @@ class Materialiser:
 
     def model(self, candidate: Candidate) -> nn.Module:
         """The live model as `candidate`; the one returned before has changed with it."""
+        of = candidate.endpoint if candidate.endpoint is not None else candidate.mix
+        if of is None:
+            raise ValueError(f"{candidate.name} is not a mix of the two endpoints")
         with torch.no_grad(), one_thread():
             for place in self.places:
-                pieces = [self._tensor(candidate, name) for name in place.names]
+                pieces = [self._tensor(of, name) for name in place.names]
                 place.write(self.live, self.state, pieces)
         return self.live
 
-    def _tensor(self, candidate: Candidate, name: str) -> Tensor:
-        """One tensor of a candidate, as it would lie on disk."""
+    def _tensor(self, of: int | methods.Mix, name: str) -> Tensor:
+        """One tensor of an endpoint or of a mix, as it would lie on disk."""
         a, b = self.stored[0][name], self.stored[1][name]
         dtype = torch_dtype(self.family.dtype) if self.family.dtype else a.dtype
-        if candidate.endpoint is not None:
-            return (a, b)[candidate.endpoint]
+        if isinstance(of, int):
+            return (a, b)[of]
         if not a.is_floating_point():
             return a
-        recipes = writing.recipes_for(self.family, [candidate], self.keys[name], dtype)
+        recipes = [methods.recipe(of, self.family.cosines.get(self.keys[name]), dtype)]
         out = torch.empty(a.shape, dtype=dtype)
         a_N, b_N, out_N = a.reshape(-1), b.reshape(-1), out.view(-1)
 
@@ -280,31 +184,11 @@ def live(
         making.close()
 
 
-COSMETIC = (
-    "_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "bos_token_id",
-    "eos_token_id", "pad_token_id", "architectures", "max_position_embeddings",
-)  # fmt: skip
-"""Config keys that don't change what a model computes from given weights and positions."""
-
-
-def config_differences(a: Checkpoint, b: Checkpoint) -> list[str]:
-    """`key: first, second` for each config key that changes what the weights compute."""
-
-    def computing(config: dict[str, Any]) -> dict[str, Any]:
-        return {
-            key: computing(value) if isinstance(value, dict) else value
-            for key, value in config.items()
-            if key not in COSMETIC
-        }
-
-    return lineage.differences(computing(a.config), computing(b.config))
-
-
 def _shares_config(family: Family, candidate: Candidate | None) -> bool:
     """False for a second endpoint whose config differs: the shared model has the first one's."""
     if candidate is None or candidate.endpoint != 1:
         return candidate is not None
-    return not config_differences(family.endpoints[0], family.endpoints[-1])
+    return not config_differences(family.endpoints[0].config, family.endpoints[-1].config)
 
 
 def tokenizer(family: Family) -> Any:
@@ -323,27 +207,6 @@ def use_generation_config(model: Any, source: Checkpoint) -> None:
         model.generation_config = GenerationConfig.from_pretrained(source.path)
     else:
         model.generation_config = GenerationConfig.from_model_config(model.config)
-
-
-def write_out(subject: Subject, out: str | Path) -> Path:
-    """The directory of a subject; a virtual candidate is written to `out` first, atomically.
-
-    Raises `BadInput` when `out` holds something else, or the disk is full.
-    """
-    if subject.checkpoint is not None:
-        return subject.checkpoint.path
-    family, candidate, out = subject.family, subject.candidate, Path(out)
-    if family is None or candidate is None:
-        raise ValueError(f"{subject.spec} has neither a directory nor a family")
-    family.require_endpoints_unchanged()
-    size = writing.candidate_bytes(family.endpoints[0], family.dtype)
-    lineage.require_room(out, size, f"Writing {candidate.name}")
-    work = writing.begin_candidate(family, candidate, out)
-    if work is not None:
-        writing.write_weights(family, [candidate], [work])
-        writing.write_side_files(family, candidate, work)
-        lineage.finish(work, out)
-    return out
 
 
 def smoke_test(path: Path) -> None:

@@ -1,0 +1,80 @@
+"""mergekit's configs: of the mixes made here, with models renamed, and as text."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from surgeon.checkpoint import FLOAT_NAMES
+from surgeon.families.methods import Mix, method_of, require_method
+
+if TYPE_CHECKING:
+    from surgeon.families.description import Candidate, Family
+
+MODEL_KEYS = ("model", "base_model", "tokenizer_source", "source")
+"""Keys of a mergekit config whose value names a model."""
+
+
+def plain_merge(mix: Mix, dtype: str | None) -> dict[str, Any]:
+    """The merge config of a mix; raises `BadInput` for a method that isn't computed here."""
+    require_method(mix.method)
+    method = method_of(mix.method)
+    assert method is not None
+    merge = {"merge_method": mix.method, **method.config(mix.t)}
+    return merge if dtype is None else {**merge, "dtype": dtype}
+
+
+def plain_mix(merge: dict[str, Any]) -> Mix | None:
+    """The mix a merge config amounts to, or None when the fast path doesn't cover it.
+
+    Covered are the methods computed here with one number between 0 and 1, over the whole models
+    `a` and `b`.
+    """
+    name, dtype = str(merge.get("merge_method")), merge.get("dtype")
+    method = method_of(name)
+    t = None if method is None else method.t_of(merge)
+    if isinstance(t, bool) or not isinstance(t, int | float) or not 0 <= t <= 1:
+        return None
+    mix = Mix(name, float(t))
+    plain = plain_merge(mix, dtype)
+    # mergekit adds the base model to the models itself where it isn't among them.
+    spellings = [plain, {**plain, "models": [{"model": "b"}]}] if "base_model" in plain else [plain]
+    return mix if merge in spellings and (dtype is None or dtype in FLOAT_NAMES) else None
+
+
+def with_models(merge: Any, called: dict[str, str]) -> Any:
+    """A mergekit config with its models (`a`, `b`, others) replaced by what `called` says."""
+    if isinstance(merge, dict):
+        return {
+            key: called.get(value, value)
+            if key in MODEL_KEYS and isinstance(value, str)
+            else with_models(value, called)
+            for key, value in merge.items()
+        }
+    return [with_models(value, called) for value in merge] if isinstance(merge, list) else merge
+
+
+def models_in(merge: Any) -> list[str]:
+    """The models a mergekit config names, each once, in order."""
+    found: dict[str, None] = {}
+    if isinstance(merge, dict):
+        for key, value in merge.items():
+            if key in MODEL_KEYS and isinstance(value, str):
+                if value not in ("base", "union"):  # words of `tokenizer_source`
+                    found[value] = None
+            else:
+                found |= dict.fromkeys(models_in(value))
+    elif isinstance(merge, list):
+        for value in merge:
+            found |= dict.fromkeys(models_in(value))
+    return list(found)
+
+
+def mergekit_yaml(family: "Family", candidate: "Candidate") -> str:
+    """A candidate's merge config as text, its models named and digested, never by path."""
+    import yaml
+
+    first, last = family.endpoint_names
+    called = {"a": first, "b": last} | {spec: Path(spec).name for spec in family.others}
+    digests = [family.endpoint_digests[0], family.endpoint_digests[-1], *family.others.values()]
+    pairs = zip(called.values(), digests, strict=True)
+    head = "".join(f"# {name}: {digest}\n" for name, digest in pairs)
+    return head + yaml.safe_dump(with_models(candidate.merge, called), sort_keys=False)

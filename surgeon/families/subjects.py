@@ -1,0 +1,127 @@
+"""What every verb takes: checkpoints on disk, and members of families."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from surgeon import lineage
+from surgeon.checkpoint import Checkpoint, resolve, split_member
+from surgeon.errors import BadInput
+from surgeon.families import candidate_files
+from surgeon.families.cosines import with_cosines
+from surgeon.families.description import FILE, Candidate, Family, label
+
+
+class Subject(NamedTuple):
+    """One checkpoint to be ranked or evaluated: on disk, or a virtual member of a family."""
+
+    name: str
+    """Short, safe as a file name, and unique among the subjects of a run."""
+    spec: str
+    """What names it on a command line: a directory, a hub id, `family.json#name`."""
+    ratio: float | None
+    digest: str
+    checkpoint: Checkpoint | None
+    """Where it lies on disk; None for a virtual candidate."""
+    family: Family | None = None
+    candidate: Candidate | None = None
+
+    @property
+    def source(self) -> Checkpoint:
+        """The checkpoint that has its shape and vocabulary: its own, or its family's."""
+        if self.checkpoint is not None:
+            return self.checkpoint
+        if self.family is None:
+            raise ValueError(f"{self.spec} has neither a directory nor a family")
+        return self.family.source("tokenizer")
+
+
+def subjects(specs: list[str]) -> list[Subject]:
+    """What the user named, families spread into their candidates, each name once.
+
+    A spec is a checkpoint directory, a hub id, `base+adapter`, `builtin:NAME`, a family's directory
+    or its `family.json`, or one candidate as `family.json#slerp-0.45`. Raises `BadInput`.
+    """
+    found: list[Subject] = []
+    for spec in specs:
+        place, member = split_member(spec)
+        if member:
+            family = Family.open(place)
+            found.append(_member(family, family.candidate(member)))
+        elif Path(spec).name == FILE or (Path(spec) / FILE).is_file():
+            family = Family.open(spec)
+            found += [_member(family, candidate) for candidate in family.candidates]
+        else:
+            if Path(spec).is_dir() and not (Path(spec) / "config.json").is_file():
+                raise BadInput(
+                    f"{spec} is neither a checkpoint (no config.json) nor a family (no {FILE})."
+                )
+            checkpoint = resolve(spec)
+            name = label(checkpoint)
+            found.append(Subject(name, spec, None, checkpoint.digest, checkpoint))
+    if not found:
+        raise BadInput("No checkpoint was named. Give a directory, a hub id or a family.")
+    return _named_apart(found)
+
+
+def open_checkpoint(spec: str) -> Checkpoint:
+    """The one checkpoint that a spec names, as in `subjects`; raises `BadInput` for a whole family.
+
+    A virtual candidate is written to a temporary directory, which goes with the process.
+    """
+    found = subjects([spec])
+    if len(found) != 1:
+        raise BadInput(f"{spec} is a family; name one candidate: {found[0].spec}")
+    if found[0].checkpoint is not None:
+        return found[0].checkpoint
+    return Checkpoint.open(write_out(found[0], lineage.scratch() / found[0].name), spec)
+
+
+def _member(family: Family, candidate: Candidate) -> Subject:
+    spec = f"{family.path / FILE}#{candidate.name}"
+    if candidate.endpoint is not None:
+        checkpoint: Checkpoint | None = family.endpoints[candidate.endpoint]
+    else:
+        checkpoint = Checkpoint.open(candidate.path) if candidate.path else None
+    return Subject(
+        candidate.name, spec, candidate.ratio, candidate.digest, checkpoint, family, candidate
+    )
+
+
+def _named_apart(found: list[Subject]) -> list[Subject]:
+    """Drop exact repeats; number different subjects that share a name."""
+    kept: list[Subject] = []
+    for subject in found:
+        if any(_place(subject) == _place(other) for other in kept):
+            continue
+        taken = {s.name for s in kept}
+        name, n = subject.name, 2
+        while name in taken:
+            name, n = f"{subject.name}-{n}", n + 1
+        kept.append(subject._replace(name=name))
+    return kept
+
+
+def _place(subject: Subject) -> str:
+    """Where a subject is: its directory, or its entry in a family."""
+    return subject.spec if subject.checkpoint is None else str(subject.checkpoint.path.resolve())
+
+
+def write_out(subject: Subject, out: str | Path) -> Path:
+    """The directory of a subject; a virtual candidate is written to `out` first, atomically.
+
+    Raises `BadInput` when `out` holds something else, or the disk is full.
+    """
+    if subject.checkpoint is not None:
+        return subject.checkpoint.path
+    family, candidate, out = subject.family, subject.candidate, Path(out)
+    if family is None or candidate is None:
+        raise ValueError(f"{subject.spec} has neither a directory nor a family")
+    family.require_endpoints_unchanged()
+    size = candidate_files.candidate_bytes(family.endpoints[0], family.dtype)
+    lineage.require_room(out, size, f"Writing {candidate.name}")
+    work = candidate_files.begin_candidate(family, candidate, out)
+    if work is not None:
+        candidate_files.write_weights(with_cosines(family), [candidate], [work])
+        candidate_files.write_side_files(family, candidate, work)
+        lineage.finish(work, out)
+    return out
