@@ -1,5 +1,6 @@
 """Live models: what families differ in once a model is loaded, and how traces are read back.
 
-architecture.py   context, threads, unembedding, and what attention the model wants
+architecture.py   context, threads, unembedding, and whether rows share passes
 passes.py         traces read back through a model, in passes
+support.py        what surgeon can do with an architecture, from its config alone
 """

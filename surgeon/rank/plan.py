@@ -14,6 +14,7 @@ from surgeon.answers import parse_extractor
 from surgeon.checkpoint import placement, read_header
 from surgeon.errors import BadInput
 from surgeon.families import Subject, subjects
+from surgeon.live.support import require
 from surgeon.traces import Prompt, Sampling, Trace, read_prompts, read_traces
 from surgeon.truth import read_accuracies
 
@@ -84,6 +85,7 @@ def prepare(
     prompts = read_prompts(mini_set)
     extract = parse_extractor(answer)
     chosen = subjects(list(checkpoints))
+    require("record", *(subject.source for subject in chosen))
     given = read_given(traces, chosen, prompts) if traces else None
     shared = read_shared_weights(weights, chosen) if weights else None
     sampling = Sampling(
