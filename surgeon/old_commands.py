@@ -330,30 +330,6 @@ def sft(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
     call("trigger-sft", recipe, settings, given)
 
 
-@cli.command("monitor")
-@click.argument("checkpoint", required=False)
-@option("--prompts", metavar="FILE", help="Questions: JSONL, Parquet, or a datasets id.")
-@option("--prompt", metavar="TEXT", help="One question; its answer is shown.")
-@OUT
-@option("--samples", type=int, default="1", help="Responses per question.")
-@options(*SAMPLING)
-@option("--levels", multiple=True, help="Watch only these levels; none watches nothing.")
-@option("--random-rate", metavar="DIR", help="Control: fire at random, as often as that run did.")
-@option("--monitor-file", metavar="FILE", help="Another monitor than the checkpoint's own.")
-@option("--engine", metavar="URL#MODEL", help="A server that writes; the model here reads.")
-@option("--limit", type=int, metavar="N", help="Only the first N questions.")
-@option("--check", default="exact", help="exact, choice, math, or module:function.")
-@ANSWER
-@SEED
-@BATCH
-@DEVICE
-@DTYPE
-@configurable
-def monitor(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
-    """Answer with the checkpoint's monitor on: a detector that fires forces its trigger."""
-    call("monitor", recipe, settings, given)
-
-
 @cli.command("serve")
 @click.argument("checkpoint", required=False)
 @option("--host", default="127.0.0.1", help="Address to listen on.")

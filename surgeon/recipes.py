@@ -53,7 +53,6 @@ VERBS = {
     "trigger-detectors": Verb("surgeon.trigger", "detectors", "show_detectors"),
     "trigger-reconstruct": Verb("surgeon.trigger", "reconstruct", "show_reconstruct"),
     "trigger-sft": Verb("surgeon.trigger", "sft", "show_sft"),
-    "monitor": Verb("surgeon.monitor", "monitor"),
     "serve": Verb("surgeon.serve", "serve"),
 }
 

@@ -18,13 +18,16 @@ import pytest
 import torch
 from test_report import Page
 
+from surgeon import artifact
 from surgeon.answers import extract
 from surgeon.channels import Channels
 from surgeon.checkpoint import resolve
 from surgeon.errors import BadInput
 from surgeon.families import subjects
 from surgeon.merge import sweep
-from surgeon.monitor import answering, drawing, monitor, show
+from surgeon.monitor import MonitoredRun, drawing, journal, monitor, show
+from surgeon.monitor.local import decoded
+from surgeon.monitor.result import DrawnAnswer
 from surgeon.neureasoner.detectors import Detector
 from surgeon.neureasoner.features import FEATURES
 from surgeon.neureasoner.steps import split_steps
@@ -76,10 +79,10 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def run(fitted: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+def run(fitted: Path, tmp_path: Path) -> Callable[..., MonitoredRun]:
     """`run(name, **changes)`: a few problems, two short answers each."""
 
-    def call(name: str = "out", **changes: Any) -> dict[str, Any]:
+    def call(name: str = "out", **changes: Any) -> MonitoredRun:
         arguments: dict[str, Any] = dict(
             prompts="builtin:test", out=tmp_path / name, limit=PROMPTS, samples=SAMPLES,
             max_tokens=TOKENS, monitor_file=str(fitted),
@@ -90,12 +93,12 @@ def run(fitted: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
 
 def test_every_firing_is_logged_where_its_tokens_are(
-    run: Callable[..., dict[str, Any]], tmp_path: Path
+    run: Callable[..., MonitoredRun], tmp_path: Path
 ):
     result = run()
     traces = {(t.prompt_id, t.sample): t for t in read_traces(tmp_path / "out" / "traces.jsonl")}
     firings = lines(tmp_path / "out" / "firings.jsonl")
-    assert len(traces) == PROMPTS * SAMPLES == result["responses"]
+    assert len(traces) == PROMPTS * SAMPLES == result.responses
     assert {row["level"] for row in firings} == {"intra", "inter", "instance"}
     tokenizer = resolve(MODEL).tokenizer()
     for row in firings:
@@ -110,22 +113,22 @@ def test_every_firing_is_logged_where_its_tokens_are(
         (step,) = [step for step in steps if step.end == row["position"]]
         text = tokenizer.decode(trace.token_ids[step.start : step.end])
         assert row["step"] == str(text).strip()
-    for level, counts in result["levels"].items():
+    for level, counts in result.levels.items():
         mine = [row for row in firings if row["level"] == level]
-        assert counts["firings"] == len(mine)
-        assert counts["per_response"] == pytest.approx(len(mine) / len(traces))
-        assert counts["responses"] == len({(r["prompt_id"], r["sample"]) for r in mine})
+        assert counts.firings == len(mine)
+        assert counts.per_response == pytest.approx(len(mine) / len(traces))
+        assert counts.responses == len({(r["prompt_id"], r["sample"]) for r in mine})
     lengths = [len(t.token_ids) for t in traces.values()]
-    assert result["tokens"]["mean"] == pytest.approx(np.mean(lengths))
-    assert result["tokens"]["total"] == sum(lengths)
-    assert result["tokens"]["forced"] == sum(row["tokens"] for row in firings)
+    assert result.tokens.mean == pytest.approx(np.mean(lengths))
+    assert result.tokens.total == sum(lengths)
+    assert result.tokens.forced == sum(row["tokens"] for row in firings)
     cut = np.mean([t.finish_reason == "length" for t in traces.values()])
-    assert result["truncated"] == pytest.approx(cut)
-    assert result["finished"] == pytest.approx(1 - cut)
+    assert result.truncated == pytest.approx(cut)
+    assert result.finished == pytest.approx(1 - cut)
 
 
 def test_a_firing_keeps_quiet_for_a_step_and_three_are_the_most(
-    run: Callable[..., dict[str, Any]], tmp_path: Path
+    run: Callable[..., MonitoredRun], tmp_path: Path
 ):
     run()
     tokenizer = resolve(MODEL).tokenizer()
@@ -141,22 +144,22 @@ def test_a_firing_keeps_quiet_for_a_step_and_three_are_the_most(
 
 
 def test_the_rate_is_of_the_step_ends_where_a_level_could_fire(
-    run: Callable[..., dict[str, Any]], tmp_path: Path
+    run: Callable[..., MonitoredRun], tmp_path: Path
 ):
     result = run()
     rows = [r for row in lines(tmp_path / "out" / "readings.jsonl") for r in row["readings"]]
-    for level, counts in result["levels"].items():
+    for level, counts in result.levels.items():
         mine = [r for r in rows if r["level"] == level]
         open_ones = [r for r in mine if r["open"]]
-        assert counts["readings"] == len(mine) > len(open_ones) - (level == "instance")
-        assert counts["rate"] == pytest.approx(counts["firings"] / len(open_ones))
+        assert counts.readings == len(mine) > len(open_ones) - (level == "instance")
+        assert counts.rate == pytest.approx(counts.firings / len(open_ones))
 
 
 def test_without_levels_the_answers_are_those_of_sample(
-    run: Callable[..., dict[str, Any]], tmp_path: Path
+    run: Callable[..., MonitoredRun], tmp_path: Path
 ):
     result = run(levels=["none"])
-    assert result["levels"] == {}
+    assert result.levels == {}
     checkpoint = resolve(MODEL)
     sampling = Sampling(samples=SAMPLES, temperature=0.6, top_p=0.95, max_tokens=TOKENS)
     prompts = read_prompts("builtin:test")[:PROMPTS]
@@ -167,9 +170,9 @@ def test_without_levels_the_answers_are_those_of_sample(
     }
 
 
-def test_levels_may_be_left_out(run: Callable[..., dict[str, Any]], tmp_path: Path):
+def test_levels_may_be_left_out(run: Callable[..., MonitoredRun], tmp_path: Path):
     result = run(levels=["inter,instance"])
-    assert list(result["levels"]) == ["inter", "instance"]
+    assert list(result.levels) == ["inter", "instance"]
     assert {row["level"] for row in lines(tmp_path / "out" / "firings.jsonl")} == {
         "inter",
         "instance",
@@ -177,44 +180,43 @@ def test_levels_may_be_left_out(run: Callable[..., dict[str, Any]], tmp_path: Pa
 
 
 def test_a_run_that_was_cut_short_goes_on_to_the_same_result(
-    run: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., MonitoredRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     whole = run("whole")
-    work, write = tmp_path / "cut.partial", answering.write
+    work, write = tmp_path / "cut.partial", journal.append
     written: list[Any] = []
 
-    def dying(place: Path, added: Any) -> None:
-        """Writes three answers, the firings of a fourth, and half a line."""
-        if len(written) == 3:
-            added.traces.clear()
-            write(place, added)
-            with open(place / "traces.jsonl", "ab") as file:
-                file.write(b'{"prompt_id": "test-00')
+    def dying(place: Path, entry: Any) -> None:
+        """Writes three answers, the firings of a fourth, and half a line of its trace."""
+        write(place, entry)
+        written.append(entry)
+        if len(written) == 4:
+            file = place / "traces.jsonl"
+            *whole, last = file.read_bytes().splitlines(keepends=True)
+            file.write_bytes(b"".join(whole) + last[:22])
             raise KeyboardInterrupt
-        written.append(added)
-        write(place, added)
 
-    monkeypatch.setattr(answering, "write", dying)
+    monkeypatch.setattr(journal, "append", dying)
     with pytest.raises(KeyboardInterrupt):
         run("cut")
-    monkeypatch.setattr(answering, "write", write)
+    monkeypatch.setattr(journal, "append", write)
     assert len(read_traces(work / "traces.jsonl")) == 3
-    jobs: list[int] = []
-    keep = answering.decoded
+    jobs: list[Any] = []
     monkeypatch.setattr(
-        answering, "decoded", lambda plan, model, todo: jobs.extend(todo) or keep(plan, model, todo)
+        "surgeon.monitor.decoded",
+        lambda plan, model, todo: jobs.extend(todo) or decoded(plan, model, todo),
     )
     again = run("cut")
     assert len(jobs) == PROMPTS * SAMPLES - 3
     for name in ("traces.jsonl", "firings.jsonl", "readings.jsonl"):
         rows = [rows_without_chance(tmp_path / place / name) for place in ("whole", "cut")]
         assert rows[0] == rows[1]
-    assert {**again, "out": ""} == {**whole, "out": ""}
+    assert replace(again, out=None) == replace(whole, out=None)
 
 
 @pytest.mark.slow
 def test_kill_minus_nine_loses_the_answers_in_flight_only(
-    fitted: Path, run: Callable[..., dict[str, Any]], tmp_path: Path
+    fitted: Path, run: Callable[..., MonitoredRun], tmp_path: Path
 ):
     """The same command line twice killed and run again; what was whole on disk stays as it is."""
     out, work = tmp_path / "killed", tmp_path / "killed.partial"
@@ -246,7 +248,7 @@ def test_kill_minus_nine_loses_the_answers_in_flight_only(
         rows = [rows_without_chance(tmp_path / place / name) for place in ("whole", "killed")]
         assert rows[0] == rows[1]
     stored = json.loads((out / "monitor.json").read_text())
-    assert stored == json.loads(json.dumps({k: v for k, v in whole.items() if k != "out"}))
+    assert stored == {"format": 1, **artifact.jsonable(whole)}
 
 
 def rows_without_chance(path: Path) -> list[dict[str, Any]]:
@@ -259,12 +261,12 @@ def rows_without_chance(path: Path) -> list[dict[str, Any]]:
 
 
 def test_a_finished_run_is_not_done_again_and_another_is_refused(
-    run: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Callable[..., MonitoredRun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     first = run(limit=1)
     capsys.readouterr()
     again = run(limit=1, batch=3)
-    assert again == {**first, "already": True}
+    assert again == replace(first, already=True)
     show(again)
     assert "finished before" in capsys.readouterr().out
     with pytest.raises(BadInput, match=r"another run.*temperature"):
@@ -280,14 +282,14 @@ def test_one_prompt_prints_its_trace_and_writes_nothing(
         prompt=prompt, samples=2, max_tokens=TOKENS, monitor_file=str(fitted)
     )
     result = monitor(MODEL, **settings)
-    assert list(tmp_path.iterdir()) == [] and result["out"] is None
+    assert list(tmp_path.iterdir()) == [] and result.out is None
     kept = monitor(MODEL, out="out", **settings)
-    assert kept["shown"] == result["shown"] == monitor(MODEL, out="out", **settings)["shown"]
+    assert kept.texts == result.texts == monitor(MODEL, out="out", **settings).texts
     traces = sorted(read_traces("out/traces.jsonl"), key=lambda trace: trace.sample)
-    for trace, response in zip(traces, result["shown"], strict=True):
-        assert "".join(part["text"] for part in response["parts"]) == trace.text
-    levels = [part["level"] for r in result["shown"] for part in r["parts"] if "level" in part]
-    assert len(levels) == sum(row["firings"] for row in result["levels"].values()) > 0
+    for trace, response in zip(traces, result.texts, strict=True):
+        assert "".join(part.text for part in response.parts) == trace.text
+    levels = [part.level for r in result.texts for part in r.parts if part.level]
+    assert len(levels) == sum(row.firings for row in result.levels.values()) > 0
     capsys.readouterr()
     show(result)
     printed = capsys.readouterr().out
@@ -297,12 +299,12 @@ def test_one_prompt_prints_its_trace_and_writes_nothing(
 
 
 def test_random_firing_takes_the_rates_of_a_monitored_run(
-    run: Callable[..., dict[str, Any]], tmp_path: Path
+    run: Callable[..., MonitoredRun], tmp_path: Path
 ):
     monitored = run("monitored")
-    rates = {level: row["rate"] for level, row in monitored["levels"].items()}
+    rates = {level: row.rate for level, row in monitored.levels.items()}
     control = run("control", random_rate=str(tmp_path / "monitored"))
-    assert control["settings"]["random_rate"] == rates
+    assert control.settings["random_rate"] == rates
     firings = lines(tmp_path / "control" / "firings.jsonl")
     for row in firings:
         assert row["probability"] == pytest.approx(rates[row["level"]], abs=1e-6)
@@ -310,9 +312,9 @@ def test_random_firing_takes_the_rates_of_a_monitored_run(
         firings, lines(tmp_path / "monitored" / "firings.jsonl"))]  # fmt: skip
     assert firings and places[0] != places[1]
     certain = run("certain", random_rate={"inter": 1}, limit=1)
-    assert list(certain["levels"]) == ["inter"]
-    assert certain["levels"]["inter"]["per_response"] == 3
-    assert run("never", random_rate={"inter": 0}, limit=1)["levels"]["inter"]["firings"] == 0
+    assert list(certain.levels) == ["inter"]
+    assert certain.levels["inter"].per_response == 3
+    assert run("never", random_rate={"inter": 0}, limit=1).levels["inter"].firings == 0
 
 
 def drawn(place: Path) -> Page:
@@ -322,7 +324,7 @@ def drawn(place: Path) -> Page:
 
 
 def test_the_answer_with_the_most_firings_is_drawn(
-    run: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Callable[..., MonitoredRun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     result = run(levels=["instance"], seed=3)
     names = [(p.id, s) for p in read_prompts("builtin:test")[:PROMPTS] for s in range(SAMPLES)]
@@ -330,7 +332,7 @@ def test_the_answer_with_the_most_firings_is_drawn(
     counts = [sum((r["prompt_id"], r["sample"]) == name for r in rows) for name in names]
     assert counts[0] == 0 and counts.count(max(counts)) > 1
     prompt_id, sample = names[counts.index(max(counts))]
-    assert result["drawn"] == {"prompt_id": prompt_id, "sample": sample}
+    assert result.drawn == DrawnAnswer(prompt_id=prompt_id, sample=sample)
     report = drawn(tmp_path / "out")
     assert f"{prompt_id}, sample {sample}" in report.text("bdi")
     mine = [r for r in rows if (r["prompt_id"], r["sample"]) == (prompt_id, sample)]
@@ -343,19 +345,19 @@ def test_the_answer_with_the_most_firings_is_drawn(
 
 
 def test_only_watched_levels_are_drawn_and_without_any_nothing(
-    run: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Callable[..., MonitoredRun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     run("some", levels=["inter", "instance"], limit=2)
     facts = drawn(tmp_path / "some").text("dt")
     assert "inter" in facts and "instance" in facts and "intra" not in facts
     result = run("none", levels=["none"], limit=1)
-    assert result["drawn"] is None and not (tmp_path / "none" / "report.html").exists()
+    assert result.drawn is None and not (tmp_path / "none" / "report.html").exists()
     capsys.readouterr()
     show(result)
     assert "no report" in capsys.readouterr().out
 
 
-def test_random_firing_is_drawn_as_such(run: Callable[..., dict[str, Any]], tmp_path: Path):
+def test_random_firing_is_drawn_as_such(run: Callable[..., MonitoredRun], tmp_path: Path):
     run(random_rate={"inter": 1}, limit=1)
     report = drawn(tmp_path / "out")
     assert "3 firings in" in report.text("h1") and "fired at random" in report.text(".lead")
@@ -365,7 +367,7 @@ def test_random_firing_is_drawn_as_such(run: Callable[..., dict[str, Any]], tmp_
 
 
 def test_a_run_killed_at_its_report_makes_nothing_but_that(
-    run: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., MonitoredRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def dying(*_: Any) -> str:
         raise KeyboardInterrupt
@@ -375,13 +377,13 @@ def test_a_run_killed_at_its_report_makes_nothing_but_that(
         patch.setattr(drawing, "page", dying)
         with pytest.raises(KeyboardInterrupt):
             run(limit=2)
-    monkeypatch.setattr(answering, "decoded", dying)
-    assert {**run(limit=2), "out": ""} == {**whole, "out": ""}
+    monkeypatch.setattr("surgeon.monitor.decoded", dying)
+    assert replace(run(limit=2), out=None) == replace(whole, out=None)
     assert drawn(tmp_path / "out").text() == drawn(tmp_path / "whole").text()
 
 
 def test_labelled_prompts_are_judged_and_others_left_out(
-    run: Callable[..., dict[str, Any]], tmp_path: Path
+    run: Callable[..., MonitoredRun], tmp_path: Path
 ):
     """The gold answers are those of a first run's samples 0, but for one problem without."""
     settings: dict[str, Any] = dict(limit=None, max_tokens=200)
@@ -391,7 +393,7 @@ def test_labelled_prompts_are_judged_and_others_left_out(
     ]
     file = tmp_path / "problems.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert run("unlabelled", prompts=str(file), **settings)["pass1"] is None
+    assert run("unlabelled", prompts=str(file), **settings).pass1 is None
     found = {
         (trace.prompt_id, trace.sample): extract(trace.text)
         if trace.finish_reason == "stop"
@@ -404,10 +406,10 @@ def test_labelled_prompts_are_judged_and_others_left_out(
     result = run("labelled", prompts=str(file), **settings)
     right = [found[row["id"], sample] == row["answer"] for row in rows[1:] for sample in (0, 1)]
     assert 0 < np.mean(right) < 1
-    assert result["pass1"]["problems"] == PROMPTS - 1
-    assert result["pass1"]["value"] == pytest.approx(np.mean(right))
-    low, high = result["pass1"]["interval"]
-    assert low <= result["pass1"]["value"] <= high
+    assert result.pass1.problems == PROMPTS - 1
+    assert result.pass1.value == pytest.approx(np.mean(right))
+    low, high = result.pass1.interval
+    assert low <= result.pass1.value <= high
 
 
 @pytest.fixture
@@ -421,7 +423,7 @@ def carrying(fitted: Path, tmp_path: Path) -> Path:
 def test_a_checkpoint_carries_its_monitor(carrying: Path, tmp_path: Path):
     settings: dict[str, Any] = dict(prompts="builtin:test", limit=1, max_tokens=8)
     result = monitor(str(carrying), out=tmp_path / "out", **settings)
-    assert list(result["levels"]) == ["intra", "inter", "instance"]
+    assert list(result.levels) == ["intra", "inter", "instance"]
 
 
 def test_a_virtual_candidate_is_monitored(tmp_path: Path):
@@ -435,7 +437,7 @@ def test_a_virtual_candidate_is_monitored(tmp_path: Path):
         prompts="builtin:test", limit=1, max_tokens=8, monitor_file=str(tmp_path)
     )
     result = monitor(spec, out=tmp_path / "out", **settings)
-    assert result["checkpoint"] == spec and result["responses"] == 1
+    assert result.checkpoint == spec and result.responses == 1
     with pytest.raises(BadInput, match=r"is a family; name one candidate"):
         monitor(str(tmp_path / "f"), out=tmp_path / "all", **settings)
 
@@ -463,7 +465,7 @@ def test_a_virtual_candidate_is_monitored(tmp_path: Path):
     ids=lambda value: str(value)[:40],
 )
 def test_what_cant_be_is_refused_before_anything_is_made(
-    run: Callable[..., dict[str, Any]], tmp_path: Path, changes: dict[str, Any], words: str
+    run: Callable[..., MonitoredRun], tmp_path: Path, changes: dict[str, Any], words: str
 ):
     with pytest.raises(BadInput, match=words):
         run(**changes)
@@ -471,7 +473,7 @@ def test_what_cant_be_is_refused_before_anything_is_made(
 
 
 def test_a_monitor_that_doesnt_fit_is_refused(
-    run: Callable[..., dict[str, Any]], tmp_path: Path, fitted: Path
+    run: Callable[..., MonitoredRun], tmp_path: Path, fitted: Path
 ):
     other = tmp_path / "other.safetensors"
     replace(Monitor.load(fitted), checkpoint="sha256:else").save(other)
@@ -487,9 +489,7 @@ def test_a_monitor_that_doesnt_fit_is_refused(
     assert [p.name for p in tmp_path.iterdir()] == ["other.safetensors"]
 
 
-def test_a_prompt_that_fills_the_context_is_named(
-    run: Callable[..., dict[str, Any]], tmp_path: Path
-):
+def test_a_prompt_that_fills_the_context_is_named(run: Callable[..., MonitoredRun], tmp_path: Path):
     (tmp_path / "long.jsonl").write_text(json.dumps({"id": "q", "prompt": "1" * 3000}) + "\n")
     with pytest.raises(BadInput, match=r"prompt 'q' has \d+ tokens"):
         run(prompts=str(tmp_path / "long.jsonl"))

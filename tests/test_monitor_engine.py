@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from surgeon import endpoint
 from surgeon.checkpoint import resolve
 from surgeon.decoding import Decoder, Request, stream_key
 from surgeon.errors import BadInput
-from surgeon.monitor import monitor
+from surgeon.monitor import MonitoredRun, monitor
 from surgeon.traces import read_traces, stop_ids
 
 TOKENS = 80
@@ -103,8 +103,8 @@ def sometimes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(sometimes: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    def call(name: str = "out", **changes: Any) -> dict[str, Any]:
+def run(sometimes: Path, tmp_path: Path) -> Callable[..., MonitoredRun]:
+    def call(name: str = "out", **changes: Any) -> MonitoredRun:
         arguments: dict[str, Any] = dict(
             prompts="builtin:test", out=tmp_path / name, limit=3, max_tokens=TOKENS,
             temperature=0.0, monitor_file=str(sometimes),
@@ -126,7 +126,7 @@ def of(place: Path) -> tuple[dict[tuple[str, int], Any], list[Any]]:
 
 @pytest.mark.parametrize("kind", ["vllm", "sglang", "plain"])
 def test_the_engines_answers_are_those_made_here(
-    kind: str, engine: Any, run: Callable[..., dict[str, Any]], tmp_path: Path
+    kind: str, engine: Any, run: Callable[..., MonitoredRun], tmp_path: Path
 ):
     """Greedy, with the same weights on both sides: the same tokens, firings and readings."""
     server, url = engine
@@ -134,8 +134,8 @@ def test_the_engines_answers_are_those_made_here(
     there, here = run("there", engine=url), run("here")
     assert of(tmp_path / "there") == of(tmp_path / "here")
     assert len(of(tmp_path / "here")[1]) > 3
-    for level, row in here["levels"].items():
-        assert there["levels"][level] == pytest.approx(row)
+    for level, row in here.levels.items():
+        assert asdict(there.levels[level]) == pytest.approx(asdict(row))
     tokens = [
         sorted((r["prompt_id"], r["readings"][-1]["position"]) for r in lines(tmp_path / name))
         for name in ("there/readings.jsonl", "here/readings.jsonl")
@@ -223,7 +223,7 @@ def test_a_finished_run_needs_no_engine(engine: Any, run: Any):
     with served(server.answer) as url:
         settings: dict[str, Any] = dict(engine=f"{url}#thinking", limit=1, max_tokens=20)
         first = run(**settings)
-    assert run(**settings) == {**first, "already": True}
+    assert run(**settings) == replace(first, already=True)
 
 
 def test_a_refusal_is_one_clear_line(engine: Any, run: Any, tmp_path: Path):

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.family import tokenizer as builtin_tokenizer
+from surgeon import jsonl
 from surgeon.errors import BadInput
 from surgeon.neureasoner.steps import Span, Step, StepEnds, StepRows, check_spans, split_steps
 from surgeon.traces import Trace
-from surgeon.watch.spans import append_span, read_spans
+from surgeon.watch.spans import read_spans
 
 
 def tokenizer_of(*words: str) -> Any:
@@ -181,17 +182,17 @@ def test_spans_survive_the_file(tmp_path: Path):
         Span("p2", 3, "inter", 1, 4, failing=False, pair=7, reason="went on – fine"),
     ]
     for span in spans:
-        append_span(tmp_path / "spans.jsonl", span)
+        jsonl.append(tmp_path / "spans.jsonl", span._asdict())
     assert read_spans(tmp_path / "spans.jsonl") == spans
 
 
 def test_a_torn_last_line_is_left_out_and_mended(tmp_path: Path):
     file, span = tmp_path / "spans.jsonl", Span("p", 0, "intra", 0, 0)
-    append_span(file, span)
+    jsonl.append(file, span._asdict())
     whole = file.read_bytes()
     file.write_bytes(whole + whole[:20])
     assert read_spans(file) == [span]
-    append_span(file, span)
+    jsonl.append(file, span._asdict())
     assert read_spans(file) == [span, span]
 
 

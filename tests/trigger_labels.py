@@ -6,12 +6,12 @@ from random import Random
 from typing import Any
 
 from benchmarks.family import writer
+from surgeon import jsonl
 from surgeon.builtin import task
 from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.neureasoner.steps import Span
 from surgeon.traces import Trace, append, encode, read_prompts
 from surgeon.trigger import label
-from surgeon.watch.spans import append_span
 
 MODEL = "builtin:thinking"
 PROMPTS = 16
@@ -51,6 +51,7 @@ def random_labels(root: Path, checkpoint: Path, n: int = 8, steps: int = 5) -> P
     tokenizer: Any = Checkpoint.open(checkpoint).tokenizer()
     separator = tokenizer.convert_tokens_to_ids("\n\n")
     root.mkdir(parents=True, exist_ok=True)
+    spans: list[Span] = []
     for i in range(n):
         rng = Random(i)
         row = {"id": f"q{i}", "prompt": f"w{i} + w{i + 1} = ?"}
@@ -67,8 +68,9 @@ def random_labels(root: Path, checkpoint: Path, n: int = 8, steps: int = 5) -> P
         for step in range(steps):
             for level in ("intra", "inter"):
                 failing = step % 2 == (level == "inter")
-                append_span(root / "spans.jsonl", Span(f"q{i}", 0, level, step, step, failing))
-        append_span(root / "spans.jsonl", Span(f"q{i}", 0, "instance", 0, 3, i % 2 == 0))
+                spans.append(Span(f"q{i}", 0, level, step, step, failing))
+        spans.append(Span(f"q{i}", 0, "instance", 0, 3, i % 2 == 0))
+    jsonl.write(root / "spans.jsonl", (span._asdict() for span in spans))
     return root
 
 

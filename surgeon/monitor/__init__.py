@@ -1,99 +1,89 @@
-"""`surgeon monitor`: answers that are watched while they are made, and set right in the middle.
+"""`surgeon monitor`: answers that are watched while they are made, and corrected mid-answer.
 
 The checkpoint's monitor (NeuReasoner sec. 3.3) reads a detector per failure level at the step ends
-of every answer. One that fires at `intra` or `inter` forces that level's trigger token as the next
-token; `instance` forces a text that ends the thinking.
+of every answer. A detector that fires at `intra` or `inter` forces that level's trigger token as
+the next token. One that fires at `instance` forces a text that ends the thinking.
 
 On disk: `traces.jsonl` (as `rank` and `evaluate` read them), `firings.jsonl` (one line each:
 position, level, probability, the step's text, what was forced), `readings.jsonl` (one line per
 answer: what every detector said at every step end), `monitor.json`, and `report.html`: the answer
 with the most firings, drawn (left out where no level is watched).
 
-`plan` checks the inputs, `answering` decodes with the model at hand, `engine` with one that serves
-completions elsewhere (`endpoint`), `summary` counts and shows, `drawing` makes the page.
+jobs.py          the settings checked: prompts, monitor, the answers to make
+local.py         answers decoded with the model at hand
+relay.py         answers written by a server of completions (completions.py), read by the model here
+journal.py       what is kept of each answer
+summary.py       counts and accuracy
+result.py        monitor.json, and what is printed
+drawing.py       report.html
 """
 
-from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from surgeon import lineage
+from surgeon.monitor import journal
+from surgeon.monitor.drawing import draw
+from surgeon.monitor.jobs import MonitorPlan, prepare
+from surgeon.monitor.journal import Entry
+from surgeon.monitor.local import decoded
+from surgeon.monitor.relay import relayed
+from surgeon.monitor.result import MonitoredRun, show
+from surgeon.monitor.summary import summary, texts
+from surgeon.progress import bar
+from surgeon.settings import verb
+from surgeon.settings.monitor import MonitorSettings
 
-__all__ = ["monitor", "show"]
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["MonitoredRun", "monitor", "show"]
 
 
-def monitor(
-    checkpoint: str,
-    *,
-    prompts: str | None = None,
-    prompt: str | None = None,
-    out: str | Path | None = None,
-    samples: int = 1,
-    temperature: float = 0.6,
-    top_p: float = 0.95,
-    top_k: int = 0,
-    max_tokens: int = 16000,
-    levels: Sequence[str] | None = None,
-    random_rate: Mapping[str, float] | str | None = None,
-    monitor_file: str | None = None,
-    limit: int | None = None,
-    check: str = "exact",
-    answer: str = "auto",
-    timeout_s: float = 5.0,
-    thinking: bool | None = None,
-    engine: str | None = None,
-    seed: int = 0,
-    batch: int = 0,
-    device: str = "auto",
-    dtype: str = "auto",
-) -> dict[str, Any]:
+@verb(MonitorSettings)
+def monitor(settings: MonitorSettings) -> MonitoredRun:
     """Answer prompts with the checkpoint's monitor on, and write what happened to `out`.
 
-    `prompts` is a JSONL or Parquet file, `builtin:NAME` or a hub data set; or `prompt` is one text,
-    and `out` may be left away: nothing is written then. `levels` are some of the monitor's (`none`
-    watches nothing); `random_rate`, a control, fires at random instead: {level: chance}, or the
-    directory of a monitored run whose rates are taken. `engine` names a server of completions,
-    `URL#model`, that has the same weights: it writes the text, and the model here reads it.
-    Prompts with an `answer` are judged by `check`, of what `answer` reads out of the response.
-    Returns the content of `monitor.json` and where it is (`out`), with `already` when it was there
-    before; with `prompt` also the text (`shown`). An interrupted run continues with the missing
-    answers. Raises `BadInput` before anything is decoded.
+    With a single `prompt`, the result holds the text of its answers too, and without `out` nothing
+    is written. A run that was interrupted resumes with the answers that are missing. Raises
+    `BadInput` before anything is decoded.
     """
-    from surgeon.monitor.answering import Kept, respond, stored
-    from surgeon.monitor.drawing import draw
-    from surgeon.monitor.plan import FILE, prepare
-    from surgeon.monitor.summary import shown, summarise
+    plan = prepare(settings)
 
-    plan = prepare(
-        checkpoint, prompts=prompts, prompt=prompt, out=out, samples=samples,
-        temperature=temperature, top_p=top_p, top_k=top_k, max_tokens=max_tokens, levels=levels,
-        random_rate=random_rate, monitor_file=monitor_file, limit=limit, check=check,
-        answer=answer, timeout_s=timeout_s, thinking=thinking, engine=engine, seed=seed,
-        batch=batch, device=device, dtype=dtype,
-    )  # fmt: skip
-    if out is None:
-        kept = Kept([], [], [])
-        respond(plan, None, kept)
-        return {**summarise(plan, kept), "shown": shown(plan, kept), "out": None}
-    out = Path(out)
-    work = lineage.begin(
-        out, verb="monitor", arguments=plan.settings, inputs=plan.inputs, seed=seed
-    )
-    if work is None:
-        result = {**lineage.read_object(out / FILE), "out": str(out), "already": True}
-        kept = stored(out)
-    else:
-        kept = stored(work)
-        model = respond(plan, work, kept)
-        result = {**summarise(plan, kept), "drawn": draw(plan, model, work, kept)}
-        lineage.write_json(work / FILE, result)
-        lineage.finish(work, out)
-        result["out"] = str(out)
-    return result if prompt is None else {**result, "shown": shown(plan, kept)}
+    def work(partial: Path) -> MonitoredRun:
+        model, entries = respond(plan, partial, journal.read(partial))
+        return summary(plan, entries, draw(plan, model, partial, entries))
+
+    if settings.out is None:
+        entries = respond(plan, None, [])[1]
+        return replace(summary(plan, entries, None), texts=texts(plan, entries))
+    run = lineage.once(settings.out, MonitoredRun, work, run=plan.run)
+    if settings.prompt is None:
+        return run
+    return replace(run, texts=texts(plan, journal.read(settings.out)))
 
 
-def show(result: dict[str, Any]) -> None:
-    """Print a monitored run: the text of a single prompt's answers, the firings, the counts."""
-    from surgeon.monitor.summary import show
+def respond(
+    plan: MonitorPlan, work: Path | None, entries: list[Entry]
+) -> "tuple[nn.Module | None, list[Entry]]":
+    """The model, if it was needed, and `entries` with the answers that they lacked.
 
-    show(result)
+    Each new answer is added to the files in `work`, where there is one, as soon as it ends.
+    """
+    done = {entry.trace.key for entry in entries}
+    jobs = [job for job in plan.jobs if job.key not in done]
+    if not jobs:
+        return None, entries
+    model = plan.checkpoint.model(plan.device, plan.dtype)
+    made = list(entries)
+    firings = sum(len(entry.firings) for entry in entries)
+    with bar("monitor", len(jobs)) as advance:
+        for answer in (decoded if plan.endpoint is None else relayed)(plan, model, jobs):
+            entry = journal.entry_of(answer, plan.tokenizer)
+            if work is not None:
+                journal.append(work, entry)
+            made.append(entry)
+            firings += len(entry.firings)
+            advance(note=f"{firings} firings")
+    return model, made

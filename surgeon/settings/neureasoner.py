@@ -55,7 +55,7 @@ class WatchSettings:
         """Raise BadInput for probes out of order and for triggers of other levels."""
         probes = self.probes
         ascending = len(probes) > 1 and list(probes) == sorted(set(probes))
-        if not (ascending and probes[0] > 0 and probes[-1] <= pi):
+        if not ascending or min(probes) <= 0 or max(probes) > pi:
             raise BadInput(
                 f"found probes = {probes}, expected two or more ascending frequencies above 0, at "
                 "most pi."

@@ -14,13 +14,9 @@ def read_spans(path: str | Path) -> list[Span]:
     Each line is an object with the fields of `Span`; those with a default may be missing. Raises
     BadInput naming the line that is no span.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise BadInput(f"{path} does not exist, expected a file of labelled spans.")
-    spans: list[Span] = []
-    for place, row in jsonl.rows(path):
-        spans.append(parse_span(row, place))
-    return spans
+    return [parse_span(row, place) for place, row in jsonl.rows(path)]
 
 
 def parse_span(row: object, place: str) -> Span:
@@ -50,11 +46,6 @@ def parse_span(row: object, place: str) -> Span:
             found = repr(fields[name])[:40] if name in fields else "nothing"
             raise BadInput(f"{place}: found {found} as {name} of a span, expected {expected}.")
     return Span(**{name: fields[name] for name in checks})
-
-
-def append_span(path: str | Path, span: Span) -> None:
-    """Add a span to a JSONL file as one write; a last line that was cut short is cut off first."""
-    append_line(path, span._asdict())
 
 
 def append_line(path: str | Path, row: dict[str, Any]) -> None:

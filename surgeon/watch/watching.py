@@ -12,6 +12,7 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from surgeon.channels import Channels, Tap, tapped
@@ -64,26 +65,27 @@ def union(channels: Mapping[str, Channels]) -> tuple[Channels, dict[str, list[in
     return Channels(layer, units, heads), columns
 
 
-class Watching:
-    """Watches one model decode, with that checkpoint's monitor.
+class Watch:
+    """Reads a monitor's detectors for the rows of a batch, and says which tokens to force.
 
-    `levels` leaves the others out. With `random_rate`, a control, no detector is asked: each of its
-    levels fires with that chance wherever its detector would have been read, by a stream of its own
-    for each request and seed. Raises BadInput for a level or a rate that the monitor has no
+    Whoever feeds the rows hands over each token with the channels' activations at it; no model runs
+    here. `levels` leaves the others out. With `random_rate`, a control, no detector is asked: each
+    of its levels fires with that chance wherever its detector would have been read, by a stream of
+    its own for each request and seed. Raises BadInput for a level or a rate that the monitor has no
     detector for, and where the tokenizer lacks a trigger token.
     """
 
     def __init__(
         self,
-        model: nn.Module,
         tokenizer: "PreTrainedTokenizerBase",
         monitor: Monitor,
         *,
         random_rate: Mapping[str, float] | None = None,
         seed: int = 0,
         levels: Sequence[str] | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.model, self.tokenizer, self.monitor = model, tokenizer, monitor
+        self.tokenizer, self.monitor = tokenizer, monitor
         self.settings, self.seed, self.random_rate = monitor.settings, seed, random_rate
         wanted = monitor.levels if levels is None else tuple(levels)
         if random_rate is not None:
@@ -107,44 +109,25 @@ class Watching:
         self.index_B: list[int] = []
         """The request in each row."""
         self._ids: list[list[int]] = []
-        """Tokens of each row's step that goes on."""
+        """Tokens of each row's current step."""
         self._new_B = np.zeros(0, bool)
         self._quiet_B = np.zeros(0, np.int64)
         """Number of the step from whose end on something may fire again."""
         self._queue_B = np.zeros(0, np.int64)
         """Forced tokens that are still to come."""
-        self._tap: Tap | None = None
+        self.channels: Channels | None = None
+        """What is to be read of each token; None where no detector is asked."""
         if random_rate is None and self.levels:
             self.channels, self.columns = union({v: monitor.channels[v] for v in self.levels})
-            self.device = next(model.parameters()).device
-            self.detectors = {
-                v: deepcopy(monitor.detectors[v]).to(self.device) for v in self.levels
-            }
+            self.detectors = {v: deepcopy(monitor.detectors[v]).to(device) for v in self.levels}
             self.thresholds = monitor.thresholds
-            with tapped(model, self.channels):
-                pass
-            self.online: OnlineFeatures | None = OnlineFeatures(
-                0, self.channels.size, self.settings, self.device
-            )
-        else:
-            self.online = None
-
-    # what the decoder calls
-
-    @contextmanager
-    def attached(self) -> Iterator[None]:
-        """Activations are seen inside the block."""
-        if self.online is None:
-            yield
-            return
-        with tapped(self.model, self.channels) as self._tap:
-            yield
+            self.online = OnlineFeatures(0, self.channels.size, self.settings, device)
 
     def seat(self, slot: int, index: int) -> None:
         """Request `index` starts in row `slot`; whatever was seen of it before is forgotten."""
         self._grow(slot + 1)
         self.steps.seat(slot)
-        if self.online is not None:
+        if self.channels is not None:
             self.online.reset(slot)
         self.index_B[slot], self._ids[slot], self._new_B[slot] = index, [], True
         self._quiet_B[slot] = self._queue_B[slot] = 0
@@ -155,15 +138,20 @@ class Watching:
         source, target = list(source), list(target)
         self._grow(max(target, default=-1) + 1)
         self.steps.move(source, target)
-        if self.online is not None:
+        if self.channels is not None:
             self.online.move(source, target)
         for array in (self._new_B, self._quiet_B, self._queue_B):
             array[target] = array[source]
         for old, new in zip(source, target, strict=True):
             self.index_B[new], self._ids[new] = self.index_B[old], list(self._ids[old])
 
-    def look(self, slots: Sequence[int], fed_B: Tensor, chosen_B: Tensor) -> dict[int, list[int]]:
-        """The tokens to force, by row, after a pass over the tokens `fed_B`."""
+    def read(
+        self, slots: Sequence[int], fed_B: Tensor, chosen_B: Tensor, x_BC: Tensor | None
+    ) -> dict[int, list[int]]:
+        """The tokens to force, by row, after the tokens `fed_B`, whose activations are `x_BC`.
+
+        `x_BC` may be None where no detector is asked, and while only prompts are fed.
+        """
         if not self.levels or not len(slots):
             return {}
         n = len(fed_B)
@@ -182,30 +170,30 @@ class Watching:
         counted_B, opened_B, ended_B = self.steps.push(fed, live_B)
         for b in np.flatnonzero(opened_B).tolist():
             self._ids[b] = []
-            if self.online is not None:
+            if self.channels is not None:
                 self.online.reset(b)
         counted = np.flatnonzero(counted_B).tolist()
         if not counted:
             return {}
         for b in counted:
             self._ids[b].append(int(fed[b]))
-        if self.online is not None:
-            assert self._tap is not None
-            self.online.push(self._tap.last[:, -1], counted_B[:n])
+        if self.channels is not None:
+            assert x_BC is not None
+            self.online.push(x_BC, counted_B[:n])
         # Forced tokens come as decided; what they bring about is looked at once they are through.
         busy_B = self._queue_B > 0
         self._queue_B -= busy_B
         closing_B = counted_B & ~ended_B & self.steps.closing(chosen) & ~busy_B
         if not (ended_B | closing_B).any():
             return {}
-        found = self._read(ended_B, closing_B, busy_B)
+        forced = self._decide(ended_B, closing_B, busy_B)
         self.steps.begin_step(ended_B)
         ended = np.flatnonzero(ended_B).tolist()
-        if self.online is not None:
+        if self.channels is not None:
             self.online.end_step(ended)
         for b in ended:
             self._ids[b] = []
-        return found
+        return forced
 
     def take(self, index: int) -> tuple[list[Firing], list[Reading]]:
         """The firings and readings of a request that has ended, which are then forgotten."""
@@ -213,7 +201,7 @@ class Watching:
 
     # a step has ended
 
-    def _read(
+    def _decide(
         self, ended_B: np.ndarray, closing_B: np.ndarray, busy_B: np.ndarray
     ) -> dict[int, list[int]]:
         """Read the detectors of the rows at a step's end; the tokens to force, by row."""
@@ -247,7 +235,7 @@ class Watching:
         return True
 
     def _probabilities(self, level: str, rows: list[int]) -> list[float]:
-        if self.online is None:
+        if self.channels is None:
             assert self.random_rate is not None
             return [float(self.random_rate[level])] * len(rows)
         features_NCX = self.online.features(level, rows, self.columns[level])
@@ -275,13 +263,52 @@ class Watching:
         if more <= 0:
             return
         self.steps.grow(rows)
-        if self.online is not None:
+        if self.channels is not None:
             self.online.grow(rows)
         self.index_B += [-1] * more
         self._ids += [[] for _ in range(more)]
         self._new_B, self._quiet_B, self._queue_B = (
             np.pad(array, (0, more)) for array in (self._new_B, self._quiet_B, self._queue_B)
         )
+
+
+class Watching(Watch):
+    """Watches a model decode, with that checkpoint's monitor: what `surgeon.decoding` calls a
+    watcher. Parameters and errors are those of `Watch`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: "PreTrainedTokenizerBase",
+        monitor: Monitor,
+        *,
+        random_rate: Mapping[str, float] | None = None,
+        seed: int = 0,
+        levels: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(
+            tokenizer, monitor, random_rate=random_rate, seed=seed, levels=levels,
+            device=next(model.parameters()).device,
+        )  # fmt: skip
+        self.model = model
+        self._tap: Tap | None = None
+        with self.attached():  # Channels that the model lacks are refused here, not while decoding.
+            pass
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Activations are seen inside the block."""
+        if self.channels is None:
+            yield
+            return
+        with tapped(self.model, self.channels) as self._tap:
+            yield
+
+    def look(self, slots: Sequence[int], fed_B: Tensor, chosen_B: Tensor) -> dict[int, list[int]]:
+        """The tokens to force, by row, after a pass over the tokens `fed_B`."""
+        x_BC = None if self._tap is None else self._tap.last[:, -1]
+        return self.read(slots, fed_B, chosen_B, x_BC)
 
 
 def forced_tokens(

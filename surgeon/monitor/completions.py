@@ -13,7 +13,7 @@ EXTRAS = {"include_stop_str_in_output": True, "return_token_ids": True}
 """What vLLM and SGLang can say beyond the standard."""
 
 
-class Piece(NamedTuple):
+class Continuation(NamedTuple):
     """What the engine wrote, and why it stopped."""
 
     text: str
@@ -46,7 +46,7 @@ class Completions(Endpoint):
 
     def complete(
         self, ids: list[int], *, stop: str | None, top_k: int = 0, **settings: Any
-    ) -> Piece:
+    ) -> Continuation:
         """Go on from these tokens, to `stop` if it is given; raises `BadInput` when the endpoint
         stays out of reach or refuses."""
         body: dict[str, Any] = {"model": self.model, "prompt": ids, **settings}
@@ -66,10 +66,10 @@ class Completions(Endpoint):
             self.extras = False
             return ask(**body, extra_body=beyond)
 
-        return self.exchange(send, _piece)
+        return self.exchange(send, _continuation)
 
 
-def _piece(reply: Any) -> Piece:
+def _continuation(reply: Any) -> Continuation:
     """What a completion says; raises `Unusable` where the engine broke off."""
     choice = reply["choices"][0]
     text, finish, ids = str(choice["text"]), choice["finish_reason"], choice.get("token_ids")
@@ -80,4 +80,4 @@ def _piece(reply: Any) -> Piece:
     # As vLLM and SGLang call it.
     names = [name for name in ("stop_reason", "matched_stop") if name in choice]
     by = choice[names[0]] if names else None
-    return Piece(text, ids, finish, by if isinstance(by, str | int) else None, bool(names))
+    return Continuation(text, ids, finish, by if isinstance(by, str | int) else None, bool(names))

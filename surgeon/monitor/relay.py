@@ -16,30 +16,30 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from surgeon.channels import Tap, tapped
+from surgeon.channels import tapped
 from surgeon.decoding import context_limit, stream_key
 from surgeon.errors import BadInput
 from surgeon.live.architecture import fitting_threads, text_config
 from surgeon.live.passes import forward
-from surgeon.monitor.endpoint import Completions, Piece
-from surgeon.monitor.plan import Answered, Job, Plan
+from surgeon.monitor.completions import Completions, Continuation
+from surgeon.monitor.jobs import Job, MonitoredAnswer, MonitorPlan
 from surgeon.neureasoner.steps import SEPARATOR, StepEnds
 from surgeon.traces import stop_ids
-from surgeon.watch.watching import Watching
+from surgeon.watch.watching import Watch
 
 if TYPE_CHECKING:
     from torch import nn
 
 AT_ONCE = 8
 """Answers that the engine is asked for at the same time, where the caller doesn't say."""
-PIECE = 512
+PIECE_TOKENS = 512
 """Most tokens that are asked for in one go."""
 PASS_TOKENS = 2048
 """Most tokens of a prompt that are read in one pass."""
 
 
 @dataclass(eq=False)
-class _Answer:
+class _Draft:
     """An answer in the making."""
 
     job: Job
@@ -58,7 +58,9 @@ class _Answer:
         return len(self.ids) >= self.most
 
 
-def relayed(plan: Plan, model: "nn.Module", jobs: Sequence[Job]) -> Iterator[Answered]:
+def relayed(
+    plan: MonitorPlan, model: "nn.Module", jobs: Sequence[Job]
+) -> Iterator[MonitoredAnswer]:
     """Let the engine write the answers, and yield each when it ends.
 
     Raises BadInput when the engine stays out of reach, or refuses.
@@ -66,13 +68,13 @@ def relayed(plan: Plan, model: "nn.Module", jobs: Sequence[Job]) -> Iterator[Ans
     assert plan.endpoint is not None
     endpoint, reader = plan.endpoint, _Reader(plan, model)
     waiting = deque(jobs)
-    width = min(plan.sampling.batch or AT_ONCE, len(jobs))
+    width = min(plan.settings.sampling.batch or AT_ONCE, len(jobs))
     pool = ThreadPoolExecutor(width)
-    running: dict[Future[Piece], tuple[_Answer, bool]] = {}
+    running: dict[Future[Continuation], tuple[_Draft, bool]] = {}
     # Where no level is watched, nothing is read at a step's end.
     stops = bool(plan.levels)
 
-    def ask(answer: _Answer) -> None:
+    def ask(answer: _Draft) -> None:
         running[pool.submit(_ask, plan, endpoint, answer, stops)] = answer, stops
 
     try:
@@ -100,11 +102,11 @@ def relayed(plan: Plan, model: "nn.Module", jobs: Sequence[Job]) -> Iterator[Ans
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _ask(plan: Plan, endpoint: Completions, answer: _Answer, stops: bool) -> Piece:
-    sampling, job = plan.sampling, answer.job
-    key = stream_key(sampling.seed, job.prompt_id, job.sample).hex()
+def _ask(plan: MonitorPlan, endpoint: Completions, answer: _Draft, stops: bool) -> Continuation:
+    sampling, job = plan.settings.sampling, answer.job
+    key = stream_key(sampling.seed, *job.key).hex()
     settings: dict[str, Any] = {
-        "max_tokens": min(PIECE, answer.most - len(answer.ids)),
+        "max_tokens": min(PIECE_TOKENS, answer.most - len(answer.ids)),
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
@@ -115,69 +117,40 @@ def _ask(plan: Plan, endpoint: Completions, answer: _Answer, stops: bool) -> Pie
     return endpoint.complete([*job.ids, *answer.ids], stop=stop, **settings)
 
 
-class _Seen(Tap):
-    """Activations that were read before."""
-
-    def __init__(self, x_BTC: Tensor):
-        self.x_BTC = x_BTC
-
-    @property
-    def last(self) -> Tensor:
-        return self.x_BTC
-
-
-class _Watching(Watching):
-    """A monitor that is told a token's activations, one row at a time."""
-
-    def told(self, slot: int, x_C: Tensor | None, fed: int, chosen: int) -> Sequence[int]:
-        """The tokens to force after `fed`, where `chosen` comes next."""
-        if x_C is not None:
-            self._tap = _Seen(x_C.expand(slot + 1, 1, -1))
-        fed_B, chosen_B = (torch.full((slot + 1,), i) for i in (fed, chosen))
-        return self.look([slot], fed_B, chosen_B).get(slot, ())
-
-
 class _Reader:
     """The model here, which reads what the engine writes."""
 
-    def __init__(self, plan: Plan, model: "nn.Module"):
-        self.model, self.tokenizer, self.most = model, plan.tokenizer, plan.sampling.max_tokens
-        self.endpoint = plan.endpoint
+    def __init__(self, plan: MonitorPlan, model: "nn.Module"):
+        self.model, self.tokenizer, self.endpoint = model, plan.tokenizer, plan.endpoint
+        self.most = plan.settings.sampling.max_tokens
         self.limit, self.stop = context_limit(model), stop_ids(model, plan.tokenizer)
         self.ends = StepEnds(plan.tokenizer, plan.monitor.settings.thinking)
-        self.watching = _Watching(
-            model,
-            plan.tokenizer,
-            plan.monitor,
-            random_rate=plan.rates,
-            seed=plan.sampling.seed,
-            levels=plan.levels,
-        )
+        self.device = next(model.parameters()).device
+        self.watch = Watch(
+            plan.tokenizer, plan.monitor, random_rate=plan.rates, seed=plan.settings.sampling.seed,
+            levels=plan.levels, device=self.device,
+        )  # fmt: skip
 
-    def begin(self, job: Job, slot: int) -> _Answer:
+    def begin(self, job: Job, slot: int) -> _Draft:
         """An answer that has its row, and whose prompt has been read."""
         from transformers import DynamicCache
 
         cache = DynamicCache(config=text_config(self.model))
-        answer = _Answer(job, slot, min(self.most, self.limit - len(job.ids)), cache)
-        self.watching.seat(slot, job.index)
+        answer = _Draft(job, slot, min(self.most, self.limit - len(job.ids)), cache)
+        self.watch.seat(slot, job.index)
         self._activations(answer, job.ids, 0)
-        self.watching.told(slot, None, job.ids[-1], 0)
+        self._forced(answer, None, job.ids[-1], 0)
         return answer
 
-    def end(self, answer: _Answer) -> Answered:
+    def end(self, answer: _Draft) -> MonitoredAnswer:
         """The finished answer."""
-        index = answer.job.index
-        return Answered(
-            answer.job,
-            answer.ids,
-            "stop" if answer.over else "length",
-            [position for position in answer.forced if position < len(answer.ids)],
-            self.watching.firings.pop(index),
-            self.watching.readings.pop(index),
-        )
+        forced = [position for position in answer.forced if position < len(answer.ids)]
+        return MonitoredAnswer(
+            answer.job, answer.ids, "stop" if answer.over else "length", forced,
+            *self.watch.take(answer.job.index),
+        )  # fmt: skip
 
-    def tokens(self, answer: _Answer, piece: Piece, stops: bool) -> list[int] | None:
+    def tokens(self, answer: _Draft, piece: Continuation, stops: bool) -> list[int] | None:
         """The piece's tokens, with the stop token where it ends the answer; None where the engine
         doesn't tell the end of the answer from the stop string that it was given."""
         ids = piece.token_ids
@@ -211,7 +184,7 @@ class _Reader:
     def _name(self) -> str:
         return "" if self.endpoint is None else f"at {self.endpoint.url}"
 
-    def take(self, answer: _Answer, ids: Sequence[int]) -> None:
+    def take(self, answer: _Draft, ids: Sequence[int]) -> None:
         """Append a piece, read it, and cut it off where the monitor steps in."""
         answer.ids += ids[: answer.most - len(answer.ids)]
         answer.over = answer.ids[-1] in self.stop
@@ -223,19 +196,26 @@ class _Reader:
             # Where the next token isn't there yet, a step has ended: it could be any.
             for t, (fed, chosen) in enumerate(zip(part, [*following, part[-1]], strict=False)):
                 x_C = None if x_TC is None else x_TC[t]
-                forced = self.watching.told(answer.slot, x_C, fed, chosen)
+                forced = self._forced(answer, x_C, fed, chosen)
                 if forced:
                     assert t == end - start - 1
                     answer.ids = [*answer.ids[:end], *forced][: answer.most]
                     answer.forced += range(end, len(answer.ids))
                     answer.over = answer.ids[-1] in self.stop
 
-    def _run(self, answer: _Answer) -> int:
+    def _forced(self, answer: _Draft, x_C: Tensor | None, fed: int, chosen: int) -> Sequence[int]:
+        """The tokens to force after `fed`, where `chosen` comes next."""
+        slot = answer.slot
+        fed_B, chosen_B = (torch.full((slot + 1,), i) for i in (fed, chosen))
+        x_BC = None if x_C is None else x_C.expand(slot + 1, -1)
+        return self.watch.read([slot], fed_B, chosen_B, x_BC).get(slot, ())
+
+    def _run(self, answer: _Draft) -> int:
         """Up to where the answer can be read: to the end of a step, where the monitor may step in,
         or as far as the next token is known. The last token of an answer is never read."""
         ids, start = answer.ids, answer.read
         done = answer.over or answer.full
-        if self.watching.steps.over_B[answer.slot] or not self.watching.levels:
+        if self.watch.steps.over_B[answer.slot] or not self.watch.levels:
             return start
         for p in range(start, len(ids) - 1):
             if bool(self.ends.thinking_over(ids[p + 1])) or self._ends_at(ids, p):
@@ -249,11 +229,11 @@ class _Reader:
         return bool(self.ends.after(ids[max(p - 1, 0)], ids[p]))
 
     @torch.inference_mode()
-    def _activations(self, answer: _Answer, ids: Sequence[int], position: int) -> Tensor | None:
+    def _activations(self, answer: _Draft, ids: Sequence[int], position: int) -> Tensor | None:
         """x_TC of these tokens, which follow those that were read before."""
-        if self.watching.online is None:
+        if self.watch.channels is None:
             return None
-        channels, device = self.watching.channels, self.watching.device
+        channels, device = self.watch.channels, self.device
         parts = []
         with fitting_threads(self.model), tapped(self.model, channels) as tap:
             for first in range(0, len(ids), PASS_TOKENS):

@@ -1,0 +1,169 @@
+"""A monitored run, checked against files and headers: its prompts, its monitor, its answers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from surgeon import artifact, lineage
+from surgeon.answers import gold_problem, parse_check, parse_extractor
+from surgeon.checkpoint import Checkpoint, placement
+from surgeon.decoding.requests import FinishReason
+from surgeon.errors import BadInput
+from surgeon.families import open_checkpoint
+from surgeon.lineage import Run
+from surgeon.monitor.completions import Completions
+from surgeon.monitor.result import FILE, MonitoredRun
+from surgeon.settings import record
+from surgeon.settings.monitor import MonitorSettings
+from surgeon.traces import Key, Prompt, encode, read_prompts
+from surgeon.watch.monitor import Monitor, find_monitor, read_levels
+from surgeon.watch.watching import Firing, Reading, check_rates, forced_tokens
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+
+class Job(NamedTuple):
+    """One answer to make."""
+
+    index: int
+    """Its number among all answers of the run, made or not."""
+    key: Key
+    ids: list[int]
+    """Tokens of the prompt."""
+
+
+class MonitoredAnswer(NamedTuple):
+    """A finished answer, and what the monitor did."""
+
+    job: Job
+    token_ids: list[int]
+    finish_reason: FinishReason
+    forced: Sequence[int]
+    """Positions of the tokens that the monitor chose."""
+    firings: list[Firing]
+    readings: list[Reading]
+
+
+class MonitorPlan(NamedTuple):
+    """A monitored run whose inputs have been checked; nothing has been computed yet."""
+
+    settings: MonitorSettings
+    checkpoint: Checkpoint
+    tokenizer: "PreTrainedTokenizerBase"
+    monitor: Monitor
+    levels: tuple[str, ...]
+    """Those that are watched."""
+    rates: dict[str, float] | None
+    """Chance of a random firing by level, in a control run."""
+    prompts: list[Prompt]
+    prompt_ids: list[list[int]]
+    endpoint: Completions | None
+    extract: Callable[[str], str | None]
+    device: str
+    dtype: "torch.dtype | None"
+    run: Run
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Every answer of the run, prompt after prompt."""
+        k = self.settings.sampling.samples
+        return [
+            Job(n * k + sample, (prompt.id, sample), ids)
+            for n, (prompt, ids) in enumerate(zip(self.prompts, self.prompt_ids, strict=True))
+            for sample in range(k)
+        ]
+
+
+def prepare(settings: MonitorSettings) -> MonitorPlan:
+    """Check every input of a monitored run against files and headers; raises `BadInput`."""
+    device, dtype = placement(settings.machine.device, settings.machine.dtype)
+    extract = parse_extractor(settings.answer)
+    parse_check(settings.check)
+    prompts = asked_prompts(settings)
+    checkpoint = open_checkpoint(settings.checkpoint)
+    tokenizer = checkpoint.tokenizer()
+    prompt_ids = encode_prompts(checkpoint, tokenizer, prompts, settings.sampling.thinking)
+    file = find_monitor(settings.checkpoint, checkpoint, settings.monitor_file)
+    if file is None:
+        raise BadInput(
+            f"{settings.checkpoint} carries no monitor. Train one with `surgeon trigger "
+            "detectors`, or name one with --monitor-file."
+        )
+    monitor = Monitor.load(file, checkpoint)
+    rates = read_rates(settings.random_rate, monitor.levels)
+    levels = read_levels(settings.levels, monitor.levels)
+    if rates is not None:
+        levels = tuple(level for level in levels if level in rates)
+    for level in levels:
+        forced_tokens(tokenizer, monitor.settings, level)  # raises where the trigger is missing
+    endpoint = None
+    if settings.engine is not None:
+        endpoint = Completions.parse(settings.engine)
+        if settings.out is None or not settings.out.exists():
+            endpoint.require_reachable()
+    inputs = {
+        "checkpoint": checkpoint.digest,
+        "monitor": lineage.file_digest(file),
+        "prompts": lineage.digest_of([asdict(prompt) for prompt in prompts]),
+    }
+    arguments = record(settings) | {"levels": list(levels), "random_rate": rates}
+    run = Run("monitor", arguments, inputs, settings.sampling.seed)
+    return MonitorPlan(
+        settings, checkpoint, tokenizer, monitor, levels, rates, prompts, prompt_ids, endpoint,
+        extract, device, dtype, run,
+    )  # fmt: skip
+
+
+def asked_prompts(settings: MonitorSettings) -> list[Prompt]:
+    """The prompts; raises `BadInput` for a true answer that can't be checked."""
+    if settings.prompts is None:
+        content = str(settings.prompt)
+        return [Prompt("prompt", ({"role": "user", "content": content},), None, True)]
+    prompts = read_prompts(settings.prompts)
+    for prompt in prompts:
+        wrong = gold_problem(prompt.answer, settings.check) if prompt.answer is not None else None
+        if wrong:
+            raise BadInput(
+                f"{settings.prompts}: the answer of prompt {prompt.id!r} can't be used: {wrong}."
+            )
+    return prompts[: settings.limit]
+
+
+def encode_prompts(
+    checkpoint: Checkpoint,
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Prompt],
+    thinking: bool | None,
+) -> list[list[int]]:
+    """Each prompt's tokens; raises `BadInput` for one that fills the context."""
+    encoded = [encode(tokenizer, prompt, thinking) for prompt in prompts]
+    limit = checkpoint.context
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        if len(ids) >= limit:
+            raise BadInput(
+                f"prompt {prompt.id!r} has {len(ids)} tokens, expected fewer than the model's "
+                f"context of {limit}: shorten it or leave it out."
+            )
+    return encoded
+
+
+def read_rates(
+    rates: Mapping[str, float] | str | None, known: Sequence[str]
+) -> dict[str, float] | None:
+    """Chance of a random firing by level, some of those `known`; a text names the directory of a
+    monitored run, whose rates are taken."""
+    if rates is None:
+        return None
+    if isinstance(rates, str):
+        if not (Path(rates) / FILE).is_file():
+            raise BadInput(
+                f"random_rate {rates} is no monitored run (it has no {FILE}). Give "
+                "the directory of one, or level: rate."
+            )
+        levels = artifact.read(MonitoredRun, rates).levels
+        rates = {level: row.rate for level, row in levels.items() if row.rate is not None}
+    check_rates(rates, known)
+    return {level: float(rate) for level, rate in rates.items()}

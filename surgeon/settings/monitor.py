@@ -1,0 +1,58 @@
+"""What `surgeon monitor` is asked to do."""
+
+from pathlib import Path
+from typing import Annotated
+
+from surgeon.errors import BadInput
+from surgeon.settings.sampling import Machine, Sampling
+from surgeon.settings.schema import (
+    POSITIONAL,
+    UNRECORDED,
+    Count,
+    Many,
+    Metavar,
+    Positive,
+    settings,
+)
+
+
+@settings
+class MonitorSettings:
+    """Answer with the checkpoint's monitor on: a detector that fires forces its trigger."""
+
+    checkpoint: Annotated[str, POSITIONAL, UNRECORDED, Metavar("CHECKPOINT")]
+    """The checkpoint that answers."""
+    prompts: Annotated[str | None, Metavar("FILE")] = None
+    """Questions: JSONL, Parquet, builtin:NAME, or a datasets id. Those with an `answer` are
+    judged."""
+    prompt: str | None = None
+    """One question instead; its answer is shown."""
+    out: Annotated[Path | None, Metavar("DIR"), UNRECORDED] = None
+    """Directory to write; with `prompt` it may be left out, and nothing is written."""
+    sampling: Sampling = Sampling(samples=1, temperature=0.6, top_p=0.95, max_tokens=16000)
+    levels: Many[str] | None = None
+    """Watch only these of the monitor's levels; none watches nothing."""
+    random_rate: Annotated[str | dict[str, float] | None, Metavar("DIR")] = None
+    """Control: fire at random, as often as that monitored run did, or as {level: chance}."""
+    monitor_file: Annotated[str | None, Metavar("FILE"), UNRECORDED] = None
+    """Another monitor than the checkpoint's own."""
+    engine: Annotated[str | None, Metavar("URL#MODEL")] = None
+    """A server of completions with the same weights: it writes the text, the model here reads."""
+    limit: Count | None = None
+    """Only the first N questions."""
+    check: str = "exact"
+    """How answers are judged: exact, choice, math, or module:function."""
+    answer: str = "auto"
+    """What is read out of a response: auto, boxed, choice, number, last-line, a regex with one
+    group, or module:function."""
+    timeout_s: Positive = 5.0
+    """Seconds that one check may take."""
+    machine: Machine = Machine()
+
+    def __post_init__(self) -> None:
+        if (self.prompts is None) == (self.prompt is None):
+            raise BadInput("expected either prompts (a file) or prompt (a text). Give one of them.")
+        if self.prompts is not None and self.out is None:
+            raise BadInput("found no out, expected a directory to write the traces to: --out DIR.")
+        if self.prompt is not None and not self.prompt.strip():
+            raise BadInput("found an empty prompt, expected a question.")

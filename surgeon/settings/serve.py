@@ -1,0 +1,44 @@
+"""What `surgeon serve` is asked to do."""
+
+from typing import Annotated
+
+from annotated_types import Ge, Le
+
+from surgeon.settings.sampling import Machine
+from surgeon.settings.schema import POSITIONAL, Amount, Count, Many, Metavar, Number, settings
+
+
+@settings
+class ServeSettings:
+    """Serve a checkpoint, monitored, behind OpenAI's chat and completions endpoints."""
+
+    checkpoint: Annotated[str, POSITIONAL, Metavar("CHECKPOINT")]
+    """The checkpoint that answers."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: Annotated[int, Ge(0), Le(65535)] = 8000
+    """Port to listen on; 0: any free one."""
+    name: Annotated[str | None, Metavar("NAME")] = None
+    """What clients call the model; by default the checkpoint's name."""
+    rows: Count = 16
+    """Answers decoded at once."""
+    max_tokens: Number = 0
+    """Longest answer, tokens; 0: what the context holds."""
+    max_prompt_tokens: Number = 0
+    """Longest prompt, tokens; 0: what the context holds."""
+    max_waiting: Number = 64
+    """Answers that may wait for a row; further requests get status 429."""
+    max_body_bytes: Count = 4 << 20
+    """Largest request."""
+    levels: Many[str] | None = None
+    """Watch only these of the monitor's levels; none watches nothing."""
+    monitor_file: Annotated[str | None, Metavar("FILE")] = None
+    """Another monitor than the checkpoint's own."""
+    thinking: bool | None = None
+    """Passed to the chat template as `enable_thinking`; by default the template decides."""
+    api_key: Annotated[str | None, Metavar("KEY")] = None
+    """Key that clients have to send; without it that of the environment variable SURGEON_API_KEY,
+    which other users of the machine can't read."""
+    grace_s: Amount = 5.0
+    """Seconds that answers have to end once the server is stopped."""
+    machine: Machine = Machine()
