@@ -17,21 +17,22 @@ On disk: `evaluate.json`, `traces/NAME.jsonl` (every response) and `answers/NAME
 read out of it, and whether it is right).
 """
 
-# Shape letters: P problems, M metrics, X bins of the calibration error, B bootstrap resamples.
+# Shape letters: P problems, M metrics, S members of a group, K samples, X bins of the calibration
+# error, B bootstrap resamples.
 
-import json
-import math
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from surgeon import lineage, metrics
+from surgeon import console, jsonl, lineage, metrics
 from surgeon.answers import (
+    Extractor,
     Verdict,
     canonical,
     check_many,
@@ -45,13 +46,31 @@ from surgeon.checkpoint import placement
 from surgeon.errors import BadInput
 from surgeon.families import Subject, subjects
 from surgeon.live.families import live
-from surgeon.progress import bar
-from surgeon.traces import Prompt, Sampling, Trace, append, read_prompts, read_traces, sample
+from surgeon.settings import record, verb
+from surgeon.settings.evaluate import EvaluateSettings
+from surgeon.traces import (
+    Prompt,
+    Trace,
+    in_order,
+    keys_of,
+    read_prompts,
+    read_traces,
+    sampled,
+    stored_traces,
+)
+from surgeon.truth import (
+    EVALUATION,
+    EvaluatedCandidate,
+    EvaluatedGroup,
+    EvaluatedTask,
+    Evaluation,
+    Gain,
+)
 
 if TYPE_CHECKING:
+    import torch
     from rich.table import Table
 
-FILE = "evaluate.json"
 BINS = 15
 """Equal-width bins of the calibration error (Neuron-OPSD, sec. 5)."""
 NAME = re.compile(r"[\w.-]+")
@@ -59,178 +78,93 @@ WORTH_SAYING = 0.2
 """Share of truncated or unreadable responses above which a warning is given."""
 
 
-class Plan(NamedTuple):
+class EvaluatePlan(NamedTuple):
     """An evaluation whose inputs have been checked; nothing has been computed yet."""
 
+    settings: EvaluateSettings
     subjects: list[Subject]
-    given: dict[str, list[Trace]]
-    """Responses that were made elsewhere, by name."""
+    foreign: dict[str, list[Trace]]
+    """Responses that were made elsewhere, by name, in the problems' order."""
     problems: list[Prompt]
-    sampling: Sampling
-    extract: Callable[[str], str | None]
-    settings: dict[str, Any]
+    extract: Extractor
+    device: str
+    dtype: "torch.dtype | None"
+    """None: as on disk."""
     inputs: dict[str, str]
 
 
-def evaluate(
-    checkpoints: Sequence[str],
-    *,
-    task: str,
-    out: str | Path,
-    samples: int = 8,
-    seed: int = 0,
-    temperature: float = 0.7,
-    top_p: float = 0.9,
-    max_tokens: int = 32768,
-    check: str = "exact",
-    answer: str = "auto",
-    timeout_s: float = 5.0,
-    limit: int | None = None,
-    baseline: str | None = None,
-    groups: dict[str, list[str]] | None = None,
-    responses: dict[str, str] | None = None,
-    thinking: bool | None = None,
-    batch: int = 0,
-    device: str = "auto",
-    dtype: str = "auto",
-) -> dict[str, Any]:
+@verb(EvaluateSettings)
+def evaluate(settings: EvaluateSettings) -> Evaluation:
     """Measure checkpoints on a labelled task and write the result to the directory `out`.
 
-    `checkpoints` are directories, hub ids, `base+adapter`, families or `family.json#candidate`;
-    `task` is JSONL or Parquet with `prompt` or `messages`, and `answer`. `answer` and `check` say
-    how an answer is read out of a response and compared (see `answers`); a check may take
-    `timeout_s` seconds. `limit` keeps the first problems only. `baseline` names the candidate that
-    the others are compared with, by a paired bootstrap over problems. `groups` maps a name to
-    candidates that differ in their seed only: they are reported as one as well, with intervals over
-    problems and seeds. `responses` maps a name to a file of traces that were made elsewhere, such
-    as by `monitor`: they are judged beside the others, and nothing is sampled for them. Returns the
-    content of `evaluate.json` and where it is (`out`), with `already` when it was there before. An
-    interrupted run continues with the missing responses. Raises `BadInput` before anything is
-    sampled.
+    Raises `BadInput` before anything is sampled.
     """
-    plan = prepare(
-        checkpoints, task=task, samples=samples, seed=seed, temperature=temperature, top_p=top_p,
-        max_tokens=max_tokens, check=check, answer=answer, timeout_s=timeout_s, limit=limit,
-        baseline=baseline, groups=groups, responses=responses, thinking=thinking, batch=batch,
-        device=device, dtype=dtype,
-    )  # fmt: skip
-    out = Path(out)
-    work = lineage.begin(
-        out, verb="evaluate", arguments=plan.settings, inputs=plan.inputs, seed=seed
-    )
-    if work is None:
-        return {**lineage.read_object(out / FILE), "out": str(out), "already": True}
-    respond(plan, work, device=device, dtype=dtype)
-    result = judge(plan, work)
-    lineage.write_json(work / FILE, result)
-    lineage.finish(work, out)
-    return {**result, "out": str(out)}
+    plan = prepare(settings)
+    run = lineage.Run("evaluate", record(settings), plan.inputs, settings.sampling.seed)
+    return lineage.once(settings.out, Evaluation, partial(measure, plan), run=run)
 
 
-def prepare(
-    checkpoints: Sequence[str],
-    *,
-    task: str,
-    samples: int,
-    seed: int,
-    temperature: float,
-    top_p: float,
-    max_tokens: int,
-    check: str,
-    answer: str,
-    timeout_s: float,
-    limit: int | None,
-    baseline: str | None,
-    groups: dict[str, list[str]] | None,
-    responses: dict[str, str] | None,
-    thinking: bool | None,
-    batch: int,
-    device: str,
-    dtype: str,
-) -> Plan:
+def prepare(settings: EvaluateSettings) -> EvaluatePlan:
     """Check every input of an evaluation against files and headers; raises `BadInput`."""
-    sampling = Sampling(
-        samples=samples, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed,
-        batch=batch, thinking=thinking,
-    )  # fmt: skip
-    if limit is not None and limit < 1:
-        raise BadInput(f"found limit = {limit}, expected at least 1.")
-    if not 0 < timeout_s < math.inf:
-        raise BadInput(f"found timeout_s = {timeout_s}, expected a number of seconds above 0.")
-    placement(device, dtype)
-    extract = parse_extractor(answer)
-    parse_check(check)
-    problems = read_problems(task, check)[:limit]
-    chosen = subjects(list(checkpoints))
-    given = read_responses(responses, problems, samples, taken=[s.name for s in chosen])
-    names = [*(subject.name for subject in chosen), *given]
-    if baseline is not None and baseline not in names:
-        raise BadInput(f"baseline {baseline} is not evaluated. Name one of: {', '.join(names)}.")
-    require_groups(groups, names)
-    settings = {
-        **asdict(sampling), "task": task, "limit": limit, "baseline": baseline, "groups": groups,
-        "responses": responses, "answer": answer, "check": check, "timeout_s": timeout_s,
-        "dtype": dtype, "device": device,
-    }  # fmt: skip
-    # How many are decoded at once changes no response (each has its own random stream).
-    settings.pop("batch")
+    device, dtype = placement(settings.machine.device, settings.machine.dtype)
+    extract = parse_extractor(settings.answer)
+    parse_check(settings.check)
+    problems = read_problems(settings.task, settings.check)[: settings.limit]
+    chosen = subjects(list(settings.checkpoints))
+    foreign = read_responses(settings, problems, taken=[subject.name for subject in chosen])
+    require_names(settings, [*(subject.name for subject in chosen), *foreign])
     # Names of candidates hold no spaces, so nothing else here can be taken for one.
     inputs = {subject.name: subject.digest for subject in chosen}
-    inputs |= {name: lineage.file_digest((responses or {})[name]) for name in given}
+    inputs |= {name: lineage.file_digest((settings.responses or {})[name]) for name in foreign}
     inputs["labelled task"] = lineage.digest_of([asdict(problem) for problem in problems])
-    for role, how in (("answer", answer), ("check", check)):
+    for role, how in (("answer", settings.answer), ("check", settings.check)):
         code = sys.modules.get(how.partition(":")[0]) if ":" in how else None
         if code is not None and getattr(code, "__file__", None):
             inputs[f"{role} {how}"] = lineage.file_digest(str(code.__file__))
-    return Plan(chosen, given, problems, sampling, extract, settings, inputs)
+    return EvaluatePlan(settings, chosen, foreign, problems, extract, device, dtype, inputs)
 
 
 def read_responses(
-    files: object, problems: Sequence[Prompt], samples: int, *, taken: Sequence[str]
+    settings: EvaluateSettings, problems: Sequence[Prompt], *, taken: Sequence[str]
 ) -> dict[str, list[Trace]]:
-    """The first `samples` responses to each problem from files of traces, in the problems' order;
-    raises `BadInput` where one is missing."""
-    if files is None:
-        return {}
-    if not isinstance(files, dict):
-        raise BadInput(f"responses is {files!r}, expected {{name: file of traces, ...}}.")
-    found = {}
-    for name, file in files.items():
-        if name in taken or not NAME.fullmatch(str(name)):
+    """The first responses to each problem from files of traces, in the problems' order; raises
+    `BadInput` where one is missing, or a name is not its own."""
+    foreign = {}
+    wanted = keys_of(problems, settings.sampling.samples)
+    for name, file in (settings.responses or {}).items():
+        if name in taken or not NAME.fullmatch(name):
             raise BadInput(
                 f"responses are called {name!r}, expected a name of its own of letters, digits, "
                 "dots, dashes and underscores."
             )
         if not Path(file).is_file():
             raise BadInput(f"responses {name}: {file} is no file. Give a traces.jsonl.")
-        traces = {(t.prompt_id, t.sample): t for t in read_traces(file)}
-        wanted = [(problem.id, k) for problem in problems for k in range(samples)]
-        missing = [pair for pair in wanted if pair not in traces]
+        traces = {trace.key: trace for trace in read_traces(file)}
+        missing = [key for key in wanted if key not in traces]
         if missing:
+            problem, sample = missing[0]
             raise BadInput(
                 f"responses {name}: {file} lacks {len(missing)} of {len(wanted)} responses, first "
-                f"sample {missing[0][1]} of problem {missing[0][0]}. Make them with the same task "
-                "and at least as many samples."
+                f"sample {sample} of problem {problem}. Make them with the same task and at least "
+                "as many samples."
             )
-        found[name] = [traces[pair] for pair in wanted]
-    return found
+        foreign[name] = [traces[key] for key in wanted]
+    return foreign
 
 
-def require_groups(groups: object, names: Sequence[str]) -> None:
-    """Raise `BadInput` unless `groups` maps names to lists of candidates that are evaluated."""
-    if groups is None:
-        return
-    if not isinstance(groups, dict) or not all(isinstance(v, list) for v in groups.values()):
-        raise BadInput(f"groups is {groups!r}, expected {{name: [candidate, ...], ...}}.")
-    for group, members in groups.items():
+def require_names(settings: EvaluateSettings, names: Sequence[str]) -> None:
+    """Raise `BadInput` unless the baseline and all groups consist of what is evaluated."""
+    known = ", ".join(names)
+    if settings.baseline is not None and settings.baseline not in names:
+        raise BadInput(f"baseline {settings.baseline} is not evaluated. Name one of: {known}.")
+    for group, members in (settings.groups or {}).items():
         for member in members:
             if member not in names:
                 raise BadInput(
-                    f"group {group} holds {member}, which is not evaluated. "
-                    f"Name some of: {', '.join(names)}."
+                    f"group {group} holds {member}, which is not evaluated. Name some of: {known}."
                 )
         if not members:
-            raise BadInput(f"group {group} holds no candidate. Name some of: {', '.join(names)}.")
+            raise BadInput(f"group {group} holds no candidate. Name some of: {known}.")
 
 
 def read_problems(task: str, check: str) -> list[Prompt]:
@@ -261,106 +195,74 @@ def _place(task: str, index: int) -> str:
 # Responses ---------------------------------------------------------------------------------------
 
 
-def respond(plan: Plan, work: Path, *, device: str, dtype: str) -> None:
-    """Sample the responses that `traces/` lacks, each written as soon as it ends."""
+def measure(plan: EvaluatePlan, work: Path) -> Evaluation:
+    """Sample, judge and count; `work` keeps what is done, and what is there isn't done again."""
+    judged = judge(plan, work, respond(plan, work))
+    return conclude(plan, judged)
+
+
+def respond(plan: EvaluatePlan, work: Path) -> dict[str, list[Trace]]:
+    """Every candidate's responses in the problems' order; those that `traces/` lacks are sampled,
+    each written as soon as it ends."""
     (work / "traces").mkdir(exist_ok=True)
-    wanted = len(plan.problems) * plan.sampling.samples
-    done = {
-        s.name: {(t.prompt_id, t.sample) for t in stored_traces(work, s)} for s in plan.subjects
-    }
-    missing = [s for s in plan.subjects if len(done[s.name]) < wanted]
-    if not missing:
-        return
-    total = sum(wanted - len(done[s.name]) for s in missing)
-    with bar("evaluate", total) as advance:
-        for subject, model, tokenizer in live(missing, *placement(device, dtype)):
-            file = trace_file(work, subject)
-            for trace in sample(
-                model, tokenizer, plan.problems, plan.sampling, done=done[subject.name]
-            ):
-                append(file, trace)
-                advance(note=subject.name)
-
-
-def trace_file(work: Path, subject: Subject) -> Path:
-    return work / "traces" / f"{subject.name}.jsonl"
-
-
-def stored_traces(work: Path, subject: Subject) -> list[Trace]:
-    """The responses of a candidate that are on disk; none when it has not begun."""
-    file = trace_file(work, subject)
-    return read_traces(file) if file.is_file() else []
+    files = {subject.name: work / "traces" / f"{subject.name}.jsonl" for subject in plan.subjects}
+    sampling = plan.settings.sampling
+    wanted = len(plan.problems) * sampling.samples
+    missing = [s for s in plan.subjects if len(stored_traces(files[s.name])) < wanted]
+    for n, (subject, model, tokenizer) in enumerate(live(missing, plan.device, plan.dtype), 1):
+        what = f"evaluate {n}/{len(missing)} {subject.name}"
+        sampled(files[subject.name], model, tokenizer, plan.problems, sampling, what=what)
+    stored = {name: in_order(read_traces(file), plan.problems) for name, file in files.items()}
+    return stored | plan.foreign
 
 
 # Judgement ---------------------------------------------------------------------------------------
 
 
-def judge(plan: Plan, work: Path) -> dict[str, Any]:
-    """Read, check and count every answer; writes `answers/`, returns what goes to evaluate.json."""
+class Judged(NamedTuple):
+    """One candidate's responses, in the problems' order, and how each was judged."""
+
+    traces: list[Trace]
+    answers: list[str | None]
+    verdicts: list[Verdict]
+
+
+def judge(plan: EvaluatePlan, work: Path, responses: dict[str, list[Trace]]) -> dict[str, Judged]:
+    """Read the answer out of every response and check it; writes `answers/`."""
     (work / "answers").mkdir(exist_ok=True)
-    place = {problem.id: n for n, problem in enumerate(plan.problems)}
-    entries = [
-        {"name": s.name, "checkpoint": s.spec, "ratio": s.ratio, "digest": s.digest}
-        for s in plan.subjects
-    ]
-    traces = {
-        s.name: sorted(stored_traces(work, s), key=lambda t: (place[t.prompt_id], t.sample))
-        for s in plan.subjects
-    }
-    tokenizers = {s.name: s.source.tokenizer() for s in plan.subjects}
-    for name, rows in plan.given.items():
-        file = plan.settings["responses"][name]
-        entries.append(
-            {"name": name, "checkpoint": file, "ratio": None} | {"digest": plan.inputs[name]}
-        )
-        traces[name], tokenizers[name] = rows, next(iter(tokenizers.values()))
-    found = {n: read_answers(rows, plan.extract, tokenizers[n]) for n, rows in traces.items()}
+    tokenizers = {subject.name: subject.source.tokenizer() for subject in plan.subjects}
+    first = next(iter(tokenizers.values()))
     gold = {problem.id: str(problem.answer) for problem in plan.problems}
+    answers = {
+        name: read_answers(traces, plan.extract, tokenizers.get(name, first))
+        for name, traces in responses.items()
+    }
+    # All at once: workers start once, and an answer that several candidates give is checked once.
     pairs = [
         (answer, gold[trace.prompt_id])
-        for name, rows in traces.items()
-        for trace, answer in zip(rows, found[name], strict=True)
+        for name, traces in responses.items()
+        for trace, answer in zip(traces, answers[name], strict=True)
     ]
-    verdicts = iter(check_many(pairs, plan.settings["check"], timeout_s=plan.settings["timeout_s"]))
-    candidates, values = [], {}
-    for entry in entries:
-        name = entry["name"]
-        rows, answers = traces[name], found[name]
-        judged = [next(verdicts) for _ in rows]
-        write_answers(work / "answers" / f"{name}.jsonl", rows, answers, gold, judged)
-        values[name] = by_problem(plan, rows, answers, judged)
-        candidates.append(
-            {
-                **entry,
-                **measure([values[name]], plan.sampling.seed),
-                "problems": len(plan.problems),
-                "responses": len(rows),
-                "check_timeouts": sum(verdict.timed_out for verdict in judged),
-                "check_deaths": sum(verdict.died for verdict in judged),
-            }
-        )
-    groups = [
-        {"name": name, "members": members}
-        | measure([values[member] for member in members], plan.sampling.seed)
-        for name, members in (plan.settings["groups"] or {}).items()
+    verdicts = iter(check_many(pairs, plan.settings.check, timeout_s=plan.settings.timeout_s))
+    judged = {}
+    for name, traces in responses.items():
+        judged[name] = Judged(traces, answers[name], [next(verdicts) for _ in traces])
+        jsonl.write(work / "answers" / f"{name}.jsonl", answer_rows(judged[name], gold))
+    return judged
+
+
+def answer_rows(judged: Judged, gold: dict[str, str]) -> list[dict[str, Any]]:
+    """One row per response: what was read out of it, and how it was judged."""
+    return [
+        {
+            "prompt_id": trace.prompt_id,
+            "sample": trace.sample,
+            "answer": answer,
+            "gold": gold[trace.prompt_id],
+            **verdict._asdict(),
+        }
+        for trace, answer, verdict in zip(*judged, strict=True)
     ]
-    baseline = plan.settings["baseline"]
-    for row in [*candidates, *groups] if baseline else []:
-        members = row.get("members", [row["name"]])
-        if members != [baseline]:
-            compared = [values[member] for member in members]
-            row["gain"] = gain(compared, values[baseline], plan.sampling.seed)
-    return {
-        "task": {
-            "path": plan.settings["task"],
-            "problems": len(plan.problems),
-            "digest": plan.inputs["labelled task"],
-        },
-        "settings": plan.settings,
-        "warnings": warnings(plan, candidates),
-        "candidates": candidates,
-        **({"groups": groups} if groups else {}),
-    }
 
 
 def ballot(answer: str | None, check: str) -> str | None:
@@ -370,46 +272,91 @@ def ballot(answer: str | None, check: str) -> str | None:
     return (choice_letter(answer) if check == "choice" else None) or canonical(answer)
 
 
+# Measures ----------------------------------------------------------------------------------------
+
+
 class Values(NamedTuple):
-    """What one candidate did on each problem."""
+    """What one candidate did on each problem, and over all of them."""
 
     metric: dict[str, np.ndarray]
     """Of each metric that is a mean over problems, float64_P."""
     gap_PX: np.ndarray
     """See `metrics.calibration_gaps`."""
-    consistency_KP: np.ndarray
+    consistency_K: np.ndarray
     """Accuracy of the majority of 1, 2, ..., k samples: self-consistency, Cons@j."""
 
 
-def by_problem(
-    plan: Plan, traces: Sequence[Trace], answers: Sequence[str | None], judged: Sequence[Verdict]
-) -> Values:
-    """One candidate's metrics, problem by problem; responses in the order of the problems."""
-    k, check = plan.sampling.samples, plan.settings["check"]
+def conclude(plan: EvaluatePlan, judged: dict[str, Judged]) -> Evaluation:
+    """The measures of every candidate and group."""
+    settings = plan.settings
+    values = {name: by_problem(settings, one) for name, one in judged.items()}
+    places = [(s.name, s.spec, s.ratio, s.digest) for s in plan.subjects]
+    files = settings.responses or {}
+    places += [(name, files[name], None, plan.inputs[name]) for name in plan.foreign]
+    candidates = tuple(
+        EvaluatedCandidate(
+            name=name,
+            checkpoint=checkpoint,
+            ratio=ratio,
+            digest=digest,
+            problems=len(plan.problems),
+            responses=len(judged[name].traces),
+            check_timeouts=sum(verdict.timed_out for verdict in judged[name].verdicts),
+            check_deaths=sum(verdict.died for verdict in judged[name].verdicts),
+            **measures(settings, values, [name]),
+        )
+        for name, checkpoint, ratio, digest in places
+    )
+    groups = tuple(
+        EvaluatedGroup(name=name, members=members, **measures(settings, values, members))
+        for name, members in (settings.groups or {}).items()
+    )
+    return Evaluation(
+        task=EvaluatedTask(
+            path=settings.task,
+            problems=len(plan.problems),
+            digest=plan.inputs["labelled task"],
+        ),
+        settings=lineage.plain(record(settings)),
+        warnings=tuple(warnings(settings, candidates)),
+        candidates=candidates,
+        groups=groups,
+    )
+
+
+def by_problem(settings: EvaluateSettings, judged: Judged) -> Values:
+    """One candidate's metrics, problem by problem."""
+    k = settings.sampling.samples
 
     def apart(values: list[Any]) -> list[list[Any]]:
         return [values[start : start + k] for start in range(0, len(values), k)]
 
-    votes = apart([ballot(answer, check) for answer in answers])
-    correct = apart([verdict.correct for verdict in judged])
+    votes = apart([ballot(answer, settings.check) for answer in judged.answers])
+    correct = apart([verdict.correct for verdict in judged.verdicts])
+    accuracy_P = metrics.accuracy_by_prompt(correct)
+    majority_P = metrics.majority_by_prompt(votes, correct)
     metric = {
-        "avg": metrics.accuracy_by_prompt(correct),
-        "maj": metrics.majority_by_prompt(votes, correct),
-        "pass1": metrics.accuracy_by_prompt(correct),
-        "tokens": np.mean(apart([len(t.token_ids) for t in traces]), axis=1),
-        "truncated": np.mean(apart([t.finish_reason == "length" for t in traces]), axis=1),
-        "missing": np.mean(apart([answer is None for answer in answers]), axis=1),
+        "avg": accuracy_P,
+        "maj": majority_P,
+        "pass1": accuracy_P,
+        "tokens": np.mean(apart([len(t.token_ids) for t in judged.traces]), axis=1),
+        "truncated": np.mean(apart([t.finish_reason == "length" for t in judged.traces]), axis=1),
+        "missing": np.mean(apart([answer is None for answer in judged.answers]), axis=1),
     }
-    agreement_P = metrics.agreement_by_prompt(votes)
-    consistency_KP = np.array(
-        [metrics.consistency_by_prompt(votes, correct, j + 1) for j in range(k)]
+    confidence_P = metrics.agreement_by_prompt(votes)
+    return Values(
+        metric,
+        metrics.calibration_gaps(confidence_P, majority_P, bins=BINS),
+        np.array([metrics.consistency_by_prompt(votes, correct, j + 1).mean() for j in range(k)]),
     )
-    gap_PX = metrics.calibration_gaps(agreement_P, metric["maj"], bins=BINS)
-    return Values(metric, gap_PX, consistency_KP)
 
 
-def measure(members: Sequence[Values], seed: int) -> dict[str, Any]:
-    """Every metric's mean over the members and its interval, over problems and members both."""
+def measures(
+    settings: EvaluateSettings, values: dict[str, Values], names: Sequence[str]
+) -> dict[str, Any]:
+    """The fields of `truth.Measures`: each metric's mean over the members that are named, and its
+    interval, over problems and members both."""
+    seed, members = settings.sampling.seed, [values[name] for name in names]
     value_PSM = np.stack([np.column_stack(list(m.metric.values())) for m in members], axis=1)
     gap_PSX = np.stack([m.gap_PX for m in members], axis=1)
     mean_BSM = metrics.resampled_means(value_PSM, seed=seed)
@@ -418,64 +365,47 @@ def measure(members: Sequence[Values], seed: int) -> dict[str, Any]:
     ends = metrics.percentile_interval(metrics.resampled_members(both_BSM, seed=seed))
     point = dict(zip(members[0].metric, value_PSM.mean(axis=(0, 1)).tolist(), strict=True))
     point["ece"] = float(np.abs(gap_PSX.mean(axis=0)).sum(axis=1).mean())
-    interval = {name: [float(x) for x in pair] for name, pair in zip(point, ends, strict=True)}
-    consistency_K = np.mean([m.consistency_KP.mean(axis=1) for m in members], axis=0)
-    return {**point, "interval": interval, "cons": [float(x) for x in consistency_K]}
+    baseline = settings.baseline
+    return {
+        **point,
+        "interval": {name: tuple(pair) for name, pair in zip(point, ends.tolist(), strict=True)},
+        "cons": tuple(np.mean([m.consistency_K for m in members], axis=0).tolist()),
+        "gain": None
+        if baseline is None or list(names) == [baseline]
+        else gain(members, values[baseline], seed),
+    }
 
 
-def gain(members: Sequence[Values], baseline: Values, seed: int) -> dict[str, Any]:
+def gain(members: Sequence[Values], baseline: Values, seed: int) -> Gain:
     """How much more accurate the members are than the baseline, on the same problems."""
     more_PS = np.stack([m.metric["avg"] - baseline.metric["avg"] for m in members], axis=1)
     mean_B = metrics.resampled_members(metrics.resampled_means(more_PS, seed=seed), seed=seed)
     low, high = metrics.percentile_interval(mean_B)
-    return {"avg": float(more_PS.mean()), "interval": [float(low), float(high)]}
+    return Gain(avg=float(more_PS.mean()), interval=(float(low), float(high)))
 
 
-def write_answers(
-    file: Path,
-    traces: Sequence[Trace],
-    answers: Sequence[str | None],
-    gold: Mapping[str, str],
-    judged: Sequence[Verdict],
-) -> None:
-    """Write one line per response: what was read out of it and how it was judged."""
-    lines = [
-        json.dumps(
-            {
-                "prompt_id": trace.prompt_id,
-                "sample": trace.sample,
-                "answer": answer,
-                "gold": gold[trace.prompt_id],
-                **verdict._asdict(),
-            }
-        )
-        for trace, answer, verdict in zip(traces, answers, judged, strict=True)
-    ]
-    lineage.write_text(file, "".join(f"{line}\n" for line in lines))
-
-
-def warnings(plan: Plan, candidates: Sequence[dict[str, Any]]) -> list[str]:
+def warnings(settings: EvaluateSettings, candidates: Sequence[EvaluatedCandidate]) -> list[str]:
     """Plain sentences about what the accuracies may not show; empty when nothing is amiss."""
-    found = []
-    truncated = float(np.mean([c["truncated"] for c in candidates]))
-    unread = float(np.mean([c["missing"] - c["truncated"] for c in candidates]))
-    stopped = sum(c["check_timeouts"] + c["check_deaths"] for c in candidates)
+    sentences = []
+    truncated = float(np.mean([c.truncated for c in candidates]))
+    unread = float(np.mean([c.missing - c.truncated for c in candidates]))
+    stopped = sum(c.check_timeouts + c.check_deaths for c in candidates)
     if truncated > WORTH_SAYING:
-        found.append(
-            f"{truncated:.0%} of the responses hit the limit of {plan.sampling.max_tokens} tokens "
-            "and count as wrong."
+        sentences.append(
+            f"{truncated:.0%} of the responses hit the limit of {settings.sampling.max_tokens} "
+            "tokens and count as wrong."
         )
     if unread > WORTH_SAYING:
-        found.append(
+        sentences.append(
             f"No answer was found in {unread:.0%} of the responses, and they count as wrong. Does "
-            f"the extractor {plan.settings['answer']!r} fit how these models answer?"
+            f"the extractor {settings.answer!r} fit how these models answer?"
         )
     if stopped:
-        found.append(
+        sentences.append(
             f"{stopped} answers count as wrong because their check took longer than "
-            f"{plan.settings['timeout_s']:g} s or its process died."
+            f"{settings.timeout_s:g} s or its process died."
         )
-    return found
+    return sentences
 
 
 # What is shown -----------------------------------------------------------------------------------
@@ -485,65 +415,57 @@ NARROW = ("no answer", "95% interval", "ECE", "truncated")
 """Columns that a narrow terminal does without, in the order in which they go."""
 
 
-def table(result: dict[str, Any], width: int = 120) -> "Table":
+def table(evaluation: Evaluation, width: int = 120) -> "Table":
     """An evaluation for a terminal `width` columns wide, highest accuracy first."""
     from rich.markup import escape
-    from rich.table import Table
 
-    k, baseline = result["settings"]["samples"], result["settings"]["baseline"]
-    rows = sorted(result["candidates"], key=lambda c: -c["avg"])
-    groups = sorted(result.get("groups", []), key=lambda c: -c["avg"])
+    k, baseline = evaluation.settings["samples"], evaluation.settings["baseline"]
+    rows = sorted(evaluation.candidates, key=lambda c: -c.avg)
+    groups = sorted(evaluation.groups, key=lambda c: -c.avg)
     columns: dict[str, list[str]] = {"candidate": [], f"Avg@{k}": [], "95% interval": []}
     if baseline:
         columns[f"gain on {baseline}, pp"] = []
     columns |= {name: [] for name in (f"Maj@{k}", "ECE", "tokens", "truncated", "no answer")}
     for c in [*rows, *groups]:
-        several = f" ({len(c['members'])} seeds)" if "members" in c else ""
-        low, high = c["interval"]["avg"]
-        cells = [escape(c["name"] + several), f"{c['avg']:.3f}", f"{low:.3f} … {high:.3f}"]
+        several = f" ({len(c.members)} seeds)" if isinstance(c, EvaluatedGroup) else ""
+        low, high = c.interval["avg"]
+        cells = [escape(c.name + several), f"{c.avg:.3f}", f"{low:.3f} … {high:.3f}"]
         if baseline:
-            cells.append(gain_text(c.get("gain")))
+            cells.append(gain_text(c.gain))
         cells += [
-            f"{c['maj']:.3f}", f"{c['ece']:.3f}", f"{c['tokens']:.0f}", f"{c['truncated']:.0%}",
-            f"{c['missing']:.0%}",
+            f"{c.maj:.3f}", f"{c.ece:.3f}", f"{c.tokens:.0f}", f"{c.truncated:.0%}",
+            f"{c.missing:.0%}",
         ]  # fmt: skip
         for column, cell in zip(columns.values(), cells, strict=True):
             column.append(cell)
     for name in NARROW:
         if sum(max(map(len, [n, *cells])) + 2 for n, cells in columns.items()) - 2 > width:
             del columns[name]
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for name in columns:
-        justify = "left" if name == "candidate" else "right"
-        style = "dim" if "interval" in name else ""
-        shown.add_column(name, justify=justify, style=style, no_wrap=True)
+    shown = console.table(*columns)
+    for column in shown.columns:
+        column.style = "dim" if "interval" in str(column.header) else ""
     for n, cells in enumerate(zip(*columns.values(), strict=True), 1):
         shown.add_row(*cells, end_section=n == len(rows))
     return shown
 
 
-def gain_text(gain: dict[str, Any] | None) -> str:
+def gain_text(gain: Gain | None) -> str:
     """A paired gain and its interval in percentage points; a dash for the baseline itself."""
     if gain is None:
         return "–"
-    low, high = gain["interval"]
-    return f"{100 * gain['avg']:+.1f} ({100 * low:+.1f} … {100 * high:+.1f})"
+    low, high = gain.interval
+    return f"{100 * gain.avg:+.1f} ({100 * low:+.1f} … {100 * high:+.1f})"
 
 
-def show(result: dict[str, Any]) -> None:
+def show(evaluation: Evaluation) -> None:
     """Print an evaluation: what was asked, the table, the warnings."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    problems, settings = result["task"]["problems"], result["settings"]
-    if result.get("already"):
-        console.print("This evaluation was finished before: nothing was computed.")
-    console.print(
-        f"{problems} problems, {settings['samples']} samples each, answers read by "
-        f"{settings['answer']!r} and checked by {settings['check']!r}; Pass@1 is Avg@k.",
-        markup=False,
+    settings = evaluation.settings
+    console.announce(evaluation.already, "This evaluation")
+    console.say(
+        f"{evaluation.task.problems} problems, {settings['samples']} samples each, answers read by "
+        f"{settings['answer']!r} and checked by {settings['check']!r}; Pass@1 is Avg@k."
     )
-    console.print(table(result, console.width))
-    for line in result["warnings"]:
-        console.print(f"Warning: {line}", style="yellow", markup=False, soft_wrap=True)
-    console.print(f"Written: {result['out']}/{FILE}", markup=False, soft_wrap=True)
+    terminal = console.console()
+    terminal.print(table(evaluation, terminal.width))
+    console.warn(evaluation.warnings)
+    console.say(f"Written: {evaluation.out}/{EVALUATION}")

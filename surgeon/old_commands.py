@@ -104,26 +104,6 @@ def rank(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
     call("rank", recipe, settings, given)
 
 
-@cli.command("evaluate")
-@click.argument("checkpoints", nargs=-1, metavar="CHECKPOINT|FAMILY...")
-@option("--task", metavar="FILE", help="Prompts with answers: JSONL, Parquet, or a datasets id.")
-@OUT
-@option("--samples", type=int, default="8", help="Responses per problem.")
-@SEED
-@option("--check", default="exact", help="exact, choice, math, or module:function.")
-@ANSWER
-@option("--limit", type=int, metavar="N", help="Only the first N problems.")
-@option("--baseline", metavar="NAME", help="Compare the others with this candidate, paired.")
-@option("--max-tokens", type=int, default="32768", help="Longest response, tokens.")
-@BATCH
-@DEVICE
-@DTYPE
-@configurable
-def evaluate(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
-    """Measure accuracy, calibration, length and truncation on a labelled task."""
-    call("evaluate", recipe, settings, given)
-
-
 @cli.command("transplant")
 @option("--recipient", metavar="CHECKPOINT", help="The checkpoint that is copied and changed.")
 @option("--donor", metavar="CHECKPOINT", help="Where the units come from.")

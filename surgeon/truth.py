@@ -1,4 +1,5 @@
-"""True accuracies to hold a ranking against, read from an evaluation or a small table."""
+"""What is true of candidates: the artifact of an evaluation, and accuracies read from one, or from
+a small table, to hold a ranking against."""
 
 import csv
 import json
@@ -6,9 +7,94 @@ import math
 from pathlib import Path
 from typing import Any
 
+from surgeon.artifact import Already, Out, artifact, part
 from surgeon.errors import BadInput
 
 EVALUATION = "evaluate.json"
+
+
+@part
+class Gain:
+    """How much more accurate than the baseline, on the same problems."""
+
+    avg: float
+    """Difference of the accuracies, from -1 to 1."""
+    interval: tuple[float, float]
+
+
+@part
+class Measures:
+    """What was measured of a candidate, or of several that differ in their seed only."""
+
+    name: str
+    avg: float
+    """Avg@k: mean accuracy of one sample."""
+    maj: float
+    """Maj@k: accuracy of the most frequent answer, ties at their expected value."""
+    pass1: float
+    """Pass@1: Avg@k under another name."""
+    ece: float
+    """Expected calibration error of the majority vote."""
+    tokens: float
+    """Mean tokens per response."""
+    truncated: float
+    """Share of responses that hit the token limit."""
+    missing: float
+    """Share of responses in which no answer was found, truncated ones included."""
+    interval: dict[str, tuple[float, float]]
+    """95 % bootstrap interval of each of the above, by its name."""
+    cons: tuple[float, ...]
+    """Cons@1 to Cons@k: accuracy of the majority of that many samples."""
+    gain: Gain | None = None
+    """None without a baseline, and for the baseline itself."""
+
+
+@part
+class EvaluatedCandidate(Measures):
+    """A checkpoint, or a file of responses, and what was measured of it."""
+
+    checkpoint: str
+    """What names it: a checkpoint, a family's candidate, or a file of traces."""
+    ratio: float | None
+    """Its place in a family of merges; None where it has none."""
+    digest: str
+    problems: int
+    responses: int
+    check_timeouts: int
+    """Answers that count as wrong because their check took too long."""
+    check_deaths: int
+    """Answers that count as wrong because the process of their check ended by itself."""
+
+
+@part
+class EvaluatedGroup(Measures):
+    """Candidates that differ in their seed only, measured as one."""
+
+    members: tuple[str, ...]
+
+
+@part
+class EvaluatedTask:
+    """The problems that were asked."""
+
+    path: str
+    problems: int
+    digest: str
+
+
+@artifact(EVALUATION, version=1)
+class Evaluation:
+    """The measured quality of candidates on a labelled task."""
+
+    task: EvaluatedTask
+    settings: dict[str, Any]
+    """Flat names and values, as in surgeon.json."""
+    warnings: tuple[str, ...]
+    """What the accuracies may not show, in sentences."""
+    candidates: tuple[EvaluatedCandidate, ...]
+    groups: tuple[EvaluatedGroup, ...] = ()
+    out: Out = Path()
+    already: Already = False
 
 
 def read_accuracies(path: str | Path) -> dict[str, float]:

@@ -5,6 +5,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from surgeon import artifact
 from surgeon import evaluate as evaluation
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
 from surgeon.evaluate import evaluate, show, table
 from surgeon.merge import sweep
+from surgeon.settings import bind
+from surgeon.settings.evaluate import EvaluateSettings
 from surgeon.traces import Trace, append, encode, read_traces
+from surgeon.traces import sampling as engine
+from surgeon.truth import EvaluatedCandidate, EvaluatedTask, Evaluation
 
 METRICS = ("avg", "maj", "pass1", "ece", "tokens", "truncated", "missing")
 PROBLEMS = 6
@@ -63,7 +69,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def run(talkative: Path, task: Path, mine: str, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+def run(talkative: Path, task: Path, mine: str, tmp_path: Path) -> Callable[..., Evaluation]:
     """`run(out_name, **changes)`: both siblings on the task, 3 samples, at most 4 tokens."""
 
     def call(out: str = "out", checkpoints: tuple[str, ...] = ("a", "b"), **changes: Any):
@@ -76,22 +82,25 @@ def run(talkative: Path, task: Path, mine: str, tmp_path: Path) -> Callable[...,
     return call
 
 
-def prepared(checkpoint: str, task: Path, answer: str = "last-line") -> evaluation.Plan:
+def prepared(checkpoint: str, task: Path, answer: str = "last-line") -> evaluation.EvaluatePlan:
     """A checked plan of three samples per problem, nothing run yet."""
     return evaluation.prepare(
-        [checkpoint], task=str(task), samples=3, seed=0, temperature=0.7, top_p=0.9, max_tokens=9,
-        check="exact", answer=answer, timeout_s=5, limit=None, baseline=None, groups=None,
-        responses=None, thinking=None, batch=0, device="cpu", dtype="auto",
+        bind(
+            EvaluateSettings,
+            dict(checkpoints=checkpoint, task=str(task), out="out", samples=3, max_tokens=9,
+                 answer=answer, device="cpu"),
+        )
     )  # fmt: skip
 
 
 def test_evaluation_has_the_promised_schema_and_counts_by_hand(
-    run: Callable[..., dict[str, Any]], tmp_path: Path
+    run: Callable[..., Evaluation], tmp_path: Path
 ):
-    result = run()
-    assert result.pop("out") == str(tmp_path / "out")
-    assert result == json.loads((tmp_path / "out" / "evaluate.json").read_text())
-    assert {"task", "settings", "warnings", "candidates"} == result.keys()
+    evaluation = run()
+    assert evaluation.out == tmp_path / "out" and not evaluation.already
+    assert artifact.read(Evaluation, tmp_path / "out") == evaluation
+    result = json.loads((tmp_path / "out" / "evaluate.json").read_text())
+    assert result.keys() == {"format", "task", "settings", "warnings", "candidates", "groups"}
     assert result["task"]["problems"] == PROBLEMS
     assert result["settings"]["samples"] == 3
     assert [c["name"] for c in result["candidates"]] == ["a", "b"]
@@ -110,7 +119,7 @@ def test_evaluation_has_the_promised_schema_and_counts_by_hand(
             np.mean([t.finish_reason == "length" for t in traces])
         )
         right = {
-            (t.prompt_id, t.sample): t.finish_reason == "stop"
+            t.key: t.finish_reason == "stop"
             and bool(t.text.strip())
             and len(t.text.strip().splitlines()[-1].strip()) % 2 == int(t.prompt_id[1:]) % 2
             for t in traces
@@ -123,63 +132,66 @@ def test_evaluation_has_the_promised_schema_and_counts_by_hand(
     assert 0 < result["candidates"][0]["truncated"] < 1
 
 
-def test_a_baseline_adds_the_paired_gain_of_the_others(run: Callable[..., dict[str, Any]]):
+def test_a_baseline_adds_the_paired_gain_of_the_others(run: Callable[..., Evaluation]):
     result = run(baseline="a")
-    a, b = result["candidates"]
-    assert "gain" not in a and b["gain"]["avg"] == pytest.approx(b["avg"] - a["avg"])
-    low, high = b["gain"]["interval"]
-    assert low <= b["gain"]["avg"] <= high and low < high
+    a, b = result.candidates
+    assert a.gain is None and b.gain is not None
+    assert b.gain.avg == pytest.approx(b.avg - a.avg)
+    low, high = b.gain.interval
+    assert low <= b.gain.avg <= high and low < high
     console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file:
         console.print(table(result))
-    assert f"{100 * b['gain']['avg']:+.1f} (" in console.export_text()
+    assert f"{100 * b.gain.avg:+.1f} (" in console.export_text()
 
 
-def test_seeds_of_one_setting_are_reported_as_one_group(run: Callable[..., dict[str, Any]]):
+def test_seeds_of_one_setting_are_reported_as_one_group(run: Callable[..., Evaluation]):
     result = run(baseline="a", groups={"both": ["a", "b"], "b alone": ["b"]})
-    a, b = result["candidates"]
-    both, alone = result["groups"]
+    a, b = result.candidates
+    both, alone = result.groups
     for name in ("avg", "maj", "tokens", "ece"):
-        assert both[name] == pytest.approx((a[name] + b[name]) / 2)
-        assert alone[name] == pytest.approx(b[name])
-    assert alone["interval"] == b["interval"] and alone["gain"] == b["gain"]
-    assert both["gain"]["avg"] == pytest.approx(b["gain"]["avg"] / 2)
-    low, high = both["interval"]["avg"]
-    assert low <= min(a["avg"], b["avg"]) and high >= max(a["avg"], b["avg"])
+        assert getattr(both, name) == pytest.approx((getattr(a, name) + getattr(b, name)) / 2)
+        assert getattr(alone, name) == pytest.approx(getattr(b, name))
+    assert alone.interval == b.interval and alone.gain == b.gain
+    assert both.gain is not None and b.gain is not None
+    assert both.gain.avg == pytest.approx(b.gain.avg / 2)
+    low, high = both.interval["avg"]
+    assert low <= min(a.avg, b.avg) and high >= max(a.avg, b.avg)
     console = Console(record=True, width=200)
     console.print(table(result))
     assert "both (2 seeds)" in console.export_text()
 
 
 def test_responses_made_elsewhere_are_judged_beside_the_others(
-    run: Callable[..., dict[str, Any]], tmp_path: Path
+    run: Callable[..., Evaluation], tmp_path: Path
 ):
     first = run("first")
     file = tmp_path / "first" / "traces" / "b.jsonl"
     result = run("second", checkpoints=("a",), responses={"theirs": str(file)}, baseline="a")
-    a, theirs = result["candidates"]
-    assert theirs["name"] == "theirs" and theirs["checkpoint"] == str(file)
+    a, theirs = result.candidates
+    assert theirs.name == "theirs" and theirs.checkpoint == str(file)
     for name in METRICS:
-        assert theirs[name] == first["candidates"][1][name]
-    assert theirs["gain"]["avg"] == pytest.approx(theirs["avg"] - a["avg"])
+        assert getattr(theirs, name) == getattr(first.candidates[1], name)
+    assert theirs.gain is not None
+    assert theirs.gain.avg == pytest.approx(theirs.avg - a.avg)
     with pytest.raises(BadInput, match=f"lacks {PROBLEMS} of {4 * PROBLEMS} responses"):
         run("third", checkpoints=("a",), samples=4, responses={"theirs": str(file)})
 
 
-def test_voting_over_fewer_samples_is_reported_too(run: Callable[..., dict[str, Any]]):
-    for c in run()["candidates"]:
-        assert len(c["cons"]) == 3
-        assert c["cons"][0] == pytest.approx(c["avg"]) and c["cons"][2] == pytest.approx(c["maj"])
+def test_voting_over_fewer_samples_is_reported_too(run: Callable[..., Evaluation]):
+    for c in run().candidates:
+        assert len(c.cons) == 3
+        assert c.cons[0] == pytest.approx(c.avg) and c.cons[2] == pytest.approx(c.maj)
 
 
 def test_a_finished_evaluation_is_not_done_again_and_says_so(
-    run: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Callable[..., Evaluation], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     first = run(samples=1, limit=2)
     before = (tmp_path / "out" / "evaluate.json").stat().st_mtime_ns
     capsys.readouterr()
     again = run(samples=1, limit=2, batch=3)
-    assert again == {**first, "already": True}
+    assert again == replace(first, already=True)  # pyright: ignore
     assert (tmp_path / "out" / "evaluate.json").stat().st_mtime_ns == before
     show(again)
     assert "finished before" in capsys.readouterr().out
@@ -188,7 +200,7 @@ def test_a_finished_evaluation_is_not_done_again_and_says_so(
 
 
 def test_another_version_of_the_users_check_is_another_run(
-    run: Callable[..., dict[str, Any]], tmp_path: Path
+    run: Callable[..., Evaluation], tmp_path: Path
 ):
     run(samples=1, limit=1, checkpoints=("a",))
     (tmp_path / "parity_check.py").write_text("def even(answer, gold):\n    return True\n")
@@ -198,7 +210,7 @@ def test_another_version_of_the_users_check_is_another_run(
 
 @pytest.mark.parametrize("stop_after", [5, 20])
 def test_interrupted_and_resumed_equals_uninterrupted(
-    run: Callable[..., dict[str, Any]],
+    run: Callable[..., Evaluation],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     stop_after: int,
@@ -214,14 +226,14 @@ def test_interrupted_and_resumed_equals_uninterrupted(
         append(file, trace)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "append", stop)
+        patch.setattr(engine, "append", stop)
         with pytest.raises(KeyboardInterrupt):
             run("out")
     assert not (tmp_path / "out").exists()
     torn = tmp_path / "out.partial" / "traces" / ("a.jsonl" if stop_after < 18 else "b.jsonl")
     with open(torn, "a") as file:  # the line a kill leaves half written
         file.write('{"prompt_id": "p0", "sam')
-    assert run("out")["candidates"] == whole["candidates"]
+    assert run("out").candidates == whole.candidates
     assert not (tmp_path / "out.partial").exists()
     for name in ("a", "b"):
         both = [
@@ -236,27 +248,27 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 
 
 def test_candidates_of_a_virtual_family_answer_as_the_written_ones_do(
-    run: Callable[..., dict[str, Any]], talkative: Path, tmp_path: Path
+    run: Callable[..., Evaluation], talkative: Path, tmp_path: Path
 ):
     a, b = str(talkative / "a"), str(talkative / "b")
     for name, virtual in (("virtual", True), ("written", False)):
         sweep(a, b, out=tmp_path / name, ratios="0.45", virtual=virtual, smoke=False)
     settings: dict[str, Any] = dict(samples=1, limit=3)
     found = [
-        run(f"out-{name}", (str(tmp_path / name),), **settings)["candidates"]
+        run(f"out-{name}", (str(tmp_path / name),), **settings).candidates
         for name in ("virtual", "written")
     ]
-    assert [c["name"] for c in found[0]] == ["a", "slerp-0.45", "b"]
-    assert [c["ratio"] for c in found[0]] == [0, 0.45, 1]
-    assert found[0][1]["checkpoint"].endswith("family.json#slerp-0.45")
+    assert [c.name for c in found[0]] == ["a", "slerp-0.45", "b"]
+    assert [c.ratio for c in found[0]] == [0, 0.45, 1]
+    assert found[0][1].checkpoint.endswith("family.json#slerp-0.45")
     for virtual, written in zip(*found, strict=True):
-        assert {**virtual, "checkpoint": ""} == {**written, "checkpoint": ""}
+        assert {**asdict(virtual), "checkpoint": ""} == {**asdict(written), "checkpoint": ""}
     one = run("one", (f"{tmp_path / 'virtual'}/family.json#slerp-0.45",), **settings)
-    assert one["candidates"] == found[0][1:2]
+    assert one.candidates == found[0][1:2]
 
 
 def test_a_kill_between_sampling_and_checking_samples_nothing_again(
-    run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Evaluation], monkeypatch: pytest.MonkeyPatch
 ):
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -266,19 +278,19 @@ def test_a_kill_between_sampling_and_checking_samples_nothing_again(
         with pytest.raises(KeyboardInterrupt):
             run(samples=1)
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "live", interrupt)
-        assert run(samples=1)["candidates"][0]["responses"] == PROBLEMS
+        patch.setattr(evaluation, "sampled", interrupt)
+        assert run(samples=1).candidates[0].responses == PROBLEMS
 
 
 def test_truncated_responses_have_no_answer_and_are_warned_about(
-    run: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+    run: Callable[..., Evaluation], capsys: pytest.CaptureFixture[str]
 ):
     result = run(max_tokens=1, checkpoints=("a",))
-    (c,) = result["candidates"]
-    assert c["tokens"] == 1
-    assert c["missing"] >= c["truncated"] > 0.2
-    assert c["avg"] <= 1 - c["truncated"]
-    assert any("limit of 1 tokens" in line for line in result["warnings"])
+    (c,) = result.candidates
+    assert c.tokens == 1
+    assert c.missing >= c.truncated > 0.2
+    assert c.avg <= 1 - c.truncated
+    assert any("limit of 1 tokens" in line for line in result.warnings)
     show(result)
     assert "limit of 1 tokens" in " ".join(capsys.readouterr().out.split())
 
@@ -305,14 +317,10 @@ def test_measured_values_equal_the_metrics_on_hand_made_responses(
     for trace in reversed(traces):
         append(work / "traces" / "a.jsonl", trace)
     plan = prepared(str(talkative / "a"), task, answer="auto")
-    (c,) = evaluation.judge(plan, work)["candidates"]
-    assert (c["avg"], c["maj"]) == (pytest.approx(0.5), pytest.approx(0.5))
-    assert c["ece"] == pytest.approx(1 / 6)
-    assert (c["tokens"], c["truncated"], c["missing"]) == (
-        2,
-        pytest.approx(1 / 6),
-        pytest.approx(1 / 6),
-    )
+    (c,) = evaluation.measure(plan, work).candidates
+    assert (c.avg, c.maj) == (pytest.approx(0.5), pytest.approx(0.5))
+    assert c.ece == pytest.approx(1 / 6)
+    assert (c.tokens, c.truncated, c.missing) == pytest.approx((2, 1 / 6, 1 / 6))
 
 
 @pytest.mark.parametrize(
@@ -338,12 +346,19 @@ def test_an_unfinished_thinking_block_that_the_template_began_holds_no_answer(
 
 
 def test_table_is_sorted_by_accuracy():
-    def candidate(name: str, avg: float) -> dict[str, Any]:
-        numbers = dict.fromkeys(METRICS, 0.25) | {"avg": avg}
-        return {"name": name, **numbers, "interval": {"avg": [avg - 0.1, avg + 0.1]}}
+    def candidate(name: str, avg: float) -> EvaluatedCandidate:
+        numbers: dict[str, Any] = dict.fromkeys(METRICS, 0.25) | {"avg": avg}
+        return EvaluatedCandidate(
+            name=name, **numbers, interval={"avg": (avg - 0.1, avg + 0.1)}, cons=(), checkpoint="",
+            ratio=None, digest="", problems=1, responses=8, check_timeouts=0, check_deaths=0,
+        )  # fmt: skip
 
-    settings = {"samples": 8, "baseline": None}
-    result = {"settings": settings, "candidates": [candidate("x", 0.1), candidate("y", 0.7)]}
+    result = Evaluation(
+        task=EvaluatedTask(path="", problems=1, digest=""),
+        settings={"samples": 8, "baseline": None},
+        warnings=(),
+        candidates=(candidate("x", 0.1), candidate("y", 0.7)),
+    )
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file:
         console.print(table(result))
@@ -369,24 +384,22 @@ def test_table_is_sorted_by_accuracy():
         ({"groups": {"g": ["c"]}}, "group g holds c, which is not evaluated. Name some of: a, b"),
         ({"responses": {"theirs": "nowhere.jsonl"}}, "theirs: nowhere.jsonl is no file"),
         ({"responses": {"a": "nowhere.jsonl"}}, "responses are called 'a', expected a name of its"),
-        ({"responses": ["x"]}, r"responses is \['x'\], expected \{name: "),
+        ({"responses": ["x"]}, r"found responses = \['x'\], expected names with values"),
         ({"groups": {"g": []}}, "group g holds no candidate"),
-        ({"groups": ["a"]}, r"groups is \['a'\], expected \{name: "),
+        ({"groups": ["a"]}, r"found groups = \['a'\], expected names with values"),
         ({"task": "no-such-file.jsonl"}, "no-such-file"),
         ({"checkpoints": ("nothing",)}, "nothing"),
     ],
 )
 def test_unusable_input_is_refused_before_anything_is_written(
-    run: Callable[..., dict[str, Any]], tmp_path: Path, changes: dict[str, Any], words: str
+    run: Callable[..., Evaluation], tmp_path: Path, changes: dict[str, Any], words: str
 ):
     with pytest.raises(BadInput, match=words):
         run(**changes)
     assert not list(tmp_path.glob("out*"))
 
 
-def test_a_problem_without_answer_is_named_by_its_line(
-    run: Callable[..., dict[str, Any]], task: Path
-):
+def test_a_problem_without_answer_is_named_by_its_line(run: Callable[..., Evaluation], task: Path):
     task.write_text('{"prompt": "w1", "answer": "1"}\n\n{"prompt": "w2"}\n')
     with pytest.raises(BadInput, match=r"task\.jsonl:3: found no answer"):
         run()

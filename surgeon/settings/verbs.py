@@ -34,4 +34,5 @@ class Row(NamedTuple):
 VERBS: dict[str, Row] = {
     "merge-sweep": Row("merge_sweep:MergeSweepSettings", "surgeon.merge", "sweep"),
     "monitor": Row("monitor:MonitorSettings", "surgeon.monitor", "monitor"),
+    "evaluate": Row("evaluate:EvaluateSettings", "surgeon.evaluate", "evaluate"),
 }

@@ -1,0 +1,51 @@
+"""Settings of `surgeon evaluate`."""
+
+from typing import Annotated
+
+from surgeon.settings.sampling import Machine, Sampling
+from surgeon.settings.schema import (
+    POSITIONAL,
+    UNRECORDED,
+    Count,
+    File,
+    Many,
+    Metavar,
+    Out,
+    Positive,
+    settings,
+)
+
+
+@settings
+class EvaluateSettings:
+    """Measure checkpoints on a labelled task: accuracy, majority, calibration.
+
+    Each answer is read out of its response, compared with the task's, and counted. Re-running is
+    free; an interrupted run resumes with the responses that it lacks.
+    """
+
+    checkpoints: Annotated[Many[str], Metavar("CHECKPOINT..."), POSITIONAL, UNRECORDED]
+    """Checkpoints, or a family."""
+    task: File
+    """Labelled prompts, each with its answer: JSONL, Parquet, builtin:NAME, or a hub data set."""
+    out: Out
+    """The directory to write."""
+    sampling: Sampling = Sampling(samples=8)
+    check: str = "exact"
+    """How answers are compared: exact, choice, math, or module:function."""
+    answer: str = "auto"
+    """How an answer is read: auto, boxed, choice, number, last-line, a regex, or
+    module:function."""
+    timeout_s: Positive = 5.0
+    """Seconds that checking one answer may take."""
+    limit: Count | None = None
+    """Problems that are kept, the first ones."""
+    baseline: str | None = None
+    """Candidate that the others are compared with, by a paired bootstrap over problems."""
+    groups: dict[str, tuple[str, ...]] | None = None
+    """Candidates that differ in their seed only, by the name under which they are reported as one,
+    with intervals over problems and seeds."""
+    responses: dict[str, str] | None = None
+    """Files of traces that were made elsewhere, such as by `monitor`, by name: they are judged
+    beside the others, and nothing is sampled for them."""
+    machine: Machine = Machine()
