@@ -287,29 +287,6 @@ def reconstruct(recipe: str | None, settings: tuple[str, ...], **given: Any) -> 
     call("trigger-reconstruct", recipe, settings, given)
 
 
-@trigger.command("sft")
-@click.argument("checkpoint", required=False)
-@option("--examples", metavar="DIR", help="What `surgeon trigger reconstruct` wrote.")
-@OUT
-@option("--monitor", metavar="DIR", help="What `surgeon trigger detectors` wrote: is carried.")
-@LABELS
-@click.option("--full", "tuning", flag_value="full", help="Train all weights (the default).")
-@click.option("--lora", "tuning", flag_value="lora", help="Train an adapter, and the new rows.")
-@option("--merge", is_flag=True, help="With --lora: write a checkpoint.")
-@option("--epochs", type=float, default="1.0", help="Passes over the examples.")
-@option("--lr", type=float, help="Peak learning rate; by default it depends on the tuning.")
-@option("--batch-size", type=int, default="64", help="Examples per step.")
-@option("--mask-wrong/--learn-wrong", help="Leave failing steps out of the loss (the default).")
-@option("--save-every", type=int, default="50", help="Steps between training checkpoints.")
-@SEED
-@DEVICE
-@DTYPE
-@configurable
-def sft(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
-    """Teach a checkpoint its trigger tokens; the result carries its monitor."""
-    call("trigger-sft", recipe, settings, given)
-
-
 @cli.command("serve")
 @click.argument("checkpoint", required=False)
 @option("--host", default="127.0.0.1", help="Address to listen on.")

@@ -52,7 +52,6 @@ VERBS = {
     "trigger-identify": Verb("surgeon.trigger", "identify", "show_identify"),
     "trigger-detectors": Verb("surgeon.trigger", "detectors", "show_detectors"),
     "trigger-reconstruct": Verb("surgeon.trigger", "reconstruct", "show_reconstruct"),
-    "trigger-sft": Verb("surgeon.trigger", "sft", "show_sft"),
     "serve": Verb("surgeon.serve", "serve"),
 }
 

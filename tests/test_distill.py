@@ -20,12 +20,13 @@ from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.distill import distill, show
 from surgeon.distill import evidence as stages
 from surgeon.distill.grpo import majority_rewards, record_of, reward, self_certainty
-from surgeon.distill.objective import draw, grouped, majority, share_of
+from surgeon.distill.objective import draw, majority
 from surgeon.distill.plan import prepare
 from surgeon.errors import BadInput
 from surgeon.live.architecture import Head
 from surgeon.threads import one_thread
 from surgeon.traces import Prompt, Trace
+from surgeon.training import grouped, share_of
 
 SMALL: dict[str, Any] = dict(
     top_global=0.1, max_tokens=80, temperature=1.0, top_p=1.0, share=0.4, shots=2, samples=2,
@@ -446,7 +447,7 @@ def test_every_chosen_question_comes_once_per_epoch():
 
 def test_processes_share_a_batch():
     assert share_of(5, 0, 2) + share_of(5, 1, 2) == [0, 2, 4, 1, 3]
-    with pytest.raises(BadInput, match="batch_size is 1"):
+    with pytest.raises(BadInput, match="batch_size = 1"):
         share_of(1, 1, 2)
 
 
@@ -580,14 +581,14 @@ def test_baselines_with_a_reward_train_an_adapter(source: Path, tmp_path: Path, 
         ({"select": "best"}, "bottom, top, band"),
         ({"context": "far"}, "nearest, random"),
         ({"ema": "slow"}, "factors, exact"),
-        ({"tuning": "some"}, "'lora' or 'full'"),
+        ({"tuning": "some"}, "weights = some"),
         ({"tuning": "full", "ema": "exact"}, "averaged exactly"),
         ({"share": 0.0}, "share = 0.0"),
         ({"band": [0.5]}, "two shares"),
         ({"top_global": 5000}, "keeps all 144 neurons"),
         ({"shots": 0}, "shots is 0"),
         ({"ema_rate": 0.0}, "ema_rate"),
-        ({"steps": 0}, "steps = 0"),
+        ({"steps": 0}, "steps is 0"),
         ({"tracker": "stdout"}, "tensorboard, trackio, wandb"),
         ({"max_tokens": 2045}, "doesn't fit the context of 2048"),
         ({"teacher_tokens": 3}, "more than teacher_tokens 3"),

@@ -146,7 +146,7 @@ def test_lora_starts_without_effect_and_follows_the_seed(source: Path):
 
 def test_full_weights_are_trained_in_float32(pico_pair):
     model: Any = Checkpoint.open(pico_pair[0]).model()
-    assert tune(model, Tuning("full")) is None
+    assert tune(model, Tuning(weights="full")) is None
     assert {p.dtype for p in trainable(model).values()} == {torch.float32}
 
 
@@ -173,7 +173,7 @@ def test_gradient_checkpointing_changes_no_gradient(source: Path, weights):
     gradients = []
     for recompute in (False, True):
         model: Any = Checkpoint.open(source).model().train()
-        tune(model, Tuning(weights, gradient_checkpointing=recompute))
+        tune(model, Tuning(weights=weights, gradient_checkpointing=recompute))
         nll(model, micro([0, 1, 2]), None).total.backward()
         gradients.append([p.grad for p in trainable(model).values()])
         assert any(grad.abs().max() > 0 for grad in gradients[-1])
@@ -185,7 +185,7 @@ def test_gradient_checkpointing_changes_no_gradient(source: Path, weights):
 
 
 def test_eq09_teacher_starts_at_the_student_and_moves_by_the_rate(model):
-    tune(model, Tuning("full"))
+    tune(model, Tuning(weights="full"))
     teacher = AveragedWeights(model, rate=0.25)
     name, weight = next(iter(trainable(model).items()))
     start = weight.detach().clone()
@@ -216,7 +216,7 @@ def test_teacher_of_a_bfloat16_model_is_kept_in_float32_and_moves():
 def test_teacher_acts_inside_its_block_only(source: Path, kind):
     """Inside, the model computes with the average; afterwards with its own weights, to the bit."""
     model: Any = Checkpoint.open(source).model()
-    tune(model, Tuning("full" if kind == "full" else "lora", rank=4))
+    tune(model, Tuning(weights="full" if kind == "full" else "lora", rank=4))
     teacher = (AveragedChange if kind == "exact" else AveragedWeights)(model, 0.5)
     given = micro([0, 1])[0]
     with torch.no_grad():
@@ -284,17 +284,17 @@ def test_folding_computes_the_same_and_leaves_every_bit(make_checkpoint, tmp_pat
 
 
 def test_schedule_rises_and_falls():
-    schedule = Schedule(steps=10, lr=1.0, warmup=0.2, decay="linear")
-    assert [round(schedule.rate(s), 3) for s in range(10)] == [
+    schedule = Schedule(lr=1.0, warmup=0.2, decay="linear")
+    assert [round(schedule.rate(s, 10), 3) for s in range(10)] == [
         0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125,
     ]  # fmt: skip
-    cosine = Schedule(steps=11, lr=2.0, warmup=0.0)
-    assert cosine.rate(0) == 2.0 and cosine.rate(6) == pytest.approx(1.0)
-    assert Schedule(decay="constant", lr=0.1).rate(149) == 0.1
+    cosine = Schedule(lr=2.0, warmup=0.0)
+    assert cosine.rate(0, 11) == 2.0 and cosine.rate(6, 11) == pytest.approx(1.0)
+    assert Schedule(decay="constant", lr=0.1).rate(149, 150) == 0.1
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"steps": 0}, {"lr": 0.0}, {"lr": math.nan}, {"warmup": 2.0}, {"decay": "step"}]
+    "wrong", [{"lr": 0.0}, {"lr": math.nan}, {"warmup": 2.0}, {"decay": "step"}]
 )
 def test_wrong_schedules_are_refused(wrong):
     with pytest.raises(BadInput, match=next(iter(wrong))):
@@ -306,11 +306,11 @@ def test_accumulated_micro_batches_equal_one_batch(source: Path, tmp_path: Path)
     results = []
     for groups in ([[0, 1, 2, 3]], [[0], [1, 2], [3]]):
         model: Any = Checkpoint.open(source).model()
-        tune(model, Tuning("full"))
+        tune(model, Tuning(weights="full"))
         student = Student(model, accelerator())
         out = tmp_path / str(len(groups))
-        schedule = Schedule(steps=2, lr=1e-3, warmup=0, save_every=0)
-        records = fit(student, batches(*groups), nll, out, schedule=schedule)
+        schedule = Schedule(lr=1e-3, warmup=0, save_every=0)
+        records = fit(student, batches(*groups), nll, out, steps=2, schedule=schedule).records
         results.append((records, [p.detach().clone() for p in model.parameters()]))
     for one, other in zip(results[0][0], results[1][0], strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-6)
@@ -332,7 +332,7 @@ def test_a_killed_run_continues_with_the_numbers_it_would_have_had(
 
     def run(out: Path, killed_at: int | None = None):
         model: Any = Checkpoint.open(source).model()
-        tuning = Tuning("full") if kind == "full" else Tuning(rank=4, dropout=0.1)
+        tuning = Tuning(weights="full") if kind == "full" else Tuning(rank=4, dropout=0.1)
         tune(model, tuning)
         teacher = (AveragedChange if kind == "exact" else AveragedWeights)(model, 0.1)
         steady = batches([0, 1], [2, 3])
@@ -343,11 +343,11 @@ def test_a_killed_run_continues_with_the_numbers_it_would_have_had(
                     raise Killed
                 yield batch
 
-        schedule = Schedule(steps=8, lr=1e-2, save_every=2)
+        schedule = Schedule(lr=1e-2, save_every=2)
         records = fit(
-            Student(model, accelerator()), work, nll, out, schedule=schedule,
+            Student(model, accelerator()), work, nll, out, steps=8, schedule=schedule,
             teacher=teacher, target=states_of,
-        )  # fmt: skip
+        ).records  # fmt: skip
         return records, trainable(model), teacher.tensors
 
     whole = run(tmp_path / "whole")
@@ -377,8 +377,8 @@ def test_a_finished_run_is_not_trained_further(source: Path, tmp_path: Path):
     for work in (batches([0]), never):
         model: Any = Checkpoint.open(source).model()
         tune(model, Tuning(rank=2))
-        schedule = Schedule(steps=3, save_every=2)
-        records = fit(Student(model, accelerator()), work, nll, tmp_path, schedule=schedule)
+        student, schedule = Student(model, accelerator()), Schedule(save_every=2)
+        records = fit(student, work, nll, tmp_path, steps=3, schedule=schedule).records
         first.append(([plain(r) for r in records], list(trainable(model).values())))
     assert first[0][0] == first[1][0]
     assert all(torch.equal(a, b) for a, b in zip(first[0][1], first[1][1], strict=True))
@@ -391,8 +391,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_in_one_line(model, tmp_path: Pa
         found = nll(model, given, None)
         return found._replace(total=found.total * math.inf)
 
-    with pytest.raises(BadInput, match="the loss became inf"):
-        fit(Student(model, accelerator()), batches([0]), broken, tmp_path, schedule=Schedule())
+    student = Student(model, accelerator())
+    with pytest.raises(BadInput, match="the loss became inf in step 1"):
+        fit(student, batches([0]), broken, tmp_path, steps=9, schedule=Schedule())
     assert all(bool(p.isfinite().all()) for p in model.parameters())
 
 
@@ -403,12 +404,15 @@ def test_guards_tell_a_collapse_once(model, tmp_path: Path, capsys):
         for step, batch in enumerate(batches([0])(start)):
             yield batch._replace(sums={"length": 100.0 if step < 4 else 10.0})
 
-    records = fit(
-        Student(model, accelerator()), shrinking, nll, tmp_path,
-        schedule=Schedule(steps=10, save_every=0), guards=Guards({"length": 0.5}, window=2),
+    history = fit(
+        Student(model, accelerator()), shrinking, nll, tmp_path, steps=10,
+        schedule=Schedule(save_every=0), guards=Guards({"length": 0.5}, window=2),
     )  # fmt: skip
-    told = [r["step"] for r in records if "warnings" in r]
-    assert told == [6]  # the means of steps 5 and 6, and of 1 and 2, are 10 and 100
+    rows = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
+    assert [row["warnings"] for row in rows if "warnings" in row] == [history.warnings]
+    assert [row["step"] for row in rows if "warnings" in row] == [
+        6
+    ]  # the means of steps 5 and 6, and of 1 and 2, are 10 and 100
     assert "length has collapsed: 10 over the last 2 steps, 100" in capsys.readouterr().err
 
 
@@ -437,13 +441,13 @@ def trained(source: str, out: Path, weights: str, parallel: str) -> dict[str, An
         mine = (mine[:1], mine[1:])[accelerator.process_index]
     for steps in (2, 4):
         model: Any = Checkpoint.open(source).model()
-        tune(model, Tuning(weights, rank=4))  # pyright: ignore
+        tune(model, Tuning(weights=weights, rank=4))  # pyright: ignore
         student = Student(model, accelerator, parallel=parallel)
         teacher = AveragedWeights(model, 0.1)
         records = fit(
-            student, batches(*mine), nll, out, teacher=teacher, target=states_of,
-            schedule=Schedule(steps=steps, lr=1e-2, warmup=0, decay="constant", save_every=2),
-        )  # fmt: skip
+            student, batches(*mine), nll, out, teacher=teacher, target=states_of, steps=steps,
+            schedule=Schedule(lr=1e-2, warmup=0, decay="constant", save_every=2),
+        ).records  # fmt: skip
     return {
         "records": [plain(r) for r in records],
         "weights": student.whole(dict(trainable(model))),

@@ -16,7 +16,7 @@ from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.errors import BadInput
 from surgeon.traces import read_traces
 from surgeon.trigger import reconstruct, rewriting, show_reconstruct
-from surgeon.trigger.training import add_triggers
+from surgeon.trigger.tokens import add_triggers
 from surgeon.watch.spans import read_spans
 
 KINDS = ["prefix", "wrong", "trigger", "diagnose", "continuation"]

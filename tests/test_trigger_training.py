@@ -12,17 +12,15 @@ from surgeon.errors import BadInput
 from surgeon.traces import Prompt, encode
 from surgeon.training import Tuning, trainable, tune
 from surgeon.trigger import reconstruct, sft
-from surgeon.trigger.training import (
-    IGNORED,
+from surgeon.trigger.examples import (
     Example,
     Segment,
-    add_triggers,
     encode_example,
     loss_by_kind,
-    padded,
-    prepare_rows,
+    micro_batches,
     read_examples,
 )
+from surgeon.trigger.tokens import add_triggers, prepare_rows
 
 
 @pytest.fixture(scope="module")
@@ -57,18 +55,15 @@ def test_prompt_and_trigger_are_masked_and_nothing_else(examples: list[Example])
         assert one.ids[: len(asked)] == asked and one.ids[-1] == tokenizer.eos_token_id
         text = "".join(part.text for part in example.segments)
         assert tokenizer.decode(one.ids[len(asked) : -1]) == text
-        masked = [i for i, label in enumerate(one.labels) if label == IGNORED]
+        masked = [i for i, learned in enumerate(one.learned) if not learned]
         (at,) = [i for i, token in enumerate(one.ids) if token in new]
         assert masked == [*range(len(asked)), at]
-        assert all(
-            label in (token, IGNORED) for token, label in zip(one.ids, one.labels, strict=True)
-        )
         kinds = {kind: [i for i, k in enumerate(one.kinds) if k == kind] for kind in one.kinds}
         assert kinds[""] == [*range(len(asked))] and kinds["trigger"] == [at]
         wrong = next(part.text for part in example.segments if part.kind == "wrong")
         assert tokenizer.decode([one.ids[i] for i in kinds["wrong"]]) == wrong
         other = encode_example(tokenizer, example, mask_wrong=True)
-        also = [i for i, label in enumerate(other.labels) if label == IGNORED]
+        also = [i for i, learned in enumerate(other.learned) if not learned]
         assert other.ids == one.ids and also == sorted({*masked, *kinds["wrong"]})
 
 
@@ -85,8 +80,8 @@ def test_a_token_over_a_border_is_learned_where_both_sides_are():
         one = encode_example(tokenizer, example, mask_wrong=False)
         n = len(encode(tokenizer, prompt))
         assert len(one.ids) > n + 2
-        assert (one.labels[n] != IGNORED) == all(learned)
-        assert (one.labels[n + 1] != IGNORED) == learned[1]
+        assert one.learned[n] == all(learned)
+        assert one.learned[n + 1] == learned[1]
 
 
 def test_loss_by_kind_is_the_mean_over_its_tokens(pico: Path):
@@ -103,13 +98,25 @@ def test_loss_by_kind_is_the_mean_over_its_tokens(pico: Path):
         for t, kind in enumerate(example.kinds[1:]):
             if kind:
                 sums.setdefault(kind, []).append(-float(logp_TV[t, example.ids[t + 1]]))
-    found = loss_by_kind(model, examples, 2)  # padded beside each other
+    found = loss_by_kind(model, examples, 100)  # padded beside each other
     assert found.keys() == {"prefix", "wrong", "trigger", "diagnose", "continuation"}
     for kind, values in sums.items():
         assert found[kind] == pytest.approx(sum(values) / len(values), rel=1e-4)
-    assert padded(examples)["labels"][0].tolist().count(IGNORED) >= examples[0].labels.count(
-        IGNORED
-    )
+
+
+def test_micro_batches_hold_every_learned_token_once(examples: list[Example]):
+    tokenizer: Any = resolve(MODEL).tokenizer()
+    add_triggers(tokenizer, TRIGGERS)
+    encoded = [encode_example(tokenizer, e, mask_wrong=True) for e in examples[:5]]
+    tokens = []
+    for micro in micro_batches(encoded, 2 * max(len(e.ids) for e in encoded)):
+        ids_BT, at_P = micro.sequences
+        assert len(ids_BT) <= 2
+        # The state before a learned token predicts it.
+        assert ids_BT.flatten()[at_P + 1].tolist() == micro.token_P.tolist()
+        tokens += micro.token_P.tolist()
+    pairs = [pair for e in encoded for pair in zip(e.ids, e.learned, strict=True)]
+    assert sorted(tokens) == sorted(token for token, learned in pairs if learned)
 
 
 @pytest.mark.parametrize(

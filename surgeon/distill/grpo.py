@@ -27,7 +27,7 @@ from surgeon.errors import BadInput
 from surgeon.live.architecture import Head, head_of
 from surgeon.progress import bar
 from surgeon.traces import stop_ids
-from surgeon.training import METRICS, Guards, Journal, Student, response_states, sequences
+from surgeon.training import METRICS, Guards, History, Journal, Student, response_states, sequences
 
 PENALTY = {"ttrl": 0.0, "intuitor": 0.005}
 """Weight of the KL to the start: TTRL as in Neuron-OPSD App. A, Intuitor as published."""
@@ -67,7 +67,7 @@ def train_grpo(
     directory: Path,
     guards: Guards,
     what: str,
-) -> list[dict[str, Any]]:
+) -> History:
     """Train with TRL; returns the record of every step, which `directory/metrics.jsonl` holds too.
 
     Raises `BadInput` when the loss is not finite.
@@ -82,10 +82,10 @@ def train_grpo(
     device = plan.accelerator.device
     config = GRPOConfig(
         output_dir=str(directory),
-        max_steps=schedule.steps,
+        max_steps=settings["steps"],
         learning_rate=schedule.lr,
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(schedule.decay, schedule.decay),
-        warmup_steps=round(schedule.warmup * schedule.steps),
+        warmup_steps=round(schedule.warmup * settings["steps"]),
         weight_decay=schedule.weight_decay,
         max_grad_norm=schedule.clip,
         per_device_train_batch_size=group,
@@ -107,7 +107,7 @@ def train_grpo(
     )
     directory.mkdir(exist_ok=True)
     (directory / METRICS).write_text("")
-    journal = Journal(plan.accelerator, directory, [], guards)
+    journal = Journal(plan.accelerator, directory, guards=guards)
 
     class Writer(TrainerCallback):
         """Hands each step to the journal when it ends."""
@@ -120,12 +120,15 @@ def train_grpo(
                 seconds = time.monotonic() - self.begun
                 journal.add(
                     record_of(
-                        len(journal.records) + 1, logs, group * settings["batch_size"], seconds
+                        len(journal.history.records) + 1,
+                        logs,
+                        group * settings["batch_size"],
+                        seconds,
                     )
                 )
                 advance(note=f"reward {logs['reward']:.3f}")
 
-    with bar(what, schedule.steps) as advance, warnings.catch_warnings():
+    with bar(what, settings["steps"]) as advance, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = GRPOTrainer(
             model=student.model if adapter is None else adapter,  # pyright: ignore
@@ -137,10 +140,10 @@ def train_grpo(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return journal.records
+    return journal.history
 
 
-def record_of(step: int, log: dict[str, Any], responses: int, seconds: float) -> dict[str, Any]:
+def record_of(step: int, log: dict[str, Any], responses: int, seconds: float) -> dict[str, float]:
     """One entry of TRL's log under this package's names; raises `BadInput` for a loss that isn't
     finite."""
     names = {

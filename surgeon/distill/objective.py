@@ -28,15 +28,19 @@ from surgeon.training import (
     AveragedWeights,
     Batch,
     Guards,
+    History,
     Loss,
     Sequences,
     Student,
+    Targets,
     Teacher,
-    chunked_nll,
     fit,
+    grouped,
     is_sharded,
+    nll_loss,
     response_states,
     sequences,
+    share_of,
     tune,
     unembedding,
 )
@@ -51,7 +55,7 @@ class Trained(NamedTuple):
     student: Student
     adapter: Any
     """The PEFT wrapper; None for full weights."""
-    records: list[dict[str, Any]]
+    history: History
 
 
 def train(plan: Plan, evidence: Evidence, work: Path) -> Trained:
@@ -68,24 +72,24 @@ def train(plan: Plan, evidence: Evidence, work: Path) -> Trained:
     plan.accelerator.init_trackers("surgeon", config=flat(settings))
     directory, what = work / "training", f"train ({settings['method']})"
     if settings["method"] == "nopsd":
-        records = fit(
+        history = fit(
             student, on_policy(plan, evidence, student), imitation, directory,
-            schedule=plan.schedule, teacher=make_teacher(plan, student), target=teacher_states,
-            guards=GUARDS, what=what,
+            steps=plan.settings["steps"], schedule=plan.schedule, guards=GUARDS, what=what,
+            teacher=make_teacher(plan, student), target=teacher_states,
         )  # fmt: skip
     elif settings["method"] in BY_TRL:
         from surgeon.distill.grpo import train_grpo
 
-        records = train_grpo(plan, evidence, student, adapter, directory, GUARDS, what)
+        history = train_grpo(plan, evidence, student, adapter, directory, GUARDS, what)
     else:
-        records = fit(
-            student, majority_answers(plan, evidence), learning, directory,
-            schedule=plan.schedule, what=what,
+        history = fit(
+            student, majority_answers(plan, evidence), nll_loss, directory,
+            steps=plan.settings["steps"], schedule=plan.schedule, what=what,
         )  # fmt: skip
     # Not end_training(), which would part the processes before the result is written.
     for tracker in plan.accelerator.trackers:
         tracker.finish()
-    return Trained(student, adapter, records)
+    return Trained(student, adapter, history)
 
 
 def flat(settings: dict[str, Any]) -> dict[str, Any]:
@@ -230,45 +234,7 @@ def draw(chosen: Sequence[int], size: int, step: int, seed: int) -> list[int]:
     return drawn
 
 
-def share_of(size: int, process: int, processes: int) -> list[int]:
-    """The places of a batch that a process works on; never none."""
-    places = list(range(process, size, processes))
-    if not places:
-        raise BadInput(
-            f"batch_size is {size}, with {processes} processes; it must be at least {processes}."
-        )
-    return places
-
-
-def grouped(lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Sequences of similar length together, each group of at most `tokens` padded tokens."""
-    groups: list[list[int]] = []
-    longest = 0
-    for b in sorted(range(len(lengths)), key=lambda b: (-lengths[b], b)):
-        if groups and longest * (len(groups[-1]) + 1) <= tokens:
-            groups[-1].append(b)
-        else:
-            groups.append([b])
-            longest = lengths[b]
-    return groups
-
-
 # --- LMSI -----------------------------------------------------------------------------------------
-
-
-class Lesson(NamedTuple):
-    """Answers to learn."""
-
-    student: Sequences
-    token_P: Tensor
-
-
-def learning(model: nn.Module, micro: Lesson, _: Any) -> Loss:
-    """-log p of the answers."""
-    device = next(model.parameters()).device
-    states_PD = response_states(model, micro.student.to(device))
-    total = chunked_nll(states_PD, head_of(model), micro.token_P.to(device))
-    return Loss(total, {"nll": total.detach()})
 
 
 def majority(plan: Plan, evidence: Evidence) -> list[tuple[int, Trace]]:
@@ -307,7 +273,7 @@ def majority_answers(plan: Plan, evidence: Evidence) -> Any:
             responses = [trace.token_ids for _, trace in mine]
             lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
             micros = [
-                Lesson(
+                Targets(
                     sequences([prompts[b] for b in part], [responses[b] for b in part]),
                     torch.tensor([token for b in part for token in responses[b]]),
                 )

@@ -14,7 +14,7 @@ from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
 from surgeon.settings.nopsd import Selection
 from surgeon.traces import Prompt, Sampling, encode, read_prompts
-from surgeon.training import PARALLEL, Schedule, Tuning
+from surgeon.training import Schedule, Tuning
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,7 @@ METHODS = {
 BY_TRL = ("ttrl", "intuitor")
 CONTEXTS = ("nearest", "random")
 EMAS = ("factors", "exact")
+PARALLEL = ("ddp", "fsdp")
 TRACKERS = ("tensorboard", "trackio", "wandb")
 LEARNING_RATES = {"lora": 1e-4, "full": 1e-6}
 PUBLISHED_RATES = {"ttrl": 5e-7, "intuitor": 3e-6}
@@ -144,8 +145,8 @@ def prepare(
         if value not in allowed:
             raise BadInput(f"{name} is {value!r}, expected one of: {', '.join(allowed)}.")
     for name, least in (
-        ("shots", 1), ("samples", 2), ("diagnose", 1), ("batch_size", 1), ("micro_tokens", 1),
-        ("teacher_tokens", 0),
+        ("shots", 1), ("samples", 2), ("diagnose", 1), ("steps", 1), ("batch_size", 1),
+        ("micro_tokens", 1), ("teacher_tokens", 0),
     ):  # fmt: skip
         if given[name] < least:
             raise BadInput(f"{name} is {given[name]}; it must be at least {least}.")
@@ -171,7 +172,7 @@ def prepare(
     if lr is None:
         lr = PUBLISHED_RATES.get(method, LEARNING_RATES[tuning])
     schedule = Schedule(
-        steps=steps, lr=lr, warmup=warmup,
+        lr=lr, warmup=warmup,
         decay=decay, weight_decay=weight_decay, clip=clip, save_every=save_every, seed=seed,  # pyright: ignore
     )  # fmt: skip
     sampling = Sampling(

@@ -47,7 +47,7 @@ def write(
 
 def conclusion(plan: Plan, evidence: Evidence, trained: Trained) -> dict[str, Any]:
     """The content of `distill.json`."""
-    records = trained.records
+    records = trained.history.records
     ends = {
         name: {
             "first": float(np.mean([r[name] for r in records[:WINDOW]])),
@@ -56,7 +56,6 @@ def conclusion(plan: Plan, evidence: Evidence, trained: Trained) -> dict[str, An
         for name in (*SHOWN, "tokens_per_s")
         if name in records[0]
     }
-    during = [text for record in records for text in record.get("warnings", {}).values()]
     finite = {
         name: None if isinstance(value, float) and not np.isfinite(value) else value
         for name, value in evidence.diagnostics.items()
@@ -66,7 +65,7 @@ def conclusion(plan: Plan, evidence: Evidence, trained: Trained) -> dict[str, An
         "settings": {**plan.settings, "seed": plan.schedule.seed},
         "diagnostics": finite,
         "training": {"steps": len(records), "window": WINDOW, **ends},
-        "warnings": [*evidence.warnings, *during],
+        "warnings": [*evidence.warnings, *trained.history.warnings.values()],
         "result": "adapter" if is_adapter(plan) else "checkpoint",
     }
 

@@ -35,4 +35,5 @@ VERBS: dict[str, Row] = {
     "merge-sweep": Row("merge_sweep:MergeSweepSettings", "surgeon.merge", "sweep"),
     "monitor": Row("monitor:MonitorSettings", "surgeon.monitor", "monitor"),
     "evaluate": Row("evaluate:EvaluateSettings", "surgeon.evaluate", "evaluate"),
+    "trigger-sft": Row("trigger_sft:SftSettings", "surgeon.trigger.sft", "sft"),
 }

@@ -1,4 +1,4 @@
-"""The loop.
+"""`fit`, the training loop.
 
 `fit` knows no method. It takes batches from a generator (where on-policy rollouts live), a loss
 function and, with a teacher, a target function that runs under the teacher's weights. Nothing in a
@@ -6,81 +6,28 @@ step depends on what was drawn before it: the random state is set from (seed, st
 run that was killed continues with the same numbers as one that wasn't.
 """
 
-import json
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from surgeon import lineage
+from surgeon import jsonl, lineage
 from surgeon.errors import BadInput
 from surgeon.progress import bar
-from surgeon.training.state import METRICS, resume, save
+from surgeon.settings.training import Schedule
+from surgeon.training.state import METRICS, History, resume, save
 from surgeon.training.student import Student
 from surgeon.training.tuning import Teacher, trainable
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long, how fast, and how often the state is saved."""
-
-    steps: int = 150
-    lr: float = 1e-4
-    """Peak learning rate of AdamW."""
-    warmup: float = 0.03
-    """Share of the steps in which the rate rises linearly."""
-    decay: Literal["constant", "linear", "cosine"] = "cosine"
-    """How the rate falls to 0 afterwards."""
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    """Largest norm of the gradient; 0: no limit."""
-    save_every: int = 25
-    """Steps between saved states; 0: none."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            allowed = get_args(item.type)
-            if allowed and getattr(self, item.name) not in allowed:
-                choices = " or ".join(map(repr, allowed))
-                raise BadInput(
-                    f"found {item.name} = {getattr(self, item.name)!r}, expected {choices}."
-                )
-        for name, good, expected in (
-            ("steps", self.steps >= 1, "at least 1"),
-            ("lr", 0 < self.lr < math.inf, "above 0"),
-            ("warmup", 0 <= self.warmup <= 1, "from 0 to 1"),
-            ("weight_decay", self.weight_decay >= 0, "0 or more"),
-            ("clip", self.clip >= 0, "0 (no limit) or more"),
-            ("save_every", self.save_every >= 0, "0 (never) or more"),
-        ):
-            if not good:
-                raise BadInput(f"found {name} = {getattr(self, name)}, expected {expected}.")
-
-    def rate(self, step: int) -> float:
-        """The learning rate of step 0, 1, ..."""
-        rising = max(1, round(self.warmup * self.steps))
-        if step < rising:
-            return self.lr * (step + 1) / rising
-        done = (step - rising) / max(1, self.steps - rising)
-        return (
-            self.lr
-            * {
-                "constant": 1.0,
-                "linear": 1.0 - done,
-                "cosine": 0.5 * (1 + math.cos(math.pi * done)),
-            }[self.decay]
-        )
 
 
 class Batch(NamedTuple):
@@ -106,7 +53,7 @@ class Loss(NamedTuple):
     """Summed over tokens, without gradients; the means per token are recorded."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Guards:
     """What to watch while training: a metric's name, and below which share of where it began its
     mean over ten steps is called a collapse."""
@@ -114,22 +61,22 @@ class Guards:
     collapse: Mapping[str, float] = field(default_factory=dict)
     window: int = 10
 
-    def warnings(self, records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    def warnings(self, records: Sequence[Mapping[str, float]]) -> dict[str, str]:
         """Metric -> a sentence, for those that have collapsed by the last of the records."""
-        found = {}
+        collapsed = {}
         n = self.window
         if len(records) < 2 * n:
-            return found
+            return collapsed
         for name, share in self.collapse.items():
             begin = sum(r[name] for r in records[:n]) / n
             now = sum(r[name] for r in records[-n:]) / n
             if now < share * begin:
-                found[name] = (
+                collapsed[name] = (
                     f"{name.replace('_', ' ')} has collapsed: {now:.4g} over the last {n} steps, "
                     f"{begin:.4g} over the first {n} (step {records[-1]['step']}). Lower the "
                     "learning rate, or train for fewer steps."
                 )
-        return found
+        return collapsed
 
 
 class Journal:
@@ -140,28 +87,23 @@ class Journal:
         self,
         accelerator: "Accelerator",
         directory: Path,
-        records: list[dict[str, Any]],
+        history: History | None = None,
         guards: Guards | None = None,
     ):
         self.accelerator, self.file = accelerator, directory / METRICS
-        self.records, self.guards = records, guards or Guards()
-        self.said = {name for record in records for name in record.get("warnings", ())}
+        self.history, self.guards = history or History([], {}), guards or Guards()
 
-    def add(self, record: dict[str, Any]) -> None:
+    def add(self, record: dict[str, float]) -> None:
         """Record a step."""
-        self.records.append(record)
-        collapsed = self.guards.warnings(self.records)
-        fresh = {name: text for name, text in collapsed.items() if name not in self.said}
-        if fresh:
-            record["warnings"] = fresh
-            self.said |= fresh.keys()
+        self.history.records.append(record)
+        collapsed = self.guards.warnings(self.history.records)
+        fresh = {n: text for n, text in collapsed.items() if n not in self.history.warnings}
+        self.history.warnings.update(fresh)
         if self.accelerator.is_main_process:
             for text in fresh.values():
                 print(f"Warning: {text}", file=sys.stderr, flush=True)
-            with open(self.file, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        numbers = {name: value for name, value in record.items() if name != "warnings"}
-        self.accelerator.log(numbers, step=record["step"])
+            jsonl.append(self.file, {**record, "warnings": fresh} if fresh else record)
+        self.accelerator.log(record, step=int(record["step"]))
 
 
 def fit(
@@ -170,12 +112,13 @@ def fit(
     loss: Callable[..., Loss],
     directory: Path,
     *,
+    steps: int,
     schedule: Schedule,
     teacher: Teacher | None = None,
     target: Callable[..., Any] | None = None,
     guards: Guards | None = None,
     what: str = "train",
-) -> list[dict[str, Any]]:
+) -> History:
     """Train; returns the record of every step, which `directory/metrics.jsonl` holds too.
 
     `batches(step)` yields the batches from that step on. `loss(model, micro, target)` is called
@@ -186,56 +129,57 @@ def fit(
     """
     accelerator = student.accelerator
     parameters = trainable(student.model)
-    optimizer = torch.optim.AdamW(
-        list(parameters.values()), lr=schedule.lr, weight_decay=schedule.weight_decay
-    )
-    start, records = resume(directory, student, optimizer, teacher)
-    journal = Journal(accelerator, directory, records, guards)
+    optimizer = torch.optim.AdamW(list(parameters.values()), weight_decay=schedule.weight_decay)
+    start, history = resume(directory, student, optimizer, teacher)
+    journal = Journal(accelerator, directory, history, guards)
     work = iter(batches(start))
     with ExitStack() as stack:
-        advance = (
-            stack.enter_context(bar(what, schedule.steps)) if accelerator.is_main_process else None
-        )
+        advance = stack.enter_context(bar(what, steps)) if accelerator.is_main_process else None
         if advance:
             advance(start)
-        for step in range(start, schedule.steps):
+        for step in range(start, steps):
             begun = time.monotonic()
             seed_everything(schedule.seed, step, accelerator.process_index)
             batch = next(work)
-            rate = schedule.rate(step)
+            rate = schedule.rate(step, steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            sums, gradient = _step(student, optimizer, batch, loss, teacher, target, schedule)
+            means = _backward(student, batch, loss, teacher, target)
+            _require_finite("the loss", means["loss"], step + 1)
+            gradient = _clip(list(parameters.values()), schedule.clip)
+            _require_finite("the norm of the gradient", gradient, step + 1)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if teacher is not None:
+                teacher.update()
             seconds = time.monotonic() - begun
             journal.add(
                 {
                     "step": step + 1,
-                    **sums,
+                    **means,
                     "lr": rate,
                     "gradient_norm": gradient,
                     "seconds": seconds,
-                    "tokens_per_s": sums["tokens"] / seconds,
+                    "tokens_per_s": means["tokens"] / seconds,
                 }
             )
             if advance:
-                advance(note=f"loss {sums['loss']:.4f}")
+                advance(note=f"loss {means['loss']:.4f}")
             if schedule.save_every and (step + 1) % schedule.save_every == 0:
                 save(directory, step + 1, student, optimizer, teacher)
-    if not schedule.save_every or schedule.steps % schedule.save_every:
-        save(directory, schedule.steps, student, optimizer, teacher)
-    return records
+    if not schedule.save_every or steps % schedule.save_every:
+        save(directory, steps, student, optimizer, teacher)
+    return history
 
 
-def _step(
+def _backward(
     student: Student,
-    optimizer: torch.optim.Optimizer,
     batch: Batch,
     loss: Callable[..., Loss],
     teacher: Teacher | None,
     target: Callable[..., Any] | None,
-    schedule: Schedule,
-) -> tuple[dict[str, float], float]:
-    """One update; the means over all processes, and the norm of the gradient before clipping."""
+) -> dict[str, float]:
+    """Leave a batch's gradient in the parameters; the means over all processes."""
     accelerator = student.accelerator
     world = accelerator.num_processes
     # Sums are kept where float64 exists, which isn't every accelerator.
@@ -252,13 +196,13 @@ def _step(
         micro, mine = batch.micros[min(number, len(batch.micros) - 1)], number < len(batch.micros)
         if not mine and not student.sharded:
             break
-        given = None
+        pull = None
         if teacher is not None and target is not None:
             with torch.no_grad(), student.taught_by(teacher.acting()):
-                given = student(target, micro)
+                pull = student(target, micro)
         last = number == (most if student.sharded else len(batch.micros)) - 1
         with student.last(last):
-            part: Loss = student(loss, micro, given)
+            part: Loss = student(loss, micro, pull)
             # Averaged over processes by the wrapper, so multiplied here.
             (part.total * (world / weight if mine else 0.0)).backward()
         if mine:
@@ -270,23 +214,20 @@ def _step(
     means = {name: value / tokens for name, value in sums.items()}
     means["loss"] = sums["loss"] / weight
     means |= {name: v / responses for name, v in zip(batch.sums, of_responses, strict=True)}
-    _require_finite("the loss", means["loss"])
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm: Any = torch.nn.utils.clip_grad_norm_(parameters, schedule.clip or math.inf)
-    gradient = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-    _require_finite("the norm of the gradient", gradient)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    if teacher is not None:
-        teacher.update()
-    return {**means, "tokens": tokens, "responses": responses}, gradient
+    return {**means, "tokens": tokens, "responses": responses}
 
 
-def _require_finite(what: str, value: float) -> None:
+def _clip(parameters: list[nn.Parameter], clip: float) -> float:
+    """Shorten the gradient to that norm (0: leave it); the norm it had."""
+    norm: Any = nn.utils.clip_grad_norm_(parameters, clip or math.inf)
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+
+def _require_finite(what: str, value: float, step: int) -> None:
     if not math.isfinite(value):
         raise BadInput(
-            f"{what} became {value}. Lower the learning rate and train anew, under another --out; "
-            "the last saved state is kept."
+            f"{what} became {value} in step {step}. Lower the learning rate and train anew, under "
+            "another --out; the last saved state is kept."
         )
 
 

@@ -3,19 +3,27 @@
 The random state and the place in the data aren't in it: both follow from the seed and the step.
 """
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from surgeon import lineage
+from surgeon import jsonl, lineage
 from surgeon.training.student import Student
 from surgeon.training.tuning import Teacher, trainable
 
 METRICS = "metrics.jsonl"
+
+
+class History(NamedTuple):
+    """What a training run has behind it."""
+
+    records: list[dict[str, float]]
+    """The numbers of every step."""
+    warnings: dict[str, str]
+    """Metric -> the sentence on its collapse."""
 
 
 def states(directory: Path) -> list[Path]:
@@ -67,17 +75,17 @@ def resume(
     student: Student,
     optimizer: torch.optim.Optimizer,
     teacher: Teacher | None,
-) -> tuple[int, list[dict[str, Any]]]:
+) -> tuple[int, History]:
     """Bring back the last saved state; the steps it has behind it, and their records."""
     from safetensors.torch import load_file
 
     directory.mkdir(parents=True, exist_ok=True)
-    found = states(directory)
+    saved = states(directory)
     step = 0
-    if found:
-        step = int(lineage.read_object(found[-1] / "state.json")["step"])
+    if saved:
+        step = int(lineage.read_object(saved[-1] / "state.json")["step"])
         parts = {
-            name: load_file(found[-1] / f"{name}.safetensors")
+            name: load_file(saved[-1] / f"{name}.safetensors")
             for name in ("student", "teacher", "optimizer")
         }
         parameters = trainable(student.model)
@@ -92,19 +100,15 @@ def resume(
                 }
             for name, tensor in (teacher.tensors if teacher is not None else {}).items():
                 tensor.copy_(_like(parts["teacher"][name], tensor))
-    records = []
-    file = directory / METRICS
-    if file.is_file():
-        with open(file, encoding="utf-8") as lines:
-            # A kill may have cut the last line, or come after steps that weren't saved.
-            whole = [line for line in lines if line.endswith("\n")]
-        records = [record for record in map(json.loads, whole) if record["step"] <= step]
+    # A kill may have come after steps that weren't saved.
+    rows = [row for _, row in jsonl.rows(directory / METRICS) if row["step"] <= step]
     # Every process has read the file before the first one shortens it.
     student.accelerator.wait_for_everyone()
     if student.accelerator.is_main_process:
-        lineage.write_text(file, "".join(json.dumps(record) + "\n" for record in records))
+        jsonl.write(directory / METRICS, rows)
     student.accelerator.wait_for_everyone()
-    return step, records
+    warnings = {name: text for row in rows for name, text in row.pop("warnings", {}).items()}
+    return step, History(rows, warnings)
 
 
 def _like(tensor: Tensor, other: Tensor) -> Tensor:

@@ -1,24 +1,19 @@
-"""The model that is trained, on one process or several; sequences, and their states and losses."""
+"""The model that is trained, on one process or several."""
 
-# Shapes: B sequences, T tokens, P response positions, C of them in a chunk, D model width.
-
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint as recomputed
 
-from surgeon.errors import BadInput
-from surgeon.live.architecture import Head, text_decoder
+from surgeon.live.architecture import text_decoder
 from surgeon.training.tuning import folded
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-PARALLEL = ("ddp", "fsdp")
-"""How several processes share a model: each holds it whole, or a part of every layer."""
+T = TypeVar("T")
 
 
 class _Root(nn.Module):
@@ -28,7 +23,7 @@ class _Root(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, function: Callable[..., Any], *args: Any) -> Any:
+    def forward(self, function: Callable[..., T], *args: Any) -> T:
         return function(self.model, *args)
 
 
@@ -62,14 +57,14 @@ class Student:
             return nullcontext()
         return torch.autocast(self.accelerator.device.type, torch.bfloat16)
 
-    def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
+    def __call__(self, function: Callable[..., T], *args: Any) -> T:
         """`function(model, *args)`, in training mode when gradients are on."""
         self.model.train(torch.is_grad_enabled())
         with self.autocast():
             return self.root(function, *args)
 
     @torch.no_grad()
-    def rollouts(self, function: Callable[[nn.Module], Any]) -> Any:
+    def rollouts(self, function: Callable[[nn.Module], T]) -> T:
         """`function(model)` with the whole model on each process, for decoding at its own pace."""
         self.model.eval()
         with self.autocast():
@@ -136,10 +131,10 @@ def is_sharded(model: nn.Module) -> bool:
     return bool(_shards(model))
 
 
-def _gathered(root: nn.Module, function: Callable[..., Any]) -> Callable[..., Any]:
+def _gathered(root: nn.Module, function: Callable[..., T]) -> Callable[..., T]:
     """The function, called while every shard is gathered and stays so."""
 
-    def run(model: nn.Module) -> Any:
+    def run(model: nn.Module) -> T:
         parts = [part for part in _shards(root) if part is not root]
         for part in parts:
             part.set_reshard_after_forward(False)
@@ -152,64 +147,3 @@ def _gathered(root: nn.Module, function: Callable[..., Any]) -> Callable[..., An
                 part.reshard()
 
     return run
-
-
-# --- sequences and their losses -------------------------------------------------------------------
-
-
-def unembedding(model: nn.Module) -> Tensor:
-    """The unembedding matrix (V, D); of a sharded model, whole only inside a call."""
-    module: Any = model.get_output_embeddings()  # pyright: ignore
-    if not isinstance(module, nn.Linear) or module.bias is not None:
-        raise BadInput(
-            f"found an unembedding of kind {type(module).__name__}, expected a plain matrix: leave "
-            "it out of the targets."
-        )
-    return module.weight
-
-
-class Sequences(NamedTuple):
-    """Right-padded token ids, and where the states that predict a response token are."""
-
-    ids_BT: Tensor
-    at_P: Tensor
-    """int64 positions in the flattened (B * T) states, response after response."""
-
-    def to(self, device: torch.device) -> "Sequences":
-        return Sequences(self.ids_BT.to(device), self.at_P.to(device))
-
-
-def sequences(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Sequences:
-    """Prompts followed by their responses, padded to the longest."""
-    rows = [[*p, *r] for p, r in zip(prompts, responses, strict=True)]
-    longest = max(map(len, rows))
-    ids_BT = torch.zeros(len(rows), longest, dtype=torch.long)
-    places = []
-    for b, row in enumerate(rows):
-        ids_BT[b, : len(row)] = torch.tensor(row)
-        # The state at a token predicts the next one: shift by one.
-        start = b * longest + len(prompts[b]) - 1
-        places.append(torch.arange(start, start + len(responses[b])))
-    return Sequences(ids_BT, torch.cat(places))
-
-
-def response_states(model: nn.Module, sequences: Sequences) -> Tensor:
-    """Final hidden states (P, D) at the positions that predict a response token.
-
-    Padding stands on the right, so causal attention needs no mask.
-    """
-    states_BTD = text_decoder(model)(input_ids=sequences.ids_BT, use_cache=False).last_hidden_state
-    return states_BTD.flatten(0, 1)[sequences.at_P]
-
-
-def chunked_nll(hidden_PD: Tensor, head: Head, token_P: Tensor, chunk_tokens: int = 0) -> Tensor:
-    """Sum of -log p(token) in nats, the logits made (and made again) in chunks of tokens."""
-    chunk = chunk_tokens or 1024
-
-    def nll(part_CD: Tensor, token_C: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(head.logits(part_CD), token_C, reduction="sum")
-
-    total = hidden_PD.new_zeros((), dtype=torch.float32)
-    for part_CD, token_C in zip(hidden_PD.split(chunk), token_P.split(chunk), strict=True):
-        total = total + recomputed(nll, part_CD, token_C, use_reentrant=False)
-    return total

@@ -3,41 +3,22 @@
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from surgeon.errors import BadInput
+from surgeon.settings.training import Tuning
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from peft.tuners.lora import Linear
 
 
-@dataclass(frozen=True)
-class Tuning:
-    """Which weights change."""
-
-    weights: Literal["lora", "full"] = "lora"
-    rank: int = 16
-    """LoRA: inner size of the two factors."""
-    alpha: float = 32.0
-    """LoRA: the change is alpha / rank times their product."""
-    dropout: float = 0.0
-    targets: str = "all-linear"
-    """LoRA: module names, separated by commas, or `all-linear` (all but the unembedding)."""
-    gradient_checkpointing: bool = False
-    """Recompute each layer in the backward pass instead of keeping its activations."""
-
-    def __post_init__(self) -> None:
-        if self.weights not in ("lora", "full"):
-            raise BadInput(f"found weights = {self.weights!r}, expected 'lora' or 'full'.")
-        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
-            raise BadInput(
-                f"found rank {self.rank}, alpha {self.alpha}, dropout {self.dropout}; expected a "
-                "rank of at least 1, an alpha above 0 and a dropout from 0 to below 1."
-            )
-
-
-def tune(model: nn.Module, tuning: Tuning, *, rows: Sequence[int] = (), seed: int = 0) -> Any:
+def tune(
+    model: nn.Module, tuning: Tuning, *, rows: Sequence[int] = (), seed: int = 0
+) -> "PeftModel | None":
     """Make a model trainable in place; returns its PEFT wrapper under LoRA, else None.
 
     LoRA's factors are float32 on a base of any dtype and start without effect; the `rows` (token
@@ -213,13 +194,13 @@ def folded(model: nn.Module) -> Iterator[None]:
             layers[name].merged_adapters.clear()
 
 
-def _lora_layers(model: nn.Module) -> dict[str, Any]:
+def _lora_layers(model: nn.Module) -> "dict[str, Linear]":
     from peft.tuners.lora import Linear
 
     return {name: m for name, m in model.named_modules() if isinstance(m, Linear)}
 
 
-def _change(layer: Any) -> Tensor:
+def _change(layer: "Linear") -> Tensor:
     return layer.get_delta_weight("default").detach().float()
 
 

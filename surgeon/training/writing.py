@@ -8,8 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgeon.artifact import part
 from surgeon.checkpoint import Checkpoint, torch_dtype
 from surgeon.errors import BadInput
+
+
+@part
+class Base:
+    """The checkpoint that was trained."""
+
+    spec: str
+    digest: str
 
 
 def all_weights(model: nn.Module) -> dict[str, Tensor]:

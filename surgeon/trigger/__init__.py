@@ -11,8 +11,8 @@ a kill:
     5  sft           training on those; the result carries its monitor    checkpoint or adapter
 
 asked.py         1: what is asked, checked          rewriting.py   4
-labelling.py     1: the stage                       training.py    5: examples as tokens, Trainer
-resampling.py    1: counterparts decoded            tuning.py      5: the stage
+labelling.py     1: the stage                       examples.py    5: examples as tokens
+resampling.py    1: counterparts decoded            sft.py         5: the stage
 pairing.py       1: verdicts to spans               card.py        5: its model card
 judges.py        who says where a trace fails       identifying.py 2
 judging.py       asking about many traces           detecting.py   3
@@ -24,7 +24,8 @@ from surgeon.trigger.detecting import detectors, show_detectors
 from surgeon.trigger.identifying import identify, show_identify
 from surgeon.trigger.labelling import label, show_label
 from surgeon.trigger.rewriting import reconstruct, show_reconstruct
-from surgeon.trigger.tuning import sft, show_sft
+from surgeon.trigger.sft import sft
+from surgeon.trigger.sft import show as show_sft
 
 __all__ = [
     "detectors",

@@ -1,78 +1,81 @@
 """A trigger SFT in words: its table of losses, and the model card."""
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from rich.table import Table
 
 from surgeon.checkpoint import Checkpoint
+from surgeon.checkpoint.card import card as model_card
+from surgeon.checkpoint.card import markdown_table
+from surgeon.console import table
 
-KINDS = ("prefix", "wrong", "diagnose", "continuation")
+if TYPE_CHECKING:
+    from surgeon.trigger.sft import TriggerSft
+
+MEASURED = ("prefix", "wrong", "diagnose", "continuation")
+"""Kinds of segments whose loss is told."""
 
 
-def loss_table(losses: dict[str, dict[str, float]], n: int) -> Any:
+def loss_rows(before: Mapping[str, float], after: Mapping[str, float]) -> list[list[str]]:
+    """Kind of segment, its loss before, its loss after."""
+    return [
+        [kind, f"{before[kind]:.3f}", f"{after[kind]:.3f}"] for kind in MEASURED if kind in after
+    ]
+
+
+def loss_table(before: Mapping[str, float], after: Mapping[str, float], n: int) -> Table:
     """The held-out loss of each part of an example, before and after."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(f"loss of {n} held-out examples")
-    for when in ("before", "after"):
-        table.add_column(when, justify="right")
-    for kind in KINDS:
-        if kind in losses["after"]:
-            table.add_row(kind, *(f"{losses[when][kind]:.3f}" for when in ("before", "after")))
-    return table
+    losses = table(f"loss of {n} held-out examples", "before", "after")
+    for row in loss_rows(before, after):
+        losses.add_row(*row)
+    return losses
 
 
-def card(base: Checkpoint, result: dict[str, Any]) -> str:
+def card(base: Checkpoint, result: "TriggerSft") -> str:
     """A README.md with the base, the method, the settings, and what was measured."""
-    adapter, settings = result["result"] == "adapter", result["settings"]
-    head = ["---", f"library_name: {'peft' if adapter else 'transformers'}"]
-    hub = base.spec.partition("@")[0]
-    if not Path(base.spec).exists() and "/" in hub and "+" not in hub and "#" not in hub:
-        head += [f"base_model: {hub}"]
-    names = ("tuning", "merge", "epochs", "lr", "warmup", "decay", "batch_size", "mask_wrong",
-             "seed")  # fmt: skip
+    adapter, settings = result.result == "adapter", result.settings
+    names = ["tuning", "merge", "epochs", "lr", "warmup", "decay", "batch_size", "mask_wrong",
+             "seed"]  # fmt: skip
     if settings["tuning"] == "lora":
-        names = (*names, "rank", "alpha", "targets")
-    lines = [
-        *head, "tags:", "- surgeon", "- neureasoner", "---",
-        f"# {base.name}, with trigger tokens", "",
-        f"{'A PEFT adapter' if adapter else 'A checkpoint'} made by fine-tuning on traces in which "
-        "a trigger token follows a failing step and a diagnosis and repair the trigger (NeuReasoner"
-        "). Without a monitor that forces the triggers it is an ordinary model.", "",
-        *(["Use it as `" + base.spec + "+DIR`.", ""] if adapter else []),
-        f"Base: {base.spec} (`{base.digest}`).", "",
-        "Trigger tokens: " + ", ".join(f"`{n}` ({i})" for n, i in result["triggers"].items()) + ".",
-        "", "| setting | |", "|---|---|", *(f"| {name} | {settings[name]} |" for name in names), "",
-        f"{result['examples']['learned']} examples, {result['training']['steps']} steps.", "",
-    ]  # fmt: skip
-    losses = result["held_out_loss"]
-    if losses["after"]:
-        lines += [
-            f"| loss of {result['examples']['held_out']} held-out examples | before | after |",
-            "|---|---|---|",
-            *(
-                f"| {kind} | {losses['before'][kind]:.3f} | {losses['after'][kind]:.3f} |"
-                for kind in KINDS
-                if kind in losses["after"]
-            ),
-            "",
-        ]
-    if result["detectors"]:
-        lines += [
-            "`monitor.safetensors` watches it; on held-out problems, at step ends:", "",
-            "| level | accuracy | recall | AUROC |", "|---|---|---|---|",
-            *(
-                f"| {level} | "
-                + " | ".join(
-                    "-" if value is None else f"{value:.3f}"
-                    for value in (
-                        report["step_ends"][name][0] for name in ("accuracy", "recall", "auroc")
-                    )
-                )
-                + " |"
-                for level, report in result["detectors"].items()
-            ),
-            "",
-        ]  # fmt: skip
-    lines += [f"- Warning: {text}" for text in result["warnings"]]
-    return "\n".join(lines).rstrip() + "\n"
+        names += ["rank", "alpha", "targets"]
+    examples, losses = result.examples, result.held_out_loss
+    loss_head = [f"loss of {examples.held_out} held-out examples", "before", "after"]
+    return model_card(
+        f"{base.name}, with trigger tokens",
+        [
+            f"{'A PEFT adapter' if adapter else 'A checkpoint'} made by fine-tuning on traces in "
+            "which a trigger token follows a failing step and a diagnosis and repair the trigger "
+            "(NeuReasoner). Without a monitor that forces the triggers it is an ordinary model.",
+            f"Use it as `{base.spec}+DIR`." if adapter else "",
+            f"Base: {base.spec} (`{base.digest}`).",
+            "Trigger tokens: "
+            + ", ".join(f"`{n}` ({i})" for n, i in result.triggers.items())
+            + ".",
+            markdown_table(["setting", ""], [[name, settings[name]] for name in names]),
+            f"{examples.learned} examples, {result.training.steps} steps.",
+            markdown_table(loss_head, loss_rows(losses.before, losses.after))
+            if losses.after
+            else "",
+            _detectors(result),
+            "\n".join(f"- Warning: {text}" for text in result.warnings),
+        ],
+        parents=[base],
+        tags=["surgeon", "neureasoner"],
+        library="peft" if adapter else "transformers",
+    )
+
+
+def _detectors(result: "TriggerSft") -> str:
+    """How well the detectors do that were trained anew."""
+    if not result.detectors:
+        return ""
+    rows = []
+    for level, report in result.detectors.items():
+        values = [report["step_ends"][name][0] for name in ("accuracy", "recall", "auroc")]
+        rows.append([level, *("-" if value is None else f"{value:.3f}" for value in values)])
+    head = ["level", "accuracy", "recall", "AUROC"]
+    return (
+        "`monitor.safetensors` watches it; on held-out problems, at step ends:\n\n"
+        + markdown_table(head, rows)
+    )

@@ -1,0 +1,143 @@
+"""Token sequences, the states that predict their tokens, the loss of those tokens, and how a step's
+sequences are shared out."""
+
+# Shapes: B sequences, T tokens, P response positions, C of them in a chunk, D model width,
+# V vocabulary.
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
+
+from surgeon.errors import BadInput
+from surgeon.live.architecture import Head, head_of, text_decoder
+from surgeon.training.loop import Loss
+
+CHUNK = 1024
+"""Positions whose logits exist at the same time."""
+
+
+class Sequences(NamedTuple):
+    """Right-padded token ids, and where the states that predict a response token are."""
+
+    ids_BT: Tensor
+    at_P: Tensor
+    """int64 positions in the flattened (B * T) states, response after response."""
+
+    def to(self, device: torch.device) -> "Sequences":
+        return Sequences(self.ids_BT.to(device), self.at_P.to(device))
+
+
+class Targets(NamedTuple):
+    """Tokens to learn, and the sequences that they stand in."""
+
+    sequences: Sequences
+    token_P: Tensor
+
+
+def sequences(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Sequences:
+    """Prompts followed by their responses, padded to the longest."""
+    rows = [[*p, *r] for p, r in zip(prompts, responses, strict=True)]
+    places = [range(len(p), len(row)) for p, row in zip(prompts, rows, strict=True)]
+    return _padded(rows, places)
+
+
+def targets(rows: Sequence[Sequence[int]], learned: Sequence[Sequence[bool]]) -> Targets:
+    """Token sequences, and those of their tokens that are learned; never the first of a row, which
+    nothing predicts."""
+    places = [[t for t, flag in enumerate(flags) if flag and t] for flags in learned]
+    tokens = [row[t] for row, at in zip(rows, places, strict=True) for t in at]
+    return Targets(_padded(rows, places), torch.tensor(tokens, dtype=torch.long))
+
+
+def _padded(rows: Sequence[Sequence[int]], places: Sequence[Sequence[int]]) -> Sequences:
+    """Rows padded to the longest, and the states that predict the tokens at these places."""
+    longest = max(map(len, rows))
+    ids_BT = torch.zeros(len(rows), longest, dtype=torch.long)
+    for b, row in enumerate(rows):
+        ids_BT[b, : len(row)] = torch.tensor(row)
+    # The state at a token predicts the next one: shift by one.
+    at = [b * longest + t - 1 for b, places_b in enumerate(places) for t in places_b]
+    return Sequences(ids_BT, torch.tensor(at, dtype=torch.long))
+
+
+def response_states(model: nn.Module, sequences: Sequences) -> Tensor:
+    """Final hidden states (P, D) at the positions that predict a response token.
+
+    Padding stands on the right, so causal attention needs no mask.
+    """
+    states_BTD = text_decoder(model)(input_ids=sequences.ids_BT, use_cache=False).last_hidden_state
+    return states_BTD.flatten(0, 1)[sequences.at_P]
+
+
+def unembedding(model: nn.Module) -> Tensor:
+    """The unembedding matrix (V, D); of a sharded model, whole only inside a call."""
+    module = head_of(model).module
+    if not isinstance(module, nn.Linear) or module.bias is not None:
+        raise BadInput(
+            f"found an unembedding of kind {type(module).__name__}, expected a plain matrix: leave "
+            "it out of the targets."
+        )
+    return module.weight
+
+
+def chunked_nll(
+    hidden_PD: Tensor, head: Head, token_P: Tensor, chunk_tokens: int = CHUNK
+) -> Tensor:
+    """Sum of -log p(token) in nats, the logits made (and made again) in chunks of tokens."""
+
+    def nll(part_CD: Tensor, token_C: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(head.logits(part_CD), token_C, reduction="sum")
+
+    total = hidden_PD.new_zeros((), dtype=torch.float32)
+    pairs = zip(hidden_PD.split(chunk_tokens), token_P.split(chunk_tokens), strict=True)
+    for part_CD, token_C in pairs:
+        total = total + recomputed(nll, part_CD, token_C, use_reentrant=False)
+    return total
+
+
+def token_nll(model: nn.Module, targets: Targets) -> Tensor:
+    """-log p (P) of each target in nats."""
+    device = next(model.parameters()).device
+    head, states_PD = head_of(model), response_states(model, targets.sequences.to(device))
+    pairs = zip(states_PD.split(CHUNK), targets.token_P.to(device).split(CHUNK), strict=True)
+    return torch.cat(
+        [nn.functional.cross_entropy(head.logits(s), t, reduction="none") for s, t in pairs]
+    )
+
+
+def nll_loss(model: nn.Module, targets: Targets, _: None) -> Loss:
+    """-log p of the targets, for `fit`."""
+    device = next(model.parameters()).device
+    states_PD = response_states(model, targets.sequences.to(device))
+    total = chunked_nll(states_PD, head_of(model), targets.token_P.to(device))
+    return Loss(total, {"nll": total.detach()})
+
+
+# --- a step's sequences ---------------------------------------------------------------------------
+
+
+def share_of(size: int, process: int, processes: int) -> list[int]:
+    """The places of a batch that a process works on; never none."""
+    places = list(range(process, size, processes))
+    if not places:
+        raise BadInput(
+            f"found batch_size = {size} with {processes} processes, expected at least {processes}."
+        )
+    return places
+
+
+def grouped(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Sequences of similar length together, each group of at most `tokens` padded tokens (or one
+    sequence)."""
+    groups: list[list[int]] = []
+    longest = 0
+    for b in sorted(range(len(lengths)), key=lambda b: (-lengths[b], b)):
+        if groups and longest * (len(groups[-1]) + 1) <= tokens:
+            groups[-1].append(b)
+        else:
+            groups.append([b])
+            longest = lengths[b]
+    return groups
