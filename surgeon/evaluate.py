@@ -32,11 +32,9 @@ import numpy as np
 
 from surgeon import console, jsonl, lineage, metrics
 from surgeon.answers import (
+    CheckVerdict,
     Extractor,
-    Verdict,
-    canonical,
     check_many,
-    choice_letter,
     gold_problem,
     parse_check,
     parse_extractor,
@@ -224,7 +222,7 @@ class Judged(NamedTuple):
 
     traces: list[Trace]
     answers: list[str | None]
-    verdicts: list[Verdict]
+    verdicts: list[CheckVerdict]
 
 
 def judge(plan: EvaluatePlan, work: Path, responses: dict[str, list[Trace]]) -> dict[str, Judged]:
@@ -263,13 +261,6 @@ def answer_rows(judged: Judged, gold: dict[str, str]) -> list[dict[str, Any]]:
         }
         for trace, answer, verdict in zip(*judged, strict=True)
     ]
-
-
-def ballot(answer: str | None, check: str) -> str | None:
-    """The form under which an answer is counted in the majority vote."""
-    if answer is None:
-        return None
-    return (choice_letter(answer) if check == "choice" else None) or canonical(answer)
 
 
 # Measures ----------------------------------------------------------------------------------------
@@ -331,7 +322,8 @@ def by_problem(settings: EvaluateSettings, judged: Judged) -> Values:
     def apart(values: list[Any]) -> list[list[Any]]:
         return [values[start : start + k] for start in range(0, len(values), k)]
 
-    votes = apart([ballot(answer, settings.check) for answer in judged.answers])
+    vote = parse_check(settings.check).vote
+    votes = apart([None if answer is None else vote(answer) for answer in judged.answers])
     correct = apart([verdict.correct for verdict in judged.verdicts])
     accuracy_P = metrics.accuracy_by_prompt(correct)
     majority_P = metrics.majority_by_prompt(votes, correct)

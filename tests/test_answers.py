@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from surgeon.answers import (
+    CHECKS,
     EXTRACTORS,
-    Verdict,
+    CheckVerdict,
     after_thinking,
     canonical,
     check_many,
@@ -192,8 +193,8 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
             """
         )
     )
-    monkeypatch.setattr(sys, "path", [p for p in sys.path if p != os.getcwd()])
-    monkeypatch.syspath_prepend(Path(__file__).parent.parent)
+    root = str(Path(__file__).parent.parent)
+    monkeypatch.setattr(sys, "path", [root, *(p for p in sys.path if p != os.getcwd())])
     monkeypatch.chdir(tmp_path)
     return name
 
@@ -251,6 +252,24 @@ def test_exact_and_choice_checks():
     assert [v.correct for v in check_many(pairs, "choice")] == [True, True, False, False, False]
 
 
+def test_a_check_of_the_users_is_an_example(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(Path(__file__).parents[1] / "examples")
+    pairs = [("3.14", "3.1416"), ("3.2", "3.1416"), ("1,000", "1000"), ("pi", "3"), ("x", "x")]
+    verdicts = check_many([*pairs, (None, "1")], "my_check:within_a_percent")
+    assert [v.correct for v in verdicts] == [True, False, True, False, False, False]
+
+
+def test_every_row_of_the_checks_decides_and_names_the_form_of_a_vote():
+    for how, check in CHECKS.items():
+        assert parse_check(how) is check
+        assert check_many([("B", "B"), ("B", "C")], how) == [
+            CheckVerdict(True), CheckVerdict(False),
+        ]  # fmt: skip
+    assert CHECKS["choice"].vote("(B) Paris") == "B"
+    assert CHECKS["math"].vote("1,000.0") == CHECKS["exact"].vote("1000") == "1000"
+
+
 def test_gold_answers_that_nothing_could_equal_are_named():
     assert gold_problem("C", "choice") is None
     assert "letter" in str(gold_problem("42", "choice"))
@@ -259,7 +278,7 @@ def test_gold_answers_that_nothing_could_equal_are_named():
 
 @pytest.mark.parametrize("how", ["exactly", "no_such_module:f", "math:no_such_function", ""])
 def test_a_wrong_check_is_refused(how: str):
-    with pytest.raises(BadInput, match="answer check"):
+    with pytest.raises(BadInput, match="check"):
         parse_check(how)
 
 
@@ -294,14 +313,18 @@ def test_a_check_past_its_limit_is_killed_with_its_children_and_the_rest_goes_on
     verdicts = check_many(pairs, f"{mine}:sleepy", timeout_s=1)
     assert time.monotonic() - start < 20
     assert verdicts == [
-        Verdict(False, timed_out=True), Verdict(True), Verdict(False, timed_out=True),
-        Verdict(False, died=True), Verdict(False), Verdict(True),
-    ]  # fmt: skip
+        CheckVerdict(False, timed_out=True),
+        CheckVerdict(True),
+        CheckVerdict(False, timed_out=True),
+        CheckVerdict(False, died=True),
+        CheckVerdict(False),
+        CheckVerdict(True),
+    ]
     assert not processes_of(str(Path.cwd()))
 
 
 def test_checks_run_from_a_thread_and_equal_pairs_run_once(mine: str):
-    got: list[Verdict] = []
+    got: list[CheckVerdict] = []
     pairs = [("aa", "bb"), ("a", "bb"), ("aa", "bb")] * 5
     thread = threading.Thread(
         target=lambda: got.extend(check_many(pairs, f"{mine}:same_length", workers=1))

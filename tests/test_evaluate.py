@@ -375,7 +375,10 @@ def test_table_is_sorted_by_accuracy():
         ({"limit": 0}, "limit = 0"),
         ({"top_p": 1.5}, "top_p = 1.5"),
         ({"timeout_s": 0}, "timeout_s = 0"),
-        ({"check": "exactly"}, "answer check 'exactly'"),
+        (
+            {"check": "exactly"},
+            "check = exactly, expected one of: exact, choice, math; or module:function. Did you",
+        ),
         ({"answer": "(a)(b)"}, "2 groups"),
         ({"check": "choice"}, r"task.jsonl:1: found the answer '0', expected a letter"),
         ({"device": "tpu"}, "device is 'tpu'"),

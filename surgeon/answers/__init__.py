@@ -21,30 +21,37 @@ in canonical form, or equal to math-verify), `module:function`, called as
 `function(answer, gold) -> bool`.
 """
 
-from surgeon.answers.checks import Verdict, choice_letter, gold_problem, parse_check
-from surgeon.answers.judging import check_many
-from surgeon.answers.reading import (
+from surgeon.answers.checks import (
+    CHECKS,
+    Check,
+    CheckVerdict,
+    choice_letter,
+    gold_problem,
+    parse_check,
+)
+from surgeon.answers.extractors import (
     EXTRACTORS,
     Extractor,
     after_thinking,
-    canonical,
     extract,
-    named_function,
     parse_extractor,
     read_answers,
 )
+from surgeon.answers.forms import canonical
+from surgeon.answers.worker import check_many
 
 __all__ = [
+    "CHECKS",
     "EXTRACTORS",
+    "Check",
+    "CheckVerdict",
     "Extractor",
-    "Verdict",
     "after_thinking",
     "canonical",
     "check_many",
     "choice_letter",
     "extract",
     "gold_problem",
-    "named_function",
     "parse_check",
     "parse_extractor",
     "read_answers",

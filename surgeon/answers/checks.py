@@ -1,16 +1,39 @@
-"""Checks: whether an answer is right, given the gold one."""
+"""Checks: whether an answer is right, given the gold one. Another one is a function and a row of
+`CHECKS`, or `module:function`, called as `function(answer, gold) -> bool`."""
 
 import importlib.util
 from collections.abc import Callable
 from typing import NamedTuple
 
-from surgeon.answers.reading import MODULE_FUNCTION, canonical, choice, named_function
+from surgeon import named
+from surgeon.answers.extractors import choice
+from surgeon.answers.forms import canonical
 from surgeon.errors import BadInput
 
-Check = Callable[[str, str], bool]
+Compare = Callable[[str, str], bool]
+"""(answer, gold) -> whether the answer is right."""
 
 
-class Verdict(NamedTuple):
+class Check(NamedTuple):
+    """A way to compare answers; without a slow comparison the fast one decides."""
+
+    slow: Compare | None = None
+    """Compares in a process of its own that is killed when it takes too long."""
+    fast: Compare | None = None
+    """Compares in this process, before `slow` where there is one: then only True is final."""
+    problem: Callable[[str], str | None] = lambda gold: None
+    """Why no answer could be right against a gold answer; None where one could."""
+    vote: Callable[[str], str] = canonical
+    """The form under which an answer is counted in a majority vote."""
+    warm: tuple[str, str] | None = None
+    """A pair that is compared before the first time limit starts: it does the slow imports."""
+    memory: int | None = None
+    """Bytes of address space that the process of `slow` may take."""
+    needs: str = ""
+    """The module that it imports, an extra of this package under the check's own name."""
+
+
+class CheckVerdict(NamedTuple):
     """Whether an answer is right, and whether its check had to be stopped (it is wrong then)."""
 
     correct: bool
@@ -20,22 +43,30 @@ class Verdict(NamedTuple):
     """the process of the check ended by itself, for example for want of memory"""
 
 
+def same_form(answer: str, gold: str) -> bool:
+    """Equal in canonical form."""
+    return canonical(answer) == canonical(gold)
+
+
 def choice_letter(answer: str) -> str | None:
     """The letter A-J that a short answer such as `C`, `(c)`, `C.` or `Answer: C` stands for."""
     plain = canonical(answer).strip("()[]{}*.: ")
     return plain.upper() if len(plain) == 1 and plain.upper() in "ABCDEFGHIJ" else choice(answer)
 
 
-def exact_check(answer: str, gold: str) -> bool:
-    return canonical(answer) == canonical(gold)
-
-
-def _choice_check(answer: str, gold: str) -> bool:
+def same_letter(answer: str, gold: str) -> bool:
+    """The same letter; an answer without one is wrong."""
     letter = choice_letter(answer)
     return letter is not None and letter == choice_letter(gold)
 
 
-def math_check(answer: str, gold: str) -> bool:
+def _no_letter(gold: str) -> str | None:
+    if choice_letter(gold) is None:
+        return f"the answer {gold!r}, expected a letter A-J for the check 'choice'"
+    return None
+
+
+def same_value(answer: str, gold: str) -> bool:
     """What math-verify says, without its own time limits: a worker process has a hard one."""
     from math_verify import parse, verify
 
@@ -50,29 +81,33 @@ def _as_latex(answer: str) -> str:
     return answer if "$" in answer or "\\(" in answer or "\\boxed" in answer else f"${answer}$"
 
 
-CHECKS: dict[str, Check] = {"exact": exact_check, "choice": _choice_check, "math": math_check}
+CHECKS = {
+    "exact": Check(fast=same_form),
+    "choice": Check(
+        fast=same_letter,
+        problem=_no_letter,
+        vote=lambda answer: choice_letter(answer) or canonical(answer),
+    ),
+    # A power tower fills the memory of a machine in seconds.
+    "math": Check(
+        slow=same_value, fast=same_form, warm=("x", "1"), memory=4 << 30, needs="math_verify"
+    ),
+}
 
 
-def parse_check(how: str) -> str:
-    """`how` itself when it names a check; raises `BadInput` when it doesn't or can't be used."""
-    if how in CHECKS:
-        if how == "math" and importlib.util.find_spec("math_verify") is None:
-            raise BadInput(
-                "found no math-verify, needed by the check 'math'. Do: pip install 'surgeon[math]'"
-            )
-    elif MODULE_FUNCTION.fullmatch(how):
-        named_function(how, "answer check")
-    else:
+def parse_check(how: str) -> Check:
+    """The check that `how` names; raises `BadInput` when there is none or it can't be used."""
+    row = named.row(CHECKS, how, "check")
+    if not isinstance(row, Check):
+        return Check(slow=row)
+    if row.needs and importlib.util.find_spec(row.needs) is None:
+        package = row.needs.replace("_", "-")
         raise BadInput(
-            f"found the answer check {how!r}, expected {', '.join(CHECKS)} or module:function."
+            f"found no {package}, needed by the check {how!r}. Do: pip install 'surgeon[{how}]'"
         )
-    return how
+    return row
 
 
 def gold_problem(gold: str, how: str) -> str | None:
     """Why no answer could be right against this gold answer under the check `how`, or None."""
-    if not gold.strip():
-        return "an empty answer"
-    if how == "choice" and choice_letter(gold) is None:
-        return f"the answer {gold!r}, expected a letter A-J for the check 'choice'"
-    return None
+    return CHECKS.get(how, Check()).problem(gold) if gold.strip() else "an empty answer"

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from surgeon.answers import named_function
+from surgeon import named
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
 from surgeon.neurons import Site
@@ -110,7 +110,7 @@ def operation(name: str, alpha: float) -> Operation:
         raise BadInput(
             f"found surgery {name!r}, expected {', '.join(SURGERIES)} or module:function."
         )
-    function = named_function(name, "surgery")  # pyright: ignore[reportAssignmentType]
+    function = named.function(name, "surgery")  # pyright: ignore[reportAssignmentType]
     return Operation(name, function, _tried(name, function), True, False, False, True)
 
 

@@ -6,7 +6,7 @@ A judge sees a question and the texts of a trace's whole steps, one level at a t
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from surgeon.answers import named_function
+from surgeon import named
 from surgeon.builtin.judge import Finding, judge
 from surgeon.errors import BadInput
 from surgeon.neureasoner.steps import LEVELS
@@ -51,7 +51,7 @@ def parse_judge(spec: str, texts: Mapping[str, Any], **settings: Any) -> Judge:
             f"judge is {spec!r}, expected builtin, URL#model (an OpenAI-compatible endpoint) or "
             "module:function."
         )
-    return FunctionJudge(named_function(spec, "judge"), spec)
+    return FunctionJudge(named.function(spec, "judge"), spec)
 
 
 class FunctionJudge:

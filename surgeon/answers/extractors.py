@@ -1,12 +1,10 @@
-"""The answer in a response, and the one form in which answers are compared."""
+"""Extractors: the answer in a response. Another one is a function and a row of `EXTRACTORS`."""
 
-import importlib
-import os
 import re
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from surgeon import named
 from surgeon.errors import BadInput
 
 if TYPE_CHECKING:
@@ -15,9 +13,6 @@ if TYPE_CHECKING:
     from surgeon.traces import Trace
 
 Extractor = Callable[[str], str | None]
-
-MODULE_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-
 
 # --- the part of a response that holds the answer -------------------------------------------------
 
@@ -146,8 +141,8 @@ def parse_extractor(how: str) -> Extractor:
     """
     if how in EXTRACTORS:
         read = EXTRACTORS[how]
-    elif MODULE_FUNCTION.fullmatch(how):
-        read = _returning_text(named_function(how, "answer extractor"), how)
+    elif named.MODULE_FUNCTION.fullmatch(how):
+        read = _returning_text(named.function(how, "answer extractor"), how)
     else:
         read = _last_group(_one_group(how))
 
@@ -214,84 +209,3 @@ def _returning_text(function: Callable[..., object], how: str) -> Extractor:
         raise BadInput(f"found {type(found).__name__} returned by {how}, expected str or None.")
 
     return read
-
-
-def named_function(spec: str, what: str) -> Callable[..., object]:
-    """The function that `module:function` names, from the Python path or the current directory.
-
-    Raises `BadInput` when there is no such module or function; `what` says what it was wanted for.
-    An error inside the module's own code keeps its traceback.
-    """
-    module_name, _, attribute = spec.partition(":")
-    if not MODULE_FUNCTION.fullmatch(spec):
-        raise BadInput(f"found the {what} {spec!r}, expected module:function.")
-    if os.getcwd() not in sys.path:
-        # Last, so that a file beside the user's data can't shadow an installed module.
-        sys.path.append(os.getcwd())
-        importlib.invalidate_caches()
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, SyntaxError) as error:
-        raise BadInput(
-            f"found the {what} {spec!r}, but {module_name} can't be imported ({error}); expected a "
-            "module on the Python path or in the current directory."
-        ) from None
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        raise BadInput(
-            f"found the {what} {spec!r}, but {module_name} has no function {attribute!r}."
-        )
-    return function
-
-
-# --- one form per answer --------------------------------------------------------------------------
-
-_WRAPPED = re.compile(r"\\(?:text|textbf|textrm|textit|mathrm|mathbf|mathsf|mbox)\s*\{([^{}]*)\}")
-_LATEX_SPACE = re.compile(r"\\[,!;:> ]|\\q?quad\b|\\(?:left|right)(?![A-Za-z])|~|\s+")
-_AROUND_SIGNS = re.compile(r" *([,;:=+\-*/^(){}\[\]<>|]) *")
-_THOUSANDS = re.compile(r"([-+]?\\?[$€£]?)([0-9]{1,3}(?:,[0-9]{3})+)(?![0-9,])")
-_DECIMAL = re.compile(r"([-+]?)([0-9]+)(?:\.([0-9]*))?")
-
-
-def canonical(answer: str) -> str:
-    r"""The form under which two answers are the same vote: `\text{ 1,000.}` -> `1000`.
-
-    Removed: outer spaces, `$`, `\( \)` and `\text{}`; LaTeX spacing and `\left \right`; spaces
-    around signs; trailing dots; thousands commas; the plus sign and trailing zeros of a plain
-    decimal number. `\dfrac` becomes `\frac`. Letter case is kept. Applying it twice changes
-    nothing, and an answer of which nothing would remain is kept as it is.
-    """
-    while True:
-        shorter = _once_shorter(answer)
-        if not shorter or shorter == answer:
-            return answer
-        answer = shorter
-
-
-def _once_shorter(answer: str) -> str:
-    answer = answer.replace("−", "-").replace("{,}", ",").replace("\\%", "%")
-    answer = answer.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-    answer = _WRAPPED.sub(r"\1", answer)
-    answer = _LATEX_SPACE.sub(_space_or_nothing, answer)
-    answer = _AROUND_SIGNS.sub(r"\1", answer).strip()
-    for opening, closing in (("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
-        inside = answer[len(opening) : len(answer) - len(closing)]
-        if (
-            len(answer) >= len(opening) + len(closing)
-            and answer == opening + inside + closing
-            and opening not in inside
-        ):
-            answer = inside.strip()
-    answer = answer.rstrip(".。").rstrip()
-    thousands = _THOUSANDS.match(answer)
-    if thousands:
-        answer = thousands[1] + thousands[2].replace(",", "") + answer[thousands.end() :]
-    decimal = _DECIMAL.fullmatch(answer)
-    if decimal:
-        sign, whole, part = decimal[1].replace("+", ""), decimal[2], (decimal[3] or "").rstrip("0")
-        answer = f"{sign}{whole}.{part}" if part else f"{sign}{whole}"
-    return answer
-
-
-def _space_or_nothing(found: re.Match[str]) -> str:
-    return " " if found.group().isspace() or found.group() == "~" else ""

@@ -1,6 +1,7 @@
-"""Many answers judged, those of slow or foreign checks in processes that can be killed."""
+"""Many answers checked, those of slow or foreign checks in worker processes that can be killed."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -13,12 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from surgeon.answers.checks import CHECKS, Verdict, exact_check, math_check, parse_check
-from surgeon.answers.reading import named_function
+from surgeon.answers.checks import CHECKS, CheckVerdict, parse_check
 from surgeon.errors import BadInput
 
-_MEMORY_LIMIT = 4 << 30
-"""Bytes of address space of a math worker: a power tower must not fill the machine in seconds."""
 _EXIT_LIMIT_S = 10.0
 """Seconds a worker that has closed its output may take to end before it is killed."""
 _START_LIMIT_S = 120.0
@@ -31,39 +29,40 @@ def check_many(
     *,
     timeout_s: float = 5.0,
     workers: int = 2,
-) -> list[Verdict]:
+) -> list[CheckVerdict]:
     """One verdict per (answer, gold), in order; no answer (None) is wrong.
 
-    `exact` and `choice` are decided here. `math` and `module:function` run in `workers` fresh
-    processes with a hard limit of `timeout_s` seconds of wall-clock time per pair: past it the
-    process is killed and replaced, and the answer counts as wrong. Equal pairs are checked once.
-    May be called from any thread; no process is left behind. Raises `BadInput` for an unknown
+    A check's fast function decides here. Its slow one, and `module:function`, run in `workers`
+    fresh processes with a hard limit of `timeout_s` seconds of wall-clock time per pair: past it
+    the process is killed and replaced, and the answer counts as wrong. Equal pairs are checked
+    once. May be called from any thread; no process is left behind. Raises `BadInput` for an unknown
     check, and when the user's function raises.
     """
-    parse_check(how)
+    check = parse_check(how)
     if timeout_s <= 0 or workers < 1:
         raise BadInput(f"found timeout_s={timeout_s}, workers={workers}; expected both above zero.")
-    verdicts: dict[tuple[str, str], Verdict] = {}
+    verdicts: dict[tuple[str, str], CheckVerdict] = {}
     waiting: list[tuple[str, str]] = []
     for answer, gold in dict.fromkeys(pairs):
         if answer is None:
             continue
-        if how in ("exact", "choice"):
-            verdicts[answer, gold] = Verdict(CHECKS[how](answer, gold))
-        elif how == "math" and exact_check(answer, gold):
-            verdicts[answer, gold] = Verdict(True)
+        right = check.fast is not None and check.fast(answer, gold)
+        if right or check.slow is None:
+            verdicts[answer, gold] = CheckVerdict(right)
         else:
             waiting.append((answer, gold))
     if waiting:
         verdicts.update(_check_in_processes(waiting, how, timeout_s, min(workers, len(waiting))))
-    return [Verdict(False) if answer is None else verdicts[answer, gold] for answer, gold in pairs]
+    return [
+        CheckVerdict(False) if answer is None else verdicts[answer, gold] for answer, gold in pairs
+    ]
 
 
 def _check_in_processes(
     pairs: list[tuple[str, str]], how: str, timeout_s: float, workers: int
-) -> dict[tuple[str, str], Verdict]:
+) -> dict[tuple[str, str], CheckVerdict]:
     todo = deque(pairs)
-    verdicts: dict[tuple[str, str], Verdict] = {}
+    verdicts: dict[tuple[str, str], CheckVerdict] = {}
     running = [_Worker(how, timeout_s) for _ in range(workers)]
 
     def drain(worker: _Worker) -> None:
@@ -99,21 +98,22 @@ class _Worker:
         self.closed = False
         self.lock = threading.Lock()
 
-    def check(self, answer: str, gold: str) -> Verdict:
+    def check(self, answer: str, gold: str) -> CheckVerdict:
         if self.process is None:
             self._start()
         line, too_late = self._ask([answer, gold], self.timeout_s)
         exit_code = None if line and not too_late else self._end(0 if too_late else _EXIT_LIMIT_S)
         if line:
-            return Verdict(json.loads(line))
+            return CheckVerdict(json.loads(line))
         # An uncaught Python exception ends a process with status 1, its traceback is on stderr.
-        # math-verify catches its own: what is left there is want of memory, and only one pair's.
+        # Checks of this package catch their own: what is left there is want of memory, and only one
+        # pair's.
         if exit_code == 1 and self.how not in CHECKS:
             raise BadInput(
                 f"the answer check {self.how} raised an exception (shown above) on the answer "
                 f"{answer!r} with the gold answer {gold!r}. Return True or False for any answer."
             )
-        return Verdict(False, timed_out=too_late, died=not too_late)
+        return CheckVerdict(False, timed_out=too_late, died=not too_late)
 
     def close(self) -> None:
         """End the process, whatever it is doing; a `check` waiting for it in a thread returns."""
@@ -195,9 +195,9 @@ def _kill(process: "subprocess.Popen[str]") -> None:
 
 
 _BOOT = (
-    "import json, sys; given = json.loads(sys.argv[1]); "
-    "sys.path[:] = given + [place for place in sys.path if place not in given]; "
-    "from surgeon.answers.judging import serve; serve()"
+    "import json, sys; places = json.loads(sys.argv[1]); "
+    "sys.path[:] = places + [place for place in sys.path if place not in places]; "
+    "from surgeon.answers.worker import serve; serve()"
 )
 
 
@@ -205,14 +205,22 @@ def serve() -> None:
     """The loop of a worker process: one line of JSON in, one out, until the input ends."""
     replies = _private_stdout()
     how, timeout_s = json.loads(sys.stdin.readline())
-    if how == "math":
-        _prepare_math()
-    check = CHECKS[how] if how in CHECKS else named_function(how, "answer check")
+    check = parse_check(how)
+    compare = check.slow
+    assert compare is not None, f"{how} needs no process"
+    if check.needs:  # what a library says of each answer it can't parse
+        logging.getLogger(check.needs).setLevel(logging.CRITICAL)
+    if check.warm:
+        compare(*check.warm)
+    if check.memory and sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (check.memory, check.memory))
     print("ready", file=replies, flush=True)
     for line in sys.stdin:
         answer, gold = json.loads(line)
         _self_destruct_after(timeout_s + 2)
-        correct = bool(check(answer, gold))
+        correct = bool(compare(answer, gold))
         _self_destruct_after(0)
         print(json.dumps(correct), file=replies, flush=True)
 
@@ -222,17 +230,6 @@ def _private_stdout() -> IO[str]:
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return replies
-
-
-def _prepare_math() -> None:
-    import logging
-
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
-    math_check("x", "1")  # imports and builds its grammar before the clock of the first pair starts
-    if sys.platform != "win32":
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_LIMIT, _MEMORY_LIMIT))
 
 
 def _self_destruct_after(seconds: float) -> None:
