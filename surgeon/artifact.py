@@ -4,8 +4,9 @@
     class Ranking: ...
 
 makes a frozen dataclass that `write` stores under that name and `read` brings back, checked. The
-file says its `format`; a file without one is of version 1. Fields named `out` and `already` belong
-to the run that returned the value and aren't stored.
+file says its `format`; a file without one is of version 1. A class with a static method
+`upgrade(content, version)` reads older formats too. Fields named `out` and `already` belong to the
+run that returned the value and aren't stored.
 """
 
 import dataclasses
@@ -72,6 +73,9 @@ def read(kind: type[A], directory: str | Path) -> A:
 def parse(kind: type[A], content: dict[str, Any], file: Path) -> A:
     """An artifact from the JSON object of `file`."""
     version, newest = content.get(FORMAT, 1), kind.VERSION  # pyright: ignore[reportAttributeAccessIssue]
+    upgrade = getattr(kind, "upgrade", None)
+    if upgrade and isinstance(version, int) and version < newest:
+        content, version = upgrade(content, version), newest
     if version != newest:
         raise BadInput(
             f"{file}: found format {json.dumps(version)}, expected {newest}. It was written by "

@@ -78,30 +78,6 @@ ANSWER = option(
 BATCH = option("--batch", type=int, default="0", help="Responses decoded at once; 0: by memory.")
 
 
-@cli.command("rank")
-@click.argument("checkpoints", nargs=-1, metavar="CHECKPOINT|FAMILY...")
-@option("--mini-set", metavar="FILE", help="Unlabelled prompts: JSONL, Parquet, or a datasets id.")
-@OUT
-@option("--samples", type=int, default="3", help="Responses per prompt.")
-@SEED
-@option("--select", default="nex", help="The score that orders the candidates.")
-@option("--preset", default="reference", help="Readings of the paper: reference or paper.")
-@option("--traces", metavar="FILE|DIR", help="Use these responses instead of sampling.")
-@option("--weights", metavar="FILE", help="Score with another ranking's neuron weights.")
-@option("--credit", default="introduced", help="introduced or active neurons (an ablation).")
-@ANSWER
-@option("--truth", metavar="FILE", help="evaluate.json, or accuracies by candidate (JSON, CSV).")
-@option("--max-tokens", type=int, default="32768", help="Longest response, tokens.")
-@option("--row-tokens", type=int, default="32", help="Tokens per row of the novelty slope.")
-@option("--top-k", type=int, default="2000", help="Activations kept per token, all layers.")
-@BATCH
-@DEVICE
-@DTYPE
-@option("--keep-activations", is_flag=True, help="Keep the recorded rows on disk.")
-@configurable
-def rank(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
-    """Rank checkpoints without labels: NEX, its baselines, and label-free agreement."""
-    call("rank", recipe, settings, given)
 
 
 @cli.command("transplant")

@@ -44,7 +44,6 @@ class Verb(NamedTuple):
 
 VERBS = {
     "merge-sweep": Verb("surgeon.merge", "sweep"),
-    "rank": Verb("surgeon.rank", "rank"),
     "evaluate": Verb("surgeon.evaluate", "evaluate"),
     "transplant": Verb("surgeon.transplant", "transplant"),
     "distill": Verb("surgeon.distill", "distill"),

@@ -32,7 +32,7 @@ TIERS = [
         "attribution",
         "contributions",
     },
-    {"nex", "nopsd", "neureasoner", "metrics", "answers", "truth", "report", "builtin"},
+    {"nex", "nopsd", "neureasoner", "metrics", "answers", "truth", "ranking", "report", "builtin"},
     {"watch", "judges"},
     {"merge", "rank", "transplant", "evaluate", "distill", "trigger", "monitor", "serve"},
     {"recipes", "cli", "old_commands", "architectures", "__main__"},

@@ -3,18 +3,21 @@
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from surgeon import activations, nex, rank
+from surgeon import activations, artifact, nex, rank
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
 from surgeon.rank import candidates, conclusion
-from surgeon.rank.candidates import Response
+from surgeon.rank.scores import Pool
+from surgeon.ranking import RankedCandidate, RankedResponse, Ranking
+from surgeon.settings.rank import RankSettings, Scoring
+from surgeon.settings.sampling import Sampling
+from surgeon.traces import sampling as engine
 
 SMALL: dict[str, Any] = dict(samples=2, max_tokens=96, row_tokens=2, top_k=6, seed=3)
 
@@ -28,7 +31,7 @@ def mini_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ranked(pico_source, mini_set: Path, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
+def ranked(pico_source, mini_set: Path, tmp_path_factory) -> tuple[Path, Ranking]:
     """One finished ranking of two checkpoints, shared by the tests that only read it."""
     out = tmp_path_factory.mktemp("ranked") / "out"
     result = rank.rank(
@@ -41,8 +44,9 @@ def ranked(pico_source, mini_set: Path, tmp_path_factory) -> tuple[Path, dict[st
 def test_ranking_json_has_the_promised_schema(ranked):
     out, result = ranked
     written = json.loads((out / "ranking.json").read_text())
-    assert written == {k: v for k, v in result.items() if k != "out"}
+    assert artifact.read(Ranking, out) == result
     assert {"mini_set", "settings", "select", "candidates"} <= written.keys()
+    assert "selection_quality" not in written
     assert [c["rank"] for c in written["candidates"]] == [1, 2]
     for c in written["candidates"]:
         assert set(c["scores"]) == set(c["interval"]) == {
@@ -62,7 +66,7 @@ def test_ranking_json_has_the_promised_schema(ranked):
 def test_the_scores_are_those_of_the_kept_recordings(ranked, pico_source):
     """The same numbers from the rows on disk, without anything of the verb in between."""
     out, result = ranked
-    by_name = {c["name"]: c for c in result["candidates"]}
+    by_name = {c.name: c for c in result.candidates}
     for path in pico_source:
         checkpoint = Checkpoint.open(path)
         kept = sorted((out / "candidates" / path.name / "activations").iterdir())
@@ -76,12 +80,12 @@ def test_the_scores_are_those_of_the_kept_recordings(ranked, pico_source):
         ]
         c = by_name[path.name]
         nex_score = np.mean([score.score for score in scores if score.mass > 0])
-        assert c["scores"]["nex"] == pytest.approx(nex_score, abs=1e-6)
-        assert c["scores"]["hes"] == pytest.approx(
+        assert c.scores["nex"] == pytest.approx(nex_score, abs=1e-6)
+        assert c.scores["hes"] == pytest.approx(
             np.mean([r.entropy_T.sum() for r in recordings]), rel=1e-5
         )
-        assert c["scores"]["length"] == np.mean([len(r.logprob_T) for r in recordings])
-        assert c["cycles"] == np.mean([e.cycles for e in evidence]) and c["cycles"] > 0
+        assert c.scores["length"] == np.mean([len(r.logprob_T) for r in recordings])
+        assert c.cycles == np.mean([e.cycles for e in evidence]) and c.cycles > 0
         stored = load_file(out / "candidates" / path.name / "weights.safetensors")
         np.testing.assert_allclose(stored["weight_LF"].ravel(), weight_N, atol=1e-6)
         assert stored["mass_LF"].shape == (checkpoint.n_layers, checkpoint.d_ff)
@@ -98,7 +102,7 @@ def test_the_weights_name_the_checkpoint_they_were_computed_on(ranked, pico_sour
 
 def test_best_is_a_link_to_the_first_candidate(ranked):
     out, result = ranked
-    assert Checkpoint.open((out / "best").resolve()).digest == result["candidates"][0]["digest"]
+    assert Checkpoint.open((out / "best").resolve()).digest == result.best.digest
 
 
 def test_reduced_recordings_are_gone_and_the_report_is_there(ranked):
@@ -118,7 +122,7 @@ def test_a_finished_ranking_computes_nothing_again(ranked, pico_source, mini_set
         [str(p) for p in pico_source], mini_set=str(mini_set), out=out, keep_activations=True,
         **SMALL,
     )  # fmt: skip
-    assert again["already"] and again["candidates"] == result["candidates"]
+    assert again.already and again.candidates == result.candidates
 
 
 def test_truth_and_select_only_redo_the_last_stage(pico_source, mini_set, tmp_path, monkeypatch):
@@ -128,14 +132,14 @@ def test_truth_and_select_only_redo_the_last_stage(pico_source, mini_set, tmp_pa
     (tmp_path / "truth.json").write_text(json.dumps({"a": 0.25, "b": 0.5}))
     monkeypatch.setattr(candidates, "live", None)
     second = rank.rank(specs, **arguments, select="length", truth=str(tmp_path / "truth.json"))
-    assert second["select"] == "length" and "selection_quality" not in first
-    assert set(second["selection_quality"]) == set(rank.SCORES)
-    favourite = second["favourites"]["length"]
-    regret = second["selection_quality"]["length"]["regret_at_1"]
-    assert regret == (25.0 if favourite == "a" else 0.0)
-    lengths = [c["scores"]["length"] for c in second["candidates"]]
+    assert second.select == "length" and first.selection_quality is None
+    assert second.selection_quality is not None
+    assert set(second.selection_quality) == set(rank.SCORES)
+    regret = second.selection_quality["length"].regret_at_1
+    assert regret == (25.0 if second.favourites["length"] == "a" else 0.0)
+    lengths = [c.scores["length"] for c in second.candidates]
     assert lengths == sorted(lengths, reverse=True)
-    assert Path(tmp_path / "out" / "best").resolve().name == second["candidates"][0]["name"]
+    assert Path(tmp_path / "out" / "best").resolve().name == second.best.name
 
 
 def test_an_interrupted_ranking_resumes_to_the_same_result(
@@ -158,7 +162,7 @@ def test_an_interrupted_ranking_resumes_to_the_same_result(
         return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(candidates, "append", interrupted("append", candidates.append, 4))
+        patch.setattr(engine, "append", interrupted("append", engine.append, 4))
         with pytest.raises(KeyboardInterrupt):
             rank.rank(specs, **arguments)
     assert not (tmp_path / "out").exists()
@@ -167,9 +171,9 @@ def test_an_interrupted_ranking_resumes_to_the_same_result(
         with pytest.raises(KeyboardInterrupt):
             rank.rank(specs, **arguments)
     result = rank.rank(specs, **arguments)
-    for mine, theirs in zip(result["candidates"], ranked[1]["candidates"], strict=True):
-        assert mine["name"] == theirs["name"] and mine["tokens"] == theirs["tokens"]
-        assert mine["scores"] == pytest.approx(theirs["scores"], abs=1e-5, nan_ok=True)
+    for mine, theirs in zip(result.candidates, ranked[1].candidates, strict=True):
+        assert mine.name == theirs.name and mine.tokens == theirs.tokens
+        assert mine.scores == pytest.approx(theirs.scores, abs=1e-5)
 
 
 def test_given_traces_are_scored_without_sampling(
@@ -179,13 +183,13 @@ def test_given_traces_are_scored_without_sampling(
     for path in pico_source:
         traces = source / "candidates" / path.name / "traces.jsonl"
         (tmp_path / f"{path.name}.jsonl").write_bytes(traces.read_bytes())
-    monkeypatch.setattr(candidates, "sample", None)
+    monkeypatch.setattr(candidates, "sampled", None)
     again = rank.rank(
         [str(p) for p in pico_source], mini_set=str(mini_set), out=tmp_path / "out",
         traces=str(tmp_path), **SMALL,
     )  # fmt: skip
-    for mine, theirs in zip(again["candidates"], result["candidates"], strict=True):
-        assert mine["scores"] == pytest.approx(theirs["scores"], abs=1e-5)
+    for mine, theirs in zip(again.candidates, result.candidates, strict=True):
+        assert mine.scores == pytest.approx(theirs.scores, abs=1e-5)
 
 
 def test_shared_weights_replace_each_candidates_own(ranked, pico_source, mini_set, tmp_path):
@@ -195,8 +199,8 @@ def test_shared_weights_replace_each_candidates_own(ranked, pico_source, mini_se
         [str(p) for p in pico_source], mini_set=str(mini_set), out=tmp_path / "out",
         weights=str(weights), **SMALL,
     )  # fmt: skip
-    by_name = {c["name"]: c["scores"]["nex"] for c in shared["candidates"]}
-    own = {c["name"]: c["scores"]["nex"] for c in ranked[1]["candidates"]}
+    by_name = {c.name: c.scores["nex"] or 0.0 for c in shared.candidates}
+    own = {c.name: c.scores["nex"] or 0.0 for c in ranked[1].candidates}
     assert by_name["a"] == pytest.approx(own["a"], abs=1e-6)
     assert own["b"] > 0 and by_name["b"] != pytest.approx(own["b"], abs=1e-6)
 
@@ -204,10 +208,12 @@ def test_shared_weights_replace_each_candidates_own(ranked, pico_source, mini_se
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (dict(select="nix"), "--select nix is no score"),
-        (dict(preset="own"), "--preset own is unknown"),
-        (dict(credit="all"), "--credit all is unknown"),
-        (dict(samples=0), "samples is 0"),
+        (dict(select="nix"), "found select = nix, expected one of: nex, length"),
+        (dict(select="nowhere:score"), "nowhere can't be imported"),
+        (dict(panels=["nix"]), "found panels = nix, expected one of: table, scores"),
+        (dict(preset="own"), "found preset = own, expected one of: reference, paper"),
+        (dict(credit="all"), "found credit = all, expected one of: introduced, active"),
+        (dict(samples=0), "found samples = 0, expected a whole number of at least 1"),
         (dict(answer="(a)(b)"), "group"),
         (dict(weights="nowhere"), "--weights nowhere is no file"),
         (dict(traces="nowhere"), "--traces nowhere is one file"),
@@ -234,32 +240,109 @@ def test_a_run_with_other_arguments_does_not_touch_a_finished_one(ranked, pico_s
     assert (ranked[0] / "ranking.json").read_bytes() == before
 
 
+# Rows from outside -------------------------------------------------------------------------------
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture
+def examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+
+def test_scores_and_panels_of_ones_own_are_a_function_and_a_row(
+    examples, ranked, pico_source, mini_set, tmp_path
+):
+    """A score of what is recorded, and one that is measured while a response is recorded."""
+    specs = [str(p) for p in pico_source]
+    whole = ranked[0] / "candidates"
+    out, given = tmp_path / "out", tmp_path / "traces"
+    given.mkdir()
+    for path in pico_source:
+        (given / f"{path.name}.jsonl").symlink_to(whole / path.name / "traces.jsonl")
+    arguments: dict[str, Any] = dict(mini_set=str(mini_set), out=out, traces=str(given), **SMALL)
+    measured = rank.rank(
+        specs, select="my_score:sure", panels=["my_panel:price"], keep_activations=True, **arguments
+    )
+    for c in measured.candidates:
+        kept = (out / "candidates" / c.name / "activations").iterdir()
+        shares = [(activations.load(file).logprob_T >= math.log(0.5)).mean() for file in kept]
+        assert c.scores["my_score:sure"] == pytest.approx(np.mean(shares), abs=1e-6)
+    assert set(measured.candidates[0].scores) == {*rank.SCORES, "my_score:sure"}
+    values = [c.scores["my_score:sure"] or 0.0 for c in measured.candidates]
+    assert values == sorted(values, reverse=True) and values[-1] > 0
+    page = (out / "report.html").read_text()
+    assert "<h2>What an answer costs</h2>" in page and "Sure tokens" in page
+
+    arguments["keep_activations"] = True
+    counted = rank.rank(specs, select="my_score:digits", **arguments)
+    assert not counted.already and counted.panels == ()
+    stored = [
+        artifact.read(CandidateScores, out / "candidates" / c.name) for c in counted.candidates
+    ]
+    for c, found in zip(counted.candidates, stored, strict=True):
+        digits = [sum(map(str.isdigit, r.answer)) for r in found.responses if r.answer is not None]
+        expected = np.mean(digits) if digits else None
+        assert c.scores["my_score:digits"] == pytest.approx(expected)
+    assert "What an answer costs" not in (out / "report.html").read_text()
+
+
+def test_a_measured_score_needs_a_ranking_that_measured_it(examples, ranked, pico_source, mini_set):
+    with pytest.raises(BadInput, match="was recorded without my_score:sure"):
+        rank.rank(
+            [str(p) for p in pico_source], mini_set=str(mini_set), out=ranked[0],
+            keep_activations=True, select="my_score:sure", **SMALL,
+        )  # fmt: skip
+
+
+def test_scores_of_the_first_format_are_read(ranked, tmp_path):
+    directory = ranked[0] / "candidates" / "a"
+    stored = json.loads((directory / "scores.json").read_text())
+    for row in stored["responses"]:
+        row |= row.pop("measured")
+    (tmp_path / "scores.json").write_text(
+        json.dumps({k: stored[k] for k in ("reading", "responses")})
+    )
+    old, new = (artifact.read(CandidateScores, place) for place in (tmp_path, directory))
+    assert old == new and set(new.responses[0].measured) == {"hes", "logprob"}
+
+
 # What a ranking says of itself -------------------------------------------------------------------
 
 
-def response(prompt_id: str = "q0", **changes: Any) -> Response:
+def response(prompt_id: str = "q0", **changes: Any) -> RankedResponse:
     values: dict[str, Any] = dict(
         prompt_id=prompt_id, sample=0, tokens=96, finished=True, answer="7", nex=0.5, reward=0.2,
-        bad=0.2, credible=True, empty=False, cycles=4, gated=3, explore_segments=4, hes=1.0,
-        logprob=-0.1, kept_mass=0.5, entropy_R=[0.1, 0.2],
+        bad=0.2, credible=True, empty=False, cycles=4, gated=3, explore_segments=4,
+        kept_mass=0.5, entropy_R=(0.1, 0.2), measured={"hes": 1.0, "logprob": -0.1},
     )  # fmt: skip
-    return Response(**{**values, **changes})
+    return RankedResponse(**{**values, **changes})
 
 
-def warned(rows: dict[str, list[Response]], nex_scores: dict[str, float], row_tokens: int = 4):
-    asked = SimpleNamespace(
-        settings={"row_tokens": row_tokens}, sampling=SimpleNamespace(max_tokens=384)
-    )
+def candidate(name: str, **changes: Any) -> RankedCandidate:
+    values: dict[str, Any] = dict(
+        checkpoint=name, name=name, ratio=None, method=None, digest="", rank=1, scores={},
+        interval={}, not_told_apart_from_best=False, responses=10, truncated=0, tokens=960,
+        cycles=4.0, gated_cycles=3.0, without_evidence=0, kept_mass=0.5, saturation=None,
+        reward=None, bad=None, accuracy=None,
+    )  # fmt: skip
+    return RankedCandidate(**{**values, **changes})
+
+
+def warned(rows: dict[str, list[RankedResponse]], nex_scores: dict[str, float], row_tokens=4):
+    settings = RankSettings(
+        checkpoints=tuple(rows), mini_set="m.jsonl", out=Path("out"),
+        scoring=Scoring(row_tokens=row_tokens), sampling=Sampling(max_tokens=384),
+    )  # fmt: skip
+    pool = Pool(["q0"], {name: tuple(rs) for name, rs in rows.items()}, nex.DEFAULT)
     shown = [
-        {
-            "name": name,
-            "scores": {"nex": nex_scores[name]},
-            "responses": len(rs),
-            "without_evidence": sum(not r.credible for r in rs),
-        }
+        candidate(
+            name, scores={"nex": nex_scores[name]}, responses=len(rs),
+            without_evidence=sum(not r.credible for r in rs),
+        )
         for name, rs in rows.items()
-    ]
-    return " ".join(conclusion.warnings(asked, rows, shown, "nex"))  # pyright: ignore
+    ]  # fmt: skip
+    return " ".join(conclusion.warnings(settings, pool, shown))
 
 
 def test_nothing_is_warned_of_when_nothing_is_amiss():
@@ -290,19 +373,12 @@ def test_truncation_is_said():
 
 
 def test_agreement_that_prefers_another_candidate_is_the_first_line():
-    def entry(name: str, nex_: float, agreement: float) -> dict[str, Any]:
-        return {
-            "name": name,
-            "scores": {"nex": nex_, "agreement": agreement},
-            "not_told_apart_from_best": name == "a",
-        }
+    def entry(name: str, nex_: float, agreement: float) -> RankedCandidate:
+        scores = {"nex": nex_, "agreement": agreement}
+        return candidate(name, scores=scores, not_told_apart_from_best=name == "a")
 
-    ranking = {
-        "select": "nex",
-        "candidates": [entry("a", 0.9, 0.4), entry("b", 0.8, 0.7)],
-        "favourites": {"agreement": "b"},
-    }
-    first, second = conclusion.headline(ranking)
+    entries = [entry("a", 0.9, 0.4), entry("b", 0.8, 0.7)]
+    first, second = conclusion.headline(entries, "nex", "b")
     assert first.startswith("Agreement prefers b (0.700) to a (0.400)")
     assert second == "Best by nex: a (0.9); told apart from all others."
 

@@ -6,7 +6,6 @@ All rankings and traces here are made up; they have the shape that `surgeon rank
 import json
 import math
 import re
-import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -18,10 +17,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from surgeon.report import render, write_report
+from surgeon import artifact, report
+from surgeon.errors import BadInput
+from surgeon.rank.scores import SCORES, measures
+from surgeon.ranking import Ranking
+from surgeon.report import TraceReading, write_report
 from surgeon.report.figures import axis
 from surgeon.report.reading import ROWS_SHOWN, Band, bands
-from surgeon.report.rows import MEASURES
 from surgeon.report.words import DASH, finite, grouped, signed, visible
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "wbr", "col", "source"}
@@ -99,6 +101,15 @@ def checked(page: str) -> Page:
     return parsed
 
 
+def typed(ranking: dict[str, Any]) -> Ranking:
+    """A ranking as it comes back from ranking.json."""
+    return artifact.parse(Ranking, json.loads(json.dumps(ranking)), Path("out/ranking.json"))
+
+
+def render(ranking: dict[str, Any], *others: Any, **named: Any) -> str:
+    return report.render(typed(ranking), measures(SCORES), *others, **named)
+
+
 # Made-up results, shaped like a family whose middle is best (an inverted U).
 
 CURVE = (
@@ -133,6 +144,7 @@ def candidate(
         "checkpoint": f"runs/family/family.json#{name}",
         "name": name,
         "ratio": ratio,
+        "method": method,
         "scores": scores,
         "interval": {
             s: [v - width.get(s, abs(v) * 0.06), v + width.get(s, abs(v) * 0.07)]
@@ -150,7 +162,6 @@ def candidate(
         "kept_mass": 0.83 + 0.02 * shift + segments / 80,
         "digest": "sha256:" + f"{round(1e6 * length + 1e4 * shift):016x}" * 4,
         "accuracy": accuracy,
-        "accuracy_interval": [accuracy - 0.045, accuracy + 0.045],
     }
 
 
@@ -159,7 +170,9 @@ def ranking(candidates: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
     for rank, one in enumerate(candidates, start=1):
         one["rank"] = rank
         one["not_told_apart_from_best"] = rank <= max(1, len(candidates) // 6)
-    best = candidates[0]["name"] if candidates else None
+    best = candidates[0]["name"]
+    names = candidates[0]["scores"]
+    by = {s: max(candidates, key=lambda c, s=s: c["scores"][s])["name"] for s in names}
     return {
         "mini_set": {"path": "builtin/mini.jsonl", "prompts": 100, "digest": "sha256:" + "3f" * 32},
         "settings": {
@@ -168,6 +181,7 @@ def ranking(candidates: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
             "thinking": None, "keep_activations": False, "mini_set": "builtin/mini.jsonl",
         },
         "select": "nex",
+        "favourites": by,
         "warnings": [],
         "headline": [f"{best} ranks first of {len(candidates)} candidates by NEX."],
         "candidates": candidates,
@@ -178,10 +192,9 @@ def ranking(candidates: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
 def family(methods: tuple[str, ...] = ("slerp",)) -> dict[str, Any]:
     found = [candidate(m, row[0], row, 0.012 * i) for i, m in enumerate(methods) for row in CURVE]
     made = ranking(found)
-    by = {s: max(found, key=lambda c, s=s: c["scores"][s])["name"] for s in found[0]["scores"]}
+    by = made["favourites"]
     return {
         **made,
-        "favourites": by,
         "headline": [
             f"Agreement prefers {by['agreement']}; NEX prefers {by['nex']}.",
             f"By NEX the best of {len(found)} candidates is {by['nex']} (0.990, 95% interval 0.987 "
@@ -200,7 +213,9 @@ def family(methods: tuple[str, ...] = ("slerp",)) -> dict[str, Any]:
             "hes": {"pearson": 0.522, "spearman": 0.59, "regret_at_1": 39.5, "hit_at_3": False},
             "logprob": {"pearson": 0.64, "spearman": 0.6, "regret_at_1": 39.5, "hit_at_3": False},
             "entropy_top20": {"pearson": 0.4, "spearman": 0.5, "regret_at_1": 9.5, "hit_at_3": 0.0},
-            "explore_segments": {"pearson": None, "spearman": math.nan, "regret_at_1": 39.5},
+            "explore_segments": {
+                "pearson": None, "spearman": None, "regret_at_1": 39.5, "hit_at_3": None,
+            },
             "finished": {"pearson": -0.2, "spearman": -0.1, "regret_at_1": 57.0, "hit_at_3": None},
         },
     }  # fmt: skip
@@ -218,7 +233,7 @@ def unplaced(n: int) -> dict[str, Any]:
     return ranking(found)
 
 
-def trace_read(n_steps: int = 16, row_tokens: int = 4) -> dict[str, Any]:
+def trace_read(n_steps: int = 16, row_tokens: int = 4) -> TraceReading:
     words = ["<think>", "\n", "Start", " 3", "."]
     for i in range(n_steps):
         a = (3 + 4 * i) % 10
@@ -242,16 +257,16 @@ def trace_read(n_steps: int = 16, row_tokens: int = 4) -> dict[str, Any]:
         for r in range(n_rows)
     ]
     z = [2.2 * math.sin(r / 2.9 + 1.2) + 0.4 * math.cos(5 * r) for r in range(n_rows)]
-    return {
-        "candidate": "slerp-0.85", "prompt_id": "mini-017", "sample": 1,
-        "prompt": "Start 3. A +4; B *7; C -2; D +4; E *3; F +1; G -5; H *2. Find x.",
-        "tokens": words, "row_tokens": row_tokens, "slope_R": slope, "z_R": z,
-        "explore_R": [v > 0.3 for v in z], "cycles": 4, "score": 0.9871, "finish_reason": "stop",
-    }  # fmt: skip
+    return TraceReading(
+        candidate="slerp-0.85", prompt_id="mini-017", sample=1,
+        prompt="Start 3. A +4; B *7; C -2; D +4; E *3; F +1; G -5; H *2. Find x.",
+        tokens=words, row_tokens=row_tokens, slope_R=slope, z_R=z,
+        explore_R=[v > 0.3 for v in z], cycles=4, score=0.9871, finish_reason="stop",
+    )  # fmt: skip
 
 
 TRUTH = {
-    "task": "builtin/test.jsonl",
+    "task": {"path": "builtin/test.jsonl", "problems": 400, "digest": "sha256:00"},
     "settings": {"samples": 1},
     "candidates": [{"name": "slerp-0.75", "avg": 0.77, "problems": 400}],
 }
@@ -284,7 +299,7 @@ def test_candidates_without_a_ratio_are_drawn_by_rank(n: int):
     parsed = checked(page)
     assert len(page) < 3_000_000
     assert len(cells(parsed)) == n
-    assert parsed.count("figure", "panel") >= len(MEASURES)
+    assert parsed.count("figure", "panel") > len(SCORES)
     assert parsed.count("polyline", "line") == 0
     assert "one row per candidate" in parsed.text()
 
@@ -324,23 +339,18 @@ def test_the_table_shows_scores_intervals_and_favourites():
     assert marked == len(ranking["favourites"]) + 1  # and the highest accuracy
 
 
-@pytest.mark.parametrize(
-    "gone", [None, math.nan, math.inf, "n/a", True, 10**400], ids=lambda g: str(g)[:5]
-)
-def test_missing_numbers_are_dashes(gone: Any):
+def test_missing_numbers_are_dashes():
     ranking = family()
     whole = cells(checked(render(ranking)))
     for one in ranking["candidates"][2:]:
-        one["scores"]["agreement"] = gone
-        one["interval"]["agreement"] = [gone, gone]
-        one["kept_mass"] = gone
-    one["interval"] = {"nex": None}
-    one["accuracy"] = one["ratio"] = one["cycles"] = gone
-    parsed = checked(render(ranking, {**trace_read(), "score": gone, "cycles": gone}))
+        one["scores"]["agreement"] = one["saturation"] = one["reward"] = None
+        one["interval"]["agreement"] = [None, None]
+    one["accuracy"] = one["ratio"] = None
+    parsed = checked(render(ranking, trace_read()))
     empty = [sum(c["data-v"] == "" for c in row) for row in cells(parsed)]
     assert [sum(c["data-v"] == "" for c in row) for row in whole] == [0] * len(whole)
-    assert empty == [0, 0] + [2] * (len(whole) - 3) + [4]
-    assert "nan" not in parsed.text("table").lower()
+    assert empty == [0, 0] + [1] * (len(whole) - 3) + [2]
+    assert not {"nan", "None"} & set(re.findall(r"\w+", parsed.text("table")))
 
 
 def test_a_score_nobody_has_is_an_empty_panel():
@@ -348,30 +358,36 @@ def test_a_score_nobody_has_is_an_empty_panel():
     for one in ranking["candidates"]:
         one["scores"]["agreement"], one["interval"]["agreement"] = None, [None, None]
     ranking["favourites"]["agreement"] = None
-    ranking["headline"] = []
-    parsed = checked(render(ranking))
-    assert "no values" in parsed.text("figcaption")
-    assert "ranks first" in parsed.text("h1")
+    assert "no values" in checked(render(ranking)).text("figcaption")
 
 
-def test_bare_candidates_are_enough():
-    bare = [{"name": name, "scores": {"nex": None}} for name in ("a", "b")]
-    parsed = checked(render({"candidates": bare}, {"tokens": []}))
-    assert "The response is empty." in parsed.text()
-    assert "No candidates were ranked." in checked(render({"candidates": []})).text("h1")
-
-
-def test_the_first_line_says_when_agreement_prefers_another():
+def test_a_score_from_outside_follows_under_its_own_name():
     ranking = family()
-    assert checked(render(ranking)).text("h1") == ranking["headline"][0]
-    for lines in ([], ["slerp-0.85 is best by NEX."]):
-        text = checked(render({**ranking, "headline": lines})).text("h1")
-        assert text == "Agreement prefers slerp-0.75, NEX slerp-0.85."
-    chosen = {**ranking, "headline": ["It is best."], "select": "agreement"}
-    assert checked(render(chosen)).text("h1") == "It is best."
-    tie = {**ranking, "headline": ["It is best."]}
-    tie["candidates"][0]["scores"]["agreement"] = 2.0
-    assert checked(render(tie)).text("h1") == "It is best."
+    for n, one in enumerate(ranking["candidates"]):
+        one["scores"]["mine:odd"], one["interval"]["mine:odd"] = float(n), [None, None]
+    ranking["favourites"]["mine:odd"] = ranking["candidates"][-1]["name"]
+    assert "mine:odd" in checked(render(ranking)).text("thead")
+
+
+def test_a_ranking_of_an_older_version_is_drawn_the_same():
+    """Version 1 files without a format, as they were written before there was one."""
+    ranking = family()
+    assert "format" not in ranking and "panels" not in ranking
+    assert render(ranking) == render({**ranking, "format": 1, "panels": []})
+    with pytest.raises(BadInput, match="found format 2, expected 1"):
+        render({**ranking, "format": 2})
+
+
+def test_an_empty_response_is_said_to_be_empty():
+    empty = trace_read()._replace(tokens=[], slope_R=[], z_R=[], explore_R=[])
+    assert "The response is empty." in checked(render(unplaced(1), empty)).text()
+
+
+def test_the_headline_leads_the_page():
+    ranking = family()
+    parsed = checked(render(ranking))
+    assert parsed.text("h1") == ranking["headline"][0]
+    assert parsed.lines(".lead") == ranking["headline"][1:]
 
 
 def test_warnings_are_shown_and_their_box_is_absent_without_any():
@@ -381,22 +397,12 @@ def test_warnings_are_shown_and_their_box_is_absent_without_any():
     assert checked(render({**ranking, "warnings": []})).count("section", "warnings") == 0
 
 
-def test_accuracy_comes_from_the_truth_where_the_ranking_has_none():
+def test_nothing_is_said_of_accuracy_where_none_is_known():
     ranking = family()
     for one in ranking["candidates"]:
-        del one["accuracy"], one["accuracy_interval"]
+        one["accuracy"] = None
     ranking.pop("selection_quality")
     assert "accuracy" not in checked(render(ranking)).text("main").lower()
-    names = [one["name"] for one in ranking["candidates"]]
-    truth = {
-        **TRUTH,
-        "candidates": [
-            {"name": n, "avg": i / 20, "interval": {"avg": [0, 1]}} for i, n in enumerate(names)
-        ],
-    }
-    parsed = checked(render(ranking, None, truth))
-    assert [float(row[1]["data-v"]) for row in cells(parsed)[:3]] == pytest.approx([0, 5, 10])
-    assert f"0.0{DASH}100.0" in parsed.text("td")
 
 
 def test_selection_quality_marks_the_best_of_each_column():
@@ -418,24 +424,12 @@ def test_evidence_is_said_in_words():
     assert "2 of 14 candidates have none at all." in checked(render(ranking)).text("main")
 
 
-def test_the_command_is_one_the_command_line_accepts(tmp_path: Path):
-    from surgeon.cli import cli
-
-    work = tmp_path / "ranked.partial"
-    work.mkdir()
-    ranking = {**family(), "truth": "runs/eval"}
-    ranking["settings"]["thinking"] = False
-    path = write_report(work, ranking, trace_read(), TRUTH, LINEAGE)
-    assert path == work / "report.html"
-    assert [file.name for file in work.iterdir()] == ["report.html"]
-    words = shlex.split(Page(path.read_text()).text("code"))
-    assert words[:2] == ["surgeon", "rank"]
-    bound = cli.commands["rank"].make_context("rank", words[2:]).params
-    assert bound["checkpoints"] == tuple(c["checkpoint"] for c in ranking["candidates"])
-    assert bound["out"] == str(tmp_path / "ranked") and bound["truth"] == "runs/eval"
-    assert bound["row_tokens"] == 4 and bound["mini_set"] == "builtin/mini.jsonl"
-    assert bound["settings"] == ("temperature=0.7", "top_p=0.9", "thinking=false")
-    recorded = render(ranking, lineage={"command": ["surgeon", "rank", "a b"]})
+def test_the_command_is_the_one_that_was_recorded(tmp_path: Path):
+    path = write_report(tmp_path, typed(family()), measures(SCORES), trace_read(), TRUTH, LINEAGE)
+    assert path == tmp_path / "report.html"
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+    assert Page(path.read_text()).count("pre", "command") == 0
+    recorded = render(family(), lineage={**LINEAGE, "command": "surgeon rank 'a b'"})
     assert Page(recorded).text("code") == "surgeon rank 'a b'"
 
 
@@ -452,14 +446,10 @@ def test_bands_are_the_runs_of_equal_phase():
 
 
 def test_rows_of_text_carry_their_number_phase_and_novelty():
-    reading = {
-        **trace_read(),
-        "tokens": ["a", "\n\n", "\nb", " c", "<d>"],
-        "row_tokens": 2,
-        "slope_R": [1.5, 0.25, None],
-        "z_R": [2.0, -1.0],
-        "explore_R": [True, False],
-    }
+    reading = trace_read()._replace(
+        tokens=["a", "\n\n", "\nb", " c", "<d>"], row_tokens=2,
+        slope_R=[1.5, 0.25], z_R=[2.0, -1.0], explore_R=[True, False],
+    )  # fmt: skip
     parsed = checked(render(unplaced(1), reading))
     rows = list(parsed.all("span", "row"))
     assert [row["class"] for row in rows] == ["row e", "row x", "row n"]
@@ -475,8 +465,8 @@ def test_rows_of_text_carry_their_number_phase_and_novelty():
 
 def test_a_long_trace_shows_its_beginning_and_end_and_says_so():
     long = trace_read(3600, row_tokens=4)
-    n_rows = math.ceil(len(long["tokens"]) / 4)
-    assert len(long["tokens"]) > 32_000 and n_rows > sum(ROWS_SHOWN)
+    n_rows = math.ceil(len(long.tokens) / 4)
+    assert len(long.tokens) > 32_000 and n_rows > sum(ROWS_SHOWN)
     page = render(family(), long)
     parsed = checked(page)
     assert len(page) < 3_000_000
@@ -484,7 +474,7 @@ def test_a_long_trace_shows_its_beginning_and_end_and_says_so():
     assert shown == [*range(ROWS_SHOWN[0]), *range(n_rows - ROWS_SHOWN[1], n_rows)]
     said = f"Rows {ROWS_SHOWN[0] + 1:,} to {n_rows - ROWS_SHOWN[1]:,} of {n_rows:,} are not shown"
     assert said in parsed.text(".omitted")
-    wide = {**trace_read(), "tokens": ["x" * 10**6] * 3, "row_tokens": 1, "prompt": "y" * 10**6}
+    wide = trace_read()._replace(tokens=["x" * 10**6] * 3, row_tokens=1, prompt="y" * 10**6)
     assert len(render(unplaced(1), wide)) < 300_000
 
 
@@ -513,10 +503,12 @@ PLAIN = shape(checked(render(unplaced(3))))
 def test_foreign_text_never_becomes_markup(name: str, other: str):
     ranking = unplaced(3)
     best = ranking["candidates"][0]
-    name, other = name or "x", other or "x"
+    # What is no Unicode text can't be in a JSON file.
+    name, other = (text.encode("utf-8", "replace").decode() or "x" for text in (name, other))
     best["name"], best["checkpoint"], best["digest"] = name, other, other
     ranking["settings"]["preset"] = ranking["mini_set"]["path"] = other
     ranking["headline"] = [f"Agreement likes {name}"]
+    ranking["favourites"] = dict.fromkeys(ranking["favourites"], name)
     parsed = checked(render(ranking))
     assert shape(parsed) == PLAIN
     assert visible(name) in parsed.text("bdi")
@@ -526,12 +518,7 @@ def test_foreign_text_never_becomes_markup(name: str, other: str):
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(tokens=st.lists(HOSTILE, max_size=9), row_tokens=st.integers(1, 4))
 def test_foreign_tokens_are_shown_as_they_are(tokens: list[str], row_tokens: int):
-    reading = {
-        **trace_read(),
-        "tokens": tokens,
-        "row_tokens": row_tokens,
-        "prompt": "".join(tokens),
-    }
+    reading = trace_read()._replace(tokens=tokens, row_tokens=row_tokens, prompt="".join(tokens))
     parsed = checked(render(unplaced(1), reading))
     rows = ["".join(tokens[i : i + row_tokens]) for i in range(0, len(tokens), row_tokens)]
     assert parsed.text(".trace-text") == "".join(visible(row) for row in rows)
@@ -654,14 +641,14 @@ window.onload = function () {
 def test_reports_render_in_a_browser_without_errors_or_requests(tmp_path: Path):
     assert CHROMIUM is not None
     hostile = unplaced(2)
-    hostile["candidates"][0]["name"] = (
-        "</script><img src=http://127.0.0.1:9/x onerror=alert(1)>" * 9
-    )
+    name = "</script><img src=http://127.0.0.1:9/x onerror=alert(1)>" * 9
+    hostile["candidates"][0]["name"] = name
+    hostile["favourites"] = dict.fromkeys(hostile["favourites"], name)
     pages = {
         "full": render(family(("slerp", "linear")), trace_read(), TRUTH, LINEAGE),
         "one": render(unplaced(1), trace_read(3)),
         "many": render(unplaced(200), trace_read(400)),
-        "hostile": render(hostile, {**trace_read(), "tokens": ["<script>throw 1</script>"] * 9}),
+        "hostile": render(hostile, trace_read()._replace(tokens=["<script>throw 1</script>"] * 9)),
     }
     # A page that does break the rule shows that breaking it is noticed.
     pages["control"] = pages["one"].replace("</body>", "<script>let injected;</script></body>")

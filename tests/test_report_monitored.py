@@ -20,8 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_report import CHROMIUM, HOSTILE, LOADS, Page, contrast
 
-from surgeon.report import HERE
 from surgeon.report.monitored import page
+from surgeon.report.page import HERE
 from surgeon.report.tracks import MOST_ROWS, NAMED_CHANNELS, SHADES
 from surgeon.report.words import DASH, visible
 

@@ -2,74 +2,55 @@
 
 plan.py         every input checked, before anything is computed
 candidates.py   one candidate: sample, record, credit, weights, scores
-conclusion.py   all candidates: intervals, warnings, headline, `best`, report, tables
+scores.py       every score, a row each
+conclusion.py   all candidates: intervals, warnings, headline, `best`, report
+show.py         the tables of a terminal
+
+What it writes for others to read is typed in `surgeon.ranking`.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from surgeon import lineage
+from surgeon import artifact, lineage
 from surgeon.rank.candidates import score_candidates
-from surgeon.rank.conclusion import conclude, show, table
-from surgeon.rank.plan import SCORES, prepare, read_truth
+from surgeon.rank.conclusion import conclude
+from surgeon.rank.plan import prepare
+from surgeon.rank.scores import SCORES, Score
+from surgeon.rank.show import show
+from surgeon.ranking import RankedResponse, Ranking
+from surgeon.settings import verb
+from surgeon.settings.rank import RankSettings
 
-__all__ = ["SCORES", "rank", "show", "table"]
+__all__ = [
+    "SCORES",
+    "RankSettings",
+    "RankedResponse",
+    "Ranking",
+    "Score",
+    "prepare",
+    "rank",
+    "show",
+]
 
 
-def rank(
-    checkpoints: Sequence[str],
-    *,
-    mini_set: str,
-    out: str | Path,
-    samples: int = 3,
-    seed: int = 0,
-    select: str = "nex",
-    preset: str = "reference",
-    traces: str | None = None,
-    weights: str | None = None,
-    credit: str = "introduced",
-    answer: str = "auto",
-    truth: str | None = None,
-    row_tokens: int = 32,
-    top_k: int = 2000,
-    temperature: float = 0.7,
-    top_p: float = 0.9,
-    max_tokens: int = 32768,
-    thinking: bool | None = None,
-    batch: int = 0,
-    device: str = "auto",
-    dtype: str = "auto",
-    keep_activations: bool = False,
-) -> dict[str, Any]:
+@verb(RankSettings)
+def rank(settings: RankSettings) -> Ranking:
     """Rank checkpoints on an unlabelled mini-set and write the ranking to the directory `out`.
 
-    `checkpoints` are directories, hub ids, `base+adapter`, families or `family.json#candidate`.
     Every candidate answers each prompt `samples` times (or its responses come from `traces`), and
-    is scored with NEX and its baselines; `select` names the score that orders them. `truth` (an
-    evaluation, or a JSON or CSV of accuracies) adds each score's selection quality. Returns the
-    content of `ranking.json`. A finished ranking is not computed again: with another `select` or
-    `truth` only its last stage is. Raises `BadInput` before anything is sampled.
+    is scored with NEX and its baselines; `select` names the score that orders them. `truth` adds
+    each score's selection quality. A finished ranking is not computed again: another `select`,
+    `truth` or panel redoes only its last stage. Raises `BadInput` before anything is sampled.
     """
-    plan = prepare(
-        checkpoints, mini_set=mini_set, samples=samples, seed=seed, select=select, preset=preset,
-        traces=traces, weights=weights, credit=credit, answer=answer, row_tokens=row_tokens,
-        top_k=top_k, temperature=temperature, top_p=top_p, max_tokens=max_tokens,
-        thinking=thinking, batch=batch, device=device, dtype=dtype,
-        keep_activations=keep_activations,
-    )  # fmt: skip
-    accuracy = read_truth(truth, plan.subjects) if truth else {}
-    out = Path(out)
-    partial = lineage.begin(
-        out, verb="rank", arguments=plan.settings, inputs=plan.inputs, seed=seed
-    )
-    if partial is None:
-        found = lineage.read_object(out / "ranking.json")
-        if found["select"] == select and found.get("truth") == truth:
-            return {**found, "out": str(out), "already": True}
-        ranking = conclude(plan, out, select=select, truth=truth, accuracy=accuracy)
-        return {**ranking, "out": str(out)}
-    score_candidates(plan, partial, device=device, dtype=dtype, keep=keep_activations)
-    ranking = conclude(plan, partial, select=select, truth=truth, accuracy=accuracy)
-    lineage.finish(partial, out)
-    return {**ranking, "out": str(out)}
+    plan = prepare(settings)
+
+    def work(partial: Path) -> Ranking:
+        score_candidates(plan, partial)
+        return conclude(plan, partial)
+
+    ranking = lineage.once(settings.out, Ranking, work, run=plan.run)
+    asked = (settings.select, settings.truth, settings.panels)
+    if ranking.already and (ranking.select, ranking.truth, ranking.panels) != asked:
+        ranking = conclude(plan, settings.out)
+        artifact.write(settings.out, ranking)
+    return ranking

@@ -7,63 +7,51 @@ its `scores.json` is there. Recordings are reduced at once to what scoring needs
 # Shape letters: L layers, F units per layer, N neurons (layer * d_ff + unit), K neurons of one
 # response, R rows, T tokens.
 
-import math
-import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from surgeon import activations, lineage, nex
+from surgeon import activations, artifact, lineage, nex
 from surgeon.answers import canonical, read_answers
-from surgeon.checkpoint import placement
+from surgeon.checkpoint import read_header
 from surgeon.families import Subject
 from surgeon.live.families import live
 from surgeon.progress import bar
-from surgeon.rank.plan import Plan
-from surgeon.traces import Trace, append, read_traces, sample
+from surgeon.rank.plan import RankPlan
+from surgeon.ranking import CandidateScores, CloseReading, RankedResponse
+from surgeon.traces import Trace, sampled
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TRACES = "traces.jsonl"
 
 
-class Response(NamedTuple):
-    """What is kept of one scored response."""
-
-    prompt_id: str
-    sample: int
-    tokens: int
-    finished: bool
-    answer: str | None
-    nex: float
-    reward: float
-    bad: float
-    credible: bool
-    empty: bool
-    cycles: int
-    gated: int
-    explore_segments: int
-    hes: float
-    logprob: float
-    kept_mass: float
-    entropy_R: list[float]
-
-
-def score_candidates(plan: Plan, work: Path, *, device: str, dtype: str, keep: bool) -> None:
+def score_candidates(plan: RankPlan, work: Path) -> None:
     """Write `candidates/NAME/` for every candidate that has no `scores.json` yet."""
-    missing = [s for s in plan.subjects if not (candidate_dir(work, s) / "scores.json").is_file()]
-    for n, (subject, model, tokenizer) in enumerate(live(missing, *placement(device, dtype))):
-        where = f"{len(plan.subjects) - len(missing) + n + 1}/{len(plan.subjects)}"
+    missing = [s for s in plan.subjects if not is_scored(plan, candidate_dir(work, s))]
+    for n, (subject, model, tokenizer) in enumerate(live(missing, *plan.placement)):
+        place = len(plan.subjects) - len(missing) + n + 1
+        what = f"{place}/{len(plan.subjects)} {subject.name}"
         directory = candidate_dir(work, subject)
         directory.mkdir(parents=True, exist_ok=True)
         if plan.given is None:
-            traces = sample_traces(plan, directory, model, tokenizer, f"{where} {subject.name}")
+            traces = sampled(
+                directory / TRACES, model, tokenizer, plan.prompts, plan.settings.sampling,
+                what=f"sample {what}",
+            )  # fmt: skip
         else:
             traces = plan.given[subject.name]
-        reduced = list(
-            reduce_responses(plan, directory, model, traces, f"{where} {subject.name}", keep)
-        )
+        reduced = list(reduce_responses(plan, directory, model, traces, what))
+        learned = learn(subject, reduced)
+        write_weights(plan, directory, subject, learned)
         answers = read_answers(traces, plan.extract, tokenizer)
-        write_candidate(plan, directory, subject, traces, answers, reduced)
+        responses = score(plan, learned, traces, answers, reduced)
+        reading = read_closely(plan, responses, reduced)
+        artifact.write(directory, CandidateScores(reading=reading, responses=responses))
         shutil.rmtree(directory / "responses", ignore_errors=True)
 
 
@@ -71,20 +59,15 @@ def candidate_dir(work: Path, subject: Subject) -> Path:
     return work / "candidates" / subject.name
 
 
-def sample_traces(
-    plan: Plan, directory: Path, model: Any, tokenizer: Any, what: str
-) -> list[Trace]:
-    """The candidate's traces, sampled where `traces.jsonl` lacks them, in prompt order."""
-    file = directory / "traces.jsonl"
-    done = {(t.prompt_id, t.sample) for t in read_traces(file)} if file.is_file() else set()
-    wanted = len(plan.prompts) * plan.sampling.samples - len(done)
-    if wanted > 0:
-        with bar(f"sample {what}", wanted) as advance:
-            for trace in sample(model, tokenizer, plan.prompts, plan.sampling, done=done):
-                append(file, trace)
-                advance()
-    order = {prompt.id: n for n, prompt in enumerate(plan.prompts)}
-    return sorted(read_traces(file), key=lambda t: (order[t.prompt_id], t.sample))
+def is_scored(plan: RankPlan, directory: Path) -> bool:
+    """Whether a candidate's `scores.json` is there, with all that the plan's scores measure."""
+    if not (directory / CandidateScores.FILE).is_file():
+        return False
+    stored = artifact.read(CandidateScores, directory)
+    return all(plan.measures.keys() <= r.measured.keys() for r in stored.responses)
+
+
+# ---------------------------------------------------------------- record and reduce
 
 
 class Reduced(NamedTuple):
@@ -94,166 +77,184 @@ class Reduced(NamedTuple):
     neuron_K: np.ndarray
     mass_K: np.ndarray
     entropy_R: np.ndarray
-    hes: float
-    logprob: float
     kept_mass: float
+    measured: dict[str, float]
+    """By score."""
 
 
 def reduce_responses(
-    plan: Plan, directory: Path, model: Any, traces: Sequence[Trace], what: str, keep: bool
+    plan: RankPlan, directory: Path, model: "nn.Module", traces: Sequence[Trace], what: str
 ) -> Iterator[Reduced]:
     """Yield each trace's reduced recording, recording those that are not on disk yet."""
     store = directory / "responses"
     store.mkdir(exist_ok=True)
     files = [store / f"{n:06d}.safetensors" for n in range(len(traces))]
-    missing = [n for n, file in enumerate(files) if not file.is_file()]
-    row_tokens, top_k = plan.settings["row_tokens"], plan.settings["top_k"]
+    missing = [n for n, file in enumerate(files) if not is_reduced(file, plan.measures)]
+    scoring = plan.settings.scoring
     if missing:
         recordings = activations.record(
-            model, [traces[n] for n in missing], row_tokens=row_tokens, top_k=top_k
-        )
+            model, [traces[n] for n in missing],
+            row_tokens=scoring.row_tokens, top_k=scoring.top_k,
+        )  # fmt: skip
         with bar(f"record {what}", len(missing)) as advance:
             for n, recording in zip(missing, recordings, strict=True):
-                if keep:
-                    (directory / "activations").mkdir(exist_ok=True)
-                    trace = traces[n]
-                    name = f"{trace.prompt_id.replace('/', '_')}-{trace.sample}.safetensors"
-                    activations.save(directory / "activations" / name, recording)
-                save_reduced(files[n], reduce(recording, plan.readings))
+                if plan.settings.keep_activations:
+                    keep(directory / "activations", traces[n], recording)
+                save_reduced(files[n], reduce(recording, plan.readings, plan.measures))
                 advance()
     yield from map(load_reduced, files)
 
 
-def reduce(recording: activations.Recording, readings: nex.Readings) -> Reduced:
-    """Credit, response masses and entropies of one recording (NEX Eq. 1-10)."""
+def keep(directory: Path, trace: Trace, recording: activations.Recording) -> None:
+    """Keep a recording as it is, for `--keep-activations`."""
+    directory.mkdir(exist_ok=True)
+    name = f"{trace.prompt_id.replace('/', '_')}-{trace.sample}.safetensors"
+    activations.save(directory / name, recording)
+
+
+def reduce(
+    recording: activations.Recording,
+    readings: nex.Readings,
+    measures: Mapping[str, Callable[[activations.Recording], float]],
+) -> Reduced:
+    """Credit, response masses and entropies of one recording (NEX Eq. 1-10), and its measures."""
     neuron_K, mass_K = nex.response_mass(recording.activations)
     return Reduced(
         nex.credit(recording.activations, readings),
         neuron_K,
         mass_K,
         nex.row_entropy(recording.entropy_T, recording.activations.tokens_R),
-        nex.hes(recording.entropy_T),
-        nex.mean_logprob(recording.logprob_T),
         recording.kept_mass,
+        {name: float(measure(recording)) for name, measure in measures.items()},
     )
 
 
 def save_reduced(file: Path, reduced: Reduced) -> None:
-    """Write one reduced recording under a temporary name, then rename."""
-    from safetensors.numpy import save_file
+    """Write one reduced recording: a tensor for every field, by its name."""
+    fields = reduced._asdict()
+    evidence, measured = fields.pop("evidence"), fields.pop("measured")
+    fields |= {f"evidence.{name}": value for name, value in evidence._asdict().items()}
+    fields |= {f"measured.{name}": value for name, value in measured.items()}
+    lineage.write_tensors(file, {name: np.asarray(value) for name, value in fields.items()})
 
-    evidence = reduced.evidence
-    tensors = {
-        "credit_neuron_K": evidence.neuron_K,
-        "effective_K": evidence.effective_K,
-        "redundant_K": evidence.redundant_K,
-        "slope_R": evidence.slope_R,
-        "explore_R": evidence.explore_R,
-        "cycles": np.array([evidence.cycles, evidence.gated]),
-        "neuron_K": reduced.neuron_K,
-        "mass_K": reduced.mass_K,
-        "entropy_R": reduced.entropy_R,
-        "scalars": np.array([reduced.hes, reduced.logprob, reduced.kept_mass], np.float64),
-    }
-    temporary = file.with_suffix(".tmp")
-    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary)
-    os.replace(temporary, file)
+
+def is_reduced(file: Path, measures: Mapping[str, Any]) -> bool:
+    """Whether a reduced recording is on disk, with these measures and in this layout."""
+    wanted = {"evidence.neuron_K", *(f"measured.{name}" for name in measures)}
+    return file.is_file() and wanted <= read_header(file).keys()
 
 
 def load_reduced(file: Path) -> Reduced:
     """Read back what `save_reduced` wrote."""
     from safetensors.numpy import load_file
 
-    t = load_file(file)
-    evidence = nex.Evidence(
-        neuron_K=t["credit_neuron_K"],
-        effective_K=t["effective_K"],
-        redundant_K=t["redundant_K"],
-        slope_R=t["slope_R"],
-        explore_R=t["explore_R"],
-        cycles=int(t["cycles"][0]),
-        gated=int(t["cycles"][1]),
-    )
-    hes, logprob, kept = (float(x) for x in t["scalars"])
-    return Reduced(evidence, t["neuron_K"], t["mass_K"], t["entropy_R"], hes, logprob, kept)
+    fields: dict[str, Any] = {"evidence": {}, "measured": {}}
+    for name, value in load_file(file).items():
+        group, _, member = name.partition(".")
+        if group == "measured":
+            fields["measured"][member] = value.item()
+        elif group == "evidence":
+            single = member in ("cycles", "gated")
+            fields["evidence"][member] = value.item() if single else value
+        else:
+            fields[name] = value.item() if name == "kept_mass" else value
+    fields["evidence"] = nex.Evidence(**fields["evidence"])
+    return Reduced(**fields)
 
 
-def write_candidate(
-    plan: Plan,
-    directory: Path,
-    subject: Subject,
-    traces: Sequence[Trace],
-    answers: Sequence[str | None],
-    reduced: list[Reduced],
-) -> None:
-    """Learn the candidate's weights, score its responses, and write both (scores.json last)."""
-    from safetensors.numpy import save_file
+# ---------------------------------------------------------------- learn and score
 
-    shape = (subject.source.n_layers, subject.source.d_ff)
-    effective_N, redundant_N = nex.accumulate((r.evidence for r in reduced), shape[0] * shape[1])
-    own_N = nex.weights(effective_N, redundant_N)
-    weight_N = own_N if plan.shared_weight_LF is None else plan.shared_weight_LF.ravel()
-    mass_N = np.zeros(len(own_N), np.float64)
+
+class Learned(NamedTuple):
+    """What a candidate's responses together say about its neurons."""
+
+    weight_N: np.ndarray
+    """float64 in [-1, 1] (Eq. 11)."""
+    effective_N: np.ndarray
+    redundant_N: np.ndarray
+    mass_N: np.ndarray
+    """float64, mean activation mass over the responses."""
+
+
+def learn(subject: Subject, reduced: Sequence[Reduced]) -> Learned:
+    """The neuron weights and what they rest on (NEX Eq. 9-11)."""
+    n_neurons = subject.source.n_layers * subject.source.d_ff
+    effective_N, redundant_N = nex.accumulate((r.evidence for r in reduced), n_neurons)
+    mass_N = np.zeros(n_neurons)
     for r in reduced:
         mass_N[r.neuron_K] += r.mass_K
+    weight_N = nex.weights(effective_N, redundant_N)
+    return Learned(weight_N, effective_N, redundant_N, mass_N / max(1, len(reduced)))
+
+
+def write_weights(plan: RankPlan, directory: Path, subject: Subject, learned: Learned) -> None:
+    """Write weights.safetensors: `weight_LF` and its like, with the checkpoint they belong to."""
+    n_layers, d_ff = subject.source.n_layers, subject.source.d_ff
+    lineage.write_tensors(
+        directory / "weights.safetensors",
+        {
+            name.replace("_N", "_LF"): value.astype(np.float32).reshape(n_layers, d_ff)
+            for name, value in learned._asdict().items()
+        },
+        metadata={
+            "format": "np", "digest": subject.digest, "checkpoint": subject.spec,
+            "candidate": subject.name, "n_layers": str(n_layers), "d_ff": str(d_ff),
+            "mini_set": plan.inputs["mini set"],
+        },
+    )  # fmt: skip
+
+
+def score(
+    plan: RankPlan,
+    learned: Learned,
+    traces: Sequence[Trace],
+    answers: Sequence[str | None],
+    reduced: Sequence[Reduced],
+) -> tuple[RankedResponse, ...]:
+    """Every response with its Good-Mass Fraction (Eq. 12-16) and what else scores are made of."""
+    shared_LF = plan.shared_weight_LF
+    weight_N = learned.weight_N if shared_LF is None else shared_LF.ravel()
     responses = []
     for trace, answer, r in zip(traces, answers, reduced, strict=True):
-        score = nex.good_mass_fraction(r.neuron_K, r.mass_K, weight_N)
+        mass = nex.good_mass_fraction(r.neuron_K, r.mass_K, weight_N)
         responses.append(
-            Response(
+            RankedResponse(
                 prompt_id=trace.prompt_id,
                 sample=trace.sample,
                 tokens=len(trace.token_ids),
                 finished=trace.finish_reason != "length",
                 answer=None if answer is None else canonical(answer),
-                nex=score.score,
-                reward=score.reward,
-                bad=score.bad,
-                credible=score.credible,
+                nex=mass.score,
+                reward=mass.reward,
+                bad=mass.bad,
+                credible=mass.credible,
                 empty=len(r.neuron_K) == 0,
                 cycles=r.evidence.cycles,
                 gated=r.evidence.gated,
                 explore_segments=nex.segments(r.evidence.explore_R),
-                hes=r.hes,
-                logprob=r.logprob,
                 kept_mass=r.kept_mass,
-                entropy_R=[round(float(x), 6) for x in r.entropy_R],
+                entropy_R=tuple(round(float(x), 6) for x in r.entropy_R),
+                measured=r.measured,
             )
         )
-    temporary = directory / ".weights.tmp"
-    save_file(
-        {
-            "weight_LF": own_N.astype(np.float32).reshape(shape),
-            "effective_LF": effective_N.astype(np.float32).reshape(shape),
-            "redundant_LF": redundant_N.astype(np.float32).reshape(shape),
-            "mass_LF": (mass_N / max(1, len(reduced))).astype(np.float32).reshape(shape),
-        },
-        temporary,
-        metadata={
-            "format": "np", "digest": subject.digest, "checkpoint": subject.spec,
-            "candidate": subject.name, "n_layers": str(shape[0]), "d_ff": str(shape[1]),
-            "mini_set": plan.inputs["mini set"],
-        },
-    )  # fmt: skip
-    os.replace(temporary, directory / "weights.safetensors")
-    read = choose_reading(responses)
-    evidence = reduced[read].evidence
-    reading = {
-        "response": read,
-        "slope_R": evidence.slope_R.tolist(),
-        "z_R": nex.standardise(evidence.slope_R, plan.readings).z_R.tolist(),
-        "explore_R": evidence.explore_R.tolist(),
-    }
-    rows = [jsonable(r._asdict()) for r in responses]
-    lineage.write_json(directory / "scores.json", {"reading": reading, "responses": rows})
+    return tuple(responses)
 
 
-def jsonable(values: dict[str, Any]) -> dict[str, Any]:
-    """NaN has no place in JSON: it becomes null."""
-    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
+def read_closely(
+    plan: RankPlan, responses: Sequence[RankedResponse], reduced: Sequence[Reduced]
+) -> CloseReading:
+    """Novelty and phases of the response that the report shows."""
+    chosen = choose_reading(responses)
+    slope_R, explore_R = reduced[chosen].evidence.slope_R, reduced[chosen].evidence.explore_R
+    return CloseReading(
+        response=chosen,
+        slope_R=tuple(slope_R.tolist()),
+        z_R=tuple(nex.standardise(slope_R, plan.readings).z_R.tolist()),
+        explore_R=tuple(explore_R.tolist()),
+    )
 
 
-def choose_reading(responses: Sequence[Response]) -> int:
+def choose_reading(responses: Sequence[RankedResponse]) -> int:
     """The response shown in the report: a finished one with the most cycles, median length first.
 
     Deterministic: ties go to the earlier response.

@@ -2,112 +2,116 @@
 
 # Shape letters: L layers, F units per layer.
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from surgeon import lineage, nex
+from surgeon import artifact, lineage, nex
+from surgeon.activations import Recording
 from surgeon.answers import parse_extractor
 from surgeon.checkpoint import placement, read_header
 from surgeon.errors import BadInput
 from surgeon.families import Subject, subjects
 from surgeon.live.support import require
-from surgeon.traces import Prompt, Sampling, Trace, read_prompts, read_traces
+from surgeon.rank import scores
+from surgeon.rank.scores import Score
+from surgeon.ranking import CandidateScores
+from surgeon.report import panels
+from surgeon.settings import record
+from surgeon.settings.rank import RankSettings
+from surgeon.traces import Prompt, Trace, read_prompts, read_traces
 from surgeon.truth import read_accuracies
 
-SCORES = {
-    "nex": "Good-Mass Fraction (NEX Eq. 14), mean over responses",
-    "length": "mean response length, tokens",
-    "hes": "high-entropy sum: mean sum of token entropies, nats",
-    "entropy_top20": "share of rows above the 80th percentile of row entropy over all candidates",
-    "logprob": "mean token log-probability, nats",
-    "explore_segments": "mean number of E segments",
-    "agreement": "share of a prompt's samples that give its most frequent answer",
-    "finished": "share of responses that ended before the token limit",
-}
-"""Every score a ranking reports, higher first, with its unit."""
+if TYPE_CHECKING:
+    import torch
 
 
-class Plan(NamedTuple):
+class RankPlan(NamedTuple):
     """A ranking whose inputs have been checked; nothing has been computed yet."""
 
+    settings: RankSettings
+    scores: dict[str, Score]
+    readings: nex.Readings
     subjects: list[Subject]
     prompts: list[Prompt]
-    sampling: Sampling
-    readings: nex.Readings
     extract: Callable[[str], str | None]
-    shared_weight_LF: np.ndarray | None
+    """The answer that a response's text gives."""
+    placement: "tuple[str, torch.dtype | None]"
+    """Device and dtype."""
     given: dict[str, list[Trace]] | None
-    settings: dict[str, Any]
-    inputs: dict[str, str]
+    """Candidate -> its traces, where none are sampled."""
+    shared_weight_LF: np.ndarray | None
+    """Neuron weights that score every candidate; None: each has its own."""
+    accuracy: dict[str, float]
+    """Candidate -> its true accuracy in [0, 1]; empty where none are known."""
+    run: lineage.Run
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        return self.run.inputs
+
+    @property
+    def measures(self) -> Mapping[str, Callable[[Recording], float]]:
+        """What the scores read off a recording, by score."""
+        return {name: s.measure for name, s in self.scores.items() if s.measure is not None}
 
 
-def prepare(
-    checkpoints: Sequence[str],
-    *,
-    mini_set: str,
-    samples: int,
-    seed: int,
-    select: str,
-    preset: str,
-    traces: str | None,
-    weights: str | None,
-    credit: str,
-    answer: str,
-    row_tokens: int,
-    top_k: int,
-    temperature: float,
-    top_p: float,
-    max_tokens: int,
-    thinking: bool | None,
-    batch: int,
-    device: str,
-    dtype: str,
-    keep_activations: bool,
-) -> Plan:
+def prepare(settings: RankSettings) -> RankPlan:
     """Check every input of a ranking against files and headers; raises `BadInput`."""
-    if select not in SCORES:
-        raise BadInput(f"--select {select} is no score. Choose one of: {', '.join(SCORES)}.")
-    if preset not in nex.PRESETS:
-        raise BadInput(f"--preset {preset} is unknown. Choose one of: {', '.join(nex.PRESETS)}.")
-    if credit not in ("introduced", "active"):
-        raise BadInput(f"--credit {credit} is unknown. Choose introduced or active.")
-    for name, value, least in (
-        ("samples", samples, 1), ("row_tokens", row_tokens, 1), ("top_k", top_k, 1),
-        ("max_tokens", max_tokens, 1), ("batch", batch, 0),
-    ):  # fmt: skip
-        if value < least:
-            raise BadInput(f"{name} is {value}; it must be at least {least}.")
-    placement(device, dtype)
-    prompts = read_prompts(mini_set)
-    extract = parse_extractor(answer)
-    chosen = subjects(list(checkpoints))
+    chosen_scores = scores.chosen(settings.select)
+    panels.chosen(settings.panels)
+    placed = placement(settings.machine.device, settings.machine.dtype)
+    prompts = read_prompts(settings.mini_set)
+    extract = parse_extractor(settings.answer)
+    chosen = subjects(list(settings.checkpoints))
     require("record", *(subject.source for subject in chosen))
-    given = read_given(traces, chosen, prompts) if traces else None
-    shared = read_shared_weights(weights, chosen) if weights else None
-    sampling = Sampling(
-        samples=samples, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed,
-        batch=batch, thinking=thinking,
-    )  # fmt: skip
-    settings = {
-        **asdict(sampling), "preset": preset, "credit": credit, "row_tokens": row_tokens,
-        "top_k": top_k, "answer": answer, "dtype": dtype, "device": device,
-        "keep_activations": keep_activations, "mini_set": mini_set, "traces": traces,
-        "weights": weights,
-    }  # fmt: skip
-    # How many are decoded at once changes no response (each has its own random stream).
-    settings.pop("batch")
+    given = read_given(settings.traces, chosen, prompts) if settings.traces else None
+    shared = read_shared_weights(settings.weights, chosen) if settings.weights else None
+    accuracy = read_truth(settings.truth, chosen) if settings.truth else {}
     inputs = {subject.name: subject.digest for subject in chosen}
     # Candidate names hold no spaces, so these can't be taken for one.
     inputs["mini set"] = lineage.digest_of([asdict(prompt) for prompt in prompts])
-    for name, file in (("given traces", traces), ("given weights", weights)):
+    for name, file in (("given traces", settings.traces), ("given weights", settings.weights)):
         if file and Path(file).is_file():
             inputs[name] = lineage.file_digest(file)
-    readings = replace(nex.PRESETS[preset], credit=credit)
-    return Plan(chosen, prompts, sampling, readings, extract, shared, given, settings, inputs)
+    arguments = record(settings)
+    if arguments["sampling_top_k"] == 0:
+        # Rankings made before it could be set have no such argument: they are the same runs.
+        del arguments["sampling_top_k"]
+    scoring = settings.scoring
+    plan = RankPlan(
+        settings=settings,
+        scores=chosen_scores,
+        readings=replace(nex.PRESETS[scoring.preset], credit=scoring.credit),
+        subjects=chosen,
+        prompts=prompts,
+        extract=extract,
+        placement=placed,
+        given=given,
+        shared_weight_LF=shared,
+        accuracy=accuracy,
+        run=lineage.Run("rank", arguments, inputs, settings.seed),
+    )
+    require_measured(plan)
+    return plan
+
+
+def require_measured(plan: RankPlan) -> None:
+    """Raise `BadInput` where a finished ranking lacks what the selected score measures."""
+    select, out = plan.settings.select, plan.settings.out
+    measured_outside = select not in scores.SCORES and plan.scores[select].measure
+    for subject in plan.subjects if measured_outside else ():
+        directory = out / "candidates" / subject.name
+        if (directory / CandidateScores.FILE).is_file():
+            responses = artifact.read(CandidateScores, directory).responses
+            if any(select not in response.measured for response in responses):
+                raise BadInput(
+                    f"{out} was recorded without {select}, which is measured while responses are "
+                    "recorded. Choose another --out."
+                )
 
 
 def read_given(
@@ -125,17 +129,17 @@ def read_given(
             "directory with one NAME.jsonl per candidate."
         )
     known = {prompt.id for prompt in prompts}
-    found = {}
+    traces = {}
     for name, file in files.items():
         if not file.is_file():
             raise BadInput(f"--traces has no {file}, the traces of candidate {name}.")
-        found[name] = read_traces(file)
-        strangers = sorted({trace.prompt_id for trace in found[name]} - known)
+        traces[name] = read_traces(file)
+        strangers = sorted({trace.prompt_id for trace in traces[name]} - known)
         if strangers:
             raise BadInput(f"{file} answers prompt {strangers[0]!r}, which the mini-set lacks.")
-        if not found[name]:
+        if not traces[name]:
             raise BadInput(f"{file} holds no trace.")
-    return found
+    return traces
 
 
 def read_shared_weights(source: str, chosen: Sequence[Subject]) -> np.ndarray:

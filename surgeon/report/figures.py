@@ -29,7 +29,7 @@ _SMALL = "a1.7 1.7 0 1 0 3.4 0a1.7 1.7 0 1 0 -3.4 0z"
 N_STYLES = len(_SHAPES)
 
 
-class Mark(NamedTuple):
+class Dot(NamedTuple):
     """One candidate in one chart."""
 
     index: int
@@ -87,7 +87,7 @@ def axis(values: Iterable[float], *, ticks: int = 4, pad: float = 0.08) -> Axis:
     return Axis(low, high, tuple(k * step for k in range(first, last + 1)), step)
 
 
-def spread(marks: Iterable[Mark], *, horizontal: bool = False) -> list[float]:
+def spread(marks: Iterable[Dot], *, horizontal: bool = False) -> list[float]:
     """All values a scale must cover: the scores and the ends of their intervals."""
     values: list[float] = []
     for mark in marks:
@@ -135,7 +135,7 @@ def _shape(series: int, x: float, y: float) -> Markup:
     return Markup(f"M{x + dx:.1f} {y + dy:.1f}{path}")
 
 
-def _dot(mark: Mark, x: float, y: float, *, small: bool = False) -> Markup:
+def _dot(mark: Dot, x: float, y: float, *, small: bool = False) -> Markup:
     shape = _shape(mark.series, x, y)
     if small:
         shape = Markup(f"M{x - 1.7:.1f} {y:.1f}{_SMALL}")
@@ -174,7 +174,7 @@ def _band(line: Sequence[tuple[float, float | None, float | None]], series: int)
 
 
 def ratio_panel(
-    marks: Sequence[Mark],
+    marks: Sequence[Dot],
     x_scale: Axis,
     *,
     label: str,
@@ -221,7 +221,7 @@ def ratio_panel(
 
 
 def rank_panel(
-    marks: Sequence[Mark],
+    marks: Sequence[Dot],
     names: Sequence[str],
     *,
     label: str,
@@ -269,7 +269,7 @@ def rank_panel(
     return _svg(bottom + BOTTOM, label, parts, "" if named else "dense")
 
 
-def scatter_panel(marks: Sequence[Mark], *, label: str, favourite: int | None) -> Markup:
+def scatter_panel(marks: Sequence[Dot], *, label: str, favourite: int | None) -> Markup:
     """Accuracy in % (y) against one score (x); Regret@1 is drawn as the drop from the best.
 
     The dashed line is the highest accuracy; the vertical stroke from the ringed favourite up to

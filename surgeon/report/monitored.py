@@ -10,11 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
-from surgeon.report import filled
-from surgeon.report.reading import CHARACTERS_SHOWN, ROW_CHARACTERS, omitted, share, shown_rows
-from surgeon.report.rows import Json
-from surgeon.report.tracks import View, down, labels, lanes, tracks, view_of
-from surgeon.report.words import DASH, finite, grouped, signed, times
+from surgeon.report.page import filled
+from surgeon.report.reading import CHARACTERS_SHOWN, ROW_CHARACTERS, cut, omitted, share, shown_rows
+from surgeon.report.tracks import MonitoredView, down, labels, lanes, tracks, view_of
+from surgeon.report.words import DASH, Json, finite, grouped, signed, times
 
 STEP_CHARACTERS = 400
 """Of a failing step's text in the table."""
@@ -28,9 +27,6 @@ def page(data: Json) -> str:
     With `rates`, by level, the trace is one that was fired at random.
     """
     view = view_of(data)
-    prompt = str(data.get("prompt") or "")
-    if len(prompt) > CHARACTERS_SHOWN[1]:
-        prompt = prompt[: CHARACTERS_SHOWN[1]] + " [the rest of the prompt is not shown]"
     name = f"{data.get('prompt_id', '')}, sample {data.get('sample', 0)}"
     return filled(
         "monitored.html.j2",
@@ -40,7 +36,7 @@ def page(data: Json) -> str:
         headline=_headline(view),
         ending=_ending(view, data),
         facts=_facts(view, data, name),
-        prompt=prompt,
+        prompt=cut(str(data.get("prompt") or ""), CHARACTERS_SHOWN[1], "the prompt"),
         view=view,
         labels=labels(view),
         wide=lanes(view, 0.02),
@@ -55,7 +51,7 @@ def page(data: Json) -> str:
 # ---------------------------------------------------------------- in words
 
 
-def _headline(view: View) -> str:
+def _headline(view: MonitoredView) -> str:
     length = times(len(view.tokens), "token")
     if not view.firings:
         return f"Nothing fired in {length}."
@@ -64,7 +60,7 @@ def _headline(view: View) -> str:
     return f"{times(len(view.firings), 'firing')} in {length}: {listed}."
 
 
-def _ending(view: View, data: Json) -> str:
+def _ending(view: MonitoredView, data: Json) -> str:
     cut = data.get("finish_reason") == "length"
     how = "was cut at the token limit" if cut else "ended by itself"
     said = f"The response {how} after {times(len(view.steps), 'step')}"
@@ -76,7 +72,7 @@ def _ending(view: View, data: Json) -> str:
     return f"{said}."
 
 
-def _facts(view: View, data: Json, name: str) -> list[tuple[str, str, str]]:
+def _facts(view: MonitoredView, data: Json, name: str) -> list[tuple[str, str, str]]:
     """(term, value, note)"""
     rates = data.get("rates") or {}
     fired = {(firing["start"], firing["level"]) for firing in view.firings}
@@ -111,7 +107,7 @@ def _facts(view: View, data: Json, name: str) -> list[tuple[str, str, str]]:
     ]
 
 
-def _row(view: View, n: int, firing: Json) -> dict[str, Any]:
+def _row(view: MonitoredView, n: int, firing: Json) -> dict[str, Any]:
     """A firing in the table, on its flags and where it is drawn."""
     words, back = str(firing.get("text", "")), finite(firing.get("read_back"))
     if len(words) > STEP_CHARACTERS:
@@ -133,7 +129,7 @@ def _row(view: View, n: int, firing: Json) -> dict[str, Any]:
 # ---------------------------------------------------------------- text
 
 
-class Piece(NamedTuple):
+class TokenRun(NamedTuple):
     """Neighbouring tokens of one row, all forced by the same firing or all chosen (-1)."""
 
     start: int
@@ -142,7 +138,7 @@ class Piece(NamedTuple):
     text: str
 
 
-def _blocks(view: View) -> Iterator[dict[str, Any]]:
+def _blocks(view: MonitoredView) -> Iterator[dict[str, Any]]:
     """The response's text, step by step, and what lies outside of the steps."""
     edges = sorted({0, len(view.tokens), *(edge for step in view.steps for edge in step)})
     starts = {start: s for s, (start, _) in enumerate(view.steps)}
@@ -167,7 +163,7 @@ def _blocks(view: View) -> Iterator[dict[str, Any]]:
             yield {"step": s, "runs": runs, **_said(view, s, read.get(s, {}))}
 
 
-def _said(view: View, s: int | None, said: Mapping[str, float]) -> dict[str, Any]:
+def _said(view: MonitoredView, s: int | None, said: Mapping[str, float]) -> dict[str, Any]:
     """What the detectors said at a step's end."""
     return {
         "fired": [n for n, firing in enumerate(view.firings) if firing["step"] == s],
@@ -179,19 +175,19 @@ def _said(view: View, s: int | None, said: Mapping[str, float]) -> dict[str, Any
     }
 
 
-def _pieces(view: View, start: int, end: int) -> list[Piece]:
+def _pieces(view: MonitoredView, start: int, end: int) -> list[TokenRun]:
     """Tokens [start, end), cut at rows and where forcing begins and ends."""
     at, found = start, []
     while at < end:
         row, firing, to = at // view.size, int(view.firing_T[at]), at + 1
         while to < min(end, (row + 1) * view.size) and view.firing_T[to] == firing:
             to += 1
-        found.append(Piece(at, row, firing, "".join(view.tokens[at:to])))
+        found.append(TokenRun(at, row, firing, "".join(view.tokens[at:to])))
         at = to
     return found
 
 
-def _trimmed(pieces: Sequence[Piece]) -> list[tuple[Piece, str]]:
+def _trimmed(pieces: Sequence[TokenRun]) -> list[tuple[TokenRun, str]]:
     """The pieces with the text to show, without the line breaks at both ends of a block."""
     found = [piece.text for piece in pieces]
     for i in range(len(found)):
@@ -205,22 +201,27 @@ def _trimmed(pieces: Sequence[Piece]) -> list[tuple[Piece, str]]:
     return list(zip(pieces, found, strict=True))
 
 
-def _span(view: View, piece: Piece, text: str, shown: set[int]) -> tuple[str, int, str, Any] | None:
+def _span(
+    view: MonitoredView, piece: TokenRun, text: str, shown: set[int]
+) -> tuple[str, int, str, str] | None:
     """(kind, row, title, text): the first piece of a row stands for it when it is pointed at."""
     first = piece.start == piece.row * view.size
     if piece.row not in shown:
         if not first or piece.row - 1 not in shown:
             return None
         following = min((row for row in shown if row > piece.row), default=view.n_rows)
-        return "", -1, "", omitted(piece.row, following, view.n_rows)
-    if len(text) > ROW_CHARACTERS:
-        text = text[:ROW_CHARACTERS] + " [the rest of this row is not shown]"
+        return "omitted", -1, "", omitted(piece.row, following, view.n_rows)
     # A token of nothing but line breaks still has a place to point at.
     kind = " ends" if piece.text and not text else ""
-    return kind, piece.row if first else -1, _title(view, piece.row) if first else "", text
+    return (
+        kind,
+        piece.row if first else -1,
+        _title(view, piece.row) if first else "",
+        cut(text, ROW_CHARACTERS, "this row"),
+    )
 
 
-def _title(view: View, row: int) -> str:
+def _title(view: MonitoredView, row: int) -> str:
     first, last = row * view.size, min((row + 1) * view.size, len(view.tokens)) - 1
     s = int(view.step_T[first])
     where = f"token {first + 1:,}" if first == last else f"tokens {first + 1:,} to {last + 1:,}"

@@ -1,208 +1,235 @@
-"""Which charts the page has: every score, all evidence, and each score against accuracy."""
+"""The panels of a ranking's page: a function and a row each.
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+A panel of your own is a function in a file of your own, named as `module:function`:
+
+    surgeon rank ... --panels my_panel:cost
+
+It gets the `RankingPage` and returns what the panel shows: `Markup` (of `fragment`, for
+example), or plain text; None leaves the panel out. See examples/my_panel.py.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from surgeon.report import figures
-from surgeon.report.figures import Mark
+from surgeon import named
+from surgeon.ranking import SelectionQuality
+from surgeon.report.charts import evidence_groups, scatter_figures, score_groups
+from surgeon.report.page import part
+from surgeon.report.reading import trace_view
 from surgeon.report.rows import (
-    EVIDENCE,
-    Ends,
-    Json,
-    Measure,
-    Row,
-    find_most_accurate,
-    interval_text,
-    measure_of,
-    number,
-    with_unit,
+    Cell,
+    RankingPage,
+    count_cells,
+    score_cells,
+    sort_key,
+    span_text,
 )
-from surgeon.report.words import finite, signed
+from surgeon.report.words import DASH, grouped, integer, signed, times
 
-NO_ENDS: Ends = (None, None)
+TEMPLATE = "panels.html.j2"
+TALL_TABLE = 40
+"""Tables with more rows than this scroll in a box of their own."""
 
 
-class Figure(NamedTuple):
-    """One panel of a group of small charts."""
+class Panel(NamedTuple):
+    """A section of the page."""
 
     title: str
-    unit: str
-    what: str
-    note: str
-    """What the panel says when nothing is pointed at."""
-    svg: Markup
-
-
-class Group(NamedTuple):
-    """Panels that share an axis, the axis' name, and the legend of their lines and signs."""
-
+    """In the page's list of sections."""
     heading: str
-    axis: str
-    legend: list[tuple[Markup, str]]
-    figures: list[Figure]
-    tied: bool
-    accurate: bool
-    intervals: bool
+    draw: Callable[[RankingPage], Markup | str | None]
+    """What it shows; None where there is nothing to show."""
+
+    def __call__(self, page: RankingPage) -> Markup | str | None:
+        return self.draw(page)
 
 
-class Curve(NamedTuple):
-    """One quantity of all candidates, in the unit shown; both lists follow the ranking's order."""
-
-    key: str
-    measure: Measure
-    value: Sequence[float | None]
-    ends: Sequence[Ends]
-
-
-def score_groups(
-    rows: Sequence[Row], scores: Sequence[str], favourites: Mapping[str, int]
-) -> list[Group]:
-    """Every score against the ratio; by rank for the candidates without one."""
-    curves = [
-        Curve(
-            score,
-            measure_of(score),
-            [row.value.get(score) for row in rows],
-            [row.interval.get(score, NO_ENDS) for row in rows],
-        )
-        for score in scores
-    ]
-    return _groups(rows, curves, favourites, find_most_accurate(rows))
-
-
-def evidence_groups(rows: Sequence[Row]) -> list[Group]:
-    """What stands behind the scores, drawn like them; quantities nobody has are left out."""
-    curves = [
-        Curve(key, measure, [row.evidence[key] for row in rows], [NO_ENDS] * len(rows))
-        for key, measure in EVIDENCE.items()
-        if any(row.evidence[key] is not None for row in rows)
-    ]
-    return _groups(rows, curves, {}, None)
-
-
-def scatter_figures(
-    rows: Sequence[Row], scores: Sequence[str], favourites: Mapping[str, int], quality: Json
-) -> list[Figure]:
-    """Each score against accuracy, when at least three accuracies are known."""
-    if sum(row.value["accuracy"] is not None for row in rows) < 3:
-        return []
-    lines = [{row.index for row in line} for line in series(rows).values()]
-    drawn = []
-    for score in scores:
-        if score == "accuracy":
-            continue
-        measure = measure_of(score)
-        marks = []
-        for row in rows:
-            x, y = row.value.get(score), row.value["accuracy"]
-            if x is not None and y is not None:
-                said = f"{_said(row, measure, x, NO_ENDS)}, accuracy {signed(y, 1)}%"
-                line = next((i for i, members in enumerate(lines) if row.index in members), 0)
-                marks.append(Mark(row.index, x, y, None, None, said, row.tied, line))
-        known = quality.get(score) or {}
-        r, regret = finite(known.get("pearson")), finite(known.get("regret_at_1"))
-        note = f"r = {signed(r, 2)}, regret {signed(regret, 1)} pp" if known else ""
-        told = f"Accuracy in % against {measure.label}, {len(marks)} candidates; {note}"
-        svg = figures.scatter_panel(marks, label=told, favourite=favourites.get(score))
-        drawn.append(Figure(measure.label, measure.unit, measure.what, note, svg))
-    return drawn
-
-
-def series(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Lines of the ratio charts: label -> candidates with a ratio.
-
-    A line is a merge method; where a method has two candidates of one ratio, it is split by the
-    directory they came from. A candidate without a method (an endpoint) belongs to every line.
-    """
-    placed = [row for row in rows if row.ratio is not None]
-    shared = [row for row in placed if not row.method]
-    lines: dict[str, list[Row]] = {}
-    for method in sorted({row.method for row in placed if row.method}):
-        members = [row for row in placed if row.method == method]
-        if len({row.ratio for row in members}) == len(members):
-            lines[method] = members
-            continue
-        for row in members:
-            family, fragment, _ = row.checkpoint.partition("#")
-            source = family if fragment else str(Path(row.checkpoint).parent)
-            lines.setdefault(f"{method}, {source}", []).append(row)
-    if not lines:
-        return {"": shared} if shared else {}
-    return {label: [*members, *shared] for label, members in lines.items()}
-
-
-def _groups(
-    rows: Sequence[Row],
-    curves: Sequence[Curve],
-    favourites: Mapping[str, int],
-    most_accurate: int | None,
-) -> list[Group]:
-    lines = series(rows)
-    placed = {row.index for members in lines.values() for row in members}
-    others = [row for row in rows if row.index not in placed]
-    ratios = [row.ratio for row in rows if row.index in placed and row.ratio is not None]
-    x_scale = figures.axis(ratios, pad=0.03)
-    by_ratio: list[Figure] = []
-    by_rank: list[Figure] = []
-    for curve in curves:
-        measure = curve.measure
-        note = "" if any(value is not None for value in curve.value) else "no values"
-        favourite = favourites.get(curve.key)
-        if favourite is not None:
-            verb = "highest at" if curve.key == "accuracy" else "prefers"
-            shown = number(measure, curve.value[favourite])
-            note = f"{verb} {rows[favourite].name}: {shown}"
-        told = f"{measure.label} {measure.unit}".strip() + (f"; {note}" if note else "")
-        options: dict[str, Any] = dict(favourite=favourite, most_accurate=most_accurate)
-        if placed:
-            marks = [
-                _mark(row, curve, row.ratio, None, line)
-                for line, members in enumerate(lines.values())
-                for row in members
-                if curve.value[row.index] is not None
-            ]
-            svg = figures.ratio_panel(
-                marks, x_scale, label=f"{told}; against the merge ratio", **options
-            )
-            by_ratio.append(Figure(measure.label, measure.unit, measure.what, note, svg))
-        if others:
-            marks = [
-                _mark(row, curve, None, place, 0)
-                for place, row in enumerate(others)
-                if curve.value[row.index] is not None
-            ]
-            names = [f"{row.rank} {row.name}" for row in others]
-            svg = figures.rank_panel(marks, names, label=f"{told}; by rank", **options)
-            by_rank.append(Figure(measure.label, measure.unit, measure.what, note, svg))
-    entries = [(figures.swatch(line), label) for line, label in enumerate(lines) if label]
-    flags: dict[str, bool] = dict(
-        tied=any(row.tied for row in rows[1:]),
-        accurate=most_accurate is not None,
-        intervals=any(ends[0] is not None for curve in curves for ends in curve.ends),
+def table(page: RankingPage) -> Markup:
+    """Every candidate with its scores, intervals and counts."""
+    return part(
+        TEMPLATE,
+        "table",
+        rows=page.rows,
+        select=page.select.label,
+        measures=page.scores.values(),
+        cells=[score_cells(page, row) for row in page.rows],
+        counts=[count_cells(candidate) for candidate in page.ranking.candidates],
+        tall=len(page.rows) > TALL_TABLE,
     )
-    groups = []
-    if by_ratio:
-        axis_name = "merge ratio (0 = first endpoint, 1 = second)"
-        groups.append(Group("", axis_name, entries, by_ratio, **flags))
-    if by_rank:
-        heading = "Candidates without a merge ratio" if by_ratio else ""
-        axis_name = "one row per candidate, best on top; numbers are ranks"
-        groups.append(Group(heading, axis_name, [], by_rank, **flags))
-    return groups
 
 
-def _mark(row: Row, curve: Curve, x: float | None, place: int | None, line: int) -> Mark:
-    """A candidate's mark: at (ratio, value), or at (value, row) when `place` is the row."""
-    value, ends = curve.value[row.index] or 0.0, curve.ends[row.index]
-    said = _said(row, curve.measure, value, ends)
-    where = (value, float(place)) if place is not None else (x or 0.0, value)
-    return Mark(row.index, *where, *ends, said, row.tied, line)
+def scores(page: RankingPage) -> Markup:
+    """Every score of every candidate, as charts."""
+    return part(TEMPLATE, "groups", groups=score_groups(page), select=page.select.label)
 
 
-def _said(row: Row, measure: Measure, value: float, ends: Ends) -> str:
-    interval = interval_text(measure, ends)
-    tail = f" (95%: {interval})" if interval else ""
-    return f"{row.name}: {with_unit(measure, value)}{tail}"
+def accuracy(page: RankingPage) -> Markup | None:
+    """How well each score would have chosen, and each score against accuracy."""
+    quality = page.ranking.selection_quality
+    figures = scatter_figures(page)
+    if not figures and quality is None:
+        return None
+    return part(
+        TEMPLATE,
+        "accuracy",
+        line=_truth_line(page),
+        quality=_quality_rows(page, quality or {}),
+        figures=figures,
+    )
+
+
+def evidence(page: RankingPage) -> Markup:
+    """What stands behind the scores, in sentences and as charts."""
+    return part(
+        TEMPLATE,
+        "evidence",
+        lines=_evidence_lines(page),
+        figure_groups=evidence_groups(page),
+        select=page.select.label,
+    )
+
+
+def trace(page: RankingPage) -> Markup | None:
+    """One response of the best candidate with its novelty and phases."""
+    if page.reading is None:
+        return None
+    return part("trace.html.j2", "trace", view=trace_view(page.reading))
+
+
+def settings(page: RankingPage) -> Markup:
+    """The command, the checkpoints, the settings, and the versions."""
+    ranking, lineage = page.ranking, page.lineage
+    names = {row.name for row in page.rows}
+    inputs = {k: v for k, v in lineage.get("inputs", {}).items() if k not in names}
+    mini_set = {"path": ranking.mini_set.path, "prompts": ranking.mini_set.prompts,
+                "digest": ranking.mini_set.digest}  # fmt: skip
+    arguments = {k: v for k, v in ranking.settings.items() if k != "mini_set"}
+    return part(
+        TEMPLATE,
+        "settings",
+        command=lineage.get("command"),
+        rows=page.rows,
+        columns=[
+            ("Settings", [*_flat(mini_set, "mini_set"), *_flat(arguments)]),
+            (
+                "Versions and inputs",
+                [*_flat(lineage.get("versions", {}), "version"), *_flat(inputs, "input")],
+            ),
+        ],
+    )
+
+
+PANELS: dict[str, Panel] = {
+    "table": Panel("Table", "Candidates, best first", table),
+    "scores": Panel("Scores", "Every score", scores),
+    "accuracy": Panel("Against accuracy", "Against accuracy", accuracy),
+    "evidence": Panel("Evidence", "Evidence", evidence),
+    "trace": Panel("One trace", "One trace, read", trace),
+    "settings": Panel("Settings", "Settings and provenance", settings),
+}
+"""Every panel, in the order of the page; those from outside stand before the last."""
+
+
+def find(name: str) -> Panel:
+    """The row of that name, or what `module:function` names: a `Panel`, or a function that draws.
+
+    Raises `BadInput`.
+    """
+    found = named.row(PANELS, name, "panels")
+    if isinstance(found, Panel):
+        return found
+    title = name.partition(":")[2].replace("_", " ").capitalize()
+    heading = (found.__doc__ or title).strip().partition("\n")[0].rstrip(".")
+    return Panel(title, heading, found)
+
+
+def chosen(extra: Iterable[str]) -> dict[str, Panel]:
+    """The panels of a page: all rows, and those asked for from outside."""
+    panels = PANELS | {name: find(name) for name in extra}
+    return {name: panels[name] for name in sorted(panels, key="settings".__eq__)}
+
+
+# ---------------------------------------------------------------- in words
+
+
+def _truth_line(page: RankingPage) -> str:
+    """Where the accuracies come from."""
+    truth = page.truth
+    problems = [n for c in truth.get("candidates", ()) if (n := integer(c.get("problems")))]
+    samples = integer(truth.get("settings", {}).get("samples"))
+    task = truth.get("task", {}).get("path")
+    parts = [f"Accuracy was measured on {task}" if task else "Accuracy was measured apart"]
+    if problems:
+        parts.append(f"{grouped(max(problems))} problems")
+    if samples:
+        parts.append("one sample each" if samples == 1 else f"{samples} samples each")
+    if page.ranking.truth:
+        parts.append(f"and read from {page.ranking.truth}")
+    return ", ".join(parts) + ". No label was used to rank."
+
+
+def _quality_rows(
+    page: RankingPage, quality: Mapping[str, SelectionQuality]
+) -> list[tuple[str, list[Cell]]]:
+    """Rows of the selection-quality table; the best of each column is marked."""
+    columns = {"pearson": max, "spearman": max, "regret_at_1": min, "hit_at_3": max}
+    best = {}
+    for field, pick in columns.items():
+        known = [v for q in quality.values() if (v := getattr(q, field)) is not None]
+        best[field] = pick(known) if known else None
+    rows = []
+    for score in page.scores:
+        if score not in quality:
+            continue
+        cells = []
+        for field in columns:
+            value = getattr(quality[score], field)
+            shown = signed(value, 1 if field == "regret_at_1" else 3)
+            if field == "hit_at_3" and value in (0, 1):
+                shown = "yes" if value else "no"
+            marked = value is not None and value == best[field]
+            cells.append(Cell(shown, sort_key(value), "", marked))
+        rows.append((page.scores[score].label, cells))
+    return rows
+
+
+def _evidence_lines(page: RankingPage) -> list[str]:
+    """What stands behind the scores, in sentences."""
+    candidates = page.ranking.candidates
+    if not candidates:
+        return []
+    responses, without = page.total("responses"), page.total("without_evidence")
+    empty = sum(c.without_evidence == c.responses for c in candidates)
+    top_k, row_tokens = (integer(page.ranking.settings[name]) for name in ("top_k", "row_tokens"))
+    return [
+        f"{span_text(c.cycles for c in candidates)} cycles per response.",
+        f"{grouped(without)} of {grouped(responses)} responses carry no evidence "
+        f"({100 * without / responses:.1f}%); "
+        + (
+            f"{empty} of {len(candidates)} candidates have none at all."
+            if empty
+            else "every candidate has some."
+        ),
+        f"The {grouped(top_k)} largest activations of each token keep "
+        f"{span_text(100 * c.kept_mass for c in candidates)}% of the positive activation mass.",
+        f"A row is {times(row_tokens or 1, 'token')}.",
+    ]
+
+
+def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
+    """Nested settings as (dotted name, text)."""
+    if isinstance(value, Mapping) and value:
+        return [
+            line
+            for key, inner in value.items()
+            for line in _flat(inner, f"{name}.{key}" if name else str(key))
+        ]
+    if isinstance(value, bool):
+        return [(name, "yes" if value else "no")]
+    if value is None:
+        return [(name, DASH)]
+    if isinstance(value, list | tuple):
+        return [(name, ", ".join(map(str, value)) or DASH)]
+    return [(name, str(value))]

@@ -1,17 +1,16 @@
-"""Candidates as the page shows them: what each score is called, its values, its table cells.
+"""A ranking as the page shows it: what each score is called, candidates' values, table cells.
 
 Values are kept in the unit shown (accuracy in %), so that tables and charts agree.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from surgeon.report.words import DASH, finite, grouped, integer, signed
+from surgeon.ranking import Interval, RankedCandidate, Ranking
+from surgeon.report.reading import TraceReading
+from surgeon.report.words import DASH, grouped, signed
 
-Json = Mapping[str, Any]
-Ends = tuple[float | None, float | None]
-"""The ends of a 95% interval; None where there is none."""
+NO_INTERVAL: Interval = (None, None)
 
 
 class Measure(NamedTuple):
@@ -24,20 +23,7 @@ class Measure(NamedTuple):
     scale: float = 1.0
 
 
-MEASURES: dict[str, Measure] = {
-    "accuracy": Measure("Accuracy", "%", 1, "share of the task's problems answered right", 100),
-    "nex": Measure("NEX", "", 4, "Good-Mass Fraction: share of activation mass on useful neurons"),
-    "agreement": Measure("Agreement", "", 3, "share of a prompt's samples that agree on an answer"),
-    "finished": Measure("Finished", "", 3, "share of responses that ended before the token limit"),
-    "length": Measure("Length", "tokens", 1, "mean response length"),
-    "explore_segments": Measure("E segments", "per response", 2, "exploring stretches"),
-    "hes": Measure("HES", "nats", 1, "sum of token entropies over a response"),
-    "entropy_top20": Measure(
-        "Top-20% entropy", "", 3, "share of rows in the pool's most uncertain"
-    ),
-    "logprob": Measure("Log-prob", "nats/token", 3, "mean log-probability of the sampled tokens"),
-}
-"""Scores in the order they are shown; others follow under their own names."""
+ACCURACY = Measure("Accuracy", "%", 1, "share of the task's problems answered right", 100)
 
 EVIDENCE: dict[str, Measure] = {
     "cycles": Measure("Cycles", "per response", 2, "an exploring stretch and what follows it"),
@@ -52,8 +38,9 @@ EVIDENCE: dict[str, Measure] = {
     "reward": Measure("Reward", "", 3, "NEX Eq. 15"),
     "bad": Measure("Bad", "", 3, "NEX Eq. 16"),
 }
-"""What stands behind the scores, under the names of ranking.json; those present are shown."""
-_TOTALS = {"without_evidence", "tokens", "truncated"}
+"""What stands behind the scores: fields of a candidate."""
+TOTALS = {"without_evidence", "tokens", "truncated"}
+"""The fields that are sums over the responses."""
 
 
 class Cell(NamedTuple):
@@ -65,7 +52,7 @@ class Cell(NamedTuple):
     favourite: bool = False
 
 
-class Row(NamedTuple):
+class CandidateRow(NamedTuple):
     """One candidate, ready to be shown; `value` and `interval` are in the unit shown."""
 
     index: int
@@ -74,108 +61,103 @@ class Row(NamedTuple):
     checkpoint: str
     digest: str
     method: str
+    """Empty for an endpoint."""
     ratio: float | None
     tied: bool
+    """It is the best, or can't be told apart from it."""
     value: dict[str, float | None]
-    interval: dict[str, Ends]
+    interval: dict[str, Interval]
     evidence: dict[str, float | None]
 
 
-def measure_of(score: str) -> Measure:
-    return MEASURES.get(score) or Measure(score, "", 4, "")
+class RankingPage(NamedTuple):
+    """What the panels of a ranking's page are drawn from."""
+
+    ranking: Ranking
+    rows: list[CandidateRow]
+    """The candidates, best first."""
+    scores: dict[str, Measure]
+    """The scores shown, in their order; accuracy first, where it is known."""
+    favourites: dict[str, int]
+    """Score -> place of the candidate it prefers."""
+    reading: TraceReading | None
+    """One response of the best candidate, read closely."""
+    truth: Mapping[str, Any]
+    """The evaluation that the accuracies come from; empty where they don't come from one."""
+    lineage: Mapping[str, Any]
+    """surgeon.json of the ranking."""
+
+    @property
+    def select(self) -> Measure:
+        """The score that orders the candidates."""
+        return self.scores[self.ranking.select]
+
+    @property
+    def most_accurate(self) -> int | None:
+        return self.favourites.get("accuracy")
+
+    def total(self, field: str) -> int:
+        """A field of the candidates, summed."""
+        return sum(getattr(candidate, field) for candidate in self.ranking.candidates)
 
 
-def read_row(index: int, candidate: Json, truth: Json | None) -> Row:
-    known: dict[str, Any] = {**(candidate.get("scores") or {})}
-    ends: dict[str, Any] = {**(candidate.get("interval") or {})}
-    name = str(candidate.get("name") or candidate.get("checkpoint") or f"candidate {index + 1}")
-    known["accuracy"] = candidate.get("accuracy")
-    ends["accuracy"] = candidate.get("accuracy_interval")
-    if finite(known["accuracy"]) is None:
-        for measured in (truth or {}).get("candidates") or []:
-            if measured.get("name") == candidate.get("name"):
-                known["accuracy"] = measured.get("avg")
-                ends["accuracy"] = (measured.get("interval") or {}).get("avg")
+def ranking_page(
+    ranking: Ranking,
+    measures: Mapping[str, Measure],
+    reading: TraceReading | None = None,
+    truth: Mapping[str, Any] | None = None,
+    lineage: Mapping[str, Any] | None = None,
+) -> RankingPage:
+    """What the page shows; scores without a measure follow under their own names."""
+    present = ranking.candidates[0].scores if ranking.candidates else {}
+    order = dict.fromkeys([ranking.select, *measures, *present])
+    scores = {
+        score: measures.get(score) or Measure(score, "", 4, "")
+        for score in order
+        if score in present or score == ranking.select
+    }
+    if any(candidate.accuracy is not None for candidate in ranking.candidates):
+        scores = {"accuracy": ACCURACY, **scores}
+    rows = [_row(i, candidate, scores) for i, candidate in enumerate(ranking.candidates)]
+    place = {row.name: row.index for row in rows}
+    favourites = {
+        score: place[name]
+        for score, name in ranking.favourites.items()
+        if name is not None and score in scores
+    }
+    known = [(v, -row.index) for row in rows if (v := row.value["accuracy"]) is not None]
+    if known:
+        favourites["accuracy"] = -max(known)[1]
+    return RankingPage(ranking, rows, scores, favourites, reading, truth or {}, lineage or {})
 
-    def interval(score: str) -> Ends:
-        pair = ends.get(score)
-        if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
-            return None, None
-        return _scaled(measure_of(score), pair[0]), _scaled(measure_of(score), pair[1])
 
-    ratio = finite(candidate.get("ratio"))
-    return Row(
+def _row(index: int, candidate: RankedCandidate, scores: Mapping[str, Measure]) -> CandidateRow:
+    return CandidateRow(
         index=index,
-        rank=integer(candidate.get("rank")) or index + 1,
-        name=name,
-        checkpoint=str(candidate.get("checkpoint") or ""),
-        digest=str(candidate.get("digest") or ""),
-        method=_method(candidate, name, ratio),
-        ratio=ratio,
-        tied=index == 0 or candidate.get("not_told_apart_from_best") is True,
-        value={score: _scaled(measure_of(score), value) for score, value in known.items()},
-        interval={score: interval(score) for score in known},
+        rank=candidate.rank,
+        name=candidate.name,
+        checkpoint=candidate.checkpoint,
+        digest=candidate.digest,
+        method=candidate.method or "",
+        ratio=candidate.ratio,
+        tied=candidate.not_told_apart_from_best,
+        value={
+            **candidate.scores,
+            "accuracy": None if candidate.accuracy is None else ACCURACY.scale * candidate.accuracy,
+        },
+        interval=dict(candidate.interval),
         evidence={
-            key: _scaled(
-                measure,
-                per_response(candidate, key) if key in _TOTALS else candidate.get(key),
-            )
-            for key, measure in EVIDENCE.items()
+            field: None if value is None else measure.scale * value
+            for field, measure in EVIDENCE.items()
+            for value in [evidence_of(candidate, field)]
         },
     )
 
 
-def _scaled(measure: Measure, value: Any) -> float | None:
-    number = finite(value)
-    return None if number is None else number * measure.scale
-
-
-def _method(candidate: Json, name: str, ratio: float | None) -> str:
-    """The merge method, as given or as the name says it: slerp-0.45 at ratio 0.45."""
-    if candidate.get("method"):
-        return str(candidate["method"])
-    found = re.fullmatch(r"(.*[^\W\d].*?)-(\d+(?:\.\d+)?)", name, re.DOTALL)
-    if found and ratio is not None and abs(float(found[2]) - ratio) < 1e-6:
-        return found[1]
-    return ""
-
-
-def per_response(candidate: Json, key: str) -> float | None:
-    total, responses = finite(candidate.get(key)), finite(candidate.get("responses"))
-    return total / responses if total is not None and responses else None
-
-
-def shown_scores(ranking: Json, rows: Sequence[Row]) -> list[str]:
-    """Scores to show: accuracy where known, the one ranked by, then the order of `MEASURES`."""
-    present = {score for row in rows for score in row.value if score != "accuracy"}
-    select = str(ranking.get("select", "nex"))
-    order = [select, *MEASURES, *sorted(present)]
-    shown = list(dict.fromkeys(score for score in order if score in present))
-    known = any(row.value["accuracy"] is not None for row in rows)
-    return ["accuracy", *shown] if known else shown
-
-
-def find_favourites(ranking: Json, rows: Sequence[Row], scores: Sequence[str]) -> dict[str, int]:
-    """score -> index of the candidate it prefers: as given, else the one with the largest value."""
-    given = {**(ranking.get("favourites") or {})}
-    of_name: dict[str, int] = {}
-    for row in rows:
-        of_name.setdefault(row.name, row.index)
-    found: dict[str, int] = {}
-    for score in scores:
-        if score in given:
-            if given[score] in of_name:
-                found[score] = of_name[given[score]]
-            continue
-        known = [(row.value[score], -row.index) for row in rows if row.value.get(score) is not None]
-        if known:
-            found[score] = -max(known)[1]
-    return found
-
-
-def find_most_accurate(rows: Sequence[Row]) -> int | None:
-    known = [(v, -row.index) for row in rows if (v := row.value["accuracy"]) is not None]
-    return -max(known)[1] if known else None
+def evidence_of(candidate: RankedCandidate, field: str) -> float | None:
+    """A field of `EVIDENCE`, sums as means over the responses."""
+    value = getattr(candidate, field)
+    return value / candidate.responses if field in TOTALS else value
 
 
 def number(measure: Measure, value: float | None) -> str:
@@ -189,22 +171,11 @@ def with_unit(measure: Measure, value: float | None) -> str:
     return f"{shown}%" if measure.unit.startswith("%") else f"{shown} {measure.unit}"
 
 
-def interval_text(measure: Measure, ends: Ends) -> str:
+def interval_text(measure: Measure, ends: Interval) -> str:
     if ends[0] is None or ends[1] is None:
         return ""
     dash = " to " if ends[0] < 0 else DASH
     return f"{number(measure, ends[0])}{dash}{number(measure, ends[1])}"
-
-
-def score_cells(row: Row, scores: Sequence[str], favourites: Mapping[str, int]) -> list[Cell]:
-    cells = []
-    for score in scores:
-        measure, value = measure_of(score), row.value.get(score)
-        ends = interval_text(measure, row.interval.get(score, (None, None)))
-        cells.append(
-            Cell(number(measure, value), sort_key(value), ends, favourites.get(score) == row.index)
-        )
-    return cells
 
 
 def sort_key(value: float | None) -> str:
@@ -212,13 +183,30 @@ def sort_key(value: float | None) -> str:
     return "" if value is None else repr(value)
 
 
-def count_cells(candidate: Json) -> list[Cell]:
-    """The table's last columns: how much stands behind the scores."""
+def score_cells(page: RankingPage, row: CandidateRow) -> list[Cell]:
+    """A candidate's scores, in their order."""
     cells = []
-    for key in ("responses", "truncated", "tokens", "cycles", "without_evidence", "kept_mass"):
-        value = finite(candidate.get(key))
-        shown = grouped(value, 1 if key == "cycles" else 0)
-        if key == "kept_mass" and value is not None:
-            shown = f"{signed(100 * value, 1)}%"
-        cells.append(Cell(shown, sort_key(value)))
+    for score, measure in page.scores.items():
+        value, ends = row.value[score], row.interval.get(score, NO_INTERVAL)
+        favourite = page.favourites.get(score) == row.index
+        shown = number(measure, value)
+        cells.append(Cell(shown, sort_key(value), interval_text(measure, ends), favourite))
     return cells
+
+
+def count_cells(candidate: RankedCandidate) -> list[Cell]:
+    """The table's last columns: how much stands behind the scores."""
+    counts = (candidate.responses, candidate.truncated, candidate.tokens)
+    return [
+        *(Cell(grouped(count), sort_key(float(count))) for count in counts),
+        Cell(grouped(candidate.cycles, 1), sort_key(candidate.cycles)),
+        Cell(grouped(candidate.without_evidence), sort_key(float(candidate.without_evidence))),
+        Cell(f"{signed(100 * candidate.kept_mass, 1)}%", sort_key(candidate.kept_mass)),
+    ]
+
+
+def span_text(values: Iterable[float], decimals: int = 1) -> str:
+    """`1.1 to 4.1`, or one number where both ends are written alike."""
+    known = list(values)
+    low, high = (f"{end:.{decimals}f}" for end in (min(known), max(known)))
+    return low if low == high else f"{low} to {high}"

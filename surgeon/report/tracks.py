@@ -1,7 +1,7 @@
 """What a monitored trace did, over one axis of tokens: heat maps of channels, detectors' curves.
 
-`View` is the trace as far as a page can show it; flags, heat maps, curves and text all stand on its
-rows.
+`MonitoredView` is the trace as far as a page can show it; flags, heat maps, curves and text all
+stand on its rows.
 """
 
 # Shapes: T tokens of the response, R rows of `size` neighbouring tokens, C channels.
@@ -17,8 +17,7 @@ import numpy as np
 
 from surgeon.report.figures import Axis, axis
 from surgeon.report.reading import share
-from surgeon.report.rows import Json
-from surgeon.report.words import finite, signed, times
+from surgeon.report.words import Json, finite, signed, times
 
 LEVELS = {
     "intra": "a wrong step",
@@ -40,7 +39,7 @@ SCALE = Axis(-0.04, 1.04, (0.0, 0.5, 1.0), 0.5)
 """Of probabilities."""
 
 
-class View(NamedTuple):
+class MonitoredView(NamedTuple):
     """The trace, cut to what a page can show."""
 
     tokens: list[str]
@@ -71,7 +70,7 @@ class View(NamedTuple):
         return reading["probability"] >= self.levels[reading["level"]]["threshold"]
 
 
-def view_of(data: Json) -> View:
+def view_of(data: Json) -> MonitoredView:
     """What the page shows of what `replay` returned."""
     tokens = [str(token) for token in data.get("tokens") or []]
     T = len(tokens)
@@ -91,7 +90,7 @@ def view_of(data: Json) -> View:
         level: [_mean(row["probability_T"][at : at + size]) for at in range(0, T, size)]
         for level, row in levels.items()
     }
-    return View(
+    return MonitoredView(
         tokens, size, -(-T // size), steps, levels, readings, firings, step_T, firing_T,
         probability_R,
     )  # fmt: skip
@@ -102,7 +101,7 @@ def _mean(values: Sequence[Any]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def labels(view: View) -> list[tuple[str, str]]:
+def labels(view: MonitoredView) -> list[tuple[str, str]]:
     """(place, number) of some tokens."""
     n = len(view.tokens)
     ticks = range(1, n + 1) if n <= 8 else axis([1, n], ticks=8, pad=0).ticks
@@ -110,7 +109,7 @@ def labels(view: View) -> list[tuple[str, str]]:
     return [(view.left(tick - 0.5), f"{tick:,.0f}") for tick in whole]
 
 
-def lanes(view: View, apart: float) -> list[int]:
+def lanes(view: MonitoredView, apart: float) -> list[int]:
     """The lane of each firing's flag: those less than that share of the chart's width apart would
     overlap, and stand above each other."""
     ends: list[float] = []
@@ -123,7 +122,7 @@ def lanes(view: View, apart: float) -> list[int]:
     return found
 
 
-def tracks(view: View, data: Json) -> Iterator[dict[str, Any]]:
+def tracks(view: MonitoredView, data: Json) -> Iterator[dict[str, Any]]:
     """For each level its channels' heat map and its detector's curve."""
     x_TC = np.asarray(data["activation_TC"], float).reshape(len(view.tokens), -1)
     names = [f"unit {unit}" for unit in data["units"]] + [f"head {head}" for head in data["heads"]]
@@ -191,7 +190,7 @@ def down(probability: float) -> float:
     return SCALE.place(min(max(probability, 0.0), 1.0), 100, 0)
 
 
-def _curve(level: str, view: View) -> dict[str, Any]:
+def _curve(level: str, view: MonitoredView) -> dict[str, Any]:
     """The detector's probability, its threshold, and the readings at step ends."""
     threshold = float(view.levels[level]["threshold"])
     lines = []

@@ -1,8 +1,10 @@
 """Numbers and foreign text as the page shows them: a missing value is a dash, never an error."""
 
 import numbers
+from collections.abc import Mapping
 from typing import Any
 
+Json = Mapping[str, Any]
 DASH = "\N{EN DASH}"
 _PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
 _PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(128, 160), 65533)

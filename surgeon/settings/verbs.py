@@ -36,4 +36,5 @@ VERBS: dict[str, Row] = {
     "monitor": Row("monitor:MonitorSettings", "surgeon.monitor", "monitor"),
     "evaluate": Row("evaluate:EvaluateSettings", "surgeon.evaluate", "evaluate"),
     "trigger-sft": Row("trigger_sft:SftSettings", "surgeon.trigger.sft", "sft"),
+    "rank": Row("rank:RankSettings", "surgeon.rank", "rank"),
 }

@@ -1,0 +1,167 @@
+"""Every score of a ranking is a row of this file: how it is computed, and how it is written.
+
+A score of your own is a function and a row in a file of your own, named as `module:function`:
+
+    surgeon rank ... --select my_score:digits
+
+where `digits` is a function of one response, or a whole `Score`. See examples/my_score.py.
+"""
+
+# Shape letters: P prompts, C candidates.
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from surgeon import metrics, named, nex
+from surgeon.activations import Recording
+from surgeon.ranking import RankedResponse
+from surgeon.report import Measure
+
+
+class Pool(NamedTuple):
+    """The responses of all candidates to the same prompts."""
+
+    prompt_ids: list[str]
+    responses: Mapping[str, tuple[RankedResponse, ...]]
+    """By candidate."""
+    readings: nex.Readings
+
+    def everything(self) -> list[RankedResponse]:
+        """All responses, candidate after candidate."""
+        return [r for rows in self.responses.values() for r in rows]
+
+    def sums(self, values: Iterable[float]) -> np.ndarray:
+        """float64_PC2 from one value for each of `everything`: by prompt and candidate the sum of
+        the values, and how many there are; one that isn't finite is none."""
+        place = {prompt_id: n for n, prompt_id in enumerate(self.prompt_ids)}
+        sums_PC2 = np.zeros((len(self.prompt_ids), len(self.responses), 2))
+        remaining = iter(values)
+        for c, rows in enumerate(self.responses.values()):
+            for r in rows:
+                value = next(remaining)
+                if math.isfinite(value):
+                    sums_PC2[place[r.prompt_id], c] += (value, 1)
+        return sums_PC2
+
+
+class Score(NamedTuple):
+    """A score that orders candidates, higher first. One of `of`, `measure` and `pooled` is given.
+
+    A candidate's score is the mean over its responses (NEX sec. 3.3).
+    """
+
+    label: str
+    """What it is called."""
+    unit: str
+    """Of its values, empty for a share: "tokens", "nats", "per response"."""
+    what: str
+    """What it says, in a few words."""
+    of: Callable[[RankedResponse], float] | None = None
+    """The value of one response; nan where it has none."""
+    measure: Callable[[Recording], float] | None = None
+    """Or: the value of one response, from its tokens' statistics and activations. It is computed
+    where the response is recorded, and kept by the score's name."""
+    pooled: Callable[[Pool], np.ndarray] | None = None
+    """Or: float64_PC2 as of `Pool.sums`, for what takes all responses to say."""
+    decimals: int = 3
+    column: str = ""
+    """Its heading in a terminal, where that isn't its name."""
+
+    def __call__(self, name: str, pool: Pool) -> np.ndarray:
+        """float64_PC2: by prompt and candidate, the sum of the score's values and their number.
+
+        The two are kept apart so that prompts can be resampled.
+        """
+        if self.pooled is not None:
+            return self.pooled(pool)
+        of = self.of or (lambda response: response.measured[name])
+        return pool.sums(float(of(response)) for response in pool.everything())
+
+
+def good_mass(pool: Pool) -> np.ndarray:
+    """NEX; R4 decides whether a response without mass counts as 0 or not at all."""
+    omitted = pool.readings.empty_response == "omitted"
+    return pool.sums(math.nan if r.empty and omitted else r.nex for r in pool.everything())
+
+
+def entropy_top20(pool: Pool) -> np.ndarray:
+    """The percentile is that of all candidates' rows."""
+    rows = [np.array(r.entropy_R) for r in pool.everything()]
+    return pool.sums(nex.entropy_top20(rows).tolist())
+
+
+def agreement(pool: Pool) -> np.ndarray:
+    """One value per prompt and candidate: samples agree with each other, not with themselves."""
+    sums_PC2 = np.zeros((len(pool.prompt_ids), len(pool.responses), 2))
+    for c, rows in enumerate(pool.responses.values()):
+        answers: dict[str, list[str | None]] = {}
+        for r in rows:
+            answers.setdefault(r.prompt_id, []).append(r.answer)
+        # One sample always agrees with itself: that says nothing.
+        voted = {prompt_id: votes for prompt_id, votes in answers.items() if len(votes) > 1}
+        shares = metrics.agreement_by_prompt(list(voted.values()))
+        for prompt_id, share in zip(voted, shares, strict=True):
+            sums_PC2[pool.prompt_ids.index(prompt_id), c] = (share, 1)
+    return sums_PC2
+
+
+SCORES: dict[str, Score] = {
+    "nex": Score(
+        "NEX", "", "Good-Mass Fraction: share of activation mass on useful neurons",
+        pooled=good_mass, decimals=4,
+    ),
+    "length": Score(
+        "Length", "tokens", "mean response length", of=lambda r: r.tokens, decimals=1
+    ),
+    "hes": Score(
+        "HES", "nats", "sum of token entropies over a response",
+        measure=lambda recording: nex.hes(recording.entropy_T), decimals=1,
+    ),
+    "entropy_top20": Score(
+        "Top-20% entropy", "", "share of rows in the pool's most uncertain",
+        pooled=entropy_top20, column="top-20% H",
+    ),
+    "logprob": Score(
+        "Log-prob", "nats/token", "mean log-probability of the sampled tokens",
+        measure=lambda recording: nex.mean_logprob(recording.logprob_T),
+    ),
+    "explore_segments": Score(
+        "E segments", "per response", "exploring stretches",
+        of=lambda r: r.explore_segments, decimals=2, column="E segments",
+    ),
+    "agreement": Score(
+        "Agreement", "", "share of a prompt's samples that agree on an answer", pooled=agreement
+    ),
+    "finished": Score(
+        "Finished", "", "share of responses that ended before the token limit",
+        of=lambda r: r.finished,
+    ),
+}  # fmt: skip
+"""Every score a ranking reports, in the order of the terminal's table."""
+
+ON_PAGE = ("nex", "agreement", "finished", "length", "explore_segments", "hes")
+"""The scores that the page shows first, in its order."""
+
+
+def measures(scores: Mapping[str, Score]) -> dict[str, Measure]:
+    """How the page calls and writes the scores, in its order."""
+    rows = {name: scores[name] for name in [*ON_PAGE, *scores]}
+    return {name: Measure(s.label, s.unit, s.decimals, s.what) for name, s in rows.items()}
+
+
+def find(name: str) -> Score:
+    """The row of that name, or what `module:function` names: a `Score`, or a function of one
+    response. Raises `BadInput`."""
+    found = named.row(SCORES, name, "select")
+    if isinstance(found, Score):
+        return found
+    what = (found.__doc__ or "").strip().partition("\n")[0].rstrip(".")
+    return Score(name.partition(":")[2].replace("_", " "), "", what, of=found)
+
+
+def chosen(select: str) -> dict[str, Score]:
+    """The scores of a ranking: all rows, and the one that is selected from outside."""
+    return SCORES | {select: find(select)}

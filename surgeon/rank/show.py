@@ -1,0 +1,79 @@
+"""A ranking for a person at a terminal."""
+
+from rich.markup import escape
+from rich.table import Table
+
+from surgeon.console import announce, console, say, table, warn
+from surgeon.rank.scores import SCORES
+from surgeon.ranking import RankedCandidate, Ranking
+
+WIDE = 118
+"""Columns a terminal needs for every score in one table."""
+NARROW = ("nex", "length", "agreement", "finished")
+"""The scores that a narrower one shows; the last makes room for the accuracy."""
+DASH = "–"
+
+
+def show(ranking: Ranking) -> None:
+    """Print a ranking: headline, warnings, table and, with a truth, every score's quality."""
+    announce(ranking.already, "This ranking")
+    for line in ranking.headline:
+        say(line, style="bold")
+    warn(ranking.warnings)
+    printed = console()
+    printed.print(candidate_table(ranking, printed.width))
+    if ranking.selection_quality is not None:
+        printed.print("\nHow well each score would have chosen:")
+        printed.print(quality_table(ranking))
+    say(f"Report: {ranking.out}/report.html")
+
+
+def candidate_table(ranking: Ranking, width: int = 80) -> Table:
+    """The ranking for a terminal `width` columns wide: best first, `=` where a candidate can't be
+    told apart from it, each column's favourite in bold. Narrow terminals get the main columns."""
+    select, with_truth = ranking.select, any(c.accuracy is not None for c in ranking.candidates)
+    scores = [name for name in ranking.favourites if name != select]
+    if width < WIDE:
+        scores = [name for name in scores if name in NARROW[: 3 if with_truth else 4]]
+
+    def cell(c: RankedCandidate, name: str) -> str:
+        value = c.scores[name]
+        if value is None:
+            return DASH
+        return f"[bold]{number(value)}[/]" if ranking.favourites[name] == c.name else number(value)
+
+    made = table("", "candidate", select, "95% interval", left=["candidate"])
+    made.columns[0].justify = "right"
+    made.columns[3].justify, made.columns[3].style = "center", "dim"
+    titles = [SCORES[name].column or name if name in SCORES else name for name in scores]
+    for title in [*titles, "cycles", *(["accuracy"] if with_truth else [])]:
+        made.add_column(title, justify="right", no_wrap=True)
+    for c in ranking.candidates:
+        low, high = c.interval[select]
+        interval = DASH if low is None or high is None else f"{number(low)} {number(high)}"
+        mark = "" if c.rank == 1 or not c.not_told_apart_from_best else "="
+        row = [f"{mark}{c.rank}", escape(c.name), cell(c, select), interval]
+        row += [*(cell(c, name) for name in scores), f"{c.cycles:.1f}"]
+        if with_truth:
+            row.append(DASH if c.accuracy is None else f"{c.accuracy:.3f}")
+        made.add_row(*row)
+    return made
+
+
+def number(value: float) -> str:
+    """About four digits: three decimals below 10, none from 100 on."""
+    return f"{value:.{3 if abs(value) < 10 else 1 if abs(value) < 100 else 0}f}"
+
+
+def quality_table(ranking: Ranking) -> Table:
+    """How well each score would have chosen, where true accuracies are known."""
+    made = table(
+        "score", "Pearson r", "Spearman", "Regret@1 (pp)", "Hit@3", "its favourite",
+        left=["its favourite"],
+    )  # fmt: skip
+    for score, q in (ranking.selection_quality or {}).items():
+        numbers = [DASH if value is None else f"{value:.2f}" for value in (q.pearson, q.spearman)]
+        regret = DASH if q.regret_at_1 is None else f"{q.regret_at_1:.1f}"
+        hit = DASH if q.hit_at_3 is None else ("yes" if q.hit_at_3 else "no")
+        made.add_row(score, *numbers, regret, hit, ranking.favourites[score] or DASH)
+    return made

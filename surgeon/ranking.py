@@ -1,0 +1,171 @@
+"""What `rank` writes for others to read: ranking.json, and each candidate's scores.json."""
+
+# Shape letters: R rows of a response.
+
+import math
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, JsonValue
+
+from surgeon.artifact import Already, Out, artifact, part
+
+Measured = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+"""nan where there is no value; null in the file."""
+Interval = tuple[float | None, float | None]
+"""Ends of a 95% bootstrap interval over prompts; None, None where there is nothing to resample."""
+
+
+@part
+class MiniSet:
+    """The prompts that were answered."""
+
+    path: str
+    prompts: int
+    digest: str
+
+
+@part
+class SelectionQuality:
+    """How well a score would have chosen, by the true accuracies; None where undefined."""
+
+    pearson: float | None
+    spearman: float | None
+    regret_at_1: float | None
+    """Accuracy lost by picking the score's favourite, in percentage points."""
+    hit_at_3: float | None
+    """1 when the most accurate candidate is among the score's first three, else 0."""
+
+
+@part
+class RankedCandidate:
+    """One checkpoint, its scores, and what stands behind them."""
+
+    checkpoint: str
+    """What names it on a command line."""
+    name: str
+    ratio: float | None
+    """Share of the second endpoint in a merge."""
+    method: str | None
+    """Merge method; None for an endpoint, which belongs to every method."""
+    digest: str
+    rank: int
+    """1 is the best."""
+    scores: dict[str, float | None]
+    """Score -> its mean; higher ranks first. None without a value."""
+    interval: dict[str, Interval]
+    not_told_apart_from_best: bool
+    """The interval of the difference from the best holds 0. True of the best itself."""
+    responses: int
+    truncated: int
+    """Responses cut at the token limit."""
+    tokens: int
+    """Of all responses together."""
+    cycles: float
+    """E -> X cycles per response."""
+    gated_cycles: float
+    """Of these the ones that are strong enough and introduce neurons."""
+    without_evidence: int
+    """Responses without weighted mass."""
+    kept_mass: float
+    """Share of the positive activation mass that `top_k` keeps."""
+    saturation: float | None
+    """NEX stretched: -log10(1 - NEX)."""
+    reward: float | None
+    """NEX Eq. 15, mean over responses."""
+    bad: float | None
+    """NEX Eq. 16, mean over responses."""
+    accuracy: float | None
+    """In [0, 1], where a truth was given."""
+
+
+@artifact("ranking.json", version=1)
+class Ranking:
+    """Checkpoints in order, and how far the order can be trusted."""
+
+    mini_set: MiniSet
+    settings: dict[str, JsonValue]
+    """The run's arguments, as surgeon.json has them."""
+    select: str
+    """The score that orders the candidates."""
+    truth: str | None = None
+    """Where the accuracies were read."""
+    panels: tuple[str, ...] = ()
+    """Panels of the page from outside this package."""
+    favourites: dict[str, str | None]
+    """Score -> the candidate with its highest value."""
+    headline: tuple[str, ...]
+    """The ranking in sentences, the most important first."""
+    warnings: tuple[str, ...]
+    candidates: tuple[RankedCandidate, ...]
+    """Best first."""
+    selection_quality: Annotated[
+        dict[str, SelectionQuality] | None, Field(exclude_if=lambda value: value is None)
+    ] = None
+    """By score; None without a truth."""
+    out: Out
+    already: Already = False
+
+    @property
+    def best(self) -> RankedCandidate:
+        return self.candidates[0]
+
+
+@part
+class RankedResponse:
+    """What is kept of one scored response."""
+
+    prompt_id: str
+    sample: int
+    tokens: int
+    finished: bool
+    """It ended before the token limit."""
+    answer: str | None
+    """In canonical form; None where none can be read."""
+    nex: float
+    """Good-Mass Fraction in [0, 1] (Eq. 14)."""
+    reward: Measured
+    bad: Measured
+    credible: bool
+    """Any of its mass sits on a weighted neuron."""
+    empty: bool
+    """It has no mass at all."""
+    cycles: int
+    gated: int
+    """Cycles that passed the strength gate and introduced neurons."""
+    explore_segments: int
+    kept_mass: float
+    """Share of the positive activation mass that `top_k` keeps."""
+    entropy_R: tuple[float, ...]
+    """Mean next-token entropy of each row, nats."""
+    measured: dict[str, Measured]
+    """Score -> what its `measure` read off the recording: `hes`, `logprob`, ..."""
+
+
+@part
+class CloseReading:
+    """The response that the report shows: its novelty and phases, row by row."""
+
+    response: int
+    """Its place among the candidate's responses."""
+    slope_R: tuple[float, ...]
+    """Novelty slope (Eq. 1)."""
+    z_R: tuple[float, ...]
+    """The slope without its trend, standardised (Eq. 20)."""
+    explore_R: tuple[bool, ...]
+    """True in exploring rows."""
+
+
+@artifact("scores.json", version=2)
+class CandidateScores:
+    """One candidate's responses, scored."""
+
+    reading: CloseReading
+    responses: tuple[RankedResponse, ...]
+    """In the order of the prompts."""
+
+    @staticmethod
+    def upgrade(content: dict[str, Any], version: int) -> dict[str, Any]:
+        """Version 1 had two measured scores, beside the other fields."""
+        for row in content["responses"] if version == 1 else ():
+            row["measured"] = {name: row.pop(name) for name in ("hes", "logprob")}
+        return content

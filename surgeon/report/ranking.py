@@ -1,0 +1,101 @@
+"""`report.html`: a ranking as one self-contained page that opens offline."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from surgeon.lineage import write_text
+from surgeon.ranking import Ranking
+from surgeon.report import panels
+from surgeon.report.page import filled
+from surgeon.report.reading import TraceReading
+from surgeon.report.rows import (
+    CandidateRow,
+    Measure,
+    RankingPage,
+    interval_text,
+    ranking_page,
+    with_unit,
+)
+from surgeon.report.words import grouped
+
+TIES_NAMED = 4
+"""Candidates that can't be told apart from the best are named up to this many."""
+
+
+def write_report(
+    out: Path,
+    ranking: Ranking,
+    measures: Mapping[str, Measure],
+    reading: TraceReading | None = None,
+    truth: Mapping[str, Any] | None = None,
+    lineage: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write `report.html` into the directory `out`; arguments as for `render`."""
+    path = out / "report.html"
+    write_text(path, render(ranking, measures, reading, truth, lineage))
+    return path
+
+
+def render(
+    ranking: Ranking,
+    measures: Mapping[str, Measure],
+    reading: TraceReading | None = None,
+    truth: Mapping[str, Any] | None = None,
+    lineage: Mapping[str, Any] | None = None,
+) -> str:
+    """The page as text; equal arguments give equal pages.
+
+    `measures` says how scores are called and written, in the order they are shown; `reading` is one
+    response read closely, `truth` the content of evaluate.json, `lineage` that of surgeon.json.
+    """
+    page = ranking_page(ranking, measures, reading, truth, lineage)
+    drawn = [
+        (name, panel, body)
+        for name, panel in panels.chosen(ranking.panels).items()
+        if (body := panel(page)) is not None
+    ]
+    return filled(
+        "ranking.html.j2",
+        "page.css",
+        page=page,
+        facts=_facts(page),
+        preferences=_preferences(page),
+        panels=drawn,
+    )
+
+
+def _facts(page: RankingPage) -> list[tuple[str, str, str]]:
+    """(term, value, note) of what was ranked, on what, by what."""
+    rows, measure, select = page.rows, page.select, page.ranking.select
+    facts = [("candidates", grouped(len(rows)), ""), ("ranked by", measure.label, measure.what)]
+    if rows:
+        value = with_unit(measure, rows[0].value[select])
+        ends = interval_text(measure, rows[0].interval[select])
+        facts.append(("best", rows[0].name, f"{value} ({ends})" if ends else value))
+    if len(rows) > 1:
+        ties = [row.name for row in rows[1:] if row.tied]
+        more = len(ties) - TIES_NAMED
+        listed = ", ".join(ties[:TIES_NAMED]) + (f" and {more} more" if more > 0 else "")
+        facts.append(("not told apart from it", str(len(ties)), listed))
+    responses, truncated = page.total("responses"), page.total("truncated")
+    share = f", {100 * truncated / responses:.1f}%" if responses else ""
+    mini_set = page.ranking.mini_set
+    return [
+        *facts,
+        ("mini-set", f"{grouped(mini_set.prompts)} prompts", mini_set.path),
+        (
+            "responses",
+            grouped(responses),
+            f"{grouped(truncated)} truncated{share}; {grouped(page.total('tokens'))} tokens",
+        ),
+    ]
+
+
+def _preferences(page: RankingPage) -> list[tuple[CandidateRow, str]]:
+    """(candidate, the scores that prefer it), in rank order."""
+    of_row: dict[int, list[str]] = {}
+    for score, measure in page.scores.items():
+        if score in page.favourites and score != "accuracy":
+            of_row.setdefault(page.favourites[score], []).append(measure.label)
+    return [(page.rows[index], ", ".join(of_row[index])) for index in sorted(of_row)]

@@ -1,0 +1,62 @@
+"""What `surgeon rank` can be asked to do."""
+
+from typing import Annotated, Literal
+
+from surgeon.settings.sampling import Machine, Sampling
+from surgeon.settings.schema import (
+    POSITIONAL,
+    SHARED,
+    UNRECORDED,
+    Count,
+    Many,
+    Metavar,
+    Out,
+    settings,
+)
+
+
+@settings
+class Scoring:
+    """How NEX reads a response."""
+
+    preset: Literal["reference", "paper"] = "reference"
+    """Readings of the paper: as its published code computes, or as it is worded."""
+    credit: Literal["introduced", "active"] = "introduced"
+    """Neurons that are credited: those an exploring stretch introduces, or (an ablation) all that
+    are active in it."""
+    row_tokens: Count = 32
+    """Tokens per row of the novelty slope."""
+    top_k: Count = 2000
+    """Activations kept per token, over all layers."""
+
+
+@settings
+class RankSettings:
+    """Rank checkpoints without labels: NEX, its baselines, and label-free agreement."""
+
+    checkpoints: Annotated[Many[str], POSITIONAL, UNRECORDED, Metavar("CHECKPOINT|FAMILY...")]
+    """Directories, hub ids, BASE+ADAPTER, families, or FAMILY/family.json#CANDIDATE."""
+    mini_set: Annotated[str, Metavar("FILE")]
+    """Unlabelled prompts: JSONL, Parquet, or a datasets id."""
+    out: Out
+    """Directory to write; nothing is written elsewhere."""
+    seed: Annotated[int, SHARED] = 0
+    """Seed of everything random."""
+    select: Annotated[str, UNRECORDED, Metavar("SCORE")] = "nex"
+    """The score that orders the candidates: one of the table's columns, or module:function."""
+    traces: Annotated[str | None, Metavar("FILE|DIR")] = None
+    """Use these responses instead of sampling."""
+    weights: Annotated[str | None, Metavar("FILE")] = None
+    """Score with another ranking's neuron weights."""
+    answer: Annotated[str, Metavar("HOW")] = "auto"
+    """How an answer is read: auto, boxed, choice, number, last-line, a regex with one group, or
+    module:function."""
+    truth: Annotated[str | None, UNRECORDED, Metavar("FILE")] = None
+    """True accuracies to hold the scores against: evaluate.json, or by candidate (JSON, CSV)."""
+    panels: Annotated[Many[str], UNRECORDED, Metavar("MODULE:FUNCTION")] = ()
+    """Panels of your own on the report's page."""
+    keep_activations: bool = False
+    """Keep the recorded rows on disk."""
+    scoring: Scoring = Scoring()
+    sampling: Sampling = Sampling()
+    machine: Machine = Machine()
