@@ -2,7 +2,7 @@
 
 cd examples
 surgeon rank ... --select my_score:digits
-surgeon rank ... --select my_score:sure
+surgeon rank ... --select my_score:weakest
 """
 
 from surgeon.activations import Recording
@@ -16,9 +16,11 @@ def digits(response: RankedResponse) -> float:
     return sum(character.isdigit() for character in response.answer)
 
 
-def sure_tokens(recording: Recording) -> float:
-    """Share of the response's tokens that the model gave a probability of at least a half."""
-    return float((recording.logprob_T >= -0.6931).mean())
+def least_logprob(recording: Recording) -> float:
+    """Log-probability of the response's least likely token, nats."""
+    return float(recording.logprob_T.min())
 
 
-sure = Score("Sure tokens", "", "share of tokens given a half or more", measure=sure_tokens)
+weakest = Score(
+    "Weakest token", "nats", "log-probability of the least likely token", measure=least_logprob
+)

@@ -371,7 +371,7 @@ def weights(effective_N: np.ndarray, redundant_N: np.ndarray) -> np.ndarray:
     return np.tanh(np.log((effective_N + EPS) / (redundant_N + EPS)))  # Eq. 11
 
 
-class Score(NamedTuple):
+class ResponseScore(NamedTuple):
     """One response's Good-Mass Fraction and its auxiliaries."""
 
     score: float
@@ -386,14 +386,16 @@ class Score(NamedTuple):
     """TotMass; 0 for an empty response."""
 
 
-def good_mass_fraction(neuron_K: np.ndarray, mass_K: np.ndarray, weight_N: np.ndarray) -> Score:
+def good_mass_fraction(
+    neuron_K: np.ndarray, mass_K: np.ndarray, weight_N: np.ndarray
+) -> ResponseScore:
     """Score one response from its summed masses; serves model, data and best-of-n scores alike."""
     weighted_K = mass_K.astype(np.float64) * weight_N[neuron_K]
     positive = float(weighted_K[weighted_K > 0].sum())  # Eq. 12
     negative = -float(weighted_K[weighted_K < 0].sum())
     absolute = positive + negative  # Eq. 13
     total = float(mass_K.sum(dtype=np.float64))
-    return Score(
+    return ResponseScore(
         score=positive / absolute if absolute > 0 else 0.0,  # Eq. 14
         reward=positive / total if total > 0 else math.nan,  # Eq. 15
         bad=negative / total if total > 0 else math.nan,  # Eq. 16

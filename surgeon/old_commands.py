@@ -78,8 +78,6 @@ ANSWER = option(
 BATCH = option("--batch", type=int, default="0", help="Responses decoded at once; 0: by memory.")
 
 
-
-
 @cli.command("transplant")
 @option("--recipient", metavar="CHECKPOINT", help="The checkpoint that is copied and changed.")
 @option("--donor", metavar="CHECKPOINT", help="Where the units come from.")

@@ -137,9 +137,10 @@ def known_verb(verb: str) -> "Row | Verb":
     if verb in ROWS:
         return ROWS[verb]
     if verb not in VERBS:
-        near = difflib.get_close_matches(verb, VERBS, 1)
+        names = [*ROWS, *VERBS]
+        near = difflib.get_close_matches(verb, names, 1)
         meant = f" Did you mean {near[0]}?" if near else ""
-        raise BadInput(f"{verb!r} is no verb of a recipe.{meant} Verbs: {', '.join(VERBS)}.")
+        raise BadInput(f"{verb!r} is no verb of a recipe.{meant} Verbs: {', '.join(names)}.")
     return VERBS[verb]
 
 

@@ -397,7 +397,7 @@ def test_response_mass_sums_each_neuron_over_the_rows():
     assert (neuron_K.dtype, mass_K.dtype) == (np.int64, np.float32)
 
 
-def model_score(scores: list[nex.Score], readings: Readings) -> float:
+def model_score(scores: list[nex.ResponseScore], readings: Readings) -> float:
     values = [nex.counted(score.score, score.mass == 0, readings) for score in scores]
     return float(np.nanmean(values))
 
@@ -405,10 +405,10 @@ def model_score(scores: list[nex.Score], readings: Readings) -> float:
 def test_r4_empty_responses_count_as_zero_or_not_at_all():
     """Scores 0.6, 0.2, a response without evidence (0 in both) and an empty one: 0.8 / 4 or / 3."""
     scores = [
-        nex.Score(0.6, 0.3, 0.2, True, 5.0),
-        nex.Score(0.2, 0.1, 0.4, True, 5.0),
-        nex.Score(0.0, 0.0, 0.0, False, 5.0),
-        nex.Score(0.0, math.nan, math.nan, False, 0.0),
+        nex.ResponseScore(0.6, 0.3, 0.2, True, 5.0),
+        nex.ResponseScore(0.2, 0.1, 0.4, True, 5.0),
+        nex.ResponseScore(0.0, 0.0, 0.0, False, 5.0),
+        nex.ResponseScore(0.0, math.nan, math.nan, False, 0.0),
     ]
     assert model_score(scores, PAPER) == pytest.approx(0.2)
     assert model_score(scores, REFERENCE) == pytest.approx(0.8 / 3)
@@ -425,7 +425,9 @@ def test_r8_saturation_counts_nines_up_to_twelve():
 # ---------------------------------------------------------------- the whole, twice
 
 
-def scored(responses: list[Activations], readings: Readings) -> tuple[np.ndarray, list[nex.Score]]:
+def scored(
+    responses: list[Activations], readings: Readings
+) -> tuple[np.ndarray, list[nex.ResponseScore]]:
     """Self-calibrated weights and the responses' scores."""
     n_neurons = 1 + max(int(acts.neuron_E.max(initial=0)) for acts in responses)
     evidences = [nex.credit(acts, readings) for acts in responses]

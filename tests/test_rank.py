@@ -14,7 +14,7 @@ from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
 from surgeon.rank import candidates, conclusion
 from surgeon.rank.scores import Pool
-from surgeon.ranking import RankedCandidate, RankedResponse, Ranking
+from surgeon.ranking import CandidateScores, RankedCandidate, RankedResponse, Ranking
 from surgeon.settings.rank import RankSettings, Scoring
 from surgeon.settings.sampling import Sampling
 from surgeon.traces import sampling as engine
@@ -262,17 +262,21 @@ def test_scores_and_panels_of_ones_own_are_a_function_and_a_row(
         (given / f"{path.name}.jsonl").symlink_to(whole / path.name / "traces.jsonl")
     arguments: dict[str, Any] = dict(mini_set=str(mini_set), out=out, traces=str(given), **SMALL)
     measured = rank.rank(
-        specs, select="my_score:sure", panels=["my_panel:price"], keep_activations=True, **arguments
+        specs,
+        select="my_score:weakest",
+        panels=["my_panel:price"],
+        keep_activations=True,
+        **arguments,
     )
     for c in measured.candidates:
         kept = (out / "candidates" / c.name / "activations").iterdir()
-        shares = [(activations.load(file).logprob_T >= math.log(0.5)).mean() for file in kept]
-        assert c.scores["my_score:sure"] == pytest.approx(np.mean(shares), abs=1e-6)
-    assert set(measured.candidates[0].scores) == {*rank.SCORES, "my_score:sure"}
-    values = [c.scores["my_score:sure"] or 0.0 for c in measured.candidates]
-    assert values == sorted(values, reverse=True) and values[-1] > 0
+        least = [activations.load(file).logprob_T.min() for file in kept]
+        assert c.scores["my_score:weakest"] == pytest.approx(np.mean(least), rel=1e-5)
+    assert set(measured.candidates[0].scores) == {*rank.SCORES, "my_score:weakest"}
+    values = [c.scores["my_score:weakest"] or 0.0 for c in measured.candidates]
+    assert values == sorted(values, reverse=True) and values[0] < 0
     page = (out / "report.html").read_text()
-    assert "<h2>What an answer costs</h2>" in page and "Sure tokens" in page
+    assert "<h2>What an answer costs</h2>" in page and "Weakest token" in page
 
     arguments["keep_activations"] = True
     counted = rank.rank(specs, select="my_score:digits", **arguments)
@@ -288,10 +292,10 @@ def test_scores_and_panels_of_ones_own_are_a_function_and_a_row(
 
 
 def test_a_measured_score_needs_a_ranking_that_measured_it(examples, ranked, pico_source, mini_set):
-    with pytest.raises(BadInput, match="was recorded without my_score:sure"):
+    with pytest.raises(BadInput, match="was recorded without my_score:weakest"):
         rank.rank(
             [str(p) for p in pico_source], mini_set=str(mini_set), out=ranked[0],
-            keep_activations=True, select="my_score:sure", **SMALL,
+            keep_activations=True, select="my_score:weakest", **SMALL,
         )  # fmt: skip
 
 

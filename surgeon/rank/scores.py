@@ -82,9 +82,8 @@ class Score(NamedTuple):
 
 
 def good_mass(pool: Pool) -> np.ndarray:
-    """NEX; R4 decides whether a response without mass counts as 0 or not at all."""
-    omitted = pool.readings.empty_response == "omitted"
-    return pool.sums(math.nan if r.empty and omitted else r.nex for r in pool.everything())
+    """NEX; a response without any mass may not count at all (R4)."""
+    return pool.sums(nex.counted(r.nex, r.empty, pool.readings) for r in pool.everything())
 
 
 def entropy_top20(pool: Pool) -> np.ndarray:
