@@ -228,10 +228,8 @@ def main(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt) as stop:
-        # A command that has nothing to resume says what it did.
-        text = str(stop.__cause__ or stop)
-        click.echo(text or "Interrupted. The same command resumes where it was.", err=True)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted. The same command resumes where it was.", err=True)
         sys.exit(130)
     except BadInput as error:
         fail(" ".join(str(error).split()))

@@ -259,21 +259,3 @@ def detectors(recipe: str | None, settings: tuple[str, ...], **given: Any) -> No
 def reconstruct(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
     """Write examples in which a trigger follows a failing step, and a repair the trigger."""
     call("trigger-reconstruct", recipe, settings, given)
-
-
-@cli.command("serve")
-@click.argument("checkpoint", required=False)
-@option("--host", default="127.0.0.1", help="Address to listen on.")
-@option("--port", type=int, default="8000", help="0: any free one.")
-@option("--name", metavar="NAME", help="What clients call the model.")
-@option("--rows", type=int, default="16", help="Answers decoded at once.")
-@option("--max-waiting", type=int, default="64", help="Answers that may wait; more get 429.")
-@option("--max-tokens", type=int, default="0", help="Longest answer; 0: what the context holds.")
-@option("--levels", multiple=True, help="Watch only these levels; none watches nothing.")
-@option("--monitor-file", metavar="FILE", help="Another monitor than the checkpoint's own.")
-@DEVICE
-@DTYPE
-@configurable
-def serve(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
-    """Serve a checkpoint, monitored, behind OpenAI's chat and completions endpoints."""
-    call("serve", recipe, settings, given)

@@ -15,6 +15,7 @@ the same arguments and input digests is skipped; one whose output differs stops 
 import difflib
 import importlib
 import inspect
+import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -51,7 +52,6 @@ VERBS = {
     "trigger-identify": Verb("surgeon.trigger", "identify", "show_identify"),
     "trigger-detectors": Verb("surgeon.trigger", "detectors", "show_detectors"),
     "trigger-reconstruct": Verb("surgeon.trigger", "reconstruct", "show_reconstruct"),
-    "serve": Verb("surgeon.serve", "serve"),
 }
 
 
@@ -92,7 +92,11 @@ def call(step: Step) -> None:
     """Run one step and print its result."""
     row, found = known_verb(step.verb), bound_step(step)
     if isinstance(row, Row):
-        row.show(row.load()(found))
+        result = row.load()(found)
+        row.show(result)
+        if getattr(result, "interrupted", False):
+            # The verb ended well, and whatever was to come after it isn't wanted any more.
+            sys.exit(130)
     else:
         row.print(row.load()(**found.parameters))
 

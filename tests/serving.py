@@ -12,10 +12,11 @@ import openai
 
 from surgeon.checkpoint import resolve
 from surgeon.decoding import Request, decode, stream_key
-from surgeon.serve import running
+from surgeon.serve import web
 from surgeon.serve.app import Limits, build
-from surgeon.serve.engine import Engine
-from surgeon.serve.loading import load
+from surgeon.serve.service import load
+from surgeon.serve.worker import Worker
+from surgeon.settings.serve import ServeSettings
 from surgeon.traces import encode, read_prompts, stop_ids
 
 MODEL = "builtin:thinking"
@@ -29,7 +30,7 @@ TIMEOUT_S = 60.0
 
 class Server(NamedTuple):
     port: int
-    engine: Engine
+    worker: Worker
     client: openai.OpenAI
 
     @property
@@ -64,31 +65,31 @@ def serving(
     limits: Limits | None = None, api_key: str | None = None, **settings: Any
 ) -> Iterator[Server]:
     """A server that runs inside the block."""
-    loaded = load(MODEL, name="thinking", **settings)
+    loaded = load(ServeSettings(checkpoint=MODEL, name="thinking", **settings))
     app = build(loaded, limits=limits or Limits(1 << 20), api_key=api_key)
     begun = threading.Event()
     with ExitStack() as stack:
-        bound = stack.enter_context(running.listening("127.0.0.1", 0))
+        bound = stack.enter_context(web.listening("127.0.0.1", 0))
         thread = threading.Thread(
-            target=running.run,
-            args=(app, loaded.engine, bound),
+            target=web.run,
+            args=(app, loaded.worker, bound),
             kwargs=dict(grace_s=0.0, begun=begun.set),
         )
         thread.start()
         stack.callback(thread.join, TIMEOUT_S)
-        stack.callback(loaded.engine.close, 0)
+        stack.callback(loaded.worker.close, 0)
         assert begun.wait(TIMEOUT_S)
-        made = connected(bound.getsockname()[1], loaded.engine, api_key=api_key or "any")
+        made = connected(bound.getsockname()[1], loaded.worker, api_key=api_key or "any")
         yield stack.enter_context(made)
     assert not thread.is_alive()
 
 
 @contextmanager
-def connected(port: int, engine: Engine, *, api_key: str = "any") -> Iterator[Server]:
+def connected(port: int, worker: Worker, *, api_key: str = "any") -> Iterator[Server]:
     """A client of a server that runs."""
     url = f"http://127.0.0.1:{port}/v1"
     with openai.OpenAI(base_url=url, api_key=api_key, max_retries=0, timeout=TIMEOUT_S) as client:
-        yield Server(port, engine, client)
+        yield Server(port, worker, client)
 
 
 class Model(NamedTuple):
@@ -122,10 +123,10 @@ class Model(NamedTuple):
 
 
 class Gate:
-    """Lets the passes of an engine through one by one, from now on."""
+    """Lets the passes of an worker through one by one, from now on."""
 
-    def __init__(self, engine: Engine):
-        self.decoder, self.step = engine.decoder, engine.decoder.step
+    def __init__(self, worker: Worker):
+        self.decoder, self.step = worker.decoder, worker.decoder.step
         self.passes = threading.Semaphore(0)
         self.decoder.step = self._pass
 

@@ -406,6 +406,7 @@ def test_labelled_prompts_are_judged_and_others_left_out(
     result = run("labelled", prompts=str(file), **settings)
     right = [found[row["id"], sample] == row["answer"] for row in rows[1:] for sample in (0, 1)]
     assert 0 < np.mean(right) < 1
+    assert result.pass1 is not None
     assert result.pass1.problems == PROMPTS - 1
     assert result.pass1.value == pytest.approx(np.mean(right))
     low, high = result.pass1.interval

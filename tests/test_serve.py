@@ -14,8 +14,8 @@ from test_monitor import lines, untrained
 
 from surgeon.decoding import Request, context_limit, stream_key
 from surgeon.monitor import monitor
-from surgeon.serve.engine import Emitted
-from surgeon.serve.replies import Written
+from surgeon.serve.replies import PartialAnswer
+from surgeon.serve.worker import NextToken
 from surgeon.traces import read_traces
 from surgeon.watch.monitor import Monitor
 from surgeon.watch.watching import Firing, Watching
@@ -146,14 +146,14 @@ def test_an_answer_ends_before_a_stop_string_and_its_row_is_free(
     server: Server, here: Model, alone: list[str]
 ):
     assert "\n\n" in alone[4]
-    before = server.engine.answered
+    before = server.worker.answered
     settings: dict[str, Any] = dict(max_tokens=2000, stop=["nowhere", "\n\n"])
     reply = server.chat(4, **settings)
     (choice,) = reply.choices
     assert choice.message.content == alone[4].partition("\n\n")[0]
     assert (choice.finish_reason, choice.stop_reason) == ("stop", "\n\n")
     assert reply.usage.completion_tokens < TOKENS
-    assert server.engine.load == (0, 0) and server.engine.answered == before + 1
+    assert server.worker.load == (0, 0) and server.worker.answered == before + 1
     text, last = joined(server.chat(4, stream=True, **settings))
     assert text == choice.message.content
     assert (last.finish_reason, last.stop_reason) == ("stop", "\n\n")
@@ -284,9 +284,9 @@ def test_firings_that_an_answers_end_cut_off_are_left_out(monitored: Server, her
         (choice,) = monitored.chat(0, max_tokens=first["position"] + more).choices
         assert [firing["position"] for firing in choice.surgeon["firings"]] == expected
     # A separator that comes before the trigger was the last token.
-    written = Written(here.tokenizer, (), False)
-    written.take(Emitted(0, 5, "length", [Firing(1, "intra", 0.9, "a step")]))
-    assert written.extension() == {"firings": []}
+    written = PartialAnswer(here.tokenizer, (), False)
+    written.take(NextToken(0, 5, "length", [Firing(1, "intra", 0.9, "a step")]))
+    assert written.notes() == {"firings": []}
 
 
 def test_the_models_page_says_what_is_watched(monitored: Server, server: Server):
@@ -301,7 +301,7 @@ def test_it_is_an_engine_for_monitored_runs(server: Server, sometimes: Path, tmp
         prompts="builtin:test", limit=3, max_tokens=60, temperature=0.0,
         monitor_file=str(sometimes),
     )  # fmt: skip
-    asked = server.engine.answered
+    asked = server.worker.answered
     monitor(MODEL, out=tmp_path / "there", engine=f"{server.url}#thinking", batch=3, **settings)
     monitor(MODEL, out=tmp_path / "here", **settings)
     there, here = (
@@ -318,4 +318,4 @@ def test_it_is_an_engine_for_monitored_runs(server: Server, sometimes: Path, tmp
     ]
     assert firings[0] == firings[1] and len(firings[0]) > 3
     # Step by step, each from where the last one ended.
-    assert server.engine.answered - asked > 20
+    assert server.worker.answered - asked > 20

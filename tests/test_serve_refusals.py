@@ -68,7 +68,7 @@ def test_what_cant_be_answered_is_said_in_openais_words(
     error = body["error"]
     assert (found, error["param"], error["code"]) == (status, param, code)
     assert error["type"] == "invalid_request_error" and words in error["message"]
-    assert server.engine.load == (0, 0)
+    assert server.worker.load == (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -34,13 +34,14 @@ from serving import (
 from test_monitor import untrained
 
 from surgeon.errors import BadInput
-from surgeon.serve import running, serve
-from surgeon.serve.app import Following, Limits, build
-from surgeon.serve.asked import read_completion
-from surgeon.serve.engine import Broken, Emitted
-from surgeon.serve.loading import load
+from surgeon.serve import Served, serve, web
+from surgeon.serve.app import Follower, Limits, build
+from surgeon.serve.query import read_completion
 from surgeon.serve.refusals import closing
-from surgeon.serve.replies import COMPLETION, Reply
+from surgeon.serve.replies import COMPLETION, Envelope
+from surgeon.serve.service import load
+from surgeon.serve.worker import Breakoff, NextToken
+from surgeon.settings.serve import ServeSettings
 
 
 @pytest.fixture(scope="module")
@@ -64,17 +65,17 @@ def alone(here: Model) -> list[str]:
 @pytest.fixture
 def gate(server: Server) -> Iterator[Gate]:
     """The module's server does no pass that isn't let through; in the end it is idle again."""
-    made = Gate(server.engine)
+    made = Gate(server.worker)
     yield made
     made.lift()
-    until(lambda: server.engine.load == (0, 0))
+    until(lambda: server.worker.load == (0, 0))
 
 
 def test_more_than_may_wait_are_told_to_come_again(server: Server, gate: Gate, alone: list[str]):
     """Two rows and two that wait."""
     with ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(server.chat, number) for number in range(4)]
-        until(lambda: server.engine.load == (2, 2))
+        until(lambda: server.worker.load == (2, 2))
         assert server.send("GET", "/health")[1] == {"status": "ok", "running": 2, "waiting": 2}
         with pytest.raises(openai.RateLimitError, match="as many answers wait as may") as error:
             server.chat(4)
@@ -92,21 +93,21 @@ def test_one_that_hangs_up_frees_its_row_and_the_others_go_on(
     """Mid-stream, while it waits for a whole answer, and while it waits for a row."""
     other = server.chat(0, stream=True)
     leaving = server.chat(1, stream=True, n=2, max_tokens=1000)
-    until(lambda: server.engine.load == (2, 1))
+    until(lambda: server.worker.load == (2, 1))
     gate.let(3)
     assert any(choice.delta.content for piece in leaving for choice in piece.choices)
     leaving.close()
-    until(lambda: server.engine.load == (1, 0))
+    until(lambda: server.worker.load == (1, 0))
     for _ in range(2):
         with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S) as connection:
             raw = json.dumps(CHAT | dict(max_tokens=1000, n=2)).encode()
             head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
             head += f"Content-Type: application/json\r\nContent-Length: {len(raw)}\r\n\r\n"
             connection.sendall(head.encode() + raw)
-            until(lambda: server.engine.load == (2, 1))
-        until(lambda: server.engine.load == (1, 0))
+            until(lambda: server.worker.load == (2, 1))
+        until(lambda: server.worker.load == (1, 0))
     gate.let(1)
-    until(lambda: len(server.engine.decoder.indices) == 1)
+    until(lambda: len(server.worker.decoder.indices) == 1)
     gate.let()
     assert joined(other)[0] == alone[0]
 
@@ -123,21 +124,21 @@ def test_nothing_is_kept_of_answers_that_ended(tmp_path: Path):
             stream = server.chat(number, n=5, stream=True)
             next(stream)
             stream.close()
-            until(lambda: server.engine.load == (0, 0))
+            until(lambda: server.worker.load == (0, 0))
         (choice,) = server.chat(0).choices
         assert len(choice.surgeon["firings"]) == 3
-        engine = server.engine
-        until(lambda: engine.load == (0, 0) and engine._inbox.empty())
-        until(lambda: not engine._answers)
-        assert not engine.decoder.indices and not engine.decoder.waiting
-        assert engine.watching is not None
-        assert not engine.watching.firings and not engine.watching.readings
+        worker = server.worker
+        until(lambda: worker.load == (0, 0) and worker._inbox.empty())
+        until(lambda: not worker._answers)
+        assert not worker.decoder.indices and not worker.decoder.waiting
+        assert worker.watching is not None
+        assert not worker.watching.firings and not worker.watching.readings
 
 
 def test_a_failing_pass_costs_the_answers_in_it_only(
     server: Server, alone: list[str], monkeypatch: pytest.MonkeyPatch, capfd: Any
 ):
-    decoder = server.engine.decoder
+    decoder = server.worker.decoder
     step = decoder.step
 
     def failing() -> Any:
@@ -152,31 +153,31 @@ def test_a_failing_pass_costs_the_answers_in_it_only(
         server.chat(1, max_tokens=1000)
     with pytest.raises(openai.APIError, match="The model failed: CUDA out of memory"):
         joined(stream)
-    assert server.engine.load == (0, 0) and server.engine.decoder is not decoder
+    assert server.worker.load == (0, 0) and server.worker.decoder is not decoder
     assert server.chat(2).choices[0].message.content == alone[2]
     assert "A pass of the model failed: CUDA out of memory\n" in capfd.readouterr().err
 
 
 def test_an_answer_that_a_stop_string_ended_is_whole_though_the_next_pass_fails(here: Model):
     """The worker is in that pass when the answer ends, and breaks off what it knows of."""
-    loaded = load(MODEL)
+    loaded = load(ServeSettings(checkpoint=MODEL))
     body = dict(prompt=[1], stop="Next", seed=0)
-    asked = read_completion(json.dumps(body).encode(), loaded.tokenizer, loaded.offer)
+    query = read_completion(json.dumps(body).encode(), loaded.tokenizer, loaded.offer)
     for ends in (False, True):
-        reply = Reply(COMPLETION, {"id": "cmpl-1"}, False, False, False)
-        following = Following(loaded.engine, loaded.tokenizer, asked, reply)
+        reply = Envelope(COMPLETION, "cmpl-1", 0, "thinking", False, False, False)
+        following = Follower(loaded.worker, loaded.tokenizer, query, reply)
         following.choice = {0: 0}
         token = here.tokenizer.get_vocab()["Next" if ends else "So"]
-        following._arrive(Emitted(0, token, None))
-        following._arrive(Broken(0, closing()))
+        following._arrive(NextToken(0, token, None))
+        following._arrive(Breakoff(0, closing()))
         assert (following.broken is None) == ends
 
 
 def test_a_reader_that_stalls_holds_no_row(server: Server, here: Model):
     """A client that takes nothing: its answer ends, and others have its place."""
-    loaded = load(MODEL, name="thinking", rows=1, max_waiting=0)
+    loaded = load(ServeSettings(checkpoint=MODEL, name="thinking", rows=1, max_waiting=0))
     app = build(loaded, limits=Limits(1 << 20))
-    worker = threading.Thread(target=loaded.engine.run)
+    worker = threading.Thread(target=loaded.worker.run)
     worker.start()
     raw = json.dumps(CHAT | dict(stream=True, max_tokens=20, temperature=0)).encode()
     scope = {
@@ -199,9 +200,9 @@ def test_a_reader_that_stalls_holds_no_row(server: Server, here: Model):
 
         task = asyncio.create_task(app(scope, receive, send))
         async with asyncio.timeout(TIMEOUT_S):
-            while loaded.engine.answered == 0:
+            while loaded.worker.answered == 0:
                 await asyncio.sleep(0.01)
-            assert loaded.engine.load == (0, 0) and not sent
+            assert loaded.worker.load == (0, 0) and not sent
             reading.set()
             await task
         return b"".join(sent)
@@ -209,7 +210,7 @@ def test_a_reader_that_stalls_holds_no_row(server: Server, here: Model):
     try:
         found = asyncio.run(ask())
     finally:
-        loaded.engine.close(0)
+        loaded.worker.close(0)
         worker.join(TIMEOUT_S)
     texts = re.findall(rb'"content":"((?:[^"\\]|\\.)*)"', found)
     text = json.loads(b'"' + b"".join(texts) + b'"')
@@ -220,7 +221,11 @@ def test_a_reader_that_stalls_holds_no_row(server: Server, here: Model):
 
 def test_rows_are_those_that_the_decoder_has():
     """On the CPU a multiple of 16, so that more wait."""
-    assert load(MODEL, rows=20).engine.rows == 16 == load(MODEL, rows=16).engine.rows
+    assert (
+        load(ServeSettings(checkpoint=MODEL, rows=20)).worker.rows
+        == 16
+        == load(ServeSettings(checkpoint=MODEL, rows=16)).worker.rows
+    )
 
 
 # --- the end --------------------------------------------------------------------------------------
@@ -229,22 +234,22 @@ def test_rows_are_those_that_the_decoder_has():
 def ended_by(script: Callable[[Server], Any], *, grace_s: float) -> tuple[bool, Any]:
     """Run a server in this thread, as the command does, and `script` in another one; whether it was
     interrupted, and what the script returned."""
-    loaded = load(MODEL, name="thinking")
+    loaded = load(ServeSettings(checkpoint=MODEL, name="thinking"))
     app = build(loaded, limits=Limits(1 << 20))
     begun = threading.Event()
-    with running.listening("127.0.0.1", 0) as bound, ThreadPoolExecutor(1) as pool:
+    with web.listening("127.0.0.1", 0) as bound, ThreadPoolExecutor(1) as pool:
         port = bound.getsockname()[1]
 
         def beside() -> Any:
             try:
                 assert begun.wait(TIMEOUT_S)
-                with connected(port, loaded.engine) as made:
+                with connected(port, loaded.worker) as made:
                     return script(made)
             finally:
-                loaded.engine.close(0)
+                loaded.worker.close(0)
 
         future = pool.submit(beside)
-        interrupted = running.run(app, loaded.engine, bound, grace_s=grace_s, begun=begun.set)
+        interrupted = web.run(app, loaded.worker, bound, grace_s=grace_s, begun=begun.set)
         return interrupted, future.result(TIMEOUT_S)
 
 
@@ -256,15 +261,15 @@ def test_sigterm_lets_answers_end(here: Model):
     """A stream and a whole answer, while new clients are turned away."""
 
     def script(server: Server) -> Any:
-        gate = Gate(server.engine)
+        gate = Gate(server.worker)
         stream = server.chat(0, stream=True)
         with ThreadPoolExecutor(1) as pool:
             whole = pool.submit(server.chat, 1)
-            until(lambda: server.engine.load == (2, 0))
+            until(lambda: server.worker.load == (2, 0))
             gate.let(3)
             assert next(stream)
             send_signal(signal.SIGTERM)
-            until(lambda: server.engine.closing)
+            until(lambda: server.worker.closing)
             gate.let()
             with pytest.raises((openai.APIConnectionError, openai.InternalServerError)):
                 server.chat(2)
@@ -278,15 +283,15 @@ def test_sigterm_lets_answers_end(here: Model):
 
 def test_ctrl_c_without_grace_tells_those_who_wait():
     def script(server: Server) -> None:
-        gate = Gate(server.engine)
+        gate = Gate(server.worker)
         stream = server.chat(0, stream=True)
         with ThreadPoolExecutor(1) as pool:
             whole = pool.submit(server.chat, 1)
-            until(lambda: server.engine.load == (2, 0))
+            until(lambda: server.worker.load == (2, 0))
             gate.let(3)
             assert next(stream)
             send_signal(signal.SIGINT)
-            until(lambda: server.engine.closing)
+            until(lambda: server.worker.closing)
             gate.let()
             with pytest.raises(openai.APIError, match="The server is shutting down"):
                 joined(stream)
@@ -299,11 +304,11 @@ def test_ctrl_c_without_grace_tells_those_who_wait():
 
 def test_a_second_signal_takes_the_grace_away():
     def script(server: Server) -> None:
-        gate = Gate(server.engine)
+        gate = Gate(server.worker)
         stream = server.chat(0, stream=True, max_tokens=2000)
         gate.let(2)
         send_signal(signal.SIGINT)
-        until(lambda: server.engine.closing)
+        until(lambda: server.worker.closing)
         gate.let(20)
         texts = 0
         with pytest.raises(openai.APIError, match="The server is shutting down"):
@@ -320,11 +325,11 @@ def test_a_third_signal_doesnt_wait_for_the_pass():
     closed: list[float] = []
 
     def script(server: Server) -> None:
-        engine, close = server.engine, server.engine.close
-        engine.close = lambda within_s: (closed.append(within_s), close(within_s))[1]
-        Gate(engine)
+        worker, close = server.worker, server.worker.close
+        worker.close = lambda within_s: (closed.append(within_s), close(within_s))[1]
+        Gate(worker)
         stream = server.chat(0, stream=True)
-        until(lambda: engine.load == (1, 0))
+        until(lambda: worker.load == (1, 0))
         for n in range(1, 4):
             send_signal(signal.SIGINT)
             until(lambda n=n: len(closed) == n)
@@ -350,14 +355,14 @@ def test_a_port_that_is_taken_is_one_line_before_anything_is_loaded(server: Serv
 
 
 def test_two_that_bound_a_port_before_either_listened():
-    loaded = load(MODEL)
+    loaded = load(ServeSettings(checkpoint=MODEL))
     app = build(loaded, limits=Limits(1 << 20))
-    with running.listening("127.0.0.1", 0) as first:
+    with web.listening("127.0.0.1", 0) as first:
         port = first.getsockname()[1]
-        with running.listening("127.0.0.1", port) as second:
+        with web.listening("127.0.0.1", port) as second:
             first.listen()
             with pytest.raises(BadInput, match=f"127.0.0.1:{port} can't be listened on"):
-                running.run(app, loaded.engine, second, grace_s=0)
+                web.run(app, loaded.worker, second, grace_s=0)
 
 
 @pytest.mark.parametrize(
@@ -389,14 +394,14 @@ def test_a_server_that_others_can_reach_without_a_key_warns(
 ):
     """Sockets are bound, and none of them listens."""
     for host, own in (("127.0.0.1", True), ("localhost", True), ("0.0.0.0", False)):
-        with running.listening(host, 0) as bound:
-            assert running.is_loopback(bound) == own
-    monkeypatch.setattr(running, "run", lambda *_, **__: False)
+        with web.listening(host, 0) as bound:
+            assert web.is_loopback(bound) == own
+    monkeypatch.setattr(web, "run", lambda *_, **__: False)
     monkeypatch.delenv("SURGEON_API_KEY", raising=False)
     for host, key, warned in (
         ("127.0.0.1", None, False), ("0.0.0.0", None, True), ("0.0.0.0", "secret", False),
     ):  # fmt: skip
-        assert serve(MODEL, host=host, port=0, api_key=key) == {"answers": 0, "tokens": 0}
+        assert serve(MODEL, host=host, port=0, api_key=key) == Served(0, 0, interrupted=False)
         assert ("anybody who can reach 0.0.0.0" in capsys.readouterr().err) == warned
 
 

@@ -39,7 +39,7 @@ def summary(plan: MonitorPlan, entries: Sequence[Entry], drawn: DrawnAnswer | No
     return MonitoredRun(
         checkpoint=plan.checkpoint.spec,
         digest=plan.checkpoint.digest,
-        settings=plan.run.arguments,
+        settings=dict(plan.run.arguments),
         prompts=len(plan.prompts),
         responses=len(traces),
         tokens=TokenCounts(

@@ -22,98 +22,76 @@ given the same answer again, whoever its neighbours are (see `decoding.decode` f
 to the bit; a detector's probability depends on them in its last digits). A client that hangs up
 frees its rows.
 
-`loading` makes the model ready, `asked` reads requests, `engine` decodes, `text` and `replies` make
-text and JSON of tokens, `app` is the web application, `running` the server around it.
+service.py    the model, its tokenizer and its monitor, made ready
+query.py      requests as JSON, read
+worker.py     the batch that answers join and leave
+text.py       tokens into text while they come
+replies.py    tokens and text into OpenAI's JSON
+refusals.py   errors in OpenAI's words
+app.py        the web application
+web.py        the socket, the web server's thread, and the signals that end it
 """
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
-from surgeon.errors import BadInput
+from surgeon.serve import web
+from surgeon.settings import verb
+from surgeon.settings.serve import ServeSettings
 
-__all__ = ["serve", "show"]
+__all__ = ["Served", "serve", "show"]
 
 KEY = "SURGEON_API_KEY"
 """Environment variable of the key that clients must send."""
 
 
-def serve(
-    checkpoint: str,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    name: str | None = None,
-    rows: int = 16,
-    max_tokens: int = 0,
-    max_prompt_tokens: int = 0,
-    max_waiting: int = 64,
-    max_body_bytes: int = 4 << 20,
-    levels: Sequence[str] | None = None,
-    monitor_file: str | None = None,
-    thinking: bool | None = None,
-    api_key: str | None = None,
-    grace_s: float = 5.0,
-    device: str = "auto",
-    dtype: str = "auto",
-) -> dict[str, Any]:
-    """Serve a checkpoint until SIGTERM, or until SIGINT, which ends in KeyboardInterrupt.
+class Served(NamedTuple):
+    """What a server did until it was stopped."""
 
-    `rows` answers are decoded at once and `max_waiting` more wait; further requests get status 429.
-    An answer has at most `max_tokens` tokens and a prompt `max_prompt_tokens` (0: what the context
-    holds); `name` is what clients call the model. The monitor is the one that the checkpoint
-    carries, if any, or `monitor_file`; `levels` are some of its levels, or `none`. `thinking` is
-    passed to the chat template. With `api_key`, or the environment variable SURGEON_API_KEY,
-    clients have to send that key. When it is stopped, answers have `grace_s` seconds to end; a
-    second signal takes these away. Returns what was done. Raises `BadInput` before any request.
+    answers: int
+    tokens: int
+    interrupted: bool
+    """SIGINT stopped it, not SIGTERM."""
+
+
+@verb(ServeSettings)
+def serve(settings: ServeSettings) -> Served:
+    """Serve a checkpoint until SIGTERM or SIGINT, and return what was done.
+
+    When it is stopped, answers have `grace_s` seconds to end; a second signal takes these away, a
+    third raises KeyboardInterrupt. Raises `BadInput` before any request.
     """
-    from surgeon.serve import running
-
-    running.require_web()
-    if max_body_bytes < 1:
-        raise BadInput(f"found max_body_bytes = {max_body_bytes}, expected at least 1.")
-    if not 0 <= grace_s < float("inf"):
-        raise BadInput(f"found grace_s = {grace_s}, expected 0 or more seconds.")
-    with running.listening(host, port) as bound:
+    web.require_packages()
+    with web.listening(settings.host, settings.port) as bound:
+        # Not at the top: a port that is taken is told before torch is loaded.
         from surgeon.serve.app import Limits, build
-        from surgeon.serve.loading import load
+        from surgeon.serve.service import load
 
-        loaded = load(
-            checkpoint, name=name, rows=rows, max_tokens=max_tokens,
-            max_prompt_tokens=max_prompt_tokens, max_waiting=max_waiting, levels=levels,
-            monitor_file=monitor_file, thinking=thinking, device=device, dtype=dtype,
-        )  # fmt: skip
-        api_key = api_key or os.environ.get(KEY) or None
-        if api_key is None and not running.is_loopback(bound):
-            _say(
-                f"Warning: anybody who can reach {host} can use this server. Set {KEY}, or give "
-                "api_key, and clients must send that key."
+        service = load(settings)
+        worker, offer = service.worker, service.offer
+        api_key = settings.api_key or os.environ.get(KEY) or None
+        if api_key is None and not web.is_loopback(bound):
+            _print(
+                f"Warning: anybody who can reach {settings.host} can use this server. Set {KEY}, "
+                "or give api_key, and clients must send that key."
             )
-        watched = ", ".join(loaded.levels) or "none"
-        text = (
-            f"Serving {loaded.offer.names[0]} at {running.url_of(bound)}/v1: {loaded.engine.rows} "
-            f"rows, context {loaded.offer.context}, watched levels: {watched}. Ctrl-C ends it."
+        begun = (
+            f"Serving {offer.names[0]} at {web.url_of(bound)}/v1: {worker.rows} rows, context "
+            f"{offer.context}, watched levels: {', '.join(service.levels) or 'none'}. Ctrl-C ends "
+            "it."
         )
-        app = build(loaded, limits=Limits(max_body_bytes), api_key=api_key)
-        interrupted = running.run(
-            app, loaded.engine, bound, grace_s=grace_s, begun=lambda: _say(text)
+        app = build(service, limits=Limits(settings.max_body_bytes), api_key=api_key)
+        interrupted = web.run(
+            app, worker, bound, grace_s=settings.grace_s, begun=lambda: _print(begun)
         )
-    result = {"answers": loaded.engine.answered, "tokens": loaded.engine.tokens}
-    if interrupted:
-        raise KeyboardInterrupt(said(result))
-    return result
+    return Served(worker.answered, worker.tokens, interrupted)
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def said(result: dict[str, Any]) -> str:
-    """What a server did until it was stopped, in words."""
-    return f"Stopped after {result['answers']} answers, {result['tokens']} tokens."
-
-
-def show(result: dict[str, Any]) -> None:
+def show(served: Served) -> None:
     """Print what a server did until it was stopped."""
-    _say(said(result))
+    _print(f"Stopped after {served.answers} answers, {served.tokens} tokens.")
+
+
+def _print(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

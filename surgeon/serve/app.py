@@ -16,11 +16,21 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from surgeon.serve.asked import Asked, read_chat, read_completion, unknown_model
-from surgeon.serve.engine import Broken, Emitted, Engine
-from surgeon.serve.loading import Loaded
+from surgeon.serve.query import Query, read_chat, read_completion, unknown_model
 from surgeon.serve.refusals import Refusal, closing, failed
-from surgeon.serve.replies import CHAT, COMPLETION, END, Form, Reply, Written, event, usage
+from surgeon.serve.replies import (
+    CHAT,
+    COMPLETION,
+    END,
+    Envelope,
+    Form,
+    PartialAnswer,
+    Usage,
+    event,
+    usage,
+)
+from surgeon.serve.service import Service
+from surgeon.serve.worker import Breakoff, NextToken, Worker
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,9 +49,9 @@ class Limits(NamedTuple):
     """Seconds for a body to arrive."""
 
 
-def build(loaded: Loaded, *, limits: Limits, api_key: str | None = None) -> Starlette:
+def build(service: Service, *, limits: Limits, api_key: str | None = None) -> Starlette:
     """The application in front of a loaded model."""
-    front = Front(loaded, limits, api_key)
+    front = Front(service, limits, api_key)
     return Starlette(
         routes=[
             Route("/v1/chat/completions", front.chat, methods=["POST"]),
@@ -62,24 +72,24 @@ def build(loaded: Loaded, *, limits: Limits, api_key: str | None = None) -> Star
 class Front:
     """The endpoints."""
 
-    def __init__(self, loaded: Loaded, limits: Limits, api_key: str | None):
-        self.engine, self.offer = loaded.engine, loaded.offer
+    def __init__(self, service: Service, limits: Limits, api_key: str | None):
+        self.worker, self.offer = service.worker, service.offer
         self.limits, self.api_key = limits, api_key
         # A tokenizer isn't made for several threads; the worker has the one that was given.
-        self.tokenizer, self.reading = deepcopy(loaded.tokenizer), deepcopy(loaded.tokenizer)
+        self.tokenizer, self.reading = deepcopy(service.tokenizer), deepcopy(service.tokenizer)
         self.one_reader = asyncio.Lock()
         self.about = {
             "id": self.offer.names[0], "object": "model", "created": int(time.time()),
             "owned_by": "surgeon", "max_model_len": self.offer.context,
-            "surgeon": {"levels": list(loaded.levels)},
+            "surgeon": {"levels": list(service.levels)},
         }  # fmt: skip
 
     async def health(self, _: Request) -> Response:
         """Whether requests are taken, and how many answers are being decoded."""
-        running, waiting = self.engine.load
-        status = "closing" if self.engine.closing else "ok"
+        running, waiting = self.worker.load
+        status = "closing" if self.worker.closing else "ok"
         body = {"status": status, "running": running, "waiting": waiting}
-        return JSONResponse(body, 503 if self.engine.closing else 200)
+        return JSONResponse(body, 503 if self.worker.closing else 200)
 
     async def models(self, request: Request) -> Response:
         """The one model."""
@@ -102,20 +112,19 @@ class Front:
         """Go on with text or token ids."""
         return await self._answer(request, read_completion, COMPLETION)
 
-    async def _answer(self, request: Request, read: Callable[..., Asked], form: Form) -> ASGIApp:
+    async def _answer(self, request: Request, read: Callable[..., Query], form: Form) -> ASGIApp:
         self._authorise(request)
-        self.engine.check_room()
+        self.worker.check_room()
         raw = await self._body(request)
         # A long text takes its time, which others needn't wait for.
         async with self.one_reader:
-            asked = await asyncio.to_thread(read, raw, self.reading, self.offer)
-        head = {
-            "id": form.prefix + uuid.uuid4().hex, "created": int(time.time()),
-            "model": self.offer.names[0],
-        }  # fmt: skip
-        monitored = self.engine.watching is not None
-        reply = Reply(form, head, monitored, asked.token_ids, asked.usage)
-        return Following(self.engine, self.tokenizer, asked, reply)
+            query = await asyncio.to_thread(read, raw, self.reading, self.offer)
+        reply = Envelope(
+            form, form.prefix + uuid.uuid4().hex, int(time.time()), self.offer.names[0],
+            monitored=self.worker.watching is not None, token_ids=query.token_ids,
+            usage=query.usage,
+        )  # fmt: skip
+        return Follower(self.worker, self.tokenizer, query, reply)
 
     def _authorise(self, request: Request) -> None:
         if self.api_key is None:
@@ -152,17 +161,19 @@ class Front:
         return bytes(raw)
 
 
-class Following:
+class Follower:
     """The response to a request for answers: follows them until they end or the client is gone."""
 
     def __init__(
-        self, engine: Engine, tokenizer: "PreTrainedTokenizerBase", asked: Asked, reply: Reply
+        self, worker: Worker, tokenizer: "PreTrainedTokenizerBase", query: Query, reply: Envelope
     ):
-        self.engine, self.asked, self.reply = engine, asked, reply
-        self.requests = asked.requests
-        self.answers = [Written(tokenizer, asked.stop, asked.keep_stop) for _ in self.requests]
+        self.worker, self.query, self.reply = worker, query, reply
+        self.requests = query.requests
+        self.answers = [
+            PartialAnswer(tokenizer, query.stop, query.keep_stop) for _ in self.requests
+        ]
         self.choice: dict[int, int] = {}
-        """The place among the answers of each of the engine's numbers."""
+        """The place among the answers of each of the worker's numbers."""
         self.broken: Refusal | None = None
         self.gone = False
         self.news = asyncio.Event()
@@ -174,7 +185,7 @@ class Following:
             try:
                 # Where the client is gone, the batch has a free row again, which is all to do.
                 with suppress(ClientDisconnect):
-                    await (self._stream if self.asked.stream else self._whole)(send)
+                    await (self._stream if self.query.stream else self._whole)(send)
             finally:
                 listening.cancel()
 
@@ -183,31 +194,31 @@ class Following:
         """The answers are in the batch inside the block."""
         loop = asyncio.get_running_loop()
 
-        def deliver(found: Emitted | Broken) -> None:
+        def deliver(news: NextToken | Breakoff) -> None:
             # After a shutdown that could not wait there is no loop to tell.
             with suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._arrive, found)
+                loop.call_soon_threadsafe(self._arrive, news)
 
-        indices = self.engine.join(self.requests, deliver)
+        indices = self.worker.join(self.requests, deliver)
         self.choice = {index: number for number, index in enumerate(indices)}
         try:
             yield
         finally:
             for index in indices:
-                self.engine.leave(index)
+                self.worker.leave(index)
 
-    def _arrive(self, found: Emitted | Broken) -> None:
+    def _arrive(self, news: NextToken | Breakoff) -> None:
         """Take what comes at once: an answer that ends frees its row, however slow its reader."""
-        answer = self.answers[self.choice[found.index]]
+        answer = self.answers[self.choice[news.index]]
         if answer.finish_reason is not None:
             # The worker hasn't heard yet that a stop string ended it: nothing is lost any more.
             return
-        if isinstance(found, Broken):
-            self.broken = found.why
+        if isinstance(news, Breakoff):
+            self.broken = news.why
         else:
-            answer.take(found)
+            answer.take(news)
             if answer.finish_reason is not None:
-                self.engine.leave(found.index, answered=True)
+                self.worker.leave(news.index, answered=True)
         self.news.set()
 
     async def _listen(self, receive: Receive) -> None:
@@ -252,13 +263,13 @@ class Following:
             await _write(send, event(why.body))
         await _write(send, b"", more=False)
 
-    def _usage(self) -> dict[str, int]:
-        return usage(self.asked.prompts, self.answers)
+    def _usage(self) -> Usage:
+        return usage(self.query.prompts, self.answers)
 
 
 async def _start(send: Send, content_type: str, headers: dict[str, str]) -> None:
-    found = {"Content-Type": content_type, **headers}
-    raw = [(name.lower().encode(), value.encode()) for name, value in found.items()]
+    every = {"Content-Type": content_type, **headers}
+    raw = [(name.lower().encode(), value.encode()) for name, value in every.items()]
     await send({"type": "http.response.start", "status": 200, "headers": raw})
 
 
@@ -270,30 +281,30 @@ async def _write(send: Send, body: bytes, *, more: bool = True) -> None:
 # --- what goes wrong ------------------------------------------------------------------------------
 
 
-def _said(why: Refusal, headers: Mapping[str, str] | None = None) -> Response:
-    found = {**why.headers, **(headers or {})}
+def _error(why: Refusal, headers: Mapping[str, str] | None = None) -> Response:
+    sent = {**why.headers, **(headers or {})}
     if why.status in (408, 413, 415):
         # What is left of the body isn't read.
-        found["Connection"] = "close"
-    return JSONResponse(why.body, why.status, found)
+        sent["Connection"] = "close"
+    return JSONResponse(why.body, why.status, sent)
 
 
 async def _refuse(_: Request, why: Exception) -> Response:
     assert isinstance(why, Refusal)
-    return _said(why)
+    return _error(why)
 
 
 async def _unrouted(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     text = f"{request.method} {request.url.path}: {error.detail}."
-    return _said(Refusal(error.status_code, text), error.headers)
+    return _error(Refusal(error.status_code, text), error.headers)
 
 
 async def _gone(_: Request, __: Exception) -> Response:
-    # Nobody reads it.
-    return _said(closing())
+    # Nobody reads this response.
+    return _error(closing())
 
 
 async def _defect(_: Request, __: Exception) -> Response:
     # The traceback goes to the server's own output.
-    return _said(failed("The server failed; its output says how."))
+    return _error(failed("The server failed; its output says how."))

@@ -1,8 +1,17 @@
 """Requests that are refused, in OpenAI's words."""
 
-from typing import Any
+from typing import TypedDict
 
 INVALID = "invalid_request_error"
+
+
+class Error(TypedDict):
+    """An error as OpenAI writes it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
 
 
 class Refusal(Exception):
@@ -22,13 +31,12 @@ class Refusal(Exception):
         self.kind, self.param, self.code = kind, param, code
 
     @property
-    def body(self) -> dict[str, Any]:
-        """The error as OpenAI writes it."""
+    def body(self) -> dict[str, Error]:
+        """What the client gets."""
         # Text that is quoted may hold what is no Unicode, and couldn't be sent.
         text = self.message.encode(errors="backslashreplace").decode()
         param = self.param and self.param.encode(errors="backslashreplace").decode()
-        error = {"message": text, "type": self.kind, "param": param, "code": self.code}
-        return {"error": error}
+        return {"error": Error(message=text, type=self.kind, param=param, code=self.code)}
 
     @property
     def headers(self) -> dict[str, str]:

@@ -1,20 +1,59 @@
 """What goes back to a client, as OpenAI's endpoints word it."""
 
 import json
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
-from surgeon.serve.engine import Emitted
 from surgeon.serve.text import Detokenizer, StopStrings
+from surgeon.serve.worker import NextToken
 from surgeon.watch.watching import Firing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 END = b"data: [DONE]\n\n"
+UNFINISHED: "Choice" = {"logprobs": None, "finish_reason": None}
+"""What a piece of a stream says of an answer that goes on."""
 
 
-class Written:
+class FiringNote(TypedDict):
+    """A firing, as `surgeon.watch` logs it."""
+
+    position: int
+    level: str
+    probability: float
+    step: str
+
+
+class MonitorNotes(TypedDict):
+    """What the monitor did: the `surgeon` member of a choice."""
+
+    firings: list[FiringNote]
+
+
+class Choice(TypedDict, total=False):
+    """One answer, or a piece of it in a stream, as OpenAI writes it."""
+
+    index: int
+    message: dict[str, str | None]
+    delta: dict[str, str]
+    text: str
+    logprobs: None
+    finish_reason: str | None
+    token_ids: list[int]
+    stop_reason: str | None
+    surgeon: MonitorNotes
+
+
+class Usage(TypedDict):
+    """Counts of tokens as OpenAI gives them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class PartialAnswer:
     """One answer as far as it has come."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", stops: Sequence[str], keep_stop: bool):
@@ -26,8 +65,8 @@ class Written:
         """The text that each token added."""
         self.firings: list[Firing] = []
         self.finish_reason: str | None = None
-        self._told = 0
-        """Tokens that `news` gave."""
+        self._reported = 0
+        """Tokens that `news` has returned."""
 
     @property
     def text(self) -> str:
@@ -39,7 +78,7 @@ class Written:
         """The stop string that ended the answer, if one did."""
         return self._stops.hit
 
-    def take(self, token: Emitted) -> None:
+    def take(self, token: NextToken) -> None:
         """Add the next token of an answer that isn't over."""
         text = ""
         if token.finish_reason != "stop":
@@ -54,18 +93,18 @@ class Written:
     def news(self) -> tuple[str, list[int]] | None:
         """Text and tokens since the last news; None while they add no text, unless they are the
         last."""
-        first = self._told
+        first = self._reported
         text = "".join(self.pieces[first:])
         if not text and (self.finish_reason is None or first == len(self.pieces)):
             return None
-        self._told = len(self.pieces)
+        self._reported = len(self.pieces)
         return text, self.token_ids[first:]
 
-    def extension(self) -> dict[str, Any]:
+    def notes(self) -> MonitorNotes:
         """What the monitor did, for those who ask this server."""
         # A firing may force tokens that the answer's end left no room for.
-        kept = [f for f in self.firings if f.position < len(self.token_ids)]
-        return {"firings": [firing._asdict() for firing in kept]}
+        within = [f for f in self.firings if f.position < len(self.token_ids)]
+        return {"firings": [FiringNote(**firing._asdict()) for firing in within]}
 
 
 class Form(NamedTuple):
@@ -76,11 +115,11 @@ class Form(NamedTuple):
     """The kind of a reply that comes at once."""
     part: str
     """The kind of a piece of a stream."""
-    say: Callable[[str], dict[str, Any]]
+    say: Callable[[str], Choice]
     """A choice's text, at once."""
-    add: Callable[[str], dict[str, Any]]
+    add: Callable[[str], Choice]
     """More of a choice's text."""
-    begin: dict[str, Any] | None
+    begin: Choice | None
     """What a choice of a stream begins with."""
 
 
@@ -102,31 +141,33 @@ COMPLETION = Form(
 )
 
 
-class Reply(NamedTuple):
-    """The reply to one request in the making: what all of its parts share."""
+class Envelope(NamedTuple):
+    """What all parts of the reply to one request share."""
 
     form: Form
-    head: dict[str, Any]
-    """`id`, `created`, `model`."""
+    id: str
+    created: int
+    """Unix time."""
+    model: str
     monitored: bool
     token_ids: bool
     usage: bool
 
-    def whole(self, answers: Sequence[Written], usage: dict[str, int]) -> bytes:
+    def whole(self, answers: Sequence[PartialAnswer], usage: Usage) -> bytes:
         """The body of a reply that comes at once."""
         choices = [
             self._choice(number, self.form.say(answer.text), answer, answer.token_ids)
             for number, answer in enumerate(answers)
         ]
-        return _json({**self._object(self.form.whole), "choices": choices, "usage": usage})
+        return _json({**self._head(self.form.whole), "choices": choices, "usage": usage})
 
     def begin(self, number: int) -> bytes:
         """The first event of a choice; nothing where the form has none."""
         if self.form.begin is None:
             return b""
-        return self._event([{"index": number, **self.form.begin, **_unfinished()}])
+        return self._event([{"index": number, **self.form.begin, **UNFINISHED}])
 
-    def more(self, number: int, answer: Written) -> bytes:
+    def more(self, number: int, answer: PartialAnswer) -> bytes:
         """The event of a choice's news, if any; the last of a choice says why it ended."""
         news = answer.news()
         if news is None:
@@ -134,45 +175,43 @@ class Reply(NamedTuple):
         text, token_ids = news
         return self._event([self._choice(number, self.form.add(text), answer, token_ids)])
 
-    def count(self, usage: dict[str, int]) -> bytes:
+    def count(self, usage: Usage) -> bytes:
         """The event with the count of tokens, where the client wants one."""
         return self._event([], usage) if self.usage else b""
 
     def _choice(
-        self, number: int, text: dict[str, Any], answer: Written, ids: Sequence[int]
-    ) -> dict[str, Any]:
-        choice = {"index": number, **text, **_unfinished()}
+        self, number: int, text: Choice, answer: PartialAnswer, ids: Sequence[int]
+    ) -> Choice:
+        choice: Choice = {"index": number, **text, **UNFINISHED}
         if self.token_ids:
             choice["token_ids"] = list(ids)
         if answer.finish_reason is not None:
             choice["finish_reason"] = answer.finish_reason
             choice["stop_reason"] = answer.stop_string
             if self.monitored:
-                choice["surgeon"] = answer.extension()
+                choice["surgeon"] = answer.notes()
         return choice
 
-    def _object(self, kind: str) -> dict[str, Any]:
-        return {"id": self.head["id"], "object": kind, **self.head}
+    def _head(self, kind: str) -> dict[str, object]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
-    def _event(self, choices: list[dict[str, Any]], usage: Any = None) -> bytes:
-        found = {**self._object(self.form.part), "choices": choices}
-        return event(found | ({"usage": usage} if self.usage else {}))
-
-
-def _unfinished() -> dict[str, Any]:
-    return {"logprobs": None, "finish_reason": None}
+    def _event(self, choices: list[Choice], usage: Usage | None = None) -> bytes:
+        counted = {"usage": usage} if self.usage else {}
+        return event({**self._head(self.form.part), "choices": choices, **counted})
 
 
-def usage(prompts: Sequence[Sequence[int]], answers: Sequence[Written]) -> dict[str, int]:
-    """Counts of tokens as OpenAI gives them: each prompt once, whatever the number of answers."""
-    asked, given = sum(map(len, prompts)), sum(len(answer.token_ids) for answer in answers)
-    return {"prompt_tokens": asked, "completion_tokens": given, "total_tokens": asked + given}
+def usage(prompts: Sequence[Sequence[int]], answers: Sequence[PartialAnswer]) -> Usage:
+    """The count of tokens: each prompt once, whatever the number of answers."""
+    prompt, answer = sum(map(len, prompts)), sum(len(answer.token_ids) for answer in answers)
+    return {
+        "prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer,
+    }  # fmt: skip
 
 
-def event(found: dict[str, Any]) -> bytes:
+def event(content: Mapping[str, object]) -> bytes:
     """One event of a stream."""
-    return b"data: " + _json(found) + b"\n\n"
+    return b"data: " + _json(content) + b"\n\n"
 
 
-def _json(found: dict[str, Any]) -> bytes:
-    return json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode()
+def _json(content: Mapping[str, object]) -> bytes:
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()

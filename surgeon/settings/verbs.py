@@ -37,4 +37,5 @@ VERBS: dict[str, Row] = {
     "evaluate": Row("evaluate:EvaluateSettings", "surgeon.evaluate", "evaluate"),
     "trigger-sft": Row("trigger_sft:SftSettings", "surgeon.trigger.sft", "sft"),
     "rank": Row("rank:RankSettings", "surgeon.rank", "rank"),
+    "serve": Row("serve:ServeSettings", "surgeon.serve", "serve"),
 }

@@ -7,7 +7,7 @@ ones are refused too, as OpenAI does.
 import json
 import secrets
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from surgeon.decoding import Request, stream_key
 from surgeon.errors import BadInput
@@ -16,6 +16,8 @@ from surgeon.traces import Prompt, encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
 
 BOTH = frozenset({
     "model", "n", "seed", "temperature", "top_p", "top_k", "max_tokens", "stop", "stream",
@@ -64,7 +66,7 @@ class Offer(NamedTuple):
     thinking: bool | None
 
 
-class Asked(NamedTuple):
+class Query(NamedTuple):
     """A request that makes sense."""
 
     prompts: list[list[int]]
@@ -98,7 +100,7 @@ class Asked(NamedTuple):
         ]
 
 
-def read_chat(raw: bytes, tokenizer: "PreTrainedTokenizerBase", offer: Offer) -> Asked:
+def read_chat(raw: bytes, tokenizer: "PreTrainedTokenizerBase", offer: Offer) -> Query:
     """The body of a chat request; raises `Refusal`."""
     body = _read(raw, CHAT, offer)
     if "max_completion_tokens" in body and "max_tokens" in body:
@@ -114,10 +116,10 @@ def read_chat(raw: bytes, tokenizer: "PreTrainedTokenizerBase", offer: Offer) ->
         ids = encode(tokenizer, Prompt("messages", messages), thinking)
     except BadInput as error:
         raise Refusal(400, str(error), param="messages") from error
-    return _asked(body, offer, [ids], "messages", _tokens(body, most, offer.max_tokens, offer))
+    return _query(body, offer, [ids], "messages", _tokens(body, most, offer.max_tokens, offer))
 
 
-def read_completion(raw: bytes, tokenizer: "PreTrainedTokenizerBase", offer: Offer) -> Asked:
+def read_completion(raw: bytes, tokenizer: "PreTrainedTokenizerBase", offer: Offer) -> Query:
     """The body of a request to complete text or token ids; raises `Refusal`."""
     body = _read(raw, COMPLETION, offer)
     special = _switch(body, "add_special_tokens", True)
@@ -129,10 +131,10 @@ def read_completion(raw: bytes, tokenizer: "PreTrainedTokenizerBase", offer: Off
     ]
     # OpenAI's default for this endpoint.
     most = _tokens(body, "max_tokens", min(16, offer.max_tokens), offer)
-    return _asked(body, offer, prompts, "prompt", most)
+    return _query(body, offer, prompts, "prompt", most)
 
 
-def _read(raw: bytes, known: frozenset[str], offer: Offer) -> dict[str, Any]:
+def _read(raw: bytes, known: frozenset[str], offer: Offer) -> Mapping[str, object]:
     """The request's JSON object without what is null, its names and model checked."""
     try:
         body = json.loads(raw)
@@ -169,9 +171,9 @@ def unknown_model(name: object, offer: Offer) -> Refusal:
     )  # fmt: skip
 
 
-def _asked(
-    body: dict[str, Any], offer: Offer, prompts: list[list[int]], param: str, max_tokens: int
-) -> Asked:
+def _query(
+    body: Mapping[str, object], offer: Offer, prompts: list[list[int]], param: str, max_tokens: int
+) -> Query:
     for ids in prompts:
         if not ids:
             raise Refusal(400, "The prompt has no tokens.", param=param)
@@ -195,7 +197,7 @@ def _asked(
     stream = _switch(body, "stream", False)
     if options and not stream:
         raise Refusal(400, "stream_options needs stream = true.", param="stream_options")
-    return Asked(
+    return Query(
         prompts=prompts,
         n=n,
         seed=_whole(body, "seed", secrets.randbits(62), -(1 << 63), 1 << 63),
@@ -302,7 +304,7 @@ def _stops(found: object) -> tuple[str, ...]:
     return tuple(_encodable(stop, "stop") for stop in stops)
 
 
-def _tokens(body: Mapping[str, Any], name: str, default: int, offer: Offer) -> int:
+def _tokens(body: Mapping[str, object], name: str, default: int, offer: Offer) -> int:
     return _whole(body, name, default, 1, offer.max_tokens)
 
 
@@ -315,21 +317,23 @@ def _encodable(text: str, param: str) -> str:
 
 
 def _checked(
-    body: Mapping[str, Any], name: str, default: Any, good: Callable[[Any], bool], expected: str
-) -> Any:
-    value = body.get(name)
+    body: Mapping[str, object], name: str, default: T, good: Callable[[Any], bool], expected: str
+) -> T:
+    value: Any = body.get(name)
     value = default if value is None else value
     if not good(value):
         raise Refusal(400, f"{name} is {str(value)[:40]}, expected {expected}.", param=name)
     return value
 
 
-def _whole(body: Mapping[str, Any], name: str, default: int, low: int, high: int) -> int:
+def _whole(body: Mapping[str, object], name: str, default: int, low: int, high: int) -> int:
     expected = f"a whole number from {low} to {high}"
     return _checked(body, name, default, lambda v: type(v) is int and low <= v <= high, expected)
 
 
-def _number(body: Mapping[str, Any], name: str, default: float, low: float, high: float) -> float:
+def _number(
+    body: Mapping[str, object], name: str, default: float, low: float, high: float
+) -> float:
     def good(value: Any) -> bool:
         # What a checkpoint has for a default may be unusual.
         return type(value) in (int, float) and (low <= value <= high or value == default)
@@ -337,5 +341,5 @@ def _number(body: Mapping[str, Any], name: str, default: float, low: float, high
     return float(_checked(body, name, default, good, f"a number from {low} to {high}"))
 
 
-def _switch(body: Mapping[str, Any], name: str, default: bool) -> bool:
+def _switch(body: Mapping[str, object], name: str, default: bool) -> bool:
     return _checked(body, name, default, lambda v: isinstance(v, bool), "true or false")

@@ -17,7 +17,7 @@ from surgeon.errors import BadInput
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-    from surgeon.serve.engine import Engine
+    from surgeon.serve.worker import Worker
 
 SLOW_READERS_S = 5
 """Seconds that clients have to fetch the last of their replies."""
@@ -25,7 +25,7 @@ BACKLOG = 2048
 """Connections that may wait to be taken up."""
 
 
-def require_web() -> None:
+def require_packages() -> None:
     """Raise `BadInput` where the packages of the extra `serve` are missing."""
     missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
     if missing:
@@ -77,13 +77,13 @@ def url_of(bound: socket.socket) -> str:
 
 def run(
     app: "Starlette",
-    engine: "Engine",
+    worker: "Worker",
     bound: socket.socket,
     *,
     grace_s: float,
     begun: Callable[[], None] = lambda: None,
 ) -> bool:
-    """Serve until the engine is closed, which SIGINT and SIGTERM do; True after SIGINT.
+    """Serve until the worker is closed, which SIGINT and SIGTERM do; True after SIGINT.
 
     The model works in the calling thread, the web server in another. No connection is taken any
     more once a signal has come, answers have `grace_s` seconds to end, and whoever is still waiting
@@ -108,7 +108,7 @@ def run(
     )
 
     def stop(signals: int) -> None:
-        engine.close(grace_s if signals == 1 else 0)
+        worker.close(grace_s if signals == 1 else 0)
         server.should_exit, server.force_exit = True, signals > 2
         if signals > 2:
             # Not even the pass that runs is waited for.
@@ -122,13 +122,13 @@ def run(
         raise _taken(host, port, error) from error
     with stopped_by_signals(stop) as caught, ThreadPoolExecutor(1, "surgeon serve") as pool:
         serving = pool.submit(server.run, sockets=[bound])
-        serving.add_done_callback(lambda _: engine.close(0))
+        serving.add_done_callback(lambda _: worker.close(0))
         try:
             while not (server.started or serving.done()):
                 time.sleep(0.01)
             if server.started:
                 begun()
-            engine.run()
+            worker.run()
         finally:
             server.should_exit = True
             serving.result()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class Emitted(NamedTuple):
+class NextToken(NamedTuple):
     """The next token of an answer."""
 
     index: int
@@ -33,14 +33,14 @@ class Emitted(NamedTuple):
     """Of the monitor, since the token before."""
 
 
-class Broken(NamedTuple):
+class Breakoff(NamedTuple):
     """An answer that won't be finished."""
 
     index: int
     why: Refusal
 
 
-Deliver = Callable[[Emitted | Broken], None]
+Deliver = Callable[[NextToken | Breakoff], None]
 
 
 class _Join(NamedTuple):
@@ -57,14 +57,14 @@ class _Close(NamedTuple):
     within_s: float
 
 
-class _Answer:
-    """An answer in the making."""
+class _Client:
+    """Who is told of an answer, and of how many of its firings so far."""
 
     def __init__(self, deliver: Deliver):
         self.deliver, self.firings = deliver, 0
 
 
-class Engine:
+class Worker:
     """Decodes whatever is asked, `rows` answers at once; at most `max_waiting` more wait."""
 
     def __init__(
@@ -85,12 +85,12 @@ class Engine:
         self.closing = False
         """No new requests are taken."""
         self.answered = self.tokens = 0
-        """Counts of what was done, for the one who looks: of the loop, and of the worker."""
+        """Answers that were finished and tokens that were decoded, ever."""
         self._numbers = itertools.count()
         self._open: set[int] = set()
-        # The only queue whose `put` may interrupt another one: a signal handler closes the engine.
+        # The only queue whose `put` may interrupt another one: a signal handler closes the worker.
         self._inbox: SimpleQueue[_Join | _Leave | _Close] = SimpleQueue()
-        self._answers: dict[int, _Answer] = {}
+        self._answers: dict[int, _Client] = {}
         self._deadline: float | None = None
 
     # the event loop's side
@@ -138,7 +138,7 @@ class Engine:
     # the worker
 
     def run(self) -> None:
-        """Decode until the engine is closed; answers that aren't done then are broken off."""
+        """Decode until the worker is closed; answers that aren't done then are broken off."""
         try:
             while self._admit():
                 self._step()
@@ -148,7 +148,7 @@ class Engine:
             while not self._inbox.empty():
                 command = self._inbox.get()
                 if isinstance(command, _Join):
-                    command.deliver(Broken(command.index, closing()))
+                    command.deliver(Breakoff(command.index, closing()))
 
     def _admit(self) -> bool:
         """Carry out the commands, waiting for one where there is nothing to decode; False at the
@@ -179,15 +179,15 @@ class Engine:
         try:
             self.decoder.add(command.index, command.request)
         except BadInput as error:
-            command.deliver(Broken(command.index, Refusal(400, str(error))))
+            command.deliver(Breakoff(command.index, Refusal(400, str(error))))
             return
-        self._answers[command.index] = _Answer(command.deliver)
+        self._answers[command.index] = _Client(command.deliver)
 
     def _step(self) -> None:
         try:
             tokens = self.decoder.step()
         except (BadInput, RuntimeError, MemoryError) as error:
-            # Memory that ended, or weights that give no numbers: the rest of the day goes on.
+            # Memory that ended, or weights that give no numbers: keep serving.
             if not isinstance(error, BadInput):
                 traceback.print_exc()
             reason = " ".join(str(error).split())[:300]
@@ -213,7 +213,7 @@ class Engine:
                 firings = fired[answer.firings :]
                 answer.firings = max(answer.firings, len(fired))
             self.tokens += 1
-            answer.deliver(Emitted(index, token_id, finish_reason, firings))
+            answer.deliver(NextToken(index, token_id, finish_reason, firings))
             if finish_reason is not None:
                 self._forget(index)
 
@@ -224,7 +224,7 @@ class Engine:
 
     def _break_off(self, why: Refusal) -> None:
         for index, answer in list(self._answers.items()):
-            answer.deliver(Broken(index, why))
+            answer.deliver(Breakoff(index, why))
             self._forget(index)
 
     def _decoder(self) -> Decoder:

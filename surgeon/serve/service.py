@@ -1,0 +1,71 @@
+"""The model, its tokenizer and its monitor, made ready to be served."""
+
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from surgeon.checkpoint import placement
+from surgeon.decoding import context_limit
+from surgeon.families import open_checkpoint
+from surgeon.serve.query import Offer
+from surgeon.serve.worker import Worker
+from surgeon.settings.serve import ServeSettings
+from surgeon.traces import stop_ids
+from surgeon.watch.monitor import Monitor, find_monitor, read_levels
+from surgeon.watch.watching import Watching
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+T = TypeVar("T")
+
+
+class Service(NamedTuple):
+    """What the web application needs."""
+
+    worker: Worker
+    tokenizer: "PreTrainedTokenizerBase"
+    offer: Offer
+    levels: tuple[str, ...]
+    """What is watched for; empty without a monitor."""
+
+
+def load(settings: ServeSettings) -> Service:
+    """Load what `serve` is asked to serve; raises `BadInput`."""
+    device, dtype = placement(settings.machine.device, settings.machine.dtype)
+    checkpoint = open_checkpoint(settings.checkpoint)
+    tokenizer = checkpoint.tokenizer()
+    file = find_monitor(settings.checkpoint, checkpoint, settings.monitor_file)
+    monitor = None if file is None else Monitor.load(file, checkpoint)
+    levels = read_levels(settings.levels, () if monitor is None else monitor.levels)
+    model: Any = checkpoint.model(device, dtype)
+    context = context_limit(model)
+    own = model.generation_config
+    names = (settings.name or checkpoint.name, checkpoint.name, settings.checkpoint)
+    offer = Offer(
+        names=tuple(dict.fromkeys(names)),
+        context=context,
+        vocabulary=model.get_input_embeddings().num_embeddings,
+        max_tokens=min(settings.max_tokens or context, context),
+        max_prompt_tokens=min(settings.max_prompt_tokens or context, context - 1),
+        most_answers=settings.rows + settings.max_waiting,
+        temperature=_or(own.temperature, 1.0),
+        top_p=_or(own.top_p, 1.0),
+        top_k=_or(own.top_k, 0),
+        thinking=settings.thinking,
+    )
+    watching = None
+    if monitor is not None and levels:
+        watching = Watching(model, tokenizer, monitor, levels=levels)
+    worker = Worker(
+        model,
+        stop=stop_ids(model, tokenizer),
+        rows=settings.rows,
+        max_waiting=settings.max_waiting,
+        max_tokens=offer.max_tokens,
+        watching=watching,
+    )
+    return Service(worker, tokenizer, offer, levels)
+
+
+def _or(value: Any, default: T) -> T:
+    return default if value is None else type(default)(value)  # pyright: ignore
