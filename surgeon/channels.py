@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import BadInput
-from surgeon.live.architecture import text_config, text_decoder
+from surgeon.live.blocks import block
 from surgeon.live.passes import check_traces, in_windows, length, passes
 from surgeon.traces import Trace
 
@@ -31,41 +31,6 @@ class Channels(NamedTuple):
     def size(self) -> int:
         """How many channels there are."""
         return len(self.units) + len(self.heads)
-
-
-class Writers(NamedTuple):
-    """The two projections through which a layer writes to the residual stream."""
-
-    down: nn.Module
-    """Its input (..., n_units) is h of the FFN units."""
-    out: nn.Module
-    """Its input (..., n_heads * D) is the heads' mixed values, head after head."""
-    n_units: int
-    n_heads: int
-
-
-def writers(model: nn.Module, layer: int) -> Writers:
-    """Where a layer's units and heads can be seen; raises `BadInput` for mixtures of experts."""
-    kind, layers = text_config(model).model_type, text_decoder(model).layers
-    n_layers = len(layers)  # pyright: ignore[reportArgumentType]
-    if not 0 <= layer < n_layers:
-        raise BadInput(f"found layer {layer}; expected 0 to {n_layers - 1} in this {kind} model.")
-    block = layers[layer]  # pyright: ignore[reportIndexIssue]
-    down = getattr(getattr(block, "mlp", None), "down_proj", None)
-    out = getattr(getattr(block, "self_attn", None), "o_proj", None)
-    n_units, width = (getattr(module, "in_features", None) for module in (down, out))
-    if n_units is None:
-        raise BadInput(
-            f"found the architecture {kind!r}, whose layer {layer} is no single gated FFN (a "
-            "mixture of experts?); channels are defined for dense models only."
-        )
-    n_heads = text_config(model).num_attention_heads
-    if width is None or width % n_heads:
-        raise BadInput(
-            f"found the architecture {kind!r}, whose layer {layer} has no output projection that "
-            f"{n_heads} attention heads divide evenly; expected one (input width found: {width})."
-        )
-    return Writers(down, out, n_units, n_heads)  # pyright: ignore[reportArgumentType]
 
 
 class Tap:
@@ -94,27 +59,28 @@ def tapped(model: nn.Module, channels: Channels) -> Iterator[Tap]:
     Raises `BadInput` for mixtures of experts, for heads that don't divide the output projection's
     input, and for numbers the layer doesn't have.
     """
-    seen = writers(model, channels.layer)
-    check_channels(channels, seen.n_units, seen.n_heads)
+    here = block(model, channels.layer)
+    down, attention = here.ffn.down, here.attention
+    check_channels(channels, down.in_features, attention.n_heads)
     tap = Tap(channels)
-    device = next(seen.down.parameters()).device
+    device = down.weight.device
     unit_U, head_H = (torch.tensor(n, device=device) for n in (channels.units, channels.heads))
-    every_head = channels.heads == tuple(range(seen.n_heads))
+    every_head = channels.heads == tuple(range(attention.n_heads))
 
     def units(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         tap.unit_BTU = args[0].detach().index_select(-1, unit_U).abs().float()
 
     def heads(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        mixed_BTHD = args[0].detach().unflatten(-1, (seen.n_heads, -1))
+        mixed_BTHD = args[0].detach().unflatten(-1, (attention.n_heads, -1))
         if not every_head:
             mixed_BTHD = mixed_BTHD.index_select(-2, head_H)
         tap.head_BTH = torch.linalg.vector_norm(mixed_BTHD, dim=-1, dtype=torch.float32)
 
     with ExitStack() as undo:
         if channels.units:
-            undo.callback(seen.down.register_forward_pre_hook(units).remove)
+            undo.callback(down.register_forward_pre_hook(units).remove)
         if channels.heads:
-            undo.callback(seen.out.register_forward_pre_hook(heads).remove)
+            undo.callback(attention.out.register_forward_pre_hook(heads).remove)
         yield tap
 
 

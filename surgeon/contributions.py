@@ -9,13 +9,14 @@ token, times the projection of its output column onto that token's unembedding r
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from surgeon.errors import BadInput
-from surgeon.live.architecture import text_config, text_decoder
+from surgeon.live.architecture import head_of
+from surgeon.live.blocks import Ffn, blocks
 from surgeon.live.passes import check_traces, evaluating, length, passes
 from surgeon.traces import Trace
 
@@ -23,33 +24,8 @@ Score = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(activation_TF, down_DF, unembedding_TD) -> score_TF, such as `nopsd.contribution`."""
 
 
-class Units(NamedTuple):
-    """The FFN of one layer in a live model."""
-
-    activation: nn.Module
-    """The activation function, whose output is act(gate)."""
-    down: nn.Linear
-    """The down projection, whose input is act(gate) * up."""
-
-
-def units(model: nn.Module) -> list[Units]:
-    """The FFN of each layer; raises `BadInput` naming the architecture for mixtures of experts."""
-    found = []
-    for layer in text_decoder(model).layers:  # pyright: ignore
-        mlp = getattr(layer, "mlp", None)
-        down = getattr(mlp, "down_proj", None)
-        activation = getattr(mlp, "act_fn", None) or getattr(mlp, "activation_fn", None)
-        if not isinstance(down, nn.Linear) or not isinstance(activation, nn.Module):
-            raise BadInput(
-                f"found the architecture {text_config(model).model_type!r}, whose FFN is not one "
-                "gated block per layer; contribution sets are defined for dense models only."
-            )
-        found.append(Units(activation, down))
-    return found
-
-
 @contextmanager
-def _tapped(found: Sequence[Units], activation: str, sink: list[Tensor]) -> Iterator[None]:
+def _tapped(ffns: Sequence[Ffn], activation: str, sink: list[Tensor]) -> Iterator[None]:
     """Append each layer's activations (B, P, F) to `sink` in every pass inside the block."""
 
     def gate(_: nn.Module, __: Any, out: Tensor) -> None:
@@ -58,12 +34,17 @@ def _tapped(found: Sequence[Units], activation: str, sink: list[Tensor]) -> Iter
     def gated(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         sink.append(args[0])
 
-    undo = [
-        unit.activation.register_forward_hook(gate)
-        if activation == "gate"
-        else unit.down.register_forward_pre_hook(gated)
-        for unit in found
-    ]
+    undo = []
+    for ffn in ffns:
+        if activation == "gated":
+            undo.append(ffn.down.register_forward_pre_hook(gated))
+        elif ffn.activation is not None:
+            undo.append(ffn.activation.register_forward_hook(gate))
+        else:
+            raise BadInput(
+                f"found a {type(ffn.module).__name__} whose activation function is no module, "
+                "expected one: act(gate) can't be seen. Use activation gated."
+            )
     try:
         yield
     finally:
@@ -89,14 +70,15 @@ def contributions(
     key/value cache, so memory doesn't grow with its length but for the cache. Raises `BadInput`
     for mixtures of experts and for traces that the model can't read.
     """
-    found, unembedding_VD = units(model), model.get_output_embeddings().weight  # pyright: ignore
+    ffns = [block.ffn for block in blocks(model)]
+    unembedding_VD = head_of(model).module.weight
     check_traces(model, traces)
     # By layer: what a pass left of a chunk that goes on in the next one.
     rest: list[Tensor] = []
     with evaluating(model):
         for step in passes(model, traces, batch_tokens=batch_tokens, in_order=True):
             sink: list[Tensor] = []
-            with _tapped(found, activation, sink):
+            with _tapped(ffns, activation, sink):
                 step.run()
             for b, part in enumerate(step.parts):
                 trace = traces[part.trace]
@@ -116,8 +98,8 @@ def contributions(
                     token_T = torch.tensor(trace.token_ids[at + span.start : at + span.stop])
                     unembedding_TD = unembedding_VD[token_T.to(unembedding_VD.device)]
                     scores = [
-                        score(state_TF[span], unit.down.weight, unembedding_TD).float()
-                        for state_TF, unit in zip(states, found, strict=True)
+                        score(state_TF[span], ffn.down.weight, unembedding_TD).float()
+                        for state_TF, ffn in zip(states, ffns, strict=True)
                     ]
                     yield part.trace, torch.stack(scores, 1)
                 rest = [] if ends else [state_TF[whole:] for state_TF in states]

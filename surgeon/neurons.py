@@ -9,13 +9,11 @@ e * units_per_expert + j.
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from surgeon.checkpoint import Checkpoint, d_ff_of
+from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-# --- on disk: which part of which file holds the units of a layer ---------------------------------
+    from torch import Tensor
 
 
 class Slab(NamedTuple):
@@ -209,65 +207,3 @@ def _site(checkpoint: Checkpoint, layer: int, expert: int, slabs: list[tuple[Sla
     ordered = sorted((slab for slab, _ in slabs), key=lambda slab: _ROLES.index(slab.role))
     n_units = sizes.pop()
     return Site(layer, expert * n_units, n_units, tuple(ordered))
-
-
-# --- in a live model: which module computes the units of a layer ----------------------------------
-
-SUPPORTED = (
-    "qwen2", "qwen3", "llama", "mistral", "gemma2", "gemma3_text", "olmo2", "phi3", "glm4",
-    "qwen3_moe", "mixtral", "qwen3_vl",
-)  # fmt: skip
-"""The `model_type`s whose activations can be recorded."""
-
-
-class FfnSite(NamedTuple):
-    """A module that computes units of one layer of a live model."""
-
-    layer: int
-    module: "nn.Module"
-    """Dense: the down projection, whose input is the units' h. Experts: the module of all experts,
-    whose `_apply_gate` returns h of the chosen ones."""
-    experts: int
-    """How many experts it holds; 0 for a dense one."""
-    first: int
-    """The number of its first unit within the layer."""
-    n_units: int
-    """Units, of one expert where there are experts."""
-
-
-def ffn_sites(model: "nn.Module") -> list[FfnSite]:
-    """Where a live model computes its FFN units, by layer and first unit.
-
-    Routed experts come first, unit j of expert e at e * n_units + j; a shared expert's units follow
-    them. Raises `BadInput` naming the architecture when its units can't be recorded.
-    """
-    from torch import nn
-
-    model_type = model.config.model_type  # pyright: ignore
-    if model_type not in SUPPORTED:
-        raise BadInput(
-            f"found the architecture {model_type!r}, whose FFN activations surgeon can't record; "
-            f"expected one of {', '.join(SUPPORTED)}."
-        )
-    found: list[FfnSite] = []
-    for layer, block in enumerate(model.get_decoder().layers):  # pyright: ignore
-        routed = 0
-        for module in block.modules():
-            weight = getattr(module, "down_proj", None)
-            if isinstance(weight, nn.Parameter) and hasattr(module, "_apply_gate"):
-                n_units = weight.shape[1 if module.is_transposed else 2]  # pyright: ignore
-                found.append(FfnSite(layer, module, weight.shape[0], 0, n_units))
-                routed = weight.shape[0] * n_units
-        for name, module in block.named_modules():
-            if name.endswith("down_proj") and isinstance(module, nn.Linear):
-                found.append(FfnSite(layer, module, 0, routed, module.in_features))
-        if not found or found[-1].layer != layer:
-            raise BadInput(
-                f"found no FFN in layer {layer} of a {model_type} model: its layout is unknown."
-            )
-    return found
-
-
-def live_d_ff(model: "nn.Module") -> int:
-    """FFN units per layer of a live model, the same number as its `Checkpoint.d_ff`."""
-    return d_ff_of(model.config.get_text_config().to_dict())  # pyright: ignore

@@ -16,15 +16,12 @@ from surgeon.attribution import (
     Where,
     adjoint,
     attribute,
-    channels_of,
     direct,
     methods,
-    middle_layer,
     persistent,
     softmax,
     top_k,
 )
-from surgeon.channels import Channels
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
 from surgeon.traces import Trace
@@ -411,14 +408,12 @@ def test_softmax_spans_use_the_directly_strongest_components(model_of):
     assert several[0] == one
 
 
-def test_all_spans_of_all_methods_name_channels(model_of):
+def test_all_spans_of_all_methods_name_components(model_of):
+    """48 units and 4 heads, by number."""
     model = model_of("qwen2")
     for method in ("direct", "adjoint", "softmax"):
         for found in attribute(model, TRACES, SPANS, method=method, k=5):
-            channels = channels_of(model, found.numbers)
-            assert channels.layer == middle_layer(model) == 1
-            assert channels.size == len(found.numbers) > 0
-    assert channels_of(model, [51, 3, 48, 0, 3]) == Channels(1, (0, 3), (0, 3))
+            assert found.numbers and set(found.numbers) <= set(range(52))
 
 
 @pytest.mark.parametrize(

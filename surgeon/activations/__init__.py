@@ -23,8 +23,8 @@ from surgeon.activations.selection import Held, Top, largest
 from surgeon.activations.statistics import token_statistics
 from surgeon.errors import BadInput
 from surgeon.live.architecture import head_of, text_config
+from surgeon.live.blocks import FfnSite, blocks, d_ff
 from surgeon.live.passes import Pass, check_traces, in_windows, length, passes
-from surgeon.neurons import FfnSite, ffn_sites, live_d_ff
 from surgeon.traces import Trace
 
 __all__ = [
@@ -111,7 +111,7 @@ def record(
             f"found row_tokens {row_tokens}, top_k {top_k}, chunk_tokens {chunk_tokens}, "
             f"batch_tokens {batch_tokens}; expected at least 1, 1, 1 and 0."
         )
-    sites = ffn_sites(model)
+    sites = [site for block in blocks(model) for site in block.sites]
     check_traces(model, traces)
     budget = batch_tokens or (1024 if next(model.parameters()).device.type == "cpu" else 8192)
     recorder = _Recorder(model, sites, row_tokens, top_k, chunk_tokens, budget)
@@ -156,7 +156,7 @@ class _Recorder:
         self.model, self.head, self.sites = model, head_of(model), sites
         self.row_tokens, self.top_k = row_tokens, top_k
         self.chunk_tokens, self.batch_tokens = chunk_tokens, batch_tokens
-        self.d_ff = live_d_ff(model)
+        self.d_ff = d_ff(model)
         self.n_neurons = self.d_ff * text_config(model).num_hidden_layers
 
     @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from surgeon.neurons import FfnSite
+from surgeon.live.blocks import FfnSite
 
 SAMPLE_ABOVE = 8192
 """Rows of values longer than this find their threshold through a sample first."""

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.attribution.methods import Attribution, Read, adjoint, direct, middle_layer, softmax
-from surgeon.channels import Channels, writers
 from surgeon.errors import BadInput
 from surgeon.live.architecture import fitting_threads
+from surgeon.live.blocks import block
 from surgeon.live.passes import check_traces
 from surgeon.traces import Trace
 
@@ -30,7 +30,6 @@ __all__ = [
     "Where",
     "adjoint",
     "attribute",
-    "channels_of",
     "direct",
     "middle_layer",
     "persistent",
@@ -95,18 +94,6 @@ def persistent(top_TK: Tensor, *, fallback: int = 0) -> Persistent:
     )
 
 
-def channels_of(model: nn.Module, numbers: Sequence[int], *, layer: int | None = None) -> Channels:
-    """Components by number as channels to monitor, each part in ascending order."""
-    layer = middle_layer(model) if layer is None else layer
-    n_units = writers(model, layer).n_units
-    chosen = sorted(set(numbers))
-    return Channels(
-        layer,
-        tuple(number for number in chosen if number < n_units),
-        tuple(number - n_units for number in chosen if number >= n_units),
-    )
-
-
 def attribute(
     model: nn.Module,
     traces: Sequence[Trace],
@@ -130,12 +117,13 @@ def attribute(
     if method not in get_args(Method):
         raise BadInput(f"found method {method!r}, expected one of {', '.join(get_args(Method))}.")
     layer = middle_layer(model) if layer is None else layer
-    n_units, n_heads = writers(model, layer)[2:]
-    count = shortlist or min(4 * k, n_units + n_heads)
-    if not 1 <= k <= count or count > n_units + n_heads:
+    here = block(model, layer)
+    n_components = here.ffn.down.in_features + here.attention.n_heads
+    count = shortlist or min(4 * k, n_components)
+    if not 1 <= k <= count <= n_components:
         raise BadInput(
             f"found k {k} and shortlist {count}; expected 1 <= k <= shortlist <= "
-            f"{n_units + n_heads}, the units and heads of the layer."
+            f"{n_components}, the units and heads of the layer."
         )
     if fallback < 0:
         raise BadInput(f"found fallback {fallback}, expected 0 (all of the highest count) or more.")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from surgeon.errors import BadInput
 from surgeon.live.architecture import text_config, text_decoder
+from surgeon.live.blocks import Block, block
 from surgeon.live.passes import evaluating, forward
 
 
@@ -38,45 +39,25 @@ class Layer:
     """(N, D) of the norm, if any, `to_attention`, `from_attention`, `to_mlp`, `from_mlp`."""
 
 
-class Parts(NamedTuple):
-    """The modules of one layer."""
+def projections(block: Block) -> dict[str, nn.Linear]:
+    """Queries, keys and values of a layer, by name: apart (`q_proj` ...) or fused (`qkv_proj`).
 
-    block: nn.Module
-    attention: nn.Module
-    mlp: nn.Module
-    out: nn.Linear
-    down: nn.Linear
-    activation: nn.Module
-    norms: tuple[nn.Module, ...]
-
-
-def parts(model: nn.Module, layer: int) -> Parts:
-    """The modules of a layer; raises `BadInput` naming the architecture where the form is unknown.
-
-    Known is a layer with q, k and v projections (also fused) and one gated FFN.
+    Raises `BadInput` naming the architecture where a layer attends in another way.
     """
-    block: Any = text_decoder(model).layers[layer]  # pyright: ignore[reportIndexIssue]
-    attention, mlp = getattr(block, "self_attn", None), getattr(block, "mlp", None)
-    out, down = getattr(attention, "o_proj", None), getattr(mlp, "down_proj", None)
-    activation = getattr(mlp, "act_fn", None) or getattr(mlp, "activation_fn", None)
-    known = (
-        isinstance(out, nn.Linear)
-        and isinstance(down, nn.Linear)
-        and isinstance(activation, nn.Module)
-        and (_has(attention, "q_proj", "k_proj", "v_proj") or _has(attention, "qkv_proj"))
-        and (_has(mlp, "gate_proj", "up_proj") or _has(mlp, "gate_up_proj"))
+    module = block.attention.module
+    for names in (("qkv_proj",), ("q_proj", "k_proj", "v_proj")):
+        found = {name: getattr(module, name, None) for name in names}
+        if all(isinstance(projection, nn.Linear) for projection in found.values()):
+            return found  # pyright: ignore[reportReturnType]
+    raise BadInput(
+        f"found the architecture {block.kind!r}, whose layer {block.layer} has no projections to "
+        "queries, keys and values, expected some: attribution holds them."
     )
-    if not known:
-        raise BadInput(
-            f"found the architecture {text_config(model).model_type!r}, whose layer {layer} is not "
-            "attention and one gated FFN; attribution is defined for dense models only."
-        )
-    norms = tuple(module for name, module in block.named_children() if "norm" in name)
-    return Parts(block, attention, mlp, out, down, activation, norms)  # pyright: ignore
 
 
-def _has(module: Any, *names: str) -> bool:
-    return all(isinstance(getattr(module, name, None), nn.Linear) for name in names)
+def norms(block: Block) -> list[nn.Module]:
+    """The norms of a layer."""
+    return [module for name, module in block.module.named_children() if "norm" in name]
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -143,7 +124,8 @@ def record(
 def _record_layer(
     undo: ExitStack, model: nn.Module, number: int, sink: Callable[[int, Layer], None]
 ) -> None:
-    modules = parts(model, number)
+    here = block(model, number)
+    projections(here)
     seen: dict[str, Any] = {}
 
     def enter(name: str) -> Callable[..., None]:
@@ -181,18 +163,18 @@ def _record_layer(
         sink(number, layer)
 
     for module, name in (
-        (modules.block, "block"),
-        (modules.attention, "to_attention"),
-        (modules.mlp, "to_mlp"),
-        (modules.out, "mixed"),
-        (modules.down, "h"),
+        (here.module, "block"),
+        (here.attention.module, "to_attention"),
+        (here.ffn.module, "to_mlp"),
+        (here.attention.out, "mixed"),
+        (here.ffn.down, "h"),
     ):
         undo.callback(module.register_forward_pre_hook(enter(name), with_kwargs=True).remove)
-    for norm in modules.norms:
+    for norm in norms(here):
         undo.callback(norm.register_forward_hook(normed).remove)
-    undo.callback(modules.attention.register_forward_hook(attended).remove)
-    undo.callback(modules.mlp.register_forward_hook(activated).remove)
-    undo.callback(modules.block.register_forward_hook(leave).remove)
+    undo.callback(here.attention.module.register_forward_hook(attended).remove)
+    undo.callback(here.ffn.module.register_forward_hook(activated).remove)
+    undo.callback(here.module.register_forward_hook(leave).remove)
 
 
 class Graph(NamedTuple):
@@ -257,20 +239,20 @@ def linear(model: nn.Module, ids: list[int], layer: int) -> Graph:
     decoder: Any = text_decoder(model)
     with ExitStack() as undo, torch.inference_mode(False), torch.enable_grad():
         undo.enter_context(_weights_without_gradient(model))
-        here = parts(model, layer)
-        undo.callback(here.block.register_forward_pre_hook(enter, with_kwargs=True).remove)
-        undo.callback(here.out.register_forward_hook(writes("mixed", "out")).remove)
-        undo.callback(here.down.register_forward_hook(writes("h", "down")).remove)
+        here = block(model, layer)
+        undo.callback(here.module.register_forward_pre_hook(enter, with_kwargs=True).remove)
+        undo.callback(here.attention.out.register_forward_hook(writes("mixed", "out")).remove)
+        undo.callback(here.ffn.down.register_forward_hook(writes("h", "down")).remove)
         # Of this layer only the norms after its two blocks are on the way.
-        hooks = [(norm, normed) for norm in (*here.norms, decoder.norm)]
+        hooks = [(norm, normed) for norm in (*norms(here), decoder.norm)]
         for number in range(layer + 1, len(decoder.layers)):
-            later = parts(model, number)
-            hooks += [(norm, normed) for norm in later.norms]
-            hooks += [(later.activation, activated)]
-            for block in (later.attention, later.mlp):
-                linears = [m for m in block.modules() if isinstance(m, nn.Linear)]
+            later = block(model, number)
+            hooks += [(norm, normed) for norm in norms(later)]
+            hooks += [(_activation(later), activated)]
+            for part in (later.attention.module, later.ffn.module):
+                linears = [m for m in part.modules() if isinstance(m, nn.Linear)]
                 hooks += [(m, biased) for m in linears if m.bias is not None]
-            hooks += [(module, _detached(part)) for module, part in _constants(later)]
+            hooks += [(module, _detached(span)) for module, span in _constants(later)]
         for module, hook in hooks:
             undo.callback(module.register_forward_hook(hook).remove)
         hidden_1ND = run(model, ids)
@@ -279,21 +261,26 @@ def linear(model: nn.Module, ids: list[int], layer: int) -> Graph:
     )
 
 
-def _constants(layer: Parts) -> list[tuple[nn.Module, slice]]:
+def _constants(layer: Block) -> list[tuple[nn.Module, slice]]:
     """Projections whose output (or that part of it) counts as constant: queries, keys, up."""
-    attention: Any = layer.attention
-    mlp: Any = layer.mlp
-    everything = slice(None)
-    if hasattr(attention, "qkv_proj"):
-        fused = attention.qkv_proj
+    everything, ffn = slice(None), layer.ffn
+    found = projections(layer)
+    if fused := found.get("qkv_proj"):
         # Queries, keys, values: the last two are of one width.
-        width = (fused.out_features - layer.out.in_features) // 2
-        found = [(fused, slice(0, fused.out_features - width))]
+        width = (fused.out_features - layer.attention.out.in_features) // 2
+        constants: list[tuple[nn.Module, slice]] = [(fused, slice(0, fused.out_features - width))]
     else:
-        found = [(attention.q_proj, everything), (attention.k_proj, everything)]
-    if hasattr(mlp, "gate_up_proj"):
-        return [*found, (mlp.gate_up_proj, slice(layer.down.in_features, None))]
-    return [*found, (mlp.up_proj, everything)]
+        constants = [(found["q_proj"], everything), (found["k_proj"], everything)]
+    return [*constants, (ffn.up, slice(ffn.down.in_features, None) if ffn.fused else everything)]
+
+
+def _activation(layer: Block) -> nn.Module:
+    if layer.ffn.activation is None:
+        raise BadInput(
+            f"found the architecture {layer.kind!r}, whose activation function is no module, "
+            "expected one: attribution holds act(gate) / gate. Use direct."
+        )
+    return layer.ffn.activation
 
 
 def _detached(part: slice) -> Callable[..., Tensor]:

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear as project
 
-from surgeon.attribution.frozen import Layer, linear, parts, record, tolerance, wide
-from surgeon.channels import writers
+from surgeon.attribution.frozen import Layer, linear, projections, record, tolerance, wide
 from surgeon.errors import BadInput
 from surgeon.live.architecture import head_of, text_config, text_decoder
+from surgeon.live.blocks import Block, Ffn, block
 
 
 class Attribution(NamedTuple):
@@ -61,9 +61,10 @@ def _scaled(x: Tensor, scale_ND: Tensor | None) -> Tensor:
     return x if scale_ND is None else x * scale_ND
 
 
-def _biases(layer: Layer, out: nn.Linear, down: nn.Linear) -> Tensor:
+def _biases(layer: Layer, here: Block) -> Tensor:
     """What the biases of the layer's two projections add to the stream (N, D), or 0."""
     added = torch.zeros_like(wide(layer.x_ND))
+    out, down = here.attention.out, here.ffn.down
     if out.bias is not None:
         added += _scaled(wide(out.bias.detach()), layer.scales.get("from_attention"))
     if down.bias is not None:
@@ -78,18 +79,18 @@ def direct(model: nn.Module, ids: list[int], *, layer: int | None = None) -> Rea
     What later layers make of a component counts as rest. Only the position itself contributes.
     """
     layer = middle_layer(model) if layer is None else layer
-    n_heads = writers(model, layer).n_heads
-    modules, unembedding = parts(model, layer), _Unembedding(model)
+    here, unembedding = block(model, layer), _Unembedding(model)
+    n_heads = here.attention.n_heads
     seen: dict[int, Layer] = {}
 
     def keep(number: int, found: Layer) -> None:
         seen.setdefault(number, found)
 
     x_ND, scale_ND = record(model, ids, layer, keep, until=layer)
-    here = seen[layer]
-    down_DF, out_DE = wide(modules.down.weight.detach()), wide(modules.out.weight.detach())
-    rest_ND = wide(here.x_ND) + _biases(here, modules.out, modules.down)
-    rest_ND += wide(x_ND) - wide(here.y_ND)
+    values = seen[layer]
+    down_DF, out_DE = wide(here.ffn.down.weight.detach()), wide(here.attention.out.weight.detach())
+    rest_ND = wide(values.x_ND) + _biases(values, here)
+    rest_ND += wide(x_ND) - wide(values.y_ND)
 
     @torch.no_grad()
     def read(position_T: Tensor, token_T: Tensor) -> Attribution:
@@ -97,10 +98,10 @@ def direct(model: nn.Module, ids: list[int], *, layer: int | None = None) -> Rea
             return None if tensor is None else tensor[position_T]
 
         target_TD = unembedding.rows(token_T) * scale_ND[position_T]
-        unit_TF = _scaled(target_TD, at(here.scales.get("from_mlp"))) @ down_DF
-        unit_TF *= here.h_NF[position_T]
-        head_TE = _scaled(target_TD, at(here.scales.get("from_attention"))) @ out_DE
-        head_TE *= here.mixed_NE[position_T]
+        unit_TF = _scaled(target_TD, at(values.scales.get("from_mlp"))) @ down_DF
+        unit_TF *= values.h_NF[position_T]
+        head_TE = _scaled(target_TD, at(values.scales.get("from_attention"))) @ out_DE
+        head_TE *= values.mixed_NE[position_T]
         head_TH = head_TE.unflatten(-1, (n_heads, -1)).sum(-1)
         phi_TC = torch.cat([unit_TF, head_TH], -1)
         rest_T = (target_TD * rest_ND[position_T]).sum(-1)
@@ -120,8 +121,8 @@ def adjoint(model: nn.Module, ids: list[int], *, layer: int | None = None) -> Re
     where the frozen network isn't linear: an architecture whose form is unknown.
     """
     layer = middle_layer(model) if layer is None else layer
-    n_heads = writers(model, layer).n_heads
-    modules, unembedding = parts(model, layer), _Unembedding(model)
+    here, unembedding = block(model, layer), _Unembedding(model)
+    out, down, n_heads = here.attention.out, here.ffn.down, here.attention.n_heads
     graph = linear(model, ids, layer)
     h_NF, mixed_NE = graph.h_NF, graph.mixed_NE
     leaves = [graph.x_1ND, graph.out_1ND, graph.down_1ND, *graph.zeros]
@@ -133,10 +134,10 @@ def adjoint(model: nn.Module, ids: list[int], *, layer: int | None = None) -> Re
         x_1ND, out_1ND, down_1ND, *biases = torch.autograd.grad(
             graph.hidden_1ND, leaves, start_1ND, retain_graph=True, allow_unused=True
         )
-        unit_F = (h_NF * project(down_1ND[0], modules.down.weight.mT)).sum(0, dtype=w_D.dtype)
-        head_E = (mixed_NE * project(out_1ND[0], modules.out.weight.mT)).sum(0, dtype=w_D.dtype)
+        unit_F = (h_NF * project(down_1ND[0], down.weight.mT)).sum(0, dtype=w_D.dtype)
+        head_E = (mixed_NE * project(out_1ND[0], out.weight.mT)).sum(0, dtype=w_D.dtype)
         rest = (x_1ND * graph.x_1ND.detach()).sum(dtype=w_D.dtype)
-        for module, gradient in ((modules.out, out_1ND), (modules.down, down_1ND)):
+        for module, gradient in ((out, out_1ND), (down, down_1ND)):
             if module.bias is not None:
                 rest = rest + (gradient * module.bias).sum(dtype=w_D.dtype)
         for gradient, bias in zip(biases, graph.biases, strict=True):
@@ -214,15 +215,15 @@ def _forward(
     chunk_values: int,
 ) -> Read:
     layer = middle_layer(model) if layer is None else layer
-    n_units, n_heads = writers(model, layer)[2:]
-    _check_components(components, n_units + n_heads)
+    here = block(model, layer)
+    _check_components(components, here.ffn.down.in_features + here.attention.n_heads)
     unembedding = _Unembedding(model)
     component_K = torch.tensor(components, device=next(model.parameters()).device)
     stream: dict[str, Tensor] = {}
 
     def propagate(number: int, found: Layer) -> None:
         if number == layer:
-            stream["MND"] = _components(model, found, layer, component_K, n_units, n_heads)
+            stream["MND"] = _components(model, found, here, component_K)
         else:
             _advance(model, number, found, stream["MND"], rule, chunk_values)
 
@@ -259,15 +260,13 @@ def _eager(model: Any) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def _components(
-    model: nn.Module, found: Layer, layer: int, component_K: Tensor, n_units: int, n_heads: int
-) -> Tensor:
+def _components(model: nn.Module, found: Layer, here: Block, component_K: Tensor) -> Tensor:
     """What each shortlisted component writes to the stream, and the rest of it: (K + 1, N, D)."""
-    modules, y_ND = parts(model, layer), wide(found.y_ND)
-    down_DF, out_DE = wide(modules.down.weight), wide(modules.out.weight)
+    y_ND, n_heads, n_units = wide(found.y_ND), here.attention.n_heads, here.ffn.down.in_features
+    down_DF, out_DE = wide(here.ffn.down.weight), wide(here.attention.out.weight)
     attended_ND = _scaled(wide(found.mixed_NE) @ out_DE.mT, found.scales.get("from_attention"))
     sum_ND = _scaled(wide(found.h_NF) @ down_DF.mT, found.scales.get("from_mlp"))
-    sum_ND += attended_ND + wide(found.x_ND) + _biases(found, modules.out, modules.down)
+    sum_ND += attended_ND + wide(found.x_ND) + _biases(found, here)
     if (sum_ND - y_ND).norm() > tolerance(found.y_ND.dtype) * y_ND.norm():
         raise _unknown_part(model)
     X_MND = y_ND.new_zeros(len(component_K) + 1, *y_ND.shape)
@@ -289,7 +288,8 @@ def _advance(
     model: nn.Module, number: int, found: Layer, X_MND: Tensor, rule: Rule, chunk_values: int
 ) -> None:
     """Take the components through one layer, in place; biases go to the last, the rest."""
-    modules = parts(model, number)
+    here = block(model, number)
+    out, down = here.attention.out, here.ffn.down
     if found.attention_HNN is None:
         raise BadInput(
             f"found the architecture {text_config(model).model_type!r}, whose layer {number} gives "
@@ -297,21 +297,21 @@ def _advance(
         )
     M, N, D = X_MND.shape
     weight_HNN = found.attention_HNN.to(X_MND.dtype)
-    value_ED, value_bias_E = _value_projection(modules.attention, modules.out)
-    step = max(1, chunk_values // (N * max(D, modules.out.in_features)))
+    value_ED, value_bias_E = _value_projection(here)
+    step = max(1, chunk_values // (N * max(D, out.in_features)))
     for first in range(0, M, step):
         part_MND = X_MND[first : first + step]
         value_MNE = project(_scaled(part_MND, found.scales.get("to_attention")), value_ED)
         biased = first + step >= M
         if biased and value_bias_E is not None:
             value_MNE[-1] += value_bias_E
-        mixed_MNE = _mixed(weight_HNN, value_MNE, modules.out.in_features)
-        added_MND = project(mixed_MNE, wide(modules.out.weight))
-        if biased and modules.out.bias is not None:
-            added_MND[-1] += modules.out.bias
+        mixed_MNE = _mixed(weight_HNN, value_MNE, out.in_features)
+        added_MND = project(mixed_MNE, wide(out.weight))
+        if biased and out.bias is not None:
+            added_MND[-1] += out.bias
         part_MND += _scaled(added_MND, found.scales.get("from_attention"))
-    gate_FD, gate_bias_F = _gate_projection(modules.mlp, modules.down)
-    down_DF = wide(modules.down.weight)
+    gate_FD, gate_bias_F = _gate_projection(here.ffn)
+    down_DF = wide(down.weight)
     step = max(1, chunk_values // (M * max(D, len(gate_FD))))
     for first in range(0, N, step):
         span = slice(first, first + step)
@@ -320,8 +320,8 @@ def _advance(
         if gate_bias_F is not None:
             gate_MNF[-1] += gate_bias_F
         added_MND = project(rule(gate_MNF).mul_(found.h_NF[span]), down_DF)
-        if modules.down.bias is not None:
-            added_MND[-1] += modules.down.bias
+        if down.bias is not None:
+            added_MND[-1] += down.bias
         X_MND[:, span] += _scaled(added_MND, scales.get("from_mlp"))
 
 
@@ -336,19 +336,18 @@ def _mixed(weight_HNN: Tensor, value_MNE: Tensor, width: int) -> Tensor:
     return mixed_GhNX.view(H, N, M, -1).permute(2, 1, 0, 3).reshape(M, N, width)
 
 
-def _value_projection(attention: Any, out: nn.Linear) -> tuple[Tensor, Tensor | None]:
+def _value_projection(here: Block) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of the values alone."""
-    if not hasattr(attention, "qkv_proj"):
-        weight, bias, start = attention.v_proj.weight, attention.v_proj.bias, 0
-    else:
+    found, start = projections(here), 0
+    module = found.get("qkv_proj") or found["v_proj"]
+    if "qkv_proj" in found:
         # Queries are as wide as the heads' output; keys and values share the rest.
-        weight, bias = attention.qkv_proj.weight, attention.qkv_proj.bias
-        start = (len(weight) + out.in_features) // 2
-    return wide(weight[start:]), None if bias is None else wide(bias[start:])
+        start = (module.out_features + here.attention.out.in_features) // 2
+    return wide(module.weight[start:]), None if module.bias is None else wide(module.bias[start:])
 
 
-def _gate_projection(mlp: Any, down: nn.Linear) -> tuple[Tensor, Tensor | None]:
+def _gate_projection(ffn: Ffn) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of the gate alone."""
-    module = mlp.gate_up_proj if hasattr(mlp, "gate_up_proj") else mlp.gate_proj
-    bias = None if module.bias is None else wide(module.bias[: down.in_features])
-    return wide(module.weight[: down.in_features]), bias
+    units = slice(ffn.down.in_features)
+    bias = None if ffn.gate.bias is None else wide(ffn.gate.bias[units])
+    return wide(ffn.gate.weight[units]), bias

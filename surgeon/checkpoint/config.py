@@ -30,14 +30,24 @@ def context_of(config: Any) -> int:
     return int(min(limit, original or getattr(config, "original_max_position_embeddings", limit)))
 
 
+ROUTED = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+SHARED = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
+"""What families call the number of their routed experts, and of those that all tokens share."""
+
+
 def d_ff_of(config: Mapping[str, Any]) -> int:
-    """FFN units per layer of a text config; for mixtures of experts, experts x units per expert."""
-    experts = config.get("num_experts") or config.get("num_local_experts")
+    """FFN units per layer of a text config, the most that a layer has; for mixtures of experts,
+    experts x units per expert, and the units of shared experts."""
+    dense = config.get("intermediate_size") or 0
+    dense = max(dense) if isinstance(dense, list | tuple) else int(dense)
+    experts = next((int(config[name]) for name in ROUTED if config.get(name)), 0)
     if not experts:
-        return int(config["intermediate_size"])
-    units = config.get("moe_intermediate_size") or config["intermediate_size"]
+        return dense
+    units = int(config.get("moe_intermediate_size") or dense)
+    shared = units * next((int(config[name]) for name in SHARED if config.get(name)), 0)
+    shared = int(config.get("shared_expert_intermediate_size") or shared)
     # A few layers of such a model may be dense; keys must have room for the wider kind.
-    return max(int(experts) * int(units), int(config.get("intermediate_size") or 0))
+    return max(experts * units + shared, dense)
 
 
 def config_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:

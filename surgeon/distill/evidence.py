@@ -18,10 +18,11 @@ from torch import nn
 
 from surgeon import lineage, metrics, nopsd
 from surgeon.answers import after_thinking, canonical
-from surgeon.contributions import contributions, units
+from surgeon.contributions import contributions
 from surgeon.distill.plan import Plan
 from surgeon.errors import BadInput
 from surgeon.live.architecture import head_of
+from surgeon.live.blocks import require_dense
 from surgeon.progress import bar
 from surgeon.settings.nopsd import Selection
 from surgeon.traces import Prompt, Sampling, Trace, append, encode, read_traces, sample
@@ -84,7 +85,7 @@ def gather_evidence(plan: Plan, work: Path) -> Evidence:
             "truncated": truncated(answers.values()),
         }
         return told(plan, Evidence(model, tokenizer, answers, chosen, {}, found, []), work)
-    units(model)
+    require_dense(model)
     answers = answer_pool(plan, model, tokenizer, plan.prompts, plan.sampling, work)
     traces = [answers[prompt.id, 0] for prompt in plan.prompts]
     sets, consensus_N = pool_sets(plan, model, traces, work)

@@ -62,23 +62,19 @@ def support(config: Any) -> Support:
 
 def support_of(model: "nn.Module") -> Support:
     """What surgeon can do with a model, loaded or without weights."""
-    from surgeon.channels import writers
-    from surgeon.contributions import units
-    from surgeon.live.architecture import misfit, refusal, text_decoder
-    from surgeon.neurons import ffn_sites
+    from surgeon.live.architecture import misfit, refusal
+    from surgeon.live.blocks import blocks
 
     decode = refusal(model)
     if decode is not None:
         return Support(decode, decode, decode, decode)
-
-    def all_writers(model: Any) -> None:
-        for layer in range(len(text_decoder(model).layers)):  # pyright: ignore[reportArgumentType]
-            writers(model, layer)
-
     return Support(
-        None, _reason(ffn_sites, model), _reason(units, model), _reason(all_writers, model),
+        None,
+        _reason(blocks, model),
+        _reason(lambda model: [block.ffn for block in blocks(model)], model),
+        _reason(lambda model: [(block.ffn, block.attention) for block in blocks(model)], model),
         misfit(model),
-    )  # fmt: skip
+    )
 
 
 def _reason(reader: Callable[[Any], object], model: "nn.Module") -> str | None:
