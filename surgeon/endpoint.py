@@ -1,6 +1,6 @@
-"""A model behind an OpenAI-compatible endpoint: where it is, its key, and asking again.
+"""A model behind an OpenAI-compatible endpoint: its address, its key, and repeated attempts.
 
-The `openai` client speaks to it (the extra `endpoint`), imported once a URL was given.
+The `openai` client speaks to it (the extra `endpoint`); it is imported when a URL is given.
 """
 
 import json
@@ -23,17 +23,17 @@ T = TypeVar("T")
 KEY = "OPENAI_API_KEY"
 """Environment variable of the key; local servers need none."""
 PASSING = frozenset({408, 409, 425, 429})
-"""Statuses that may be gone at the next attempt, as are those from 500 on."""
+"""Statuses worth retrying; every 5xx is too."""
 FIRST_PAUSE = 1.0
 """Seconds before the second attempt; twice as many before each further one."""
 LONGEST_PAUSE = 120.0
-"""Seconds; a server that asks for a longer pause isn't waited for."""
+"""Seconds; where a server asks for a longer pause, the attempt was the last."""
 PATIENCE = 20.0
-"""Seconds for a connection, and for the list of models."""
+"""Seconds for a connection, and for the reply that lists the models."""
 
 
 class Refused(BadInput):
-    """The server said no, and will say it again."""
+    """The server refuses the request, and would refuse it again."""
 
     def __init__(self, text: str, status: int):
         super().__init__(text)
@@ -41,12 +41,12 @@ class Refused(BadInput):
 
 
 class Unusable(Exception):
-    """A reply isn't what was asked for; the text goes on from the model's name."""
+    """The reply has the wrong form. The message completes `<model> at <url> ...`."""
 
 
 @dataclass
 class Endpoint:
-    """A model behind an endpoint; safe to ask from several threads."""
+    """A model behind an endpoint; several threads may use it at once."""
 
     url: str
     """Up to the version, such as `https://api.openai.com/v1`."""
@@ -54,14 +54,14 @@ class Endpoint:
     timeout: float = 300.0
     """Seconds for one attempt."""
     attempts: int = 6
-    """Attempts at getting a reply, with growing pauses between them."""
+    """Attempts at one reply, with growing pauses between them."""
     stopped: threading.Event = field(default_factory=threading.Event)
-    """Set it to end the pauses: who waits then fails at once."""
+    """Set it to end every pause: the exchanges that wait then fail at once."""
 
     def __post_init__(self) -> None:
         for name in ("timeout", "attempts"):
             if getattr(self, name) <= 0:
-                raise BadInput(f"{name} is {getattr(self, name)}; it must be above 0.")
+                raise BadInput(f"found {name} = {getattr(self, name)}, expected more than 0.")
 
     @classmethod
     def parse(cls, spec: str, **settings: Any) -> Self:
@@ -82,35 +82,39 @@ class Endpoint:
 
     @cached_property
     def client(self) -> "OpenAI":
-        """What speaks to the server; raises `BadInput` where the library is missing."""
+        """The client of the server; raises `BadInput` where the library is missing."""
         openai = _library()
         key = os.environ.get(KEY, "").strip()
         if not (key.isascii() and key.isprintable()):
-            raise BadInput(f"{KEY} holds characters that no key has. Set it anew, or unset it.")
+            raise BadInput(
+                f"found characters in {KEY} that no key has, expected ASCII. Set it anew, or unset "
+                "it."
+            )
         client = openai.OpenAI(
             base_url=self.url,
             api_key=key or "none",
-            # `exchange` tries again: replies can be wrong too, and pauses must end at once.
+            # `exchange` retries instead: it knows wrong replies too, and can end a pause.
             max_retries=0,
             timeout=openai.Timeout(self.timeout, connect=min(self.timeout, PATIENCE)),
-            # The key isn't for whomever a redirect names.
+            # A redirect would send the key to another server.
             http_client=openai.DefaultHttpxClient(follow_redirects=False),
         )
         weakref.finalize(self, client.close)
         return client
 
     def exchange(self, send: Callable[["OpenAI"], Any], read: Callable[[Any], T]) -> T:
-        """What `read` makes of the JSON that `send` gets from the client, as a raw response.
+        """`read` of a reply: `send` gets the client and returns its raw response, `read` gets the
+        JSON in it.
 
-        Tries again as long as that may help. Raises `Refused` when the server says no, `BadInput`
-        when there is no usable reply in the end.
+        Retries what may pass. Raises `Refused` for a refusal, `BadInput` when no attempt brought a
+        usable reply.
         """
         attempt = 0
         while True:
             try:
-                found = json.loads(send(self.client).text)
+                reply = json.loads(send(self.client).text)
                 try:
-                    return read(found)
+                    return read(reply)
                 except (KeyError, IndexError, TypeError, AttributeError) as error:
                     raise Unusable("sent a reply of another form.") from error
             except (_library().APIError, Unusable, json.JSONDecodeError) as error:
@@ -120,18 +124,18 @@ class Endpoint:
                 if attempt == self.attempts or pause > LONGEST_PAUSE or self.stopped.wait(pause):
                     raise BadInput(
                         f"{text} Attempts: {attempt}. What was done is kept: the same command "
-                        "goes on."
+                        "resumes."
                     ) from error
 
     def models(self) -> list[str]:
-        """The models that the server lists, none where it has no list.
+        """The names of the server's models; none where the server has no such list.
 
-        Raises `BadInput` when nothing answers at the URL, or it refuses the key.
+        Raises `BadInput` when nothing answers at the URL, or the server refuses the key.
         """
         openai = _library()
         try:
-            found = self.client.models.with_raw_response.list(timeout=min(self.timeout, PATIENCE))
-            return [str(row["id"]) for row in json.loads(found.text)["data"]]
+            reply = self.client.models.with_raw_response.list(timeout=min(self.timeout, PATIENCE))
+            return [str(row["id"]) for row in json.loads(reply.text)["data"]]
         except (openai.APIConnectionError, json.JSONDecodeError) as error:
             text, _ = self._failure(error)
             raise BadInput(f"{text} Is the server running, and the URL right?") from error
@@ -143,22 +147,22 @@ class Endpoint:
         return []
 
     def _failure(self, error: Any) -> tuple[str, float | None]:
-        """What went wrong, in words, and the seconds that the server wants to be left alone.
+        """The error in a sentence, and the seconds of pause that the server asks for, if it does.
 
-        Raises `Refused` for what another attempt won't change.
+        Raises `Refused` for an error that another attempt won't change.
         """
         openai = _library()
         who = f"{self.model} at {self.url}"
         if isinstance(error, openai.APIStatusError):
             code, headers = error.status_code, error.response.headers
-            said = _message(error.body)
+            message = _message(error.body)
             if code < 400:
-                said = f"it is at {headers.get('location')} now: name that URL."
+                message = f"it is at {headers.get('location')} now: name that URL."
             elif code in (401, 403):
-                said += f" The key is read from {KEY}."
+                message += f" The key is read from {KEY}."
             elif code == 404:
-                said += " Are the URL (most end in /v1) and the model's name right?"
-            text = f"{who} answered {code}: {said}"
+                message += " Are the URL (most end in /v1) and the model's name right?"
+            text = f"{who} answered {code}: {message}"
             if (code not in PASSING and code < 500) or error.code == "insufficient_quota":
                 raise Refused(text, code) from error
             return text, _seconds(headers.get("retry-after"))
@@ -166,8 +170,8 @@ class Endpoint:
             return f"{who} gave no reply in time.", None
         if isinstance(error, openai.APIConnectionError):
             return f"{who} can't be reached ({error.__cause__}).", None
-        said = error if isinstance(error, Unusable) else "sent something other than JSON."
-        return f"{who} {said}", None
+        complaint = error if isinstance(error, Unusable) else "sent something other than JSON."
+        return f"{who} {complaint}", None
 
 
 def _library() -> Any:
@@ -181,7 +185,7 @@ def _library() -> Any:
 
 
 def _message(body: object) -> str:
-    """What an error's body says, on one line."""
+    """The message in an error's body, on one line."""
     if isinstance(body, dict):
         body = next((body[name] for name in ("message", "error", "detail") if name in body), body)
     return (" ".join(str(body or "").split()) or "nothing")[:300].rstrip(".") + "."

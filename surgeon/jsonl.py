@@ -7,15 +7,13 @@ that only lost its line break is whole and is kept.
 
 import json
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from surgeon import lineage
 from surgeon.errors import BadInput
-
-BLOCK = 1 << 16
-"""Bytes read at once in search of the last line break."""
 
 # Many readers take these for line breaks too (`str.splitlines` does).
 ESCAPED = {ord(break_): f"\\u{ord(break_):04x}" for break_ in "\x85\u2028\u2029"}
@@ -25,11 +23,10 @@ def append(file: str | Path, row: Mapping[str, Any]) -> None:
     """Add a row to a file, which needs not exist yet, as one write; a torn last line goes first."""
     line = _line(row)
     with open(file, "ab+", buffering=0) as stream:
-        end = stream.seek(0, os.SEEK_END)
-        if end:
+        if end := stream.seek(0, os.SEEK_END):
             stream.seek(end - 1)
             if stream.read(1) != b"\n":
-                line = _mend(stream, end) + line
+                line = _mend(file, end) + line
         stream.write(line)
 
 
@@ -79,16 +76,11 @@ def _torn(line: bytes) -> bool:
     return False
 
 
-def _mend(stream: IO[bytes], end: int) -> bytes:
+def _mend(file: str | Path, end: int) -> bytes:
     """Cut off a torn last line; returns the line break that a whole one still needs."""
-    start, tail = end, b""
-    while start and b"\n" not in tail:
-        size = min(start, BLOCK)
-        start -= size
-        stream.seek(start)
-        tail = stream.read(size) + tail
-    last = tail[tail.rfind(b"\n") + 1 :]
+    with open(file, "rb") as lines:
+        (last,) = deque(lines, maxlen=1)
     if not _torn(last):
         return b"\n"
-    stream.truncate(end - len(last))
+    os.truncate(file, end - len(last))
     return b""

@@ -206,7 +206,7 @@ def test_an_engine_that_goes_down_loses_the_answers_in_flight_only(
     server.reset(fail=lambda n: (500, {"error": {"message": "out of memory"}}) if n > 15 else None)
     with pytest.raises(BadInput, match=r"answered 500: out of memory\. Attempts: 6\.") as e:
         run("there", engine=url, batch=1)
-    assert "\n" not in str(e.value) and "the same command goes on" in str(e.value)
+    assert "\n" not in str(e.value) and "the same command resumes" in str(e.value)
     kept = len(read_traces(tmp_path / "there.partial" / "traces.jsonl"))
     assert 0 < kept < 3
     server.reset()
