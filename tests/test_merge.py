@@ -1,5 +1,6 @@
 """`sweep`: what it refuses before writing, what it writes, and how it goes on after a kill."""
 
+import copy
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ import surgeon.merge
 from surgeon import lineage
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
-from surgeon.families import Family, subjects, write_out
+from surgeon.families import Family, methods, subjects, write_out
 from surgeon.families.methods import falls_back
 from surgeon.live.families import live
 from surgeon.merge import preflight, sweep
@@ -681,3 +682,120 @@ def test_nothing_outside_out_is_written_and_the_network_is_not_asked(
         if name.split("/")[0] not in ("f", "g", "h")
     }
     assert after == before
+
+
+ELECT, ORTHOGONAL = "examples.my_merge:elect", "examples.my_merge:orthogonal"
+
+
+def test_a_method_of_ones_own_is_the_same_written_and_virtual(
+    pico_pair: Pair, tmp_path: Path
+) -> None:
+    from examples.my_merge import elect, orthogonal
+
+    written = run(pico_pair, tmp_path / "f", method=(ELECT, ORTHOGONAL), ratios="0.3").family
+    virtual = run(
+        pico_pair, tmp_path / "v", method=(ELECT, ORTHOGONAL), ratios="0.3", virtual=True
+    ).family
+    assert written is not None and virtual is not None
+    names = [c.name for c in written.candidates]
+    assert names == ["a", "elect-0.3", "orthogonal-0.3", "b"]
+    assert [c.digest for c in written.candidates] == [c.digest for c in virtual.candidates]
+    a, b = (Checkpoint.open(path) for path in pico_pair)
+    for name, function in (("elect-0.3", elect), ("orthogonal-0.3", orthogonal)):
+        made = Checkpoint.open(tmp_path / "f" / name)
+        for key in a.tensors:
+            first, second = (c.tensor(key).float().flatten() for c in (a, b))
+            cosine = {"cosine": written.cosines[key]} if function is orthogonal else {}
+            expected = function(first, second, 0.3, **cosine).bfloat16()
+            assert torch.equal(made.tensor(key).flatten(), expected), key
+    live_models = {s.name: model.state_dict() for s, model, _ in _copies(tmp_path / "v")}
+    for name in ("elect-0.3", "orthogonal-0.3"):
+        on_disk: Any = Checkpoint.open(tmp_path / "f" / name).model()
+        for key, tensor in on_disk.state_dict().items():
+            assert torch.equal(tensor, live_models[name][key]), key
+
+
+def _copies(path: Path) -> list[tuple[Any, Any, Any]]:
+    """Every subject of a family with a model of its own."""
+    found = live(subjects([str(path)]))
+    return [(subject, copy.deepcopy(model), tokenizer) for subject, model, tokenizer in found]
+
+
+def test_a_config_may_name_a_method_of_ones_own(pico_pair: Pair, tmp_path: Path) -> None:
+    merge = {
+        "merge_method": ELECT, "base_model": "a", "models": [{"model": "a"}, {"model": "b"}],
+        "parameters": {"t": "${t}"},
+    }  # fmt: skip
+    file = config(tmp_path, yaml.safe_dump({"merge": merge, "sweep": {"t": [0.3]}}))
+    report = run(pico_pair, tmp_path / "f", config=file)
+    assert report.written == ("elect-0.3",) and not report.plan.by_mergekit
+
+
+def returns_less(a: Any, b: Any, t: float) -> Any:
+    return (a + b)[:1]
+
+
+def edits(a: Any, b: Any, t: float) -> Any:
+    return a.add_(b)
+
+
+def looks_around(a: Any, b: Any, t: float) -> Any:
+    return a + t * b / b.norm()
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("returns_less", "expected a tensor of its inputs' shape"),
+        ("edits", "changes its inputs"),
+        ("looks_around", "a part of a tensor otherwise than the whole"),
+        ("missing", "has no function 'missing'"),
+    ],
+)
+def test_a_method_that_breaks_the_rules_is_refused(
+    pico_pair: Pair, tmp_path: Path, method: str, message: str
+) -> None:
+    with pytest.raises(BadInput, match=message):
+        run(pico_pair, tmp_path / "f", method=f"{__name__}:{method}")
+    assert not (tmp_path / "f.partial").exists()
+
+
+def test_a_row_is_all_that_a_method_needs(
+    pico_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def beyond(t: float, cosine: float, dtype: torch.dtype) -> tuple[float, ...]:
+        return -t, 1 + t
+
+    monkeypatch.setitem(methods.METHODS, "beyond", methods.Method(beyond, methods.weigh))
+    family = run(pico_pair, tmp_path / "f", method="beyond", ratios="0.5").family
+    assert family is not None and [c.name for c in family.candidates] == ["a", "beyond-0.5", "b"]
+    a, b = (Checkpoint.open(path) for path in pico_pair)
+    for key in a.tensors:
+        expected = 1.5 * b.tensor(key).float() - 0.5 * a.tensor(key).float()
+        made = Checkpoint.open(tmp_path / "f" / "beyond-0.5").tensor(key)
+        assert torch.equal(made, expected.bfloat16()), key
+
+
+def test_a_virtual_family_without_its_cosines_is_written_out_all_the_same(
+    pico_pair: Pair, tmp_path: Path
+) -> None:
+    run(pico_pair, tmp_path / "f", ratios="0.5", virtual=True)
+    named = f"{tmp_path / 'f' / 'family.json'}#slerp-0.5"
+    first = write_out(subjects([named])[0], tmp_path / "one")
+    (tmp_path / "f" / "cosines.json").unlink()
+    second = write_out(subjects([named])[0], tmp_path / "two")
+    assert Checkpoint.open(first).digest == Checkpoint.open(second).digest
+
+
+def test_a_family_of_another_format_is_refused_and_one_without_is_read(
+    pico_pair: Pair, tmp_path: Path
+) -> None:
+    run(pico_pair, tmp_path / "f", ratios="0.5", virtual=True)
+    file = tmp_path / "f" / "family.json"
+    content = json.loads(file.read_text())
+    assert content.pop("format") == 1
+    file.write_text(json.dumps(content))
+    assert len(Family.open(file).candidates) == 3
+    file.write_text(json.dumps({**content, "format": 7}))
+    with pytest.raises(BadInput, match="found format 7"):
+        Family.open(file)

@@ -183,10 +183,10 @@ def _try(name: str, function: Callable[..., Any], numbers: tuple[float, ...]) ->
     if not isinstance(whole_N, Tensor) or (whole_N.shape, whole_N.dtype) != (a_N.shape, a_N.dtype):
         found = getattr(whole_N, "shape", type(whole_N).__name__)
         raise BadInput(
-            f"{name} returned {found}, expected a tensor of its inputs' shape and dtype."
+            f"{name}: found a result of {found}, expected a tensor of its inputs' shape and dtype."
         )
     if not (torch.equal(a_N, before[0]) and torch.equal(b_N, before[1])):
-        raise BadInput(f"{name} changes its inputs, expected a function that returns a new tensor.")
+        raise BadInput(f"{name} changes its inputs, expected it to return a new tensor.")
     parts = [function(a_N[s], b_N[s], *numbers) for s in (slice(0, 3), slice(3, 8))]
     if not torch.equal(torch.cat(parts), whole_N):
         raise BadInput(
