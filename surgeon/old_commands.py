@@ -78,40 +78,6 @@ ANSWER = option(
 BATCH = option("--batch", type=int, default="0", help="Responses decoded at once; 0: by memory.")
 
 
-@cli.command("transplant")
-@option("--recipient", metavar="CHECKPOINT", help="The checkpoint that is copied and changed.")
-@option("--donor", metavar="CHECKPOINT", help="Where the units come from.")
-@option(
-    "--weights",
-    metavar="RANKING[#NAME]|FILE",
-    help="Neuron weights of the donor: a ranking's candidate, or weights.safetensors.",
-)
-@click.option("--effective", "select", flag_value="effective", help="Units with a weight above 0.")
-@click.option("--redundant", "select", flag_value="redundant", help="Units with a weight below 0.")
-@option("--mask", metavar="FILE", help="Choose the units by mask_LF of a safetensors file.")
-@option("--control", help="Other units instead: random, random-active or mass-matched.")
-@option("--surgery", default="replace", help="replace, blend, swap, ablate, or module:function.")
-@option("--alpha", type=float, default="1.0", help="Share of the donor in a blend.")
-@option("--threshold", type=float, default="0.0", help="Least absolute weight, in [0, 1].")
-@option("--top-fraction", type=float, help="Only this share of units, heaviest first.")
-@option("--budget", default="global", help="Whether --top-fraction counts globally or per layer.")
-@option("--layers", metavar="8-23,30", help="Only units of these layers.")
-@option("--match", help="permutation: align the donor's units to the recipient's first.")
-@option("--weights-from-other", is_flag=True, help="Accept weights of another checkpoint.")
-@option(
-    "--recipient-weights",
-    metavar="FILE",
-    help="The recipient's own weights, for the share of its activation mass that moves.",
-)
-@SEED
-@option("--dry-run", is_flag=True, help="Print what would move; write nothing.")
-@OUT
-@configurable
-def transplant(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
-    """Move effective or redundant FFN neurons from a donor into a copy of a recipient."""
-    call("transplant", recipe, settings, given)
-
-
 @cli.command("distill")
 @click.argument("checkpoint", required=False)
 @option("--pool", metavar="FILE", help="Unlabelled questions: JSONL, Parquet, or a datasets id.")

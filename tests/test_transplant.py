@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,15 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch_file
 from test_neurons import write_all_experts, write_alternating
 
-from surgeon import lineage
+from surgeon import artifact, lineage
 from surgeon.checkpoint import INDEX, Checkpoint
 from surgeon.errors import BadInput
 from surgeon.neurons import sites
+from surgeon.settings.transplant import UnitSelection
 from surgeon.transplant import (
     SURGERIES,
     NeuronWeights,
-    choose,
+    TransplantReport,
     find_weights,
     mass_matched_units,
     parse_layers,
@@ -32,8 +34,9 @@ from surgeon.transplant import (
     signed_units,
     transplant,
 )
-from surgeon.transplant.operations import operate, operation, squared_difference
-from surgeon.transplant.selection import Choice
+from surgeon.transplant.difference import squared_difference
+from surgeon.transplant.selection import choose
+from surgeon.transplant.surgeries import Surgery, operate, surgery_of
 
 # Shapes: L layers, F units per layer.
 
@@ -385,6 +388,51 @@ def test_a_pair_from_ones_own_surgery_makes_two(tmp_path: Path, siblings, own_su
         assert same_bits(made, swapped)
 
 
+def test_the_example_surgery_moves_directions_and_keeps_lengths(tmp_path: Path, siblings):
+    a, b = siblings("untied-fp32")
+    mask_LF = some_units(a)
+    report = transplant(
+        a, donor=b, mask=mask_LF, surgery="examples.my_surgery:rescaled", out=tmp_path / "o"
+    )
+    assert report.surgery == "examples.my_surgery:rescaled"
+    made = Checkpoint.open(tmp_path / "o")
+    for site in sites(a):
+        mask_F = torch.from_numpy(mask_LF[site.layer, site.span])
+        for slab in site.slabs:
+            x_FD, y_FD, z_FD = (
+                part if slab.canonical_axis == 0 else part.mT
+                for part in (slab.view(c.tensor(slab.name), site.n_units) for c in (a, b, made))
+            )
+            assert torch.equal(z_FD[~mask_F], x_FD[~mask_F])
+            assert torch.allclose(z_FD.norm(dim=1), x_FD.norm(dim=1), rtol=1e-5)
+            alike_F = torch.cosine_similarity(z_FD[mask_F], y_FD[mask_F], dim=1)
+            assert torch.allclose(alike_F, torch.ones_like(alike_F), atol=1e-5)
+
+
+def mean_removed(recipient: Any, donor: Any, mask_F: Any, axis: int) -> Any:
+    return recipient - recipient.float().mean(axis, keepdim=True).to(recipient.dtype)
+
+
+def test_a_row_sees_whole_tensors_unless_it_says_that_it_works_unit_by_unit(
+    tmp_path: Path, siblings, monkeypatch: pytest.MonkeyPatch
+):
+    """The mean over all units differs from that over the chosen ones."""
+    a, b = siblings("separate")
+    mask_LF = some_units(a)
+    monkeypatch.setitem(SURGERIES, "centre", Surgery(mean_removed))
+    transplant(a, donor=b, mask=mask_LF, surgery="centre", out=tmp_path / "row")
+    transplant(
+        a, donor=b, mask=mask_LF, surgery=f"{__name__}:mean_removed", out=tmp_path / "outside"
+    )
+    one, two = (Checkpoint.open(tmp_path / name) for name in ("row", "outside"))
+    assert same_bits(one, two) and not same_bits(one, a)
+    site = sites(a)[-1]
+    slab = site.slab("up")
+    mask_F = torch.from_numpy(mask_LF[site.layer, site.span])
+    x, z = (slab.view(c.tensor(slab.name), site.n_units) for c in (a, one))
+    assert torch.equal(z[mask_F], mean_removed(x, x, mask_F, 0)[mask_F])
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [("wide", "must return .* same shape and dtype"), ("edits", "changes its inputs"),
@@ -406,12 +454,12 @@ def test_surgeries_are_performed_as_their_functions_say(name: str, axis: int):
     recipient, donor = torch.randn(2, 12, 12, generator=rng).bfloat16().unbind()
     mask_F = torch.rand(12, generator=rng) < 0.5
     alpha = 0.3 if name == "blend" else 1.0
-    doing = operation(name, alpha)
-    plain = doing.function if name == "blend" else SURGERIES[name]
+    surgery = surgery_of(name, alpha)
+    plain = surgery.function if name == "blend" else SURGERIES[name].function
     wanted = plain(recipient.clone(), donor.clone(), mask_F, axis)
-    for side in (0, 1) if doing.pair else (0,):
+    for side in (0, 1) if surgery.pair else (0,):
         both = recipient.clone(), donor.clone()
-        operate(doing, *both, mask_F, axis, side)
+        operate(surgery, *both, mask_F, axis, side)
         assert torch.equal(both[side], wanted[side] if isinstance(wanted, tuple) else wanted)
         assert torch.equal(both[1 - side], (donor, recipient)[side])
 
@@ -623,7 +671,9 @@ def test_both_signs_mass_matched_carry_the_same_mass(tmp_path: Path, siblings):
     exists_LF = all_units(b)
     masses = []
     for select in ("effective", "redundant"):
-        kept_LF, _ = choose(Choice(select, "mass-matched"), read, None, exists_LF)
+        kept_LF, _ = choose(
+            UnitSelection(select=select, control="mass-matched"), read, None, exists_LF
+        )
         masses.append([read.mass_LF[n][kept_LF[n]].sum() for n in range(b.n_layers)])
     # A unit is added or not as a whole, so half of one can be missing.
     assert np.abs(np.subtract(*masses)).max() <= read.mass_LF.max() / 2
@@ -664,10 +714,10 @@ def test_a_dry_run_says_the_same_and_writes_nothing(tmp_path: Path, siblings, la
     a, b = siblings(layout)
     mask_LF = some_units(a)
     said = transplant(a, donor=b, mask=mask_LF, dry_run=True, out=tmp_path / "o")
-    assert list(tmp_path.iterdir()) == [] and "nothing was written" in said.lines()[-1]
+    assert list(tmp_path.iterdir()) == [] and said.out is None
     done = transplant(a, donor=b, mask=mask_LF, out=tmp_path / "o")
     assert said.difference_share == pytest.approx(done.difference_share, abs=1e-12)
-    assert said == done._replace(out="", difference_share=said.difference_share)
+    assert said == replace(done, out=None, difference_share=said.difference_share)
     assert done.difference_share is not None and 0 < done.difference_share < 1
 
 
@@ -729,12 +779,40 @@ def test_a_finished_run_is_not_done_again(tmp_path: Path, siblings):
     mask_LF = some_units(a)
     first = transplant(a, donor=b, mask=mask_LF, out=tmp_path / "o")
     times = {f: f.stat().st_mtime_ns for f in (tmp_path / "o").iterdir()}
-    assert transplant(a, donor=b, mask=mask_LF, out=tmp_path / "o") == first
+    again = transplant(a, donor=b, mask=mask_LF, out=tmp_path / "o")
+    assert again.already and replace(again, already=False) == first
     assert {f: f.stat().st_mtime_ns for f in (tmp_path / "o").iterdir()} == times
     with pytest.raises(BadInput, match=r"alpha is 1\.0 there and 0.5 here"):
         transplant(a, donor=b, mask=mask_LF, alpha=0.5, out=tmp_path / "o")
     with pytest.raises(BadInput, match=r"inputs\.mask"):
         transplant(a, donor=b, mask=~mask_LF & all_units(a), out=tmp_path / "o")
+
+
+def test_the_report_is_read_back_whole_and_is_no_part_of_the_checkpoint(tmp_path: Path, siblings):
+    a, b = siblings("separate")
+    report = transplant(a, donor=b, mask=some_units(a), out=tmp_path / "o")
+    assert artifact.read(TransplantReport, tmp_path / "o") == report
+    made = Checkpoint.open(tmp_path / "o")
+    assert "transplant.json" not in {file.name for file in made.side_files}
+    nothing_LF = np.zeros((a.n_layers, a.d_ff), bool)
+    transplant(a, donor=b, mask=nothing_LF, out=tmp_path / "same")
+    assert Checkpoint.open(tmp_path / "same").digest == a.digest
+
+
+def test_the_report_of_an_older_run_is_read_from_its_lineage(tmp_path: Path, siblings):
+    a, b = siblings("separate")
+    report = transplant(a, donor=b, mask=some_units(a), out=tmp_path / "o")
+    content = json.loads((tmp_path / "o" / "transplant.json").read_text())
+    (tmp_path / "o" / "transplant.json").unlink()
+    del content["format"]
+    assert report.similarity is not None
+    content |= {"out": "o", "similarity": [report.similarity.same, report.similarity.shuffled]}
+    found = lineage.read(tmp_path / "o") or {}
+    lineage.write_json(tmp_path / "o" / lineage.FILE, {**found, "report": content})
+    again = transplant(a, donor=b, mask=some_units(a), out=tmp_path / "o")
+    assert again.already and replace(again, already=False) == report
+    with pytest.raises(BadInput, match="holds another run"):
+        transplant(a, donor=b, mask=some_units(a, seed=1), out=tmp_path / "o")
 
 
 @pytest.mark.parametrize("surgery", ["replace", "swap"])
@@ -743,7 +821,7 @@ def test_a_killed_run_continues_and_gives_the_same(
 ):
     a, b = siblings("separate")
     mask_LF = all_units(a)
-    import surgeon.transplant.writing as writing
+    import surgeon.transplant.exchange as exchange
 
     calls = 0
 
@@ -754,9 +832,9 @@ def test_a_killed_run_continues_and_gives_the_same(
             raise KeyboardInterrupt
         real(*arguments)
 
-    real = writing.operate
-    monkeypatch.setattr(writing, "WRITERS", 1)  # so that it is known what is done at the sixth
-    monkeypatch.setattr(writing, "operate", dies)
+    real = exchange.operate
+    monkeypatch.setattr(exchange, "WRITERS", 1)  # so that it is known what is done at the sixth
+    monkeypatch.setattr(exchange, "operate", dies)
     with pytest.raises(KeyboardInterrupt):
         transplant(a, donor=b, mask=mask_LF, surgery=surgery, out=tmp_path / "o")
     assert not (tmp_path / "o").exists()
@@ -782,10 +860,10 @@ def test_untouched_layers_of_large_models_are_counted_by_some_of_their_units(
     """With 30 of 48 units (gate, up) and a quarter of the rows (down) read, the share is near."""
     a, b = siblings("separate")
     exact = transplant(a, donor=b, mask=all_units(a), layers="1", dry_run=True)
-    import surgeon.transplant.operations as operations
+    import surgeon.transplant.difference as difference
 
     assert not exact.difference_sampled and "estimated" not in "\n".join(exact.lines())
-    monkeypatch.setattr(operations, "COUNTED", 30 * 32)
+    monkeypatch.setattr(difference, "COUNTED", 30 * 32)
     near = transplant(a, donor=b, mask=all_units(a), layers="1", dry_run=True)
     assert near.difference_share == pytest.approx(exact.difference_share, rel=0.05)
     assert near.difference_share != exact.difference_share
@@ -914,19 +992,19 @@ def test_quantised_weights_are_refused(tmp_path: Path, pico_pair):
      (dict(mask="M", control="mass-matched"), "leave out --mask"),
      (dict(mask="M", control="random-active"), "random-active needs --weights"),
      (dict(mask="M", threshold=0.5), "select by weight"),
-     (dict(weights="W", threshold=1.0), "threshold 1"),
-     (dict(weights="W", threshold=-0.1), "threshold -0.1"),
-     (dict(weights="W", top_fraction=0.0), "top fraction 0"),
-     (dict(weights="W", top_fraction=1.5), "top fraction 1.5"),
-     (dict(weights="W", control="rnd"), "--control 'rnd', expected random or random-active"),
-     (dict(weights="W", select="good"), "--select 'good', expected effective or redundant"),
-     (dict(weights="W", budget="unit"), "--budget 'unit'"),
+     (dict(weights="W", threshold=1.0), "found threshold = 1.0, expected a number"),
+     (dict(weights="W", threshold=-0.1), "found threshold = -0.1"),
+     (dict(weights="W", top_fraction=0.0), "found top_fraction = 0.0"),
+     (dict(weights="W", top_fraction=1.5), "found top_fraction = 1.5"),
+     (dict(weights="W", control="rnd"), "found control = rnd, expected one of: random"),
+     (dict(weights="W", select="good"), "found select = good, expected one of: effective"),
+     (dict(weights="W", budget="unit"), "found budget = unit"),
      (dict(weights="W", layers="7"), "layers 0 to 2"),
-     (dict(weights="W", alpha=1.5), "alpha 1.5"),
+     (dict(weights="W", alpha=1.5), "found alpha = 1.5"),
      (dict(weights="W", alpha=0.5, surgery="swap"), "alpha blends"),
-     (dict(weights="W", surgery="exchange"), "surgery 'exchange', expected replace, blend"),
+     (dict(weights="W", surgery="exchange"), "found surgery = exchange, expected one of: replace"),
      (dict(weights="W", surgery="no_such_module:f"), "no_such_module can't be imported"),
-     (dict(weights="W", match="sorting"), "--match 'sorting'"),
+     (dict(weights="W", match="sorting"), "found match = sorting"),
      (dict(weights="W", out=None), "needs --out"),
      (dict(weights="W", donor=None), "needs --donor"),
      (dict(weights="nowhere"), "nowhere has no neuron weights"),

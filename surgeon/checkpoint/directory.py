@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+RECORDS = (lineage.FILE, "transplant.json")
+"""Files that say how a directory was made; they are no part of the checkpoint."""
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
@@ -215,7 +217,7 @@ class Checkpoint:
         return sorted(
             p
             for p in self.path.iterdir()
-            if p.is_file() and p.name not in weights and p.name != lineage.FILE
+            if p.is_file() and p.name not in weights and p.name not in RECORDS
             and p.suffix not in {".safetensors", ".bin", ".pt", ".pth", ".md", ".tmp"}
             and not p.name.startswith(".")
         )  # fmt: skip

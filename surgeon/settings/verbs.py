@@ -38,4 +38,5 @@ VERBS: dict[str, Row] = {
     "trigger-sft": Row("trigger_sft:SftSettings", "surgeon.trigger.sft", "sft"),
     "rank": Row("rank:RankSettings", "surgeon.rank", "rank"),
     "serve": Row("serve:ServeSettings", "surgeon.serve", "serve"),
+    "transplant": Row("transplant:TransplantSettings", "surgeon.transplant", "transplant"),
 }

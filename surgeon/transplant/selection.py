@@ -13,10 +13,9 @@ import numpy as np
 
 from surgeon.checkpoint import split_member
 from surgeon.errors import BadInput
+from surgeon.settings.transplant import UnitSelection
 
 SIGNS = {"effective": 1, "redundant": -1}
-CONTROLS = ("random", "random-active", "mass-matched")
-BUDGETS = ("global", "layer")
 WEIGHTS = "weights.safetensors"
 
 
@@ -42,16 +41,16 @@ def find_weights(spec: str | Path, digests: Collection[str] = ()) -> Path:
     In a ranking's directory that is the candidate computed on a checkpoint of `digests` where there
     is one, else the candidate that its link `best` names. Raises `BadInput`.
     """
-    place, wanted = split_member(spec)
+    place, member = split_member(spec)
     path = Path(place).expanduser()
     if path.is_file():
         return path
     if (path / WEIGHTS).is_file():
         return path / WEIGHTS
     members = {p.parent.name: p for p in sorted(path.glob(f"candidates/*/{WEIGHTS}"))}
-    if wanted:
-        if wanted in members:
-            return members[wanted]
+    if member:
+        if member in members:
+            return members[member]
     else:
         for file in members.values():
             if read_metadata(file).get("digest") in digests:
@@ -63,7 +62,7 @@ def find_weights(spec: str | Path, digests: Collection[str] = ()) -> Path:
             return members[best.resolve().name]
     if members:
         raise BadInput(
-            f"{path} holds no weights of {wanted or 'the donor'}; it has those of "
+            f"{path} holds no weights of {member or 'the donor'}; it has those of "
             f"{', '.join(members)}. Name one: {path}#{next(iter(members))}"
         )
     raise BadInput(
@@ -252,91 +251,46 @@ def _take(
     return left, np.delete(free_C, nearest)
 
 
-class Choice(NamedTuple):
-    """How units are chosen, as the user said it."""
-
-    select: str = "effective"
-    control: str | None = None
-    threshold: float = 0.0
-    top_fraction: float | None = None
-    budget: str = "global"
-    layers: str | None = None
-    seed: int = 0
-
-    def checked(self, has_weights: bool, has_mask: bool) -> "Choice":
-        """Itself; raises `BadInput` where a value is unknown or two contradict each other."""
-        for value, known, flag in (
-            (self.select, SIGNS, "--select"),
-            (self.control or CONTROLS[0], CONTROLS, "--control"),
-            (self.budget, BUDGETS, "--budget"),
-        ):
-            if value not in known:
-                raise BadInput(f"found {flag} {value!r}, expected {' or '.join(known)}.")
-        if not has_weights and not has_mask:
-            raise BadInput("choose neurons with --weights (a ranking's directory) or --mask.")
-        if has_mask and (self.threshold or self.top_fraction is not None):
-            raise BadInput("--threshold and --top-fraction select by weight; leave out --mask.")
-        if has_mask and self.control == "mass-matched":
-            raise BadInput("mass-matched compares the two signs of weights; leave out --mask.")
-        if not has_weights and self.control == "random-active":
-            raise BadInput("random-active needs --weights, which say which units were active.")
-        if not 0 <= self.threshold < 1:
-            raise BadInput(f"found threshold {self.threshold:g}, expected 0 up to below 1 (|w|).")
-        if self.top_fraction is not None and not 0 < self.top_fraction <= 1:
-            raise BadInput(f"found top fraction {self.top_fraction:g}, expected above 0 up to 1.")
-        return self
-
-    def in_words(self, has_mask: bool) -> str:
-        """One line for a report."""
-        above = f" with |w| > {self.threshold:g}" if self.threshold else ""
-        words = "the units of the mask" if has_mask else f"{self.select} units{above}"
-        if self.top_fraction is not None:
-            within = " of each layer" if self.budget == "layer" else ""
-            words = f"the strongest {self.top_fraction:g} of the {words}{within}"
-        if self.layers is not None:
-            words += f", layers {self.layers}"
-        if self.control is not None:
-            words = f"{self.control} control (seed {self.seed}) for {words}"
-        return words
-
-
 def choose(
-    choice: Choice,
+    selection: UnitSelection,
     weights: NeuronWeights | None,
-    given_LF: np.ndarray | None,
+    mask_LF: np.ndarray | None,
     exists_LF: np.ndarray,
+    seed: int = 0,
 ) -> tuple[np.ndarray, list[str]]:
     """(L, F) bool, the units that move, and what the user should know about the choice."""
-    layer_L = parse_layers(choice.layers, len(exists_LF))
+    layer_L = parse_layers(selection.layers, len(exists_LF))
 
     def of_sign(select: str) -> np.ndarray:
         assert weights is not None
-        settings = (choice.threshold, choice.top_fraction, choice.budget)
+        settings = (selection.threshold, selection.top_fraction, selection.budget)
         return signed_units(weights, select, *settings, layer_L) & exists_LF
 
-    if given_LF is not None:
-        if (given_LF & ~exists_LF).any():
+    if mask_LF is not None:
+        if (mask_LF & ~exists_LF).any():
             raise BadInput("the mask names units beyond the end of a narrower layer.")
-        chosen_LF = given_LF & layer_L[:, None]
+        chosen_LF = mask_LF & layer_L[:, None]
     else:
-        chosen_LF = of_sign(choice.select)
+        chosen_LF = of_sign(selection.select)
     warnings = []
-    if choice.control == "random":
-        chosen_LF = random_units(chosen_LF, exists_LF, choice.seed)
-    elif choice.control is not None:
+    if selection.control == "random":
+        chosen_LF = random_units(chosen_LF, exists_LF, seed)
+    elif selection.control is not None:
         assert weights is not None
         mass_LF = weights.mass_LF
         if mass_LF is None:
-            raise BadInput(f"{weights.path} has no mass_LF; --control {choice.control} needs it.")
-        if choice.control == "random-active":
-            chosen_LF = random_units(chosen_LF, exists_LF & (mass_LF > 0), choice.seed)
+            raise BadInput(
+                f"{weights.path} has no mass_LF; --control {selection.control} needs it."
+            )
+        if selection.control == "random-active":
+            chosen_LF = random_units(chosen_LF, exists_LF & (mass_LF > 0), seed)
         else:
-            other = "redundant" if choice.select == "effective" else "effective"
+            other = "redundant" if selection.select == "effective" else "effective"
             other_LF = of_sign(other)
-            kept_LF = mass_matched_units(chosen_LF, other_LF, mass_LF, choice.seed)
+            kept_LF = mass_matched_units(chosen_LF, other_LF, mass_LF, seed)
             if chosen_LF.any() and np.array_equal(kept_LF, chosen_LF):
                 warnings.append(
-                    f"mass-matched kept all: the {choice.select} units are the lighter sign in "
+                    f"mass-matched kept all: the {selection.select} units are the lighter sign in "
                     f"every layer. Select the {other} ones to have those trimmed."
                 )
             chosen_LF = kept_LF

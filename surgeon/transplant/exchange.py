@@ -1,0 +1,91 @@
+"""The streaming pass that exchanges units, and the files beside the new weights."""
+
+# Shapes: L layers, F units per layer.
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from surgeon import lineage
+from surgeon.checkpoint import Checkpoint, card, fenced, markdown_table, rewrite
+from surgeon.progress import bar
+from surgeon.threads import one_thread
+from surgeon.transplant.difference import Difference
+from surgeon.transplant.pair import Pair, aligned_donor, places
+from surgeon.transplant.surgeries import Surgery, operate
+
+WRITERS = 2
+"""Shards written at a time: copying is mostly waiting, exchanging is mostly arithmetic."""
+
+
+def write(
+    pair: Pair,
+    moved_LF: np.ndarray,
+    surgery: Surgery,
+    out: Path,
+    *,
+    side: int = 0,
+    difference: Difference | None = None,
+) -> None:
+    """Write the new recipient (side 0) or the new donor (side 1, of an exchanged pair) into `out`.
+
+    Surgeries see recipient and donor as the user named them on either side.
+    """
+    changed = places(pair, moved_LF, surgery.roles)
+    with bar(f"write {out.name.removesuffix('.partial')}", len(changed)) as advance:
+
+        def edit(name: str, tensor: Tensor) -> Tensor:
+            for index, slab in changed[name]:
+                site = pair.recipient_sites[index]
+                old = slab.view(tensor, site.n_units)
+                mask_F = torch.from_numpy(moved_LF[site.layer, site.span])
+                other = aligned_donor(pair, index, slab.role, old.dtype) if surgery.donor else old
+                if difference is not None and surgery.donor:
+                    difference.add(index, slab, old, other)
+                both = (old, other) if side == 0 else (other, old)
+                operate(surgery, *both, mask_F, slab.canonical_axis, side)
+            advance(1)
+            return tensor
+
+        source = pair.recipient
+        tensor = max((source.tensors[name].nbytes for name in changed), default=0)
+        shard = max((source.path / name).stat().st_size for name in source.shards)
+        # Each writer holds a tensor of both sides; together no more than the largest shards.
+        threads = max(1, min(WRITERS, shard // max(1, tensor)))
+        with one_thread():
+            rewrite(source, out, edit, changed.__contains__, threads=threads)
+
+
+def bytes_needed(pair: Pair, moved_LF: np.ndarray, surgery: Surgery, out: Path) -> int:
+    """Bytes that `write` adds to the disk of `out`: the touched shards, or all on another disk."""
+    changed = places(pair, moved_LF, surgery.roles)
+    disk = os.stat(lineage.existing_parent(out)).st_dev
+    source = pair.recipient
+    total = 0
+    for shard, names in source.shards.items():
+        file = (source.path / shard).resolve()
+        elsewhere = file.stat().st_dev != disk
+        if elsewhere or any(name in changed for name in names):
+            total += file.stat().st_size
+    return total
+
+
+def model_card(
+    title: str,
+    rest_of: str,
+    lines: list[str],
+    parents: dict[str, Checkpoint],
+    digests: dict[str, str],
+) -> str:
+    """A README.md naming the parents by role; `rest_of` is the one that all else comes from."""
+    rows = [(role, parent.name, f"`{digests[role]}`") for role, parent in parents.items()]
+    sections = [
+        "FFN neurons of one checkpoint in another.",
+        markdown_table(("", "parent", "digest"), rows),
+        f"Everything but the FFN units below is the {rest_of}'s, byte for byte.",
+        fenced("\n".join(lines)),
+    ]
+    return card(title, sections, parents=parents.values(), tags=("surgeon", "neuron-transplant"))

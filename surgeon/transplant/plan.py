@@ -1,0 +1,134 @@
+"""A transplant, checked before a byte is written."""
+
+# Shapes: L layers, F units per layer.
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from surgeon import lineage
+from surgeon.checkpoint import Checkpoint
+from surgeon.errors import BadInput
+from surgeon.families import open_checkpoint
+from surgeon.settings import record
+from surgeon.settings.transplant import TransplantSettings
+from surgeon.transplant.exchange import bytes_needed
+from surgeon.transplant.pair import Pair, corresponding
+from surgeon.transplant.selection import (
+    NeuronWeights,
+    choose,
+    find_weights,
+    read_mask,
+    read_weights,
+)
+from surgeon.transplant.surgeries import Surgery, surgery_of
+
+
+class TransplantPlan(NamedTuple):
+    """What moves, from where to where."""
+
+    settings: TransplantSettings
+    surgery: Surgery
+    pair: Pair
+    """Recipient and donor; the recipient twice for a surgery without a donor."""
+    chosen_LF: np.ndarray
+    """bool: the units that move, by the donor's numbers."""
+    weights: NeuronWeights | None
+    """Of the donor (of the recipient for a surgery without one)."""
+    recipient_weights: NeuronWeights | None
+    warnings: tuple[str, ...]
+    run: lineage.Run
+
+    @property
+    def parents(self) -> dict[str, Checkpoint]:
+        """The checkpoints the result is made of, by role."""
+        donor = {"donor": self.pair.donor} if self.surgery.donor else {}
+        return {"recipient": self.pair.recipient, **donor}
+
+
+def prepare(settings: TransplantSettings) -> TransplantPlan:
+    """Open both checkpoints and choose the units; raises `BadInput` when anything doesn't fit."""
+    surgery = surgery_of(settings.surgery, settings.alpha)
+    if settings.donor is None and surgery.donor:
+        raise BadInput(f"surgery {settings.surgery} needs --donor; only ablate does without.")
+    recipient = _open(settings.recipient)
+    donor = recipient if settings.donor is None else _open(settings.donor)
+    pair = corresponding(recipient, donor)
+    from_other = settings.weights_from_other
+    role = "recipient" if settings.donor is None else "donor"
+    weights = _weights_of(settings.weights, donor, from_other, role)
+    own = _weights_of(settings.recipient_weights, recipient, from_other, "recipient")
+    mask_LF = _mask(settings.mask, recipient)
+    chosen_LF, warnings = choose(
+        settings.selection, weights, mask_LF, pair.exists_LF, settings.seed
+    )
+    if surgery.donor and recipient.digest == donor.digest:
+        warnings.append("donor and recipient have the same digest: nothing can change.")
+    plan = TransplantPlan(
+        settings=settings,
+        surgery=surgery,
+        pair=pair,
+        chosen_LF=chosen_LF,
+        weights=weights,
+        recipient_weights=own,
+        warnings=tuple(warnings),
+        run=lineage.Run("transplant", {}, {}, settings.seed),
+    )
+    plan = plan._replace(run=_run(plan, mask_LF))
+    if settings.out is not None and not settings.dry_run and not settings.out.exists():
+        _require_room(plan, settings.out)
+    return plan
+
+
+def _run(plan: TransplantPlan, mask_LF: np.ndarray | None) -> lineage.Run:
+    inputs = {role: parent.digest for role, parent in plan.parents.items()}
+    recorded = {"weights": plan.weights, "recipient_weights": plan.recipient_weights}
+    inputs |= {name: lineage.file_digest(w.path) for name, w in recorded.items() if w is not None}
+    arguments = record(plan.settings)
+    if mask_LF is not None:
+        inputs["mask"] = lineage.digest_of(np.flatnonzero(mask_LF).tolist())
+        arguments["select"] = "mask"
+    return plan.run._replace(arguments=arguments, inputs=inputs)
+
+
+def _open(checkpoint: object) -> Checkpoint:
+    """What the user named; a virtual candidate (`family.json#name`) is written out for the run."""
+    return checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(str(checkpoint))
+
+
+def _weights_of(
+    spec: str | None, of: Checkpoint, from_other: bool, role: str
+) -> NeuronWeights | None:
+    """Neuron weights, refused where they were computed on another checkpoint than `of`."""
+    if spec is None:
+        return None
+    weights = read_weights(find_weights(spec, of.digests), of.n_layers, of.d_ff)
+    if weights.digest not in of.digests and not from_other:
+        whose = weights.checkpoint or "a checkpoint the file does not name"
+        raise BadInput(
+            f"{weights.path} was computed on {whose} ({weights.digest[:19] or 'no digest'}), not "
+            f"on the {role} {of.spec} ({of.digest[:19]}). Rank the {role}, or give "
+            "--weights-from-other."
+        )
+    return weights
+
+
+def _mask(mask: object, of: Checkpoint) -> np.ndarray | None:
+    if mask is None or isinstance(mask, str):
+        return None if mask is None else read_mask(Path(mask), of.n_layers, of.d_ff)
+    mask_LF = np.asarray(mask)
+    if mask_LF.shape != (of.n_layers, of.d_ff) or mask_LF.dtype != np.bool_:
+        raise BadInput(
+            f"found a mask of shape {list(mask_LF.shape)} and type {mask_LF.dtype}, expected "
+            f"[{of.n_layers}, {of.d_ff}] of bool."
+        )
+    return mask_LF
+
+
+def _require_room(plan: TransplantPlan, out: Path) -> None:
+    # Matching moves units within a block, so the touched files are the same either way.
+    size = bytes_needed(plan.pair, plan.chosen_LF, plan.surgery, out)
+    if plan.surgery.pair:
+        size += bytes_needed(plan.pair.exchanged(), plan.chosen_LF, plan.surgery, out)
+    lineage.require_room(out, size, "The transplant")
