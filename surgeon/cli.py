@@ -101,7 +101,9 @@ def _parameters(leaf: Leaf) -> list[click.Parameter]:
     metavar = marker.text if (marker := leaf.marker(Metavar)) else _metavar(kind)
     if leaf.positional:
         many: dict[str, Any] = dict(nargs=-1) if leaf.many else {}
-        return [click.Argument([leaf.name], required=False, metavar=metavar, **many)]
+        return [
+            click.Argument([leaf.name], required=False, metavar=metavar, help=leaf.help, **many)
+        ]
     if switches := leaf.marker(Switches):
         return [
             click.Option([f"--{option}", leaf.name], flag_value=value, default=None, help=text)
