@@ -59,7 +59,7 @@ class Command(click.Command):
         titles = {leaf.name: _title(leaf) for leaf in self.leaves}
         for parameter in self.get_params(ctx):
             text = parameter.get_help_record(ctx)
-            if text is not None:
+            if text is not None and isinstance(parameter, click.Option):
                 title = titles.get(str(parameter.name), "Every command")
                 by_title.setdefault(title, []).append(text)
         for title, rows in by_title.items():
