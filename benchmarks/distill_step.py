@@ -98,7 +98,7 @@ def train_here(path: Path) -> Taken:
 
     from surgeon.checkpoint import Checkpoint
     from surgeon.decoding import Request, decode, stream_key
-    from surgeon.distill.objective import Micro, imitation, teacher_states
+    from surgeon.distill.on_policy import Imitation, reverse_kl_loss, teacher_states
     from surgeon.training import (
         AveragedWeights,
         Batch,
@@ -142,7 +142,7 @@ def train_here(path: Path) -> Taken:
             responses = [answer.token_ids for answer in answers]
             parts = [slice(b, b + MICRO) for b in range(0, BATCH, MICRO)]
             micros = [
-                Micro(sequences(prompts[p], responses[p]), sequences(told[p], responses[p]))
+                Imitation(sequences(prompts[p], responses[p]), sequences(told[p], responses[p]))
                 for p in parts
             ]
             lengths.append(tuple(sum(map(len, each)) for each in (prompts, told, responses)))
@@ -151,8 +151,8 @@ def train_here(path: Path) -> Taken:
 
     # A step more, whose start is the end of the last one.
     fit(
-        student, batches, imitation, path / "ours", teacher=AveragedWeights(model, RATE),
-        target=teacher_states, schedule=Schedule(steps=STEPS + 1, lr=LR, save_every=0),
+        student, batches, reverse_kl_loss, path / "ours", teacher=AveragedWeights(model, RATE),
+        target=teacher_states, steps=STEPS + 1, schedule=Schedule(lr=LR, save_every=0),
     )  # fmt: skip
     return Taken([b - a for a, b in pairwise(starts)], imported, lengths[:STEPS])
 

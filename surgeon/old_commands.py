@@ -78,34 +78,6 @@ ANSWER = option(
 BATCH = option("--batch", type=int, default="0", help="Responses decoded at once; 0: by memory.")
 
 
-@cli.command("distill")
-@click.argument("checkpoint", required=False)
-@option("--pool", metavar="FILE", help="Unlabelled questions: JSONL, Parquet, or a datasets id.")
-@OUT
-@option("--method", default="nopsd", help="nopsd, lmsi, ttrl or intuitor.")
-@click.option("--lora", "tuning", flag_value="lora", help="Train an adapter (the default).")
-@click.option("--full", "tuning", flag_value="full", help="Train all weights.")
-@option("--merge", is_flag=True, help="Write a checkpoint instead of an adapter.")
-@option("--select", help="bottom (default), top, band, all or random consensus.")
-@option("--shots", type=int, default="10", help="Demonstrations before the teacher's question.")
-@option("--context", default="nearest", help="Which demonstrations: nearest or random.")
-@option("--steps", type=int, default="150", help="Optimizer steps.")
-@option("--batch-size", type=int, default="16", help="Questions per step.")
-@option("--lr", type=float, help="Peak learning rate; by default it depends on the tuning.")
-@option("--ema", default="factors", help="Teacher under LoRA: factors or exact.")
-@option("--max-tokens", type=int, default="4096", help="Longest response, tokens.")
-@option("--save-every", type=int, default="25", help="Steps between training checkpoints.")
-@option("--tracker", help="tensorboard, trackio or wandb, beside metrics.jsonl.")
-@ANSWER
-@SEED
-@DEVICE
-@DTYPE
-@configurable
-def distill(recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
-    """Train a checkpoint on its own answers, without labels (Neuron-OPSD)."""
-    call("distill", recipe, settings, given)
-
-
 @cli.group("trigger")
 def trigger() -> None:
     """Find failing steps, train detectors of them, teach a checkpoint to mend them (NeuReasoner).

@@ -47,7 +47,6 @@ VERBS = {
     "merge-sweep": Verb("surgeon.merge", "sweep"),
     "evaluate": Verb("surgeon.evaluate", "evaluate"),
     "transplant": Verb("surgeon.transplant", "transplant"),
-    "distill": Verb("surgeon.distill", "distill"),
     "trigger-label": Verb("surgeon.trigger", "label", "show_label"),
     "trigger-identify": Verb("surgeon.trigger", "identify", "show_identify"),
     "trigger-detectors": Verb("surgeon.trigger", "detectors", "show_detectors"),

@@ -7,26 +7,35 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from surgeon import nopsd
+from surgeon.artifact import read
 from surgeon.checkpoint import Checkpoint, resolve
-from surgeon.distill import distill, show
+from surgeon.distill import Distillation, demonstrations, distill, pool, show
 from surgeon.distill import evidence as stages
-from surgeon.distill.grpo import majority_rewards, record_of, reward, self_certainty
-from surgeon.distill.objective import draw, majority
-from surgeon.distill.plan import prepare
+from surgeon.distill.diagnostics import cautions
+from surgeon.distill.grpo import majority_reward, majority_rewards, record_of, self_certainty
+from surgeon.distill.methods import majority
+from surgeon.distill.plan import DistillPlan, prepare
+from surgeon.distill.pool import LiveModel
+from surgeon.distill.run import TrainingRun
 from surgeon.errors import BadInput
 from surgeon.live.architecture import Head
+from surgeon.settings import bind
+from surgeon.settings.distill import DistillSettings
 from surgeon.threads import one_thread
-from surgeon.traces import Prompt, Trace
-from surgeon.training import grouped, share_of
+from surgeon.traces import Prompt, Trace, read_traces
+from surgeon.training import draw, grouped, share_of
 
 SMALL: dict[str, Any] = dict(
     top_global=0.1, max_tokens=80, temperature=1.0, top_p=1.0, share=0.4, shots=2, samples=2,
@@ -57,7 +66,7 @@ def records(directory: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def done(source: Path, tmp_path_factory) -> tuple[dict, Path]:
+def done(source: Path, tmp_path_factory) -> tuple[Distillation, Path]:
     """One finished run on one thread; read only."""
     root = tmp_path_factory.mktemp("done")
     out = root / "out"
@@ -100,7 +109,7 @@ def test_a_finished_run_is_not_repeated(source: Path, done):
     result, out = done
     pool = out.parent / "pool.jsonl"
     again = distill(str(source), pool=str(pool), out=out, **SMALL)
-    assert again["already"] and again["training"] == result["training"]
+    assert again.already and replace(again, already=False) == result
 
 
 def test_no_label_is_read(source: Path, done, tmp_path: Path):
@@ -124,7 +133,7 @@ def test_killed_in_each_stage_it_ends_in_the_same_result(
     """Stopped while it answers, makes contexts and trains; each time continued by the same call."""
     _, out = done
     again = tmp_path / "out"
-    pool = write_pool(tmp_path / "pool.jsonl")
+    questions = write_pool(tmp_path / "pool.jsonl")
 
     class Killed(Exception):
         pass
@@ -139,18 +148,19 @@ def test_killed_in_each_stage_it_ends_in_the_same_result(
 
         return function
 
-    from surgeon.distill import objective
+    from surgeon.distill import on_policy
+    from surgeon.traces import sampling
 
     for module, name, n in (
-        (stages, "append", 5), (stages, "set_block", 0), (stages, "teacher_prompt", 3),
-        (objective, "rollout", 3),
+        (sampling, "append", 5), (pool, "set_block", 0), (demonstrations, "teacher_prompt", 3),
+        (on_policy, "rollout", 3),
     ):  # fmt: skip
         with monkeypatch.context() as patch:
             patch.setattr(module, name, stop_after(n, getattr(module, name)))
             with pytest.raises(Killed):
-                distill(str(source), pool=pool, out=again, **SMALL)
+                distill(str(source), pool=questions, out=again, **SMALL)
         assert not again.exists()
-    distill(str(source), pool=pool, out=again, **SMALL)
+    distill(str(source), pool=questions, out=again, **SMALL)
     assert records(again) == records(out)
     name = "adapter_model.safetensors"
     assert (again / name).read_bytes() == (out / name).read_bytes()
@@ -285,9 +295,9 @@ def test_the_command_runs_under_torchrun_and_says_its_result_once(source: Path, 
 
 def test_processes_share_the_sets_though_one_is_ahead(source: Path, tmp_path: Path, monkeypatch):
     """The second begins when the first has written its share."""
-    monkeypatch.setattr(stages, "BLOCK", 4)
+    monkeypatch.setattr(pool, "BLOCK", 4)
     plan = planned(source, tmp_path)
-    model = plan.checkpoint.model()
+    live = living(plan)
     traces = [Trace(f"q{i}", 0, [5, 6], [20 + i, 21], "", "stop") for i in range(16)]
 
     class Process:
@@ -296,13 +306,13 @@ def test_processes_share_the_sets_though_one_is_ahead(source: Path, tmp_path: Pa
             self.wait_for_everyone = meanwhile
 
     def run(index: int, meanwhile: Any, work: Path):
-        mine = plan._replace(accelerator=Process(index, meanwhile))
-        return stages.pool_sets(mine, model, traces, work)
+        peer: Any = Process(index, meanwhile)
+        return pool.pool_sets(plan, live._replace(accelerator=peer), traces, work)
 
     for name in ("ahead", "alone"):
         (tmp_path / name).mkdir()
     sets, consensus_N = run(0, lambda: run(1, lambda: None, tmp_path / "ahead"), tmp_path / "ahead")
-    whole, expected_N = stages.pool_sets(plan, model, traces, tmp_path / "alone")
+    whole, expected_N = pool.pool_sets(plan, live, traces, tmp_path / "alone")
     assert sets.neuron_E.tolist() == whole.neuron_E.tolist()
     assert consensus_N.tolist() == expected_N.tolist()
 
@@ -314,7 +324,7 @@ def test_merge_writes_the_base_with_its_adapter_added(source: Path, done, tmp_pa
     _, out = done
     pool = write_pool(tmp_path / "pool.jsonl")
     result = distill(str(source), pool=pool, out=tmp_path / "out", merge=True, **SMALL)
-    assert result["result"] == "checkpoint"
+    assert result.result == "checkpoint"
     assert not (tmp_path / "out" / "adapter_config.json").exists()
     merged = Checkpoint.open(tmp_path / "out")
     assert merged.chat_template
@@ -329,7 +339,7 @@ def test_full_weights_are_written_in_their_own_dtype(pico_pair, tmp_path: Path):
         str(pico_pair[0]), pool=pool, out=tmp_path / "out", tuning="full",
         **{**SMALL, "steps": 2, "lr": 1e-3, "gradient_checkpointing": True},
     )  # fmt: skip
-    assert result["result"] == "checkpoint"
+    assert result.result == "checkpoint"
     base, made = Checkpoint.open(pico_pair[0]), Checkpoint.open(tmp_path / "out")
     assert {i.dtype for i in made.tensors.values()} == {"BF16"}
     assert made.tensors.keys() == base.tensors.keys()
@@ -345,24 +355,52 @@ def test_lmsi_learns_the_answers_of_the_majority(source: Path, tmp_path: Path):
     losses = [record["loss"] for record in records(tmp_path / "out")]
     assert losses[-1] < losses[0]
     assert not (tmp_path / "out" / "contexts.jsonl").exists()
-    assert "room" in result["diagnostics"] and "entropy_gap" not in result["diagnostics"]
-    assert result["result"] == "adapter"
+    assert type(result.diagnostics) is stages.Diagnostics
+    assert read(Distillation, tmp_path / "out") == result
+    assert result.result == "adapter"
+
+
+def test_a_method_from_outside_trains_an_adapter(source: Path, tmp_path: Path, monkeypatch):
+    """examples/my_finisher.py, as `module:function`: each question's shortest answer is learned."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
+    out, settings = tmp_path / "out", {**SMALL, "samples": 3, "max_tokens": 200}
+    questions = write_pool(tmp_path / "pool.jsonl", 6)
+    result = distill(str(source), pool=questions, out=out, method="my_finisher:brevity", **settings)
+    assert result.result == "adapter" and result.settings["select"] == "all"
+    assert resolve(f"{source}+{out}").n_layers == 3
+    assert (
+        "made by fine-tuning on the model's own shortest answers" in (out / "README.md").read_text()
+    )
+    by_question: dict[str, list[int]] = {}
+    for trace in read_traces(out / "rollouts" / "part-0.jsonl"):
+        if trace.finish_reason == "stop":
+            by_question.setdefault(trace.prompt_id, []).append(len(trace.token_ids))
+    assert any(len(set(lengths)) > 1 for lengths in by_question.values())
+    shortest = {min(lengths) for lengths in by_question.values()}
+    for record in records(out):
+        assert 4 * min(shortest) <= record["tokens"] <= 4 * max(shortest)
+    with pytest.raises(BadInput, match="has no function 'verbosity'"):
+        planned(source, tmp_path, method="my_finisher:verbosity")
 
 
 # --- the parts
 
 
-def planned(source: Path, tmp_path: Path, **changes: Any):
-    pool = changes.pop("pool", None) or write_pool(tmp_path / "pool.jsonl")
-    import inspect
+def planned(source: Path, tmp_path: Path, **changes: Any) -> DistillPlan:
+    questions = changes.pop("pool", None) or write_pool(tmp_path / "pool.jsonl")
+    given = dict(checkpoint=str(source), pool=questions, out=tmp_path / "out")
+    return prepare(bind(DistillSettings, {**given, **SMALL, **changes}))
 
-    defaults = {
-        name: p.default
-        for name, p in inspect.signature(distill).parameters.items()
-        if p.default is not p.empty
-    }
-    given = {**defaults, **SMALL, **changes}
-    return prepare(str(source), pool=pool, out=tmp_path / "out", **given)
+
+def living(plan: DistillPlan) -> LiveModel:
+    return pool.load(plan, Accelerator(cpu=True))
+
+
+def running(plan: DistillPlan, answers: Any = None, live: Any = None) -> Any:
+    """A training run with what rewards and majorities look at."""
+    evidence: Any = SimpleNamespace(answers=answers)
+    student: Any = SimpleNamespace(model=live and live.model)
+    return TrainingRun(plan, evidence, live, student, None, Path())
 
 
 def answered(i: int, text: str, reason: str = "stop") -> Trace:
@@ -376,7 +414,7 @@ def test_demonstrations_stand_nearest_last_without_their_thinking(source: Path):
     shots = [
         (Prompt(str(i), ({"role": "user", "content": f"w{i}"},)), f"x{i} x{i}") for i in (1, 2)
     ]
-    text = str(tokenizer.decode(stages.teacher_prompt(tokenizer, query, shots, None)))
+    text = str(tokenizer.decode(demonstrations.teacher_prompt(tokenizer, query, shots, None)))
     turns = [turn.split("<|im_start|>")[-1].split() for turn in text.split("<|im_end|>")]
     assert [turn[0] for turn in turns] == ["system", "user", "assistant", "user", "assistant",
                                            "user", "assistant"]  # fmt: skip
@@ -395,7 +433,7 @@ def test_demonstrations_stand_nearest_last_without_their_thinking(source: Path):
     ],
 )
 def test_r13_what_is_shown_of_an_answer(text, reason, how, shown):
-    assert stages.demonstrated(answered(0, text, reason), how) == shown
+    assert demonstrations.demonstrated(answered(0, text, reason), how) == shown
 
 
 def test_demonstrations_are_dropped_whole_farthest_first_and_counted(source: Path, tmp_path: Path):
@@ -403,17 +441,18 @@ def test_demonstrations_are_dropped_whole_farthest_first_and_counted(source: Pat
     traces = [answered(i, "w1 w2") for i in range(16)]
     plan = planned(source, tmp_path)
     tokenizer = plan.checkpoint.tokenizer()
+    live = living(plan)
     two = [(plan.prompts[i], "w1 w2") for i in (0, 1)]
-    room = len(stages.teacher_prompt(tokenizer, plan.prompts[2], two, None)) + 3
+    room = len(demonstrations.teacher_prompt(tokenizer, plan.prompts[2], two, None)) + 3
     plan = planned(source, tmp_path, shots=3, teacher_tokens=room)
     sets = nopsd.gather([np.arange(i, i + 9, dtype=np.int32) for i in range(16)], 200)
     (tmp_path / "work").mkdir()
-    found = stages.find_contexts(plan, tokenizer, traces, sets, [3, 8], tmp_path / "work")
-    again = stages.find_contexts(plan, tokenizer, [], sets, [], tmp_path / "work")
+    found = demonstrations.find_contexts(plan, live, traces, sets, [3, 8], tmp_path / "work")
+    again = demonstrations.find_contexts(plan, live, [], sets, [], tmp_path / "work")
     assert found == again  # what is on disk is read
     assert {query: c.shot_K for query, c in found.items()} == {3: [2, 4, 1], 8: [7, 9, 6]}
     for query, context in found.items():
-        ids = stages.prompt_of_teacher(plan, tokenizer, traces, context, query)
+        ids = demonstrations.prompt_of_teacher(plan, tokenizer, traces, context, query)
         assert context.kept == 2 and len(ids) <= room
         query_ids = plan.prompt_ids[query]
         assert ids[-len(query_ids) :] == query_ids  # the question itself always stays
@@ -424,17 +463,17 @@ def test_demonstrations_are_dropped_whole_farthest_first_and_counted(source: Pat
 
 def test_questions_without_a_finished_answer_demonstrate_nothing(source: Path, tmp_path: Path):
     plan = planned(source, tmp_path, shots=5)
-    tokenizer = plan.checkpoint.tokenizer()
+    live = living(plan)
     traces = [answered(i, "w1", "stop" if i in (2, 5) else "length") for i in range(16)]
     sets = nopsd.gather([np.arange(i, i + 9, dtype=np.int32) for i in range(16)], 200)
     (tmp_path / "work").mkdir()
-    found = stages.find_contexts(plan, tokenizer, traces, sets, [0, 9], tmp_path / "work")
+    found = demonstrations.find_contexts(plan, live, traces, sets, [0, 9], tmp_path / "work")
     assert {query: set(c.shot_K) for query, c in found.items()} == {0: {2, 5}, 9: {2, 5}}
     shutil.rmtree(tmp_path / "work")
     (tmp_path / "work").mkdir()
     none = [answered(i, "w1", "length") for i in range(16)]
     with pytest.raises(BadInput, match="of 16 answers 0 ended"):
-        stages.find_contexts(plan, tokenizer, none, sets, [0], tmp_path / "work")
+        demonstrations.find_contexts(plan, live, none, sets, [0], tmp_path / "work")
 
 
 def test_every_chosen_question_comes_once_per_epoch():
@@ -457,7 +496,7 @@ def test_micro_batches_hold_their_tokens_padding_included():
 
 
 def test_majority_keeps_answers_that_agree_and_ties_go_to_the_first(source: Path, tmp_path: Path):
-    plan = planned(source, tmp_path, samples=3, method="lmsi", select=None)
+    plan = planned(source, tmp_path, samples=3, method="lmsi")
     texts = {0: ["w1", "w2", "w2"], 1: ["w5", "w4", "w3"], 2: ["w9", "w9", "w9"]}
     answers = {
         (f"q{i}", n): Trace(
@@ -466,8 +505,7 @@ def test_majority_keeps_answers_that_agree_and_ties_go_to_the_first(source: Path
         for i in range(16)
         for n in range(3)
     }
-    evidence = stages.Evidence(None, None, answers, [], {}, {}, [])
-    kept = majority(plan, evidence)
+    kept = majority(running(plan, answers))
     assert [(i, trace.text) for i, trace in kept] == [(0, "w2"), (0, "w2"), (1, "w5")]
 
 
@@ -481,27 +519,29 @@ def test_room_counts_finished_answers_in_which_nothing_was_found(source: Path, t
         for i, row in enumerate(texts)
         for n, text in enumerate(row)
     }
-    assert stages.room(plan, answers, plan.prompts[:3]) == {"room": 0.5, "unread": 0.25}
+    assert stages.sharpening_room(plan, answers, plan.prompts[:3]) == {"room": 0.5, "unread": 0.25}
 
 
 def test_diagnostics_warn_in_plain_words(source: Path, tmp_path: Path):
     plan = planned(source, tmp_path)
-    good = {
-        "room": 0.3, "truncated": 0.0, "entropy_gap": -0.02, "mean_jaccard_distance": 0.87,
-        "entropy_gap_interval": [-0.03, -0.01], "consensus_length_r": 0.1,
-        "questions_with_dropped": 0, "demonstrations_dropped": 0, "unread": 0.0,
-    }  # fmt: skip
-    assert stages.cautions(plan, good) == []
+    good = stages.SetDiagnostics(
+        pool=16, chosen=6, room=0.3, truncated=0.0, unread=0.0, consensus_pool=9.0,
+        consensus_chosen=5.0, consensus_length_r=0.1, set_size=9.0, mean_jaccard_distance=0.87,
+        student_entropy=0.3, teacher_entropy=0.28, entropy_gap=-0.02,
+        entropy_gap_interval=(-0.03, -0.01), probed=3, shots=2.0, demonstrations_dropped=0,
+        questions_with_dropped=0,
+    )  # fmt: skip
+    assert cautions(plan, good) == cautions(plan, replace(good, consensus_length_r=None)) == []
     for change, said in (
         ({"room": 0.01}, "nearly always agree"),
-        ({"entropy_gap_interval": [-0.01, 0.002]}, "not clearly sharper"),
+        ({"entropy_gap_interval": (-0.01, 0.002)}, "not clearly sharper"),
         ({"mean_jaccard_distance": 0.63}, "homogeneous"),
         ({"truncated": 0.5}, "50% of the answers hit the limit of 80 tokens"),
         ({"unread": 0.4}, "In 40% of the finished answers 'last-line' finds nothing"),
         ({"consensus_length_r": 0.95}, "length"),
         ({"questions_with_dropped": 2, "demonstrations_dropped": 7}, "7 demonstrations of 2"),
     ):
-        (line,) = stages.cautions(plan, {**good, **change})
+        (line,) = cautions(plan, replace(good, **change))
         assert said in line
 
 
@@ -515,12 +555,12 @@ def test_ttrl_rewards_the_majority_of_each_group():
 
 def test_ttrl_reads_a_finished_rollout_without_its_stop_token(source: Path, tmp_path: Path):
     """Of 7, 8, 8 (cut short) and 7 the two sevens agree."""
-    plan = planned(source, tmp_path, method="ttrl", select=None, samples=4, answer=r"(\d)$")
-    model, tokenizer = plan.checkpoint.model(), plan.checkpoint.tokenizer()
-    evidence = stages.Evidence(None, tokenizer, {}, [], {}, {}, [])
-    seven, eight = (tokenizer.convert_tokens_to_ids(word) for word in "78")
+    pytest.importorskip("trl")
+    plan = planned(source, tmp_path, method="ttrl", samples=4, answer=r"(\d)$")
+    live = living(plan)
+    seven, eight = (live.tokenizer.convert_tokens_to_ids(word) for word in "78")
     rollouts = [[seven, 2], [eight, 2], [eight], [seven, 2]]
-    assert reward(plan, evidence, model)(completion_ids=rollouts) == [1, 0, 0, 1]
+    assert majority_reward(running(plan, live=live))(completion_ids=rollouts) == [1, 0, 0, 1]
 
 
 def test_a_reward_that_leads_nowhere_stops_the_run():
@@ -547,7 +587,7 @@ def test_intuitor_rewards_distance_from_uniform():
 @pytest.mark.parametrize("method", ["ttrl", "intuitor"])
 def test_methods_of_trl_say_how_to_get_it(source: Path, tmp_path: Path, method, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(BadInput, match="needs TRL: pip install"):
+    with pytest.raises(BadInput, match="needs trl: pip install"):
         planned(source, tmp_path, method=method)
 
 
@@ -559,7 +599,7 @@ def test_baselines_with_a_reward_train_an_adapter(source: Path, tmp_path: Path, 
     pool, out = write_pool(tmp_path / "pool.jsonl", 6), tmp_path / "out"
     settings = {**SMALL, "steps": 2, "batch_size": 2, "max_tokens": 24, "tracker": "tensorboard"}
     result = distill(str(source), pool=pool, out=out, method=method, **settings)
-    assert result["result"] == "adapter" and "reward" in result["training"]
+    assert result.result == "adapter" and "reward" in result.metrics
     told = records(out)
     assert [record["step"] for record in told] == [1, 2]
     for record in told:
@@ -581,14 +621,15 @@ def test_baselines_with_a_reward_train_an_adapter(source: Path, tmp_path: Path, 
         ({"select": "best"}, "bottom, top, band"),
         ({"context": "far"}, "nearest, random"),
         ({"ema": "slow"}, "factors, exact"),
-        ({"tuning": "some"}, "weights = some"),
+        ({"tuning": "some"}, "weights = some, expected one of: lora, full"),
         ({"tuning": "full", "ema": "exact"}, "averaged exactly"),
         ({"share": 0.0}, "share = 0.0"),
-        ({"band": [0.5]}, "two shares"),
+        ({"band": [0.5]}, "expected a list of 2"),
         ({"top_global": 5000}, "keeps all 144 neurons"),
-        ({"shots": 0}, "shots is 0"),
+        ({"shots": 0}, "shots = 0"),
+        ({"samples": 1}, "samples = 1, expected at least 2"),
         ({"ema_rate": 0.0}, "ema_rate"),
-        ({"steps": 0}, "steps is 0"),
+        ({"steps": 0}, "steps = 0"),
         ({"tracker": "stdout"}, "tensorboard, trackio, wandb"),
         ({"max_tokens": 2045}, "doesn't fit the context of 2048"),
         ({"teacher_tokens": 3}, "more than teacher_tokens 3"),

@@ -13,25 +13,27 @@ import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from surgeon.answers import canonical
-from surgeon.distill.evidence import Evidence
-from surgeon.distill.plan import Plan
+from surgeon.distill.run import GUARDS, TrainingRun
 from surgeon.errors import BadInput
 from surgeon.live.architecture import Head, head_of
 from surgeon.progress import bar
-from surgeon.traces import stop_ids
-from surgeon.training import METRICS, Guards, History, Journal, Student, response_states, sequences
+from surgeon.traces import stop_ids, text_of
+from surgeon.training import METRICS, History, Journal, response_states, sequences
 
-PENALTY = {"ttrl": 0.0, "intuitor": 0.005}
-"""Weight of the KL to the start: TTRL as in Neuron-OPSD App. A, Intuitor as published."""
+if TYPE_CHECKING:
+    from trl import GRPOConfig  # pyright: ignore
+
 CHUNK = 256
+"""Positions whose logits exist at the same time."""
+Reward = Callable[..., list[float]]
+"""What TRL calls with the rollouts of a batch, question after question."""
 
 
 def majority_rewards(votes: Sequence[str | None], group: int) -> list[float]:
@@ -59,88 +61,87 @@ def self_certainty(hidden_PD: Tensor, head: Head) -> float:
     return total / len(hidden_PD)
 
 
-def train_grpo(
-    plan: Plan,
-    evidence: Evidence,
-    student: Student,
-    adapter: Any,
-    directory: Path,
-    guards: Guards,
-    what: str,
-) -> History:
-    """Train with TRL; returns the record of every step, which `directory/metrics.jsonl` holds too.
+def grpo(
+    reward: Callable[[TrainingRun], Reward], penalty: float
+) -> Callable[[TrainingRun], History]:
+    """A method that trains with TRL by that reward; `penalty` is the weight of the KL to the start.
 
-    Raises `BadInput` when the loss is not finite.
+    It raises `BadInput` when the loss is not finite.
     """
-    from datasets import Dataset
-    from transformers import PrinterCallback, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer  # pyright: ignore
 
-    settings, schedule = plan.settings, plan.schedule
-    group = settings["samples"]
-    thinking = plan.sampling.thinking
-    device = plan.accelerator.device
-    config = GRPOConfig(
-        output_dir=str(directory),
-        max_steps=settings["steps"],
+    def train(run: TrainingRun) -> History:
+        from datasets import Dataset
+        from transformers import PrinterCallback, TrainerCallback
+        from trl import GRPOTrainer  # pyright: ignore
+
+        settings = run.plan.settings
+        responses = settings.sampling.samples * settings.batches.batch_size
+        run.directory.mkdir(exist_ok=True)
+        (run.directory / METRICS).write_text("")
+        journal = Journal(run.live.accelerator, run.directory, guards=GUARDS)
+
+        class Writer(TrainerCallback):
+            """Hands each step to the journal when it ends."""
+
+            def on_step_begin(self, *_: Any, **__: Any) -> None:
+                self.begun = time.monotonic()
+
+            def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
+                if "loss" in logs:
+                    step, seconds = len(journal.history.records) + 1, time.monotonic() - self.begun
+                    journal.add(record_of(step, logs, responses, seconds))
+                    advance(note=f"reward {logs['reward']:.3f}")
+
+        rows = [{"prompt": list(prompt.messages)} for prompt in run.plan.prompts]
+        with bar(run.what, settings.steps) as advance, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer = GRPOTrainer(
+                model=run.student.model if run.adapter is None else run.adapter,  # pyright: ignore
+                reward_funcs=[reward(run)],
+                args=config_of(run, penalty),
+                train_dataset=Dataset.from_list(rows),
+                processing_class=run.live.tokenizer,
+                callbacks=[Writer()],
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+        return journal.history
+
+    return train
+
+
+def config_of(run: TrainingRun, penalty: float) -> "GRPOConfig":
+    """The run's settings as TRL names them."""
+    from trl import GRPOConfig  # pyright: ignore
+
+    settings, schedule = run.plan.settings, run.plan.schedule
+    group, thinking = settings.sampling.samples, settings.sampling.thinking
+    on_cpu = run.live.accelerator.device.type == "cpu"
+    return GRPOConfig(
+        output_dir=str(run.directory),
+        max_steps=settings.steps,
         learning_rate=schedule.lr,
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(schedule.decay, schedule.decay),
-        warmup_steps=round(schedule.warmup * settings["steps"]),
+        warmup_steps=round(schedule.warmup * settings.steps),
         weight_decay=schedule.weight_decay,
         max_grad_norm=schedule.clip,
         per_device_train_batch_size=group,
-        gradient_accumulation_steps=settings["batch_size"],
+        gradient_accumulation_steps=settings.batches.batch_size,
         num_generations=group,
-        max_completion_length=plan.rollout.max_tokens,
-        temperature=plan.rollout.temperature,
-        top_p=plan.rollout.top_p,
-        beta=PENALTY[settings["method"]],
+        max_completion_length=settings.sampling.max_tokens,
+        temperature=settings.rollout.temperature,
+        top_p=settings.rollout.top_p,
+        beta=penalty,
         chat_template_kwargs={} if thinking is None else {"enable_thinking": thinking},
-        gradient_checkpointing=plan.tuning.gradient_checkpointing,
-        use_cpu=device.type == "cpu",
-        bf16=student.bf16 and device.type != "cpu",
-        seed=schedule.seed,
+        gradient_checkpointing=settings.tuning.gradient_checkpointing,
+        use_cpu=on_cpu,
+        bf16=run.student.bf16 and not on_cpu,
+        seed=settings.seed,
         logging_steps=1,
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
     )
-    directory.mkdir(exist_ok=True)
-    (directory / METRICS).write_text("")
-    journal = Journal(plan.accelerator, directory, guards=guards)
-
-    class Writer(TrainerCallback):
-        """Hands each step to the journal when it ends."""
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.begun = time.monotonic()
-
-        def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
-            if "loss" in logs:
-                seconds = time.monotonic() - self.begun
-                journal.add(
-                    record_of(
-                        len(journal.history.records) + 1,
-                        logs,
-                        group * settings["batch_size"],
-                        seconds,
-                    )
-                )
-                advance(note=f"reward {logs['reward']:.3f}")
-
-    with bar(what, settings["steps"]) as advance, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer = GRPOTrainer(
-            model=student.model if adapter is None else adapter,  # pyright: ignore
-            reward_funcs=[reward(plan, evidence, student.model)],
-            args=config,
-            train_dataset=Dataset.from_list([{"prompt": list(p.messages)} for p in plan.prompts]),
-            processing_class=evidence.tokenizer,
-            callbacks=[Writer()],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    return journal.history
 
 
 def record_of(step: int, log: dict[str, Any], responses: int, seconds: float) -> dict[str, float]:
@@ -151,40 +152,50 @@ def record_of(step: int, log: dict[str, Any], responses: int, seconds: float) ->
         "completions/mean_length": "length", "completions/clipped_ratio": "truncated",
         "learning_rate": "lr", "grad_norm": "gradient_norm",
     }  # fmt: skip
-    found = {mine: float(log[name]) for name, mine in names.items() if name in log}
-    if not math.isfinite(found["loss"]):
-        raise BadInput(f"the loss became {found['loss']} in step {step}. Lower the learning rate.")
-    tokens = responses * found["length"]
+    numbers = {mine: float(log[name]) for name, mine in names.items() if name in log}
+    if not math.isfinite(numbers["loss"]):
+        raise BadInput(
+            f"the loss became {numbers['loss']} in step {step}. Lower the learning rate."
+        )
+    tokens = responses * numbers["length"]
     return {
-        "step": step, **found, "tokens": tokens, "responses": responses, "seconds": seconds,
+        "step": step, **numbers, "tokens": tokens, "responses": responses, "seconds": seconds,
         "tokens_per_s": tokens / seconds,
     }  # fmt: skip
 
 
-def reward(plan: Plan, evidence: Evidence, model: nn.Module) -> Any:
-    """The reward function that TRL calls with the rollouts of a batch, question after question."""
-    stop = stop_ids(model, evidence.tokenizer)
-    asked = [json.dumps(prompt.messages) for prompt in plan.prompts]
-    ids_of = dict(zip(asked, plan.prompt_ids, strict=True))
+def majority_reward(run: TrainingRun) -> Reward:
+    """1 for a rollout whose answer is the majority's (TTRL); a truncated one votes for nothing."""
+    stop = stop_ids(run.student.model, run.live.tokenizer)
 
-    def ttrl(completion_ids: list[list[int]], **_: Any) -> list[float]:
-        return majority_rewards([voted(ids) for ids in completion_ids], plan.settings["samples"])
-
-    def voted(ids: list[int]) -> str | None:
+    def vote(ids: list[int]) -> str | None:
         if ids[-1] not in stop:
             return None
-        text = evidence.tokenizer.decode(ids[:-1], clean_up_tokenization_spaces=False)
-        answer = plan.extract(str(text))
+        answer = run.plan.extract(text_of(run.live.tokenizer, ids, "stop"))
         return None if answer is None else canonical(answer)
+
+    def ttrl(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        votes = [vote(ids) for ids in completion_ids]
+        return majority_rewards(votes, run.plan.settings.sampling.samples)
+
+    return ttrl
+
+
+def self_certainty_reward(run: TrainingRun) -> Reward:
+    """How far the model's distributions over a rollout are from uniform (Intuitor)."""
+    ids_of = {
+        json.dumps(prompt.messages): ids
+        for prompt, ids in zip(run.plan.prompts, run.plan.prompt_ids, strict=True)
+    }
 
     @torch.no_grad()
     def intuitor(prompts: list, completion_ids: list[list[int]], **_: Any) -> list[float]:
-        head, device = head_of(model), plan.accelerator.device
-        told = []
+        model = run.student.model
+        head, device, rewards = head_of(model), run.live.accelerator.device, []
         for messages, ids in zip(prompts, completion_ids, strict=True):
             prompt = ids_of[json.dumps(messages)]
             states_PD = response_states(model, sequences([prompt], [ids]).to(device))
-            told.append(self_certainty(states_PD, head))
-        return told
+            rewards.append(self_certainty(states_PD, head))
+        return rewards
 
-    return ttrl if plan.settings["method"] == "ttrl" else intuitor
+    return intuitor

@@ -1,154 +1,178 @@
-"""What a distillation leaves: an adapter or a checkpoint, its card, and what is shown of it."""
+"""What a distillation leaves: an adapter or a checkpoint, its card, and what is printed of it."""
 
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from surgeon import lineage
-from surgeon.distill.evidence import Evidence, summary
-from surgeon.distill.objective import Trained
-from surgeon.distill.plan import METHODS, Plan
-from surgeon.training import all_weights, trainable, write_adapter, write_full, write_merged
+from surgeon import artifact, lineage
+from surgeon.artifact import part
+from surgeon.checkpoint.card import card as model_card
+from surgeon.checkpoint.card import fenced, markdown_table
+from surgeon.console import announce, console, say, table, warn
+from surgeon.distill.diagnostics import cautions, summary
+from surgeon.distill.evidence import Diagnostics, PoolEvidence, SetDiagnostics
+from surgeon.distill.plan import DistillPlan
+from surgeon.distill.run import Trained
+from surgeon.training import (
+    Base,
+    History,
+    all_weights,
+    processes,
+    trainable,
+    write_adapter,
+    write_full,
+    write_merged,
+)
 
-FILE = "distill.json"
 WINDOW = 10
 """Steps at both ends of training that are averaged for the report."""
-SHOWN = ("loss", "reward", "student_entropy", "teacher_entropy", "agreement", "length", "truncated")
+CARD_METRICS = (
+    "loss", "reward", "student_entropy", "teacher_entropy", "agreement", "length", "truncated",
+)  # fmt: skip
+METRICS = (*CARD_METRICS, "tokens_per_s")
+RUN_SETTINGS = ("steps", "batch_size", "lr")
+TUNING_SETTINGS = ("tuning", "rank", "targets", "max_tokens", "seed")
+SET_SETTINGS = ("select", "share", "context", "shots", "sets", "activation", "top_global")
 
 
-def write(
-    plan: Plan, evidence: Evidence, trained: Trained, work: Path, out: Path
-) -> dict[str, Any]:
-    """Write weights, card and `distill.json` into `work`, and give it its name."""
-    accelerator = plan.accelerator
-    result = conclusion(plan, evidence, trained)
+@part
+class Ends:
+    """A metric at both ends of training, the mean over `window` steps each."""
+
+    first: float
+    last: float
+
+
+@artifact.artifact("distill.json")
+class Distillation:
+    """What `surgeon distill` did."""
+
+    checkpoint: Base
+    settings: dict[str, Any]
+    diagnostics: SetDiagnostics | Diagnostics
+    training: dict[str, int | Ends]
+    """`steps`, `window`, and the metrics at both ends."""
+    warnings: list[str]
+    result: Literal["adapter", "checkpoint"]
+    out: artifact.Out = Path()
+    already: artifact.Already = False
+
+    @property
+    def metrics(self) -> dict[str, Ends]:
+        """Metric -> its value at both ends of training."""
+        return {name: ends for name, ends in self.training.items() if isinstance(ends, Ends)}
+
+
+def write(plan: DistillPlan, evidence: PoolEvidence, trained: Trained, work: Path) -> Distillation:
+    """Write weights and card into `work`; what `distill.json` will hold."""
+    result = conclusion(plan, evidence, trained.history)
+    model, adapter = trained.student.model, trained.adapter
     weights = trained.student.whole(
-        dict(trainable(trained.student.model))
-        if trained.adapter is not None
-        else all_weights(trained.student.model)
+        all_weights(model) if adapter is None else dict(trainable(model))
     )
-    if accelerator.is_main_process:
-        if trained.adapter is None:
-            write_full(plan.checkpoint, trained.student.model, weights, work)
-        elif plan.settings["merge"]:
-            write_merged(plan.checkpoint, trained.adapter, weights, work)
+
+    def write_files() -> None:
+        if adapter is None:
+            write_full(plan.checkpoint, model, weights, work)
+        elif plan.settings.merge:
+            write_merged(plan.checkpoint, adapter, weights, work)
         else:
-            write_adapter(plan.checkpoint, trained.adapter, weights, work)
+            write_adapter(plan.checkpoint, adapter, weights, work)
         for state in (work / "training").glob("state-*"):
             shutil.rmtree(state)
-        lineage.write_json(work / FILE, result)
         lineage.write_text(work / "README.md", card(plan, result))
-        lineage.finish(work, out)
-    accelerator.wait_for_everyone()
+
+    processes.first(trained.student.accelerator, write_files)
     return result
 
 
-def conclusion(plan: Plan, evidence: Evidence, trained: Trained) -> dict[str, Any]:
+def conclusion(plan: DistillPlan, evidence: PoolEvidence, history: History) -> Distillation:
     """The content of `distill.json`."""
-    records = trained.history.records
-    ends = {
-        name: {
-            "first": float(np.mean([r[name] for r in records[:WINDOW]])),
-            "last": float(np.mean([r[name] for r in records[-WINDOW:]])),
-        }
-        for name in (*SHOWN, "tokens_per_s")
+    return Distillation(
+        checkpoint=Base(spec=plan.checkpoint.spec, digest=plan.checkpoint.digest),
+        settings=lineage.plain({**plan.run.arguments, "seed": plan.settings.seed}),
+        diagnostics=evidence.diagnostics,
+        training={
+            "steps": len(history.records),
+            "window": WINDOW,
+            **ends_of(history.records),
+        },
+        warnings=[*cautions(plan, evidence.diagnostics), *history.warnings.values()],
+        result="adapter" if plan.settings.writes_adapter else "checkpoint",
+    )
+
+
+def ends_of(records: Sequence[Mapping[str, float]]) -> dict[str, Ends]:
+    """The metrics that were recorded, at both ends of training."""
+    return {
+        name: Ends(
+            first=float(np.mean([record[name] for record in records[:WINDOW]])),
+            last=float(np.mean([record[name] for record in records[-WINDOW:]])),
+        )
+        for name in METRICS
         if name in records[0]
     }
-    finite = {
-        name: None if isinstance(value, float) and not np.isfinite(value) else value
-        for name, value in evidence.diagnostics.items()
-    }
-    return {
-        "checkpoint": {"spec": plan.checkpoint.spec, "digest": plan.checkpoint.digest},
-        "settings": {**plan.settings, "seed": plan.schedule.seed},
-        "diagnostics": finite,
-        "training": {"steps": len(records), "window": WINDOW, **ends},
-        "warnings": [*evidence.warnings, *trained.history.warnings.values()],
-        "result": "adapter" if is_adapter(plan) else "checkpoint",
-    }
-
-
-def is_adapter(plan: Plan) -> bool:
-    """True when the output is a PEFT adapter."""
-    return plan.tuning.weights == "lora" and not plan.settings["merge"]
 
 
 # --- in words -------------------------------------------------------------------------------------
 
 
-def card(plan: Plan, result: dict[str, Any]) -> str:
+def card(plan: DistillPlan, result: Distillation) -> str:
     """A README.md with the base, the method, what was seen before training and during it."""
-    base, settings = plan.checkpoint, result["settings"]
-    library = "peft" if is_adapter(plan) else "transformers"
-    head = ["---", f"library_name: {library}"]
-    hub = base.spec.partition("@")[0]
-    if not Path(base.spec).exists() and "/" in hub and "+" not in hub and "#" not in hub:
-        head += [f"base_model: {hub}"]
-    what = "A PEFT adapter" if is_adapter(plan) else "A checkpoint"
-    use = [f"Use it as `{base.spec}+DIR`.", ""] if is_adapter(plan) else []
+    base, settings = plan.checkpoint, result.settings
+    adapter = result.result == "adapter"
     names = (
-        "select", "share", "context", "shots", "sets", "activation", "top_global", "steps",
-        "batch_size", "lr", "ema", "ema_rate", "tuning", "rank", "targets", "max_tokens", "seed",
-    )  # fmt: skip
-    if settings["method"] != "nopsd":
-        names = ("samples", "answer", *names[names.index("steps") : names.index("ema")],
-                 *names[names.index("tuning") :])  # fmt: skip
-    lines = [
-        *head, "tags:", "- surgeon", f"- {settings['method']}", "---",
-        f"# {base.name}, distilled from itself", "",
-        f"{what} made by {METHODS[settings['method']]}. No label was read.", "", *use,
-        f"Base: {base.spec} (`{base.digest}`).", "",
-        "| setting | |", "|---|---|", *(f"| {name} | {settings[name]} |" for name in names), "",
-        "Before training:", "", "```", *summary(result["diagnostics"]), "```", "",
-        *training_table(result), "",
-        *(f"- Warning: {text}" for text in result["warnings"]),
-    ]  # fmt: skip
-    return "\n".join(lines).rstrip() + "\n"
+        (*SET_SETTINGS, *RUN_SETTINGS, "ema", "ema_rate", *TUNING_SETTINGS)
+        if plan.method.needs_sets
+        else ("samples", "answer", *RUN_SETTINGS, *TUNING_SETTINGS)
+    )
+    what = "A PEFT adapter" if adapter else "A checkpoint"
+    return model_card(
+        f"{base.name}, distilled from itself",
+        [
+            f"{what} made by {plan.method.what}. No label was read.",
+            f"Use it as `{base.spec}+DIR`." if adapter else "",
+            f"Base: {base.spec} (`{base.digest}`).",
+            markdown_table(["setting", ""], [[name, settings[name]] for name in names]),
+            "Before training:",
+            fenced("\n".join(summary(result.diagnostics))),
+            markdown_table(*training_table(result, CARD_METRICS)),
+            "\n".join(f"- Warning: {text}" for text in result.warnings),
+        ],
+        parents=[base],
+        tags=["surgeon", settings["method"]],
+        library="peft" if adapter else "transformers",
+    )
 
 
-def training_table(result: dict[str, Any]) -> list[str]:
-    """First and last steps of training as a Markdown table."""
-    told = result["training"]
-    n = min(told["window"], told["steps"])
+def training_table(result: Distillation, names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: each metric in the first and the last steps of training."""
+    steps = result.training["steps"]
+    n = min(WINDOW, int(steps))  # pyright: ignore[reportArgumentType]
     rows = [
-        f"| {name.replace('_', ' ')} | {told[name]['first']:.4g} | {told[name]['last']:.4g} |"
-        for name in SHOWN
-        if name in told
+        [name.replace("_", " "), f"{ends.first:.4g}", f"{ends.last:.4g}"]
+        for name, ends in result.metrics.items()
+        if name in names
     ]
-    return [f"| of {told['steps']} steps | first {n} | last {n} |", "|---|---|---|", *rows]
+    return [f"of {steps} steps", f"first {n}", f"last {n}"], rows
 
 
-def show(result: dict[str, Any]) -> None:
+def show(result: Distillation) -> None:
     """Print a distillation: diagnostics, training, warnings, where the result is; of several
     processes the first one does."""
-    from accelerate import PartialState
-    from rich.console import Console
-    from rich.table import Table
-
-    if not PartialState().is_main_process:
+    if not processes.is_first():
         return
-    console = Console(highlight=False)
-    if result.get("already"):
-        console.print("This distillation was finished before: nothing was computed.")
-    for line in summary(result["diagnostics"]):
-        console.print(line, markup=False)
-    told = result["training"]
-    n = min(told["window"], told["steps"])
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(f"{told['steps']} steps")
-    table.add_column(f"first {n}", justify="right")
-    table.add_column(f"last {n}", justify="right")
-    for name in (*SHOWN, "tokens_per_s"):
-        if name in told:
-            ends = told[name]
-            table.add_row(name.replace("_", " "), f"{ends['first']:.4g}", f"{ends['last']:.4g}")
-    console.print(table)
-    for line in result["warnings"]:
-        console.print(f"Warning: {line}", style="yellow", markup=False)
-    where = result["out"]
-    if result["result"] == "adapter":
-        console.print(f"adapter in {where}; use it as {result['checkpoint']['spec']}+{where}")
-    else:
-        console.print(f"checkpoint in {where}")
+    announce(result.already, "This distillation")
+    for line in summary(result.diagnostics):
+        say(line)
+    head, rows = training_table(result, METRICS)
+    metrics = table(*head)
+    for row in rows:
+        metrics.add_row(*row)
+    console().print(metrics)
+    warn(result.warnings)
+    use = f"; use it as {result.checkpoint.spec}+{result.out}" if result.result == "adapter" else ""
+    say(f"{result.result} in {result.out}{use}")

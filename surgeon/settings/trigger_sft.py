@@ -19,7 +19,7 @@ class SftSettings:
     LoRA trains those rows and no others beside its factors.
     """
 
-    checkpoint: Annotated[str, POSITIONAL]
+    checkpoint: Annotated[str, POSITIONAL, Metavar("CHECKPOINT")]
     """The checkpoint to train."""
     examples: Annotated[Path, Metavar("DIR"), UNRECORDED]
     """What `surgeon trigger reconstruct` wrote."""

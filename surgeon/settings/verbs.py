@@ -35,6 +35,7 @@ VERBS: dict[str, Row] = {
     "merge-sweep": Row("merge_sweep:MergeSweepSettings", "surgeon.merge", "sweep"),
     "monitor": Row("monitor:MonitorSettings", "surgeon.monitor", "monitor"),
     "evaluate": Row("evaluate:EvaluateSettings", "surgeon.evaluate", "evaluate"),
+    "distill": Row("distill:DistillSettings", "surgeon.distill", "distill"),
     "trigger-sft": Row("trigger_sft:SftSettings", "surgeon.trigger.sft", "sft"),
     "rank": Row("rank:RankSettings", "surgeon.rank", "rank"),
     "serve": Row("serve:ServeSettings", "surgeon.serve", "serve"),

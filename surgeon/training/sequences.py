@@ -7,6 +7,7 @@ sequences are shared out."""
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
@@ -117,6 +118,16 @@ def nll_loss(model: nn.Module, targets: Targets, _: None) -> Loss:
 
 
 # --- a step's sequences ---------------------------------------------------------------------------
+
+
+def draw(chosen: Sequence[int], size: int, step: int, seed: int) -> list[int]:
+    """What a step takes of the chosen ones: each once per epoch, in an order of the epoch's own."""
+    drawn = []
+    for at in range(step * size, (step + 1) * size):
+        epoch, place = divmod(at, len(chosen))
+        order = np.random.default_rng([seed, epoch]).permutation(len(chosen))
+        drawn.append(chosen[int(order[place])])
+    return drawn
 
 
 def share_of(size: int, process: int, processes: int) -> list[int]:

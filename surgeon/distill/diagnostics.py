@@ -1,0 +1,109 @@
+"""The diagnostics in words: what they say before training, and what they warn of."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from surgeon import artifact, lineage
+from surgeon.distill.evidence import Diagnostics, SetDiagnostics
+
+if TYPE_CHECKING:
+    from surgeon.distill.plan import DistillPlan
+
+# Choices of ours, but for DIVERSE.
+LITTLE_ROOM = 0.05
+"""Warn below this room for sharpening."""
+MANY_TRUNCATED = 0.2
+"""Warn above this share of answers that hit the token limit."""
+MANY_UNREAD = 0.2
+"""Warn above this share of finished answers in which no answer is found."""
+MOSTLY_LENGTH = 0.8
+"""Warn above this correlation of a set's size with the answer's length."""
+DIVERSE = 0.7
+"""Warn below this mean Jaccard distance: the paper's domains below it gained nothing from retrieval
+over random contexts; its diverse one had .87, the others .63 to .64 (sec. 5.2)."""
+
+
+def write_diagnostics(plan: "DistillPlan", diagnostics: Diagnostics, work: Path) -> None:
+    """Write the diagnostics to `work` and print them, with the warnings that follow from them."""
+    lines = cautions(plan, diagnostics)
+    content = {**artifact.jsonable(diagnostics), "warnings": lines}
+    lineage.write_json(work / "diagnostics.json", content)
+    for line in (*summary(diagnostics), *(f"Warning: {line}" for line in lines)):
+        print(line, file=sys.stderr, flush=True)
+
+
+def summary(found: Diagnostics) -> list[str]:
+    """The diagnostics as text."""
+    lines = [
+        f"pool                    {found.pool} questions, {found.chosen} to train on, "
+        f"{found.truncated:.0%} of the answers truncated",
+        f"room for sharpening     {found.room:.3f}",
+    ]
+    if isinstance(found, SetDiagnostics):
+        low, high = found.entropy_gap_interval
+        lines += [
+            f"entropy gap             {found.entropy_gap:+.4f} nats per token "
+            f"({low:+.4f} to {high:+.4f}; teacher {found.teacher_entropy:.4f}, student "
+            f"{found.student_entropy:.4f})",
+            f"mean Jaccard distance   {found.mean_jaccard_distance:.3f}",
+            f"consensus s(x)          {found.consensus_chosen:.0f} where chosen, "
+            f"{found.consensus_pool:.0f} in the pool",
+            f"demonstrations          {found.shots:.1f} per question, "
+            f"{found.demonstrations_dropped} dropped for length",
+        ]
+    return lines
+
+
+def cautions(plan: "DistillPlan", found: Diagnostics) -> list[str]:
+    """Plain sentences on why training may not help; empty when nothing speaks against it."""
+    lines = []
+    if found.room < LITTLE_ROOM:
+        lines.append(
+            f"Room for sharpening is {found.room:.3f}: the answers to a question nearly always "
+            "agree, so there is little to gain here."
+        )
+    if found.truncated > MANY_TRUNCATED:
+        lines.append(
+            f"{found.truncated:.0%} of the answers hit the limit of "
+            f"{plan.settings.sampling.max_tokens} tokens; they vote for nothing and demonstrate "
+            "nothing."
+        )
+    if found.unread > MANY_UNREAD:
+        lines.append(
+            f"In {found.unread:.0%} of the finished answers {plan.settings.answer!r} finds "
+            "nothing to vote with, so the room for sharpening looks larger than it is. Choose "
+            "another --answer."
+        )
+    if isinstance(found, SetDiagnostics):
+        lines += _cautions_of_sets(plan, found)
+    return lines
+
+
+def _cautions_of_sets(plan: "DistillPlan", found: SetDiagnostics) -> list[str]:
+    """What speaks against the teacher, the demonstrations or the selection."""
+    lines = []
+    low, high = found.entropy_gap_interval
+    if high >= 0:
+        lines.append(
+            f"The teacher is not clearly sharper than the student: entropy gap "
+            f"{found.entropy_gap:+.4f} nats per token ({low:+.4f} to {high:+.4f}). In the paper "
+            "such pools gained nothing."
+        )
+    distance = found.mean_jaccard_distance
+    if plan.settings.demonstrations.context == "nearest" and distance < DIVERSE:
+        lines.append(
+            f"The pool is homogeneous (mean Jaccard distance {distance:.3f}): nearest "
+            "demonstrations may do no better than random ones."
+        )
+    if abs(found.consensus_length_r or 0.0) > MOSTLY_LENGTH:
+        lines.append(
+            f"The size of the sets follows the answers' length (r = "
+            f"{found.consensus_length_r:.2f}): the selection is nearly one by length."
+        )
+    if found.questions_with_dropped:
+        lines.append(
+            f"{found.demonstrations_dropped} demonstrations of {found.questions_with_dropped} "
+            f"questions were dropped to fit {plan.teacher_tokens} tokens."
+        )
+    return lines

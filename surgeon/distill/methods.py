@@ -1,0 +1,111 @@
+"""The methods: a row each, of what is gathered before training and the function that trains.
+
+A method from outside, `--method my_method:method`, is a function that takes a `TrainingRun` and
+returns the history of its training, or a `Method` where its other fields matter:
+examples/my_finisher.py is one.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from surgeon import named
+from surgeon.distill.evidence import PoolEvidence, answers_only, with_sets
+from surgeon.distill.grpo import grpo, majority_reward, self_certainty_reward
+from surgeon.distill.on_policy import imitate
+from surgeon.distill.pool import LiveModel
+from surgeon.distill.run import TrainingRun
+from surgeon.errors import BadInput
+from surgeon.traces import Trace
+from surgeon.training import History
+
+if TYPE_CHECKING:
+    from surgeon.distill.plan import DistillPlan
+
+Gather = Callable[["DistillPlan", LiveModel, Path], PoolEvidence]
+Train = Callable[[TrainingRun], History]
+
+
+class Method(NamedTuple):
+    """A way to train a checkpoint on its own answers."""
+
+    what: str
+    """As the model card says it: `made by ...`."""
+    train: Train
+    gather: Gather = answers_only
+    """Stages 1 to 3."""
+    needs_sets: bool = False
+    """Whether it selects questions by their contribution sets; else it trains on all of them."""
+    rate: Mapping[str, float] = {"lora": 1e-4, "full": 1e-6}
+    """Tuning -> the peak learning rate unless another is given."""
+    extra: str | None = None
+    """A package that it needs, which is an extra of this one."""
+    one_process: bool = False
+    """Whether it can't be run in several processes."""
+
+    def __call__(self, run: TrainingRun) -> History:
+        return self.train(run)
+
+
+def learn_majority(run: TrainingRun) -> History:
+    """LMSI: learn the answers that agree with their question's majority, as they stand."""
+    return run.learn(majority(run))
+
+
+def majority(run: TrainingRun) -> list[tuple[int, Trace]]:
+    """(Question, answer) for every answer that gives its question's most frequent one.
+
+    A tie goes to the answer that was drawn first; a question without any answer is left out.
+    """
+    kept = []
+    for i in range(len(run.plan.prompts)):
+        traces = run.answers(i)
+        votes = [run.plan.vote(trace) for trace in traces]
+        count = Counter(v for v in votes if v is not None)
+        if count:
+            best = max(count, key=lambda v: count[v])
+            kept += [(i, trace) for trace, v in zip(traces, votes, strict=True) if v == best]
+    if not kept:
+        raise BadInput(
+            f"no answer was found in any response by the extractor {run.plan.settings.answer!r}, "
+            "so there is no majority to learn."
+        )
+    return kept
+
+
+METHODS: dict[str, Method] = {
+    "nopsd": Method(
+        "on-policy self-distillation from a teacher with neuron-chosen demonstrations",
+        imitate,
+        gather=with_sets,
+        needs_sets=True,
+    ),
+    "lmsi": Method(
+        "fine-tuning on the model's own answers that agree with the majority (Huang et al.)",
+        learn_majority,
+    ),
+    "ttrl": Method(
+        "GRPO with the majority's answer as the reward (Zuo et al.), through TRL",
+        grpo(majority_reward, penalty=0.0),  # Neuron-OPSD App. A
+        rate={"lora": 5e-7, "full": 5e-7},
+        extra="trl",
+        one_process=True,
+    ),
+    "intuitor": Method(
+        "GRPO with self-certainty as the reward (Zhao et al.), through TRL",
+        grpo(self_certainty_reward, penalty=0.005),  # as published
+        rate={"lora": 3e-6, "full": 3e-6},
+        extra="trl",
+        one_process=True,
+    ),
+}
+
+
+def method_of(name: str) -> Method:
+    """The method of that row, or from outside; raises `BadInput` where there is none."""
+    found = named.row(METHODS, name, "method")
+    if isinstance(found, Method):
+        return found
+    first_line = (found.__doc__ or name).strip().partition("\n")[0]
+    return Method(first_line.rstrip("."), found)

@@ -1,0 +1,171 @@
+"""Stage 4 of Neuron-OPSD: every step the student answers questions as it is now, and the loss is
+the reverse KL of its distribution from the teacher's at each token of its own answers.
+"""
+
+# Shapes: P response positions, B sequences.
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor, nn
+
+from surgeon import nopsd
+from surgeon.decoding import Answer, Request, decode, stream_key
+from surgeon.distill.demonstrations import prompt_of_teacher
+from surgeon.distill.run import GUARDS, TrainingRun
+from surgeon.errors import BadInput
+from surgeon.live.architecture import head_of
+from surgeon.traces import stop_ids
+from surgeon.training import (
+    AveragedChange,
+    AveragedWeights,
+    Batch,
+    History,
+    Loss,
+    Sequences,
+    Teacher,
+    draw,
+    grouped,
+    is_sharded,
+    response_states,
+    sequences,
+    share_of,
+    unembedding,
+)
+
+if TYPE_CHECKING:
+    from surgeon.distill.plan import DistillPlan
+
+
+class Imitation(NamedTuple):
+    """The same responses after the student's prompts and after the teacher's."""
+
+    student: Sequences
+    teacher: Sequences
+
+
+def imitate(run: TrainingRun) -> History:
+    """Draw the student towards its own slow average, which sees demonstrations."""
+    return run.fit(
+        rollout_batches(run), reverse_kl_loss, teacher=make_teacher(run), target=teacher_states,
+        guards=GUARDS,
+    )  # fmt: skip
+
+
+def make_teacher(run: TrainingRun) -> Teacher:
+    """The average that the student is drawn towards; its memory is said before it is taken."""
+    model, averaging = run.student.model, run.plan.settings.averaging
+    if averaging.ema == "factors":
+        return AveragedWeights(model, averaging.ema_rate)
+    needed = AveragedChange.bytes_needed(model)
+    run.live.accelerator.print(f"exact average of the change: {needed / 1e9:.2f} GB in float32")
+    return AveragedChange(model, averaging.ema_rate)
+
+
+def teacher_states(model: nn.Module, micro: Imitation) -> tuple[Tensor, Tensor | None]:
+    """The teacher's states at the response positions, and its unembedding where that is trained."""
+    device = next(model.parameters()).device
+    states_PD = response_states(model, micro.teacher.to(device))
+    head = unembedding(model)
+    if not head.requires_grad:
+        return states_PD, None
+    # A shard's gathered weight is overwritten when the student's comes back.
+    return states_PD, head.detach().clone() if is_sharded(model) else head.detach()
+
+
+def reverse_kl_loss(
+    model: nn.Module, micro: Imitation, target: tuple[Tensor, Tensor | None]
+) -> Loss:
+    """Reverse KL of the student from the teacher on the student's own responses, Eq. 10."""
+    device = next(model.parameters()).device
+    head_VD, cap = unembedding(model), head_of(model).cap
+    states_PD = response_states(model, micro.student.to(device))
+    both = nopsd.reverse_kl(states_PD, target[0], head_VD, teacher_head_VD=target[1], softcap=cap)
+    sums = {
+        "kl": both.kl_T.sum(),
+        "student_entropy": both.student_entropy_T.sum(),
+        "teacher_entropy": both.teacher_entropy_T.sum(),
+        "agreement": both.agree_T.sum(),
+    }
+    return Loss(both.total, sums)
+
+
+def rollout_batches(run: TrainingRun) -> Callable[[int], Iterator[Batch]]:
+    """`batches(step)`: the student's rollouts of each step's questions, with both prompts.
+
+    A step's questions follow from the seed and the step; a rollout's random stream from those and
+    its place in the batch, so neither the number of processes nor a restart changes what is drawn.
+    """
+    plan, evidence, peers = run.plan, run.evidence, run.live.accelerator
+    settings, seed = plan.settings, plan.settings.seed
+    size = settings.batches.batch_size
+    stop = stop_ids(run.student.model, run.live.tokenizer)
+    traces = [evidence.answers[prompt.id, 0] for prompt in plan.prompts]
+
+    @cache
+    def teacher_ids(i: int) -> tuple[int, ...]:
+        return tuple(prompt_of_teacher(plan, run.live.tokenizer, traces, evidence.contexts[i], i))
+
+    def from_step(start: int) -> Iterator[Batch]:
+        step = start
+        while True:
+            drawn = draw(evidence.chosen, size, step, seed)
+            places = share_of(size, peers.process_index, peers.num_processes)
+            queries = [drawn[place] for place in places]
+            requests = [
+                Request(
+                    plan.prompt_ids[i], stream_key(seed, f"{plan.prompts[i].id} step {step}", place)
+                )
+                for i, place in zip(queries, places, strict=True)
+            ]
+            try:
+                answers = run.student.rollouts(
+                    lambda model, requests=requests: rollout(model, requests, stop, plan)
+                )
+            except BadInput as error:
+                if step == 0:
+                    raise
+                raise BadInput(
+                    f"the rollouts of step {step + 1} failed: {error} If training did it, lower "
+                    "the learning rate and train anew, under another --out."
+                ) from error
+            responses = [answer.token_ids for answer in answers]
+            lengths = [
+                len(teacher_ids(i)) + len(r) for i, r in zip(queries, responses, strict=True)
+            ]
+            micros = [
+                Imitation(
+                    sequences(
+                        [plan.prompt_ids[queries[b]] for b in part], [responses[b] for b in part]
+                    ),
+                    sequences(
+                        [teacher_ids(queries[b]) for b in part], [responses[b] for b in part]
+                    ),
+                )
+                for part in grouped(lengths, settings.batches.micro_tokens)
+            ]
+            tokens = sum(map(len, responses))
+            truncated = sum(answer.finish_reason == "length" for answer in answers)
+            yield Batch(
+                micros,
+                weight=tokens if settings.readings.loss == "mean" else len(responses),  # R14
+                tokens=tokens,
+                responses=len(responses),
+                sums={"length": float(tokens), "truncated": float(truncated)},
+            )
+            step += 1
+
+    return from_step
+
+
+def rollout(
+    model: nn.Module, requests: Sequence[Request], stop: frozenset[int], plan: "DistillPlan"
+) -> list[Answer]:
+    """The student's answers, in the order of the requests."""
+    drawn = plan.settings.rollout
+    answers = decode(
+        model, requests, stop=stop, max_tokens=plan.settings.sampling.max_tokens,
+        temperature=drawn.temperature, top_p=drawn.top_p,
+    )  # fmt: skip
+    return sorted(answers, key=lambda answer: answer.index)

@@ -1,0 +1,129 @@
+"""Stage 4 as a method sees it: `TrainingRun`, and learning from answers that stand already."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from surgeon.distill.evidence import PoolEvidence
+from surgeon.distill.pool import LiveModel
+from surgeon.traces import Trace
+from surgeon.training import (
+    Batch,
+    Guards,
+    History,
+    Loss,
+    Student,
+    Targets,
+    Teacher,
+    draw,
+    fit,
+    grouped,
+    nll_loss,
+    processes,
+    sequences,
+    share_of,
+    tune,
+)
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from surgeon.distill.plan import DistillPlan
+
+
+GUARDS = Guards({"length": 0.5, "student_entropy": 0.2})
+"""A mean length below half of where it began, or a token entropy below a fifth, is a collapse; for
+methods whose student answers as it trains."""
+
+
+class TrainingRun(NamedTuple):
+    """What a method trains, on what, and where its record goes."""
+
+    plan: "DistillPlan"
+    evidence: PoolEvidence
+    live: LiveModel
+    student: Student
+    adapter: "PeftModel | None"
+    """The PEFT wrapper; None for full weights."""
+    directory: Path
+
+    @property
+    def what(self) -> str:
+        """What the progress bar says."""
+        return f"train ({self.plan.settings.method})"
+
+    def answers(self, question: int) -> list[Trace]:
+        """The `samples` answers to a question of the pool."""
+        name = self.plan.prompts[question].id
+        samples = range(self.plan.settings.sampling.samples)
+        return [self.evidence.answers[name, n] for n in samples]
+
+    def fit(
+        self,
+        batches: Callable[[int], Iterator[Batch]],
+        loss: Callable[..., Loss],
+        *,
+        teacher: Teacher | None = None,
+        target: Callable[..., Any] | None = None,
+        guards: Guards | None = None,
+    ) -> History:
+        """`training.fit` with the settings of the run."""
+        return fit(
+            self.student, batches, loss, self.directory, steps=self.plan.settings.steps,
+            schedule=self.plan.schedule, teacher=teacher, target=target, guards=guards,
+            what=self.what,
+        )  # fmt: skip
+
+    def learn(self, pairs: Sequence[tuple[int, Trace]]) -> History:
+        """Train on answers as they stand: (question of the pool, answer)."""
+        return self.fit(answer_batches(self, pairs), nll_loss)
+
+
+def train(plan: "DistillPlan", evidence: PoolEvidence, live: LiveModel, work: Path) -> "Trained":
+    """Train the model by the plan's method, continuing where `work` left off."""
+    bf16 = any(tensor.dtype == torch.bfloat16 for tensor in live.model.parameters())
+    adapter = tune(live.model, plan.settings.tuning, seed=plan.settings.seed)
+    parallel = plan.settings.batches.parallel
+    student = Student(live.model, live.accelerator, parallel=parallel, bf16=bf16)
+    run = TrainingRun(plan, evidence, live, student, adapter, work / "training")
+    with processes.tracking(live.accelerator, plan.run.arguments):
+        return Trained(student, adapter, plan.method.train(run))
+
+
+class Trained(NamedTuple):
+    """What stage 4 left."""
+
+    student: Student
+    adapter: "PeftModel | None"
+    history: History
+
+
+def answer_batches(
+    run: TrainingRun, pairs: Sequence[tuple[int, Trace]]
+) -> Callable[[int], Iterator[Batch]]:
+    """`batches(step)`: answers in turn, each once per epoch."""
+    batches, peers = run.plan.settings.batches, run.live.accelerator
+
+    def from_step(start: int) -> Iterator[Batch]:
+        step = start
+        while True:
+            drawn = draw(range(len(pairs)), batches.batch_size, step, run.plan.settings.seed)
+            places = share_of(batches.batch_size, peers.process_index, peers.num_processes)
+            mine = [pairs[drawn[place]] for place in places]
+            prompts = [run.plan.prompt_ids[i] for i, _ in mine]
+            responses = [trace.token_ids for _, trace in mine]
+            lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
+            micros = [
+                Targets(
+                    sequences([prompts[b] for b in part], [responses[b] for b in part]),
+                    torch.tensor([token for b in part for token in responses[b]]),
+                )
+                for part in grouped(lengths, batches.micro_tokens)
+            ]
+            tokens = sum(map(len, responses))
+            yield Batch(micros, tokens, tokens, len(responses), {"length": float(tokens)})
+            step += 1
+
+    return from_step

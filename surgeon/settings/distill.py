@@ -1,0 +1,105 @@
+"""Settings of `surgeon distill`."""
+
+from typing import Annotated, Literal
+
+from annotated_types import Gt, Le
+
+from surgeon.errors import BadInput
+from surgeon.settings.nopsd import NopsdReadings, Selection
+from surgeon.settings.sampling import Machine, Sampling
+from surgeon.settings.schema import (
+    POSITIONAL,
+    SHARED,
+    UNRECORDED,
+    Amount,
+    Count,
+    File,
+    Metavar,
+    Number,
+    Out,
+    Probability,
+    settings,
+)
+from surgeon.settings.training import Batches, Schedule, Tuning
+
+
+@settings
+class Demonstrations:
+    """What the teacher sees before the question."""
+
+    context: Literal["nearest", "random"] = "nearest"
+    """The questions with the most similar contribution sets, or random ones."""
+    shots: Count = 10
+    """Demonstrations before the teacher's question."""
+    teacher_tokens: Number = 0
+    """Most tokens of a teacher's prompt; 0: what the context leaves beside the response."""
+
+
+@settings
+class Rollout:
+    """How the student's answers are drawn while it trains."""
+
+    temperature: Amount = 1.0
+    """0 takes the most likely token."""
+    top_p: Probability = 1.0
+    """Share of the probability that is drawn from, most likely tokens first."""
+
+
+@settings
+class Averaging:
+    """How the teacher follows the student."""
+
+    ema_rate: Annotated[float, Gt(0), Le(1)] = 0.01
+    """Share of the way to the student that the teacher goes in a step (Eq. 9)."""
+    ema: Literal["factors", "exact"] = "factors"
+    """R12, LoRA: both factors are averaged apart, or their product is (takes more memory)."""
+
+
+@settings
+class DistillSettings:
+    """Train a checkpoint on its own answers to unlabelled questions (Neuron-OPSD)."""
+
+    checkpoint: Annotated[str, POSITIONAL, Metavar("CHECKPOINT")]
+    """The checkpoint to distil."""
+    pool: File
+    """Unlabelled questions: JSONL, Parquet, or a datasets id; answers in it are not read."""
+    out: Out
+    """Directory to write; nothing is written elsewhere."""
+    method: str = "nopsd"
+    """nopsd, lmsi, ttrl, intuitor, or module:function."""
+    merge: bool = False
+    """Write a checkpoint instead of an adapter."""
+    answer: str = "auto"
+    """How an answer is read: auto, boxed, choice, number, last-line, a regex with one group, or
+    module:function."""
+    diagnose: Count = 64
+    """Questions that the diagnostics are taken on."""
+    steps: Count = 150
+    """Optimizer steps."""
+    seed: Annotated[int, SHARED, UNRECORDED] = 0
+    """Seed of everything random."""
+    tuning: Tuning = Tuning()
+    selection: Selection = Selection()
+    demonstrations: Demonstrations = Demonstrations()
+    readings: NopsdReadings = NopsdReadings()
+    sampling: Sampling = Sampling(samples=8, max_tokens=4096)
+    rollout: Rollout = Rollout()
+    averaging: Averaging = Averaging()
+    schedule: Schedule = Schedule()
+    batches: Batches = Batches()
+    machine: Machine = Machine()
+
+    def __post_init__(self) -> None:
+        """Raise BadInput for settings that don't go together."""
+        if self.sampling.samples < 2:
+            raise BadInput(
+                f"found samples = {self.sampling.samples}, expected at least 2: what they agree on "
+                "is counted."
+            )
+        if self.tuning.weights == "full" and self.averaging.ema == "exact":
+            raise BadInput("ema 'exact' is a choice under lora; full weights are averaged exactly.")
+
+    @property
+    def writes_adapter(self) -> bool:
+        """Whether the result is a PEFT adapter."""
+        return self.tuning.weights == "lora" and not self.merge
