@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import urlsplit
 
@@ -174,7 +175,7 @@ class Endpoint:
         return f"{who} {complaint}", None
 
 
-def _library() -> Any:
+def _library() -> ModuleType:
     try:
         import openai
     except ImportError as error:

@@ -63,6 +63,7 @@ from surgeon.truth import (
     EvaluatedTask,
     Evaluation,
     Gain,
+    Measures,
 )
 
 if TYPE_CHECKING:
@@ -245,22 +246,15 @@ def judge(plan: EvaluatePlan, work: Path, responses: dict[str, list[Trace]]) -> 
     judged = {}
     for name, traces in responses.items():
         judged[name] = Judged(traces, answers[name], [next(verdicts) for _ in traces])
-        jsonl.write(work / "answers" / f"{name}.jsonl", answer_rows(judged[name], gold))
+        jsonl.write(
+            work / "answers" / f"{name}.jsonl",
+            (
+                {"prompt_id": trace.prompt_id, "sample": trace.sample, "answer": answer,
+                 "gold": gold[trace.prompt_id], **verdict._asdict()}
+                for trace, answer, verdict in zip(*judged[name], strict=True)
+            ),
+        )  # fmt: skip
     return judged
-
-
-def answer_rows(judged: Judged, gold: dict[str, str]) -> list[dict[str, Any]]:
-    """One row per response: what was read out of it, and how it was judged."""
-    return [
-        {
-            "prompt_id": trace.prompt_id,
-            "sample": trace.sample,
-            "answer": answer,
-            "gold": gold[trace.prompt_id],
-            **verdict._asdict(),
-        }
-        for trace, answer, verdict in zip(*judged, strict=True)
-    ]
 
 
 # Measures ----------------------------------------------------------------------------------------
@@ -286,7 +280,6 @@ def conclude(plan: EvaluatePlan, judged: dict[str, Judged]) -> Evaluation:
     places += [(name, files[name], None, plan.inputs[name]) for name in plan.foreign]
     candidates = tuple(
         EvaluatedCandidate(
-            name=name,
             checkpoint=checkpoint,
             ratio=ratio,
             digest=digest,
@@ -294,12 +287,12 @@ def conclude(plan: EvaluatePlan, judged: dict[str, Judged]) -> Evaluation:
             responses=len(judged[name].traces),
             check_timeouts=sum(verdict.timed_out for verdict in judged[name].verdicts),
             check_deaths=sum(verdict.died for verdict in judged[name].verdicts),
-            **measures(settings, values, [name]),
+            **vars(measures(settings, values, name, [name])),
         )
         for name, checkpoint, ratio, digest in places
     )
     groups = tuple(
-        EvaluatedGroup(name=name, members=members, **measures(settings, values, members))
+        EvaluatedGroup(members=members, **vars(measures(settings, values, name, members)))
         for name, members in (settings.groups or {}).items()
     )
     return Evaluation(
@@ -344,28 +337,26 @@ def by_problem(settings: EvaluateSettings, judged: Judged) -> Values:
 
 
 def measures(
-    settings: EvaluateSettings, values: dict[str, Values], names: Sequence[str]
-) -> dict[str, Any]:
-    """The fields of `truth.Measures`: each metric's mean over the members that are named, and its
-    interval, over problems and members both."""
-    seed, members = settings.sampling.seed, [values[name] for name in names]
-    value_PSM = np.stack([np.column_stack(list(m.metric.values())) for m in members], axis=1)
-    gap_PSX = np.stack([m.gap_PX for m in members], axis=1)
+    settings: EvaluateSettings, values: dict[str, Values], name: str, members: Sequence[str]
+) -> Measures:
+    """Each metric's mean over the members, and its interval, over problems and members both."""
+    seed, several = settings.sampling.seed, [values[member] for member in members]
+    value_PSM = np.stack([np.column_stack(list(one.metric.values())) for one in several], axis=1)
+    gap_PSX = np.stack([one.gap_PX for one in several], axis=1)
     mean_BSM = metrics.resampled_means(value_PSM, seed=seed)
     ece_BS = np.abs(metrics.resampled_means(gap_PSX, seed=seed)).sum(axis=2)
     both_BSM = np.concatenate([mean_BSM, ece_BS[:, :, None]], axis=2)
     ends = metrics.percentile_interval(metrics.resampled_members(both_BSM, seed=seed))
-    point = dict(zip(members[0].metric, value_PSM.mean(axis=(0, 1)).tolist(), strict=True))
+    point = dict(zip(several[0].metric, value_PSM.mean(axis=(0, 1)).tolist(), strict=True))
     point["ece"] = float(np.abs(gap_PSX.mean(axis=0)).sum(axis=1).mean())
-    baseline = settings.baseline
-    return {
+    baseline = settings.baseline if list(members) != [settings.baseline] else None
+    return Measures(
+        name=name,
         **point,
-        "interval": {name: tuple(pair) for name, pair in zip(point, ends.tolist(), strict=True)},
-        "cons": tuple(np.mean([m.consistency_K for m in members], axis=0).tolist()),
-        "gain": None
-        if baseline is None or list(names) == [baseline]
-        else gain(members, values[baseline], seed),
-    }
+        interval={name: tuple(pair) for name, pair in zip(point, ends.tolist(), strict=True)},
+        cons=tuple(np.mean([one.consistency_K for one in several], axis=0).tolist()),
+        gain=None if baseline is None else gain(several, values[baseline], seed),
+    )
 
 
 def gain(members: Sequence[Values], baseline: Values, seed: int) -> Gain:
@@ -433,12 +424,12 @@ def table(evaluation: Evaluation, width: int = 120) -> "Table":
     for name in NARROW:
         if sum(max(map(len, [n, *cells])) + 2 for n, cells in columns.items()) - 2 > width:
             del columns[name]
-    shown = console.table(*columns)
-    for column in shown.columns:
+    printed = console.table(*columns)
+    for column in printed.columns:
         column.style = "dim" if "interval" in str(column.header) else ""
     for n, cells in enumerate(zip(*columns.values(), strict=True), 1):
-        shown.add_row(*cells, end_section=n == len(rows))
-    return shown
+        printed.add_row(*cells, end_section=n == len(rows))
+    return printed
 
 
 def gain_text(gain: Gain | None) -> str:

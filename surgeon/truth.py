@@ -114,17 +114,17 @@ def read_accuracies(path: str | Path) -> dict[str, float]:
         raise BadInput(f"{file} is not text in UTF-8 ({error.reason}).") from error
     csv_like = file.suffix.lower() in (".csv", ".tsv")
     entries = _csv_entries(file, text) if csv_like else _json_entries(file, text)
-    found: dict[str, float] = {}
+    accuracies: dict[str, float] = {}
     for name, value in entries:
         number = _number(value)
         if number is None or not 0 <= number <= 1:
             raise BadInput(f"{file}: {name} has accuracy {value!r}, expected a number from 0 to 1.")
-        if name in found:
+        if name in accuracies:
             raise BadInput(f"{file} names {name} twice.")
-        found[name] = number
-    if not found:
+        accuracies[name] = number
+    if not accuracies:
         raise BadInput(f"{file} holds no accuracy.")
-    return found
+    return accuracies
 
 
 def _json_entries(file: Path, text: str) -> list[tuple[str, Any]]:

@@ -38,9 +38,9 @@ class CheckVerdict(NamedTuple):
 
     correct: bool
     timed_out: bool = False
-    """the check ran past the wall-clock limit and its process was killed"""
+    """The check ran past the wall-clock limit and its process was killed."""
     died: bool = False
-    """the process of the check ended by itself, for example for want of memory"""
+    """The process of the check ended by itself, for example for want of memory."""
 
 
 def same_form(answer: str, gold: str) -> bool:
@@ -72,8 +72,8 @@ def same_value(answer: str, gold: str) -> bool:
 
     # Its own limits use SIGALRM: they fail in threads and can't stop a computation inside C code.
     wanted = parse(_as_latex(gold), parsing_timeout=None)  # pyright: ignore[reportArgumentType]
-    given = parse(_as_latex(answer), parsing_timeout=None)  # pyright: ignore[reportArgumentType]
-    return bool(verify(wanted, given, timeout_seconds=None))
+    value = parse(_as_latex(answer), parsing_timeout=None)  # pyright: ignore[reportArgumentType]
+    return bool(verify(wanted, value, timeout_seconds=None))
 
 
 def _as_latex(answer: str) -> str:

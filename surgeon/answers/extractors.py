@@ -1,6 +1,7 @@
 """Extractors: the answer in a response. Another one is a function and a row of `EXTRACTORS`."""
 
 import re
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -25,13 +26,19 @@ def after_thinking(text: str) -> str | None:
 
 # --- extractors: text after the thinking block -> answer ------------------------------------------
 
+
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    """The last match."""
+    return next(iter(deque(pattern.finditer(text), maxlen=1)), None)
+
+
 _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 
 
 def _boxed(text: str) -> str | None:
     # One pass with a stack: a response that repeats "\boxed{" must not cost quadratic time.
     open_at: list[int | None] = []
-    last_start, found = -1, None
+    last_start, answer = -1, None
     for token in _BRACES.finditer(text):
         word = token.group()
         if word == "{":
@@ -43,8 +50,8 @@ def _boxed(text: str) -> str | None:
             if start is not None and start > last_start:
                 inside = text[start : token.start()].strip()
                 if inside:
-                    last_start, found = start, inside
-    return found
+                    last_start, answer = start, inside
+    return answer
 
 
 # "I" and "A" are also English words: not a choice in "I think" or "A train leaves".
@@ -75,11 +82,8 @@ def choice(text: str) -> str | None:
         if letter:
             return letter.group(1).upper()
     for form in _CHOICE_FORMS:
-        found = None
-        for match in form.finditer(text):
-            found = match
-        if found:
-            return next(group for group in found.groups() if group).upper()
+        if letter := _last(form, text):
+            return next(group for group in letter.groups() if group).upper()
     return None
 
 
@@ -92,10 +96,8 @@ _NUMBER = re.compile(
 
 def _number(text: str) -> str | None:
     text = text.replace("{,}", ",").replace("\\,", "").replace("\\!", "")
-    found = None
-    for match in _NUMBER.finditer(text):
-        found = match.group()
-    return None if found is None else found.replace(",", "").replace("−", "-").removeprefix("+")
+    number = _last(_NUMBER, text)
+    return number and number.group().replace(",", "").replace("−", "-").removeprefix("+")
 
 
 def _last_line(text: str) -> str | None:
@@ -109,18 +111,13 @@ _ANSWER_LINE = re.compile(r"(?i)\banswer(?:\s+is)?[*_\s]*[:：=][*_\s]*(\S.*)")
 
 
 def _answer_line(text: str) -> str | None:
-    found = None
-    for match in _ANSWER_LINE.finditer(text):
-        found = match.group(1)
-    return None if found is None else found.strip().strip("*_").strip() or None
+    line = _last(_ANSWER_LINE, text)
+    return line and (line.group(1).strip().strip("*_").strip() or None)
 
 
 def _auto(text: str) -> str | None:
-    for read in (_boxed, _answer_line, _number, _last_line):
-        found = read(text)
-        if found is not None:
-            return found
-    return None
+    answers = (read(text) for read in (_boxed, _answer_line, _number, _last_line))
+    return next((answer for answer in answers if answer is not None), None)
 
 
 EXTRACTORS: dict[str, Extractor] = {
@@ -192,20 +189,19 @@ def _one_group(how: str) -> re.Pattern[str]:
 
 def _last_group(pattern: re.Pattern[str]) -> Extractor:
     def read(text: str) -> str | None:
-        found = None
+        answer = None
         for match in pattern.finditer(text):
-            if match.group(1) and match.group(1).strip():
-                found = match.group(1).strip()
-        return found
+            answer = (match.group(1) or "").strip() or answer
+        return answer
 
     return read
 
 
 def _returning_text(function: Callable[..., object], how: str) -> Extractor:
     def read(text: str) -> str | None:
-        found = function(text)
-        if found is None or isinstance(found, str):
-            return found
-        raise BadInput(f"found {type(found).__name__} returned by {how}, expected str or None.")
+        answer = function(text)
+        if answer is None or isinstance(answer, str):
+            return answer
+        raise BadInput(f"found {type(answer).__name__} returned by {how}, expected str or None.")
 
     return read

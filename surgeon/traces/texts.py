@@ -29,24 +29,24 @@ def token_texts(tokenizer: "PreTrainedTokenizerBase", token_ids: Sequence[int]) 
     A last character without its end stays, as U+FFFD. At most three short calls of the decoder a
     token, whatever the tokens are.
     """
-    found: list[str] = []
-    # The text of [context, len(found)) begins with `known` characters that were told already: one
-    # token of context keeps the spaces that a tokenizer drops at the start of a text.
+    texts: list[str] = []
+    # The text of tokens [context, len(texts)) begins with `known` characters that are in `texts`
+    # already: one token of context keeps the spaces that a tokenizer drops at the start of a text.
     context, known = 0, 0
 
     def settle(end: int, text: str) -> None:
         nonlocal context, known
         # Several tokens that waited for each other: the last one ends their characters.
-        found.extend([""] * (end - 1 - len(found)))
-        found.append(text[known:])
+        texts.extend([""] * (end - 1 - len(texts)))
+        texts.append(text[known:])
         context, known = end - 1, len(text_of(tokenizer, token_ids[end - 1 : end]))
 
     for end in range(1, len(token_ids) + 1):
         text = text_of(tokenizer, token_ids[context:end])
         if not text.endswith(BROKEN) or end == len(token_ids):
             settle(end, text)
-        elif end - len(found) == LONGEST_CHARACTER:
+        elif end - len(texts) == LONGEST_CHARACTER:
             # What has waited longest is no part of a character that may still come.
-            oldest = len(found) + 1
+            oldest = len(texts) + 1
             settle(oldest, text_of(tokenizer, token_ids[context:oldest]))
-    return found
+    return texts
