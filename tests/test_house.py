@@ -32,8 +32,8 @@ TIERS = [
         "attribution",
         "contributions",
     },
-    {"nex", "nopsd", "neureasoner", "metrics", "answers", "truth", "ranking", "report", "builtin"},
-    {"watch", "judges"},
+    {"nex", "nopsd", "neureasoner", "metrics", "answers", "truth", "ranking", "builtin"},
+    {"watch", "judges", "report"},
     {"merge", "rank", "transplant", "evaluate", "distill", "trigger", "monitor", "serve"},
     {"recipes", "cli", "old_commands", "architectures", "__main__"},
 ]

@@ -20,13 +20,29 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_report import CHROMIUM, HOSTILE, LOADS, Page, contrast
 
-from surgeon.report.monitored import page
+from surgeon.neureasoner.steps import Step
+from surgeon.report import monitored
 from surgeon.report.page import HERE
 from surgeon.report.tracks import MOST_ROWS, NAMED_CHANNELS, SHADES
 from surgeon.report.words import DASH, visible
+from surgeon.watch.replay import Replay, ReplayFiring, ReplayLevel, ReplayReading
 
 LEVELS = ("intra", "inter", "instance")
 THRESHOLD = {"intra": 0.5, "inter": 0.6, "instance": 0.7}
+
+
+def replay_of(data: dict[str, Any]) -> Replay:
+    """The replay of such a trace."""
+    kinds = {"firings": ReplayFiring, "readings": ReplayReading}
+    rows = {name: [kind(**row) for row in data[name]] for name, kind in kinds.items()}
+    levels = {level: ReplayLevel(**row) for level, row in data["levels"].items()}
+    steps = [Step(*step) for step in data["steps"]]
+    fields: dict[str, Any] = {name: data[name] for name in Replay._fields}
+    return Replay(**{**fields, **rows, "levels": levels, "steps": steps})
+
+
+def page(data: dict[str, Any]) -> str:
+    return monitored.page(replay_of(data), data.get("rates"))
 
 
 def checked(text: str) -> Page:
@@ -410,15 +426,13 @@ def test_a_replayed_trace_is_drawn():
         read_prompts("builtin:test")[:1],
         Sampling(samples=1, temperature=0.6, max_tokens=90),
     )
-    data = replay(model, tokenizer, monitor, trace, [])
-    text = page(data)
-    assert page(json.loads(json.dumps(data))) == text
-    parsed = checked(text)
+    found = replay(model, tokenizer, monitor, trace, [])
+    parsed = checked(monitored.page(found))
     assert len(rows_of(parsed)) == len(trace.token_ids)
     shown, given = (re.sub(r"\s", "", words) for words in (parsed.text(".words"), trace.text))
     assert shown.startswith(given[:40]) and given in shown
     assert parsed.text(".heat").strip().startswith("unit 1unit 5head 0")
-    assert str(len(data["readings"])) in parsed.text("dl")
+    assert str(len(found.readings)) in parsed.text("dl")
 
 
 # ---------------------------------------------------------------- in a browser

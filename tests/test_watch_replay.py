@@ -1,6 +1,5 @@
 """Monitored traces read back: what `Watching` logged while decoding comes out again."""
 
-import json
 from copy import deepcopy
 from dataclasses import replace as changed
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from surgeon.neureasoner.steps import split_steps
 from surgeon.settings.neureasoner import WatchSettings
 from surgeon.traces import Trace, encode, read_prompts, stop_ids
 from surgeon.watch.monitor import Monitor
-from surgeon.watch.replay import replay
+from surgeon.watch.replay import Replay, replay
 from surgeon.watch.watching import Firing, Reading, Watching, union
 
 MODEL = "builtin:thinking"
@@ -96,18 +95,18 @@ def eager(run: Run) -> Run:
     return decoded(run._replace(monitor=Monitor(CHANNELS, detectors, keen, "")))
 
 
-def replayed(run: Run, n: int) -> dict[str, Any]:
+def replayed(run: Run, n: int) -> Replay:
     firings = run.firings[n]
     return replay(run.model, run.tokenizer, run.monitor, run.traces[n], firings)
 
 
-def agree(found: dict[str, Any], readings: list[Reading]) -> None:
+def agree(found: Replay, readings: list[Reading]) -> None:
     """All readings are there, each with its probability."""
     names = [name for name in Reading._fields if name != "probability"]
-    assert [[row[name] for name in names] for row in found["readings"]] == [
+    assert [[getattr(row, name) for name in names] for row in found.readings] == [
         [getattr(reading, name) for name in names] for reading in readings
     ]
-    assert [row["probability"] for row in found["readings"]] == pytest.approx(
+    assert [row.probability for row in found.readings] == pytest.approx(
         [reading.probability for reading in readings], abs=1e-4
     )
 
@@ -122,24 +121,22 @@ def test_every_reading_and_firing_of_a_run_comes_out_again(
     for n, (trace, firings) in enumerate(zip(run.traces, run.firings, strict=True)):
         found = replayed(run, n)
         agree(found, run.readings[n])
-        assert len(found["firings"]) == len(firings)
-        for row, firing in zip(found["firings"], firings, strict=True):
-            assert row["read_back"] == pytest.approx(firing.probability, abs=1e-4)
-            assert row["probability"] == firing.probability
-            assert (row["position"], row["level"]) == (firing.position, firing.level)
-            start, end = found["steps"][row["step"]]
-            assert "".join(found["tokens"][start : row["start"]]).strip() == firing.step
-            assert start < row["start"] <= row["position"] <= end or row["end"] == len(
-                trace.token_ids
-            )
-            forced = "".join(found["tokens"][row["position"] : row["end"]])
+        assert len(found.firings) == len(firings)
+        for row, firing in zip(found.firings, firings, strict=True):
+            assert row.read_back == pytest.approx(firing.probability, abs=1e-4)
+            assert row.probability == firing.probability
+            assert (row.position, row.level) == (firing.position, firing.level)
+            start, end = found.steps[row.step]
+            assert "".join(found.tokens[start : row.start]).strip() == firing.step
+            assert start < row.start <= row.position <= end or row.end == len(trace.token_ids)
+            forced = "".join(found.tokens[row.position : row.end])
             if firing.level in TRIGGERS:
                 assert TRIGGERS[firing.level].startswith(forced)
             else:
                 assert forced.startswith("Okay, I have") or trace.finish_reason == "length"
-            without += row["start"] < row["position"]
+            without += row.start < row.position
             levels.add(firing.level)
-        shut += sum(not row["open"] for row in found["readings"])
+        shut += sum(not row.open for row in found.readings)
     assert shut, "no pause was tried"
     if name == "run":
         assert levels == set(TRIGGERS) | {"instance"}
@@ -147,23 +144,23 @@ def test_every_reading_and_firing_of_a_run_comes_out_again(
         assert without, "no missing separator was tried"
 
 
-def test_the_result_is_json_and_fits_the_trace(run: Run):
+def test_the_result_fits_the_trace(run: Run):
     n = max(range(PROMPTS), key=lambda n: len(run.firings[n]))
     trace = run.traces[n]
-    found = json.loads(json.dumps(replayed(run, n), allow_nan=False))
+    found = replayed(run, n)
     length, channels = len(trace.token_ids), union(CHANNELS)[0]
-    assert len(found["tokens"]) == len(found["activation_TC"]) == length
-    assert found["units"] + found["heads"] == [*channels.units, *channels.heads]
-    assert {len(x_C) for x_C in found["activation_TC"]} == {channels.size}
-    assert "".join(found["tokens"]) == trace.text
-    assert "Apply" in found["prompt"] and found["finish_reason"] == trace.finish_reason
+    assert len(found.tokens) == len(found.activation_TC) == length
+    assert found.units + found.heads == [*channels.units, *channels.heads]
+    assert {len(x_C) for x_C in found.activation_TC} == {channels.size}
+    assert "".join(found.tokens) == trace.text
+    assert "Apply" in found.prompt and found.finish_reason == trace.finish_reason
     steps = split_steps(run.tokenizer, trace.token_ids)
-    assert found["steps"] == [list(step) for step in steps]
-    for level, row in found["levels"].items():
-        assert row["threshold"] == run.monitor.thresholds[level]
-        assert len(row["columns"]) == CHANNELS[level].size
-        last = steps[: row["window"]][-1] if level == "instance" else steps[-1]
-        known = [p is not None for p in row["probability_T"]]
+    assert found.steps == steps
+    for level, row in found.levels.items():
+        assert row.threshold == run.monitor.thresholds[level]
+        assert len(row.columns) == CHANNELS[level].size
+        last = steps[: row.window][-1] if level == "instance" else steps[-1]
+        known = [p is not None for p in row.probability_T]
         assert known == [steps[0].start <= t < last.end for t in range(length)]
 
 
@@ -175,7 +172,7 @@ def test_probabilities_between_step_ends_are_those_a_reading_there_would_give(ru
     part = changed(run.traces[n], token_ids=ids, finish_reason="length")
     cut = replay(run.model, run.tokenizer, run.monitor, part, [])
     for level in run.monitor.levels:
-        a, b = (found["levels"][level]["probability_T"][:40] for found in (whole, cut))
+        a, b = (found.levels[level].probability_T[:40] for found in (whole, cut))
         assert [p is None for p in a] == [p is None for p in b]
         known = [p for p in a if p is not None]
         assert known == pytest.approx([p for p in b if p is not None], abs=1e-5)
@@ -195,17 +192,17 @@ def test_answers_cut_within_what_was_forced_are_read_like_any_other(
 def test_an_answer_may_end_before_the_token_that_fired(eager: Run):
     """The limit came between the forced separator and the trigger."""
     n, firing, start = next(
-        (n, firing, row["start"])
+        (n, firing, row.start)
         for n, firings in enumerate(eager.firings)
-        for firing, row in zip(firings, replayed(eager, n)["firings"], strict=True)
-        if row["start"] < row["position"]
+        for firing, row in zip(firings, replayed(eager, n).firings, strict=True)
+        if row.start < row.position
     )
     ids = eager.traces[n].token_ids[: firing.position]
     trace = changed(eager.traces[n], token_ids=ids, finish_reason="length")
     firings = [other for other in eager.firings[n] if other.position <= firing.position]
     found = replay(eager.model, eager.tokenizer, eager.monitor, trace, firings)
-    assert found["firings"][-1]["start"] == start
-    assert found["firings"][-1]["position"] == found["firings"][-1]["end"] == len(ids)
+    assert found.firings[-1].start == start
+    assert found.firings[-1].position == found.firings[-1].end == len(ids)
     agree(found, [r for r in eager.readings[n] if r.position < firing.position])
 
 
@@ -213,21 +210,17 @@ def test_random_firing_keeps_its_rate_beside_the_detectors_word(run: Run):
     random = decoded(run, random_rate={"intra": 0.3, "inter": 0.3})
     n = max(range(PROMPTS), key=lambda n: len(random.firings[n]))
     found = replayed(random, n)
-    assert len(found["firings"]) == len(random.firings[n]) > 0
-    for row in found["firings"]:
-        assert row["probability"] == 0.3
-        assert row["read_back"] == found["levels"][row["level"]]["probability_T"][row["start"] - 1]
+    assert len(found.firings) == len(random.firings[n]) > 0
+    for row in found.firings:
+        assert row.probability == 0.3
+        assert row.read_back == found.levels[row.level].probability_T[row.start - 1]
 
 
-def test_rows_of_a_file_are_taken_and_those_of_others_left_out(run: Run):
-    rows = [
-        {"prompt_id": trace.prompt_id, "sample": 0, **firing._asdict(), "forced": "", "tokens": 1}
-        for trace, firings in zip(run.traces, run.firings, strict=True)
-        for firing in firings
-    ]
+def test_firings_may_come_in_any_order(run: Run):
     n = max(range(PROMPTS), key=lambda n: len(run.firings[n]))
-    found = replay(run.model, run.tokenizer, run.monitor, run.traces[n], rows[::-1])
-    assert found == replayed(run, n)
+    backwards = run.firings[n][::-1]
+    found = replay(run.model, run.tokenizer, run.monitor, run.traces[n], backwards)
+    assert len(backwards) > 1 and found == replayed(run, n)
 
 
 def test_firings_of_another_trace_or_monitor_are_refused(run: Run):
@@ -248,6 +241,6 @@ def test_a_response_without_steps_has_channels_and_no_probabilities(run: Run):
     end = run.tokenizer.eos_token_id
     trace = Trace("x", 0, [5, 6], [end], "", "stop")
     found = replay(run.model, run.tokenizer, run.monitor, trace, [])
-    assert found["steps"] == found["readings"] == found["firings"] == []
-    assert len(found["activation_TC"]) == 1
-    assert all(row["probability_T"] == [None] for row in found["levels"].values())
+    assert found.steps == found.readings == found.firings == []
+    assert len(found.activation_TC) == 1
+    assert all(row.probability_T == [None] for row in found.levels.values())

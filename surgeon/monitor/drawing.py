@@ -36,8 +36,8 @@ def draw(
         channels={level: plan.monitor.channels[level] for level in plan.levels},
         detectors={level: plan.monitor.detectors[level] for level in plan.levels},
     )
-    data = replay(model, plan.tokenizer, monitor, trace, [one.firing for one in firings])
-    lineage.write_text(work / REPORT, page({**data, "rates": plan.rates}))
+    found = replay(model, plan.tokenizer, monitor, trace, [one.firing for one in firings])
+    lineage.write_text(work / REPORT, page(found, plan.rates))
     return DrawnAnswer(prompt_id=trace.prompt_id, sample=trace.sample)
 
 

@@ -1,6 +1,6 @@
 """One monitored trace as a page: channels, detectors and firings above the text, step by step.
 
-Draws what `surgeon.watch.replay` returns, by the rules of the ranking's page: one file that
+Draws a `surgeon.watch.replay.Replay`, by the rules of the ranking's page: one file that
 asks for nothing, with foreign text escaped.
 """
 
@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from surgeon.report.page import filled
 from surgeon.report.reading import CHARACTERS_SHOWN, ROW_CHARACTERS, cut, omitted, share, shown_rows
 from surgeon.report.tracks import MonitoredView, down, labels, lanes, tracks, view_of
-from surgeon.report.words import DASH, Json, finite, grouped, signed, times
+from surgeon.report.words import finite, grouped, signed, times
+from surgeon.watch.replay import Replay, ReplayFiring
 
 STEP_CHARACTERS = 400
 """Of a failing step's text in the table."""
@@ -21,27 +22,27 @@ ROUNDING = 0.02
 """Logged and read-back probabilities that differ by more are both shown."""
 
 
-def page(data: Json) -> str:
-    """The page of what `replay` returned; equal data give equal pages.
+def page(replay: Replay, rates: Mapping[str, float] | None = None) -> str:
+    """The page of a replay; equal ones give equal pages.
 
     With `rates`, by level, the trace is one that was fired at random.
     """
-    view = view_of(data)
-    name = f"{data.get('prompt_id', '')}, sample {data.get('sample', 0)}"
+    view, rates = view_of(replay), rates or {}
+    name = f"{replay.prompt_id}, sample {replay.sample}"
     return filled(
         "monitored.html.j2",
         "page.css",
         "monitored.css",
         name=name,
         headline=_headline(view),
-        ending=_ending(view, data),
-        facts=_facts(view, data, name),
-        prompt=cut(str(data.get("prompt") or ""), CHARACTERS_SHOWN[1], "the prompt"),
+        ending=_ending(view, replay, bool(rates)),
+        facts=_facts(view, replay, name, rates),
+        prompt=cut(replay.prompt, CHARACTERS_SHOWN[1], "the prompt"),
         view=view,
         labels=labels(view),
         wide=lanes(view, 0.02),
         narrow=lanes(view, 0.08),
-        tracks=list(tracks(view, data)) if view.tokens else [],
+        tracks=list(tracks(view, replay)) if view.tokens else [],
         strides=[(s, a, b, view.left((a + b) / 2)) for s, (a, b) in enumerate(view.steps)],
         blocks=list(_blocks(view)),
         rows=[_row(view, n, firing) for n, firing in enumerate(view.firings)],
@@ -55,39 +56,39 @@ def _headline(view: MonitoredView) -> str:
     length = times(len(view.tokens), "token")
     if not view.firings:
         return f"Nothing fired in {length}."
-    counts = [(level, sum(f["level"] == level for f in view.firings)) for level in view.levels]
+    counts = [(level, sum(f.level == level for f in view.firings)) for level in view.levels]
     listed = ", ".join(f"{level} {n}" for level, n in counts)
     return f"{times(len(view.firings), 'firing')} in {length}: {listed}."
 
 
-def _ending(view: MonitoredView, data: Json) -> str:
-    cut = data.get("finish_reason") == "length"
+def _ending(view: MonitoredView, replay: Replay, random: bool) -> str:
+    cut = replay.finish_reason == "length"
     how = "was cut at the token limit" if cut else "ended by itself"
     said = f"The response {how} after {times(len(view.steps), 'step')}"
     if forced := int((view.firing_T >= 0).sum()):
         part = f"{100 * forced / len(view.tokens):.1f}%"
         said += f"; {times(forced, 'token')} ({part}) {'was' if forced == 1 else 'were'} forced"
-    if data.get("rates"):
+    if random:
         said += ". The monitor fired at random; what its detectors say was read afterwards"
     return f"{said}."
 
 
-def _facts(view: MonitoredView, data: Json, name: str) -> list[tuple[str, str, str]]:
+def _facts(
+    view: MonitoredView, replay: Replay, name: str, rates: Mapping[str, float]
+) -> list[tuple[str, str, str]]:
     """(term, value, note)"""
-    rates = data.get("rates") or {}
-    fired = {(firing["start"], firing["level"]) for firing in view.firings}
+    fired = {(firing.start, firing.level) for firing in view.firings}
     held = sum(
-        view.fires(reading) and (reading["position"], reading["level"]) not in fired
+        view.fires(reading) and (reading.position, reading.level) not in fired
         for reading in view.readings
     )
     why = "" if rates else " (a pause, the cap, or another level's)"
-    units, heads = len(data.get("units") or []), len(data.get("heads") or [])
     return [
         ("prompt", name, ""),
         (
             "channels",
-            f"{times(units, 'unit')}, {times(heads, 'head')}",
-            f"of layer {data.get('layer', DASH)}",
+            f"{times(len(replay.units), 'unit')}, {times(len(replay.heads), 'head')}",
+            f"of layer {replay.layer}",
         ),
         (
             "readings",
@@ -97,32 +98,32 @@ def _facts(view: MonitoredView, data: Json, name: str) -> list[tuple[str, str, s
         *(
             (
                 level,
-                times(sum(firing["level"] == level for firing in view.firings), "firing"),
-                f"fires at random, at {signed(finite(rates[level]), 3)} of the step ends"
+                times(sum(firing.level == level for firing in view.firings), "firing"),
+                f"fires at random, at {signed(rates[level], 3)} of the step ends"
                 if level in rates
-                else f"fires from {signed(row['threshold'], 3)}",
+                else f"fires from {signed(row.threshold, 3)}",
             )
             for level, row in view.levels.items()
         ),
     ]
 
 
-def _row(view: MonitoredView, n: int, firing: Json) -> dict[str, Any]:
+def _row(view: MonitoredView, n: int, firing: ReplayFiring) -> dict[str, Any]:
     """A firing in the table, on its flags and where it is drawn."""
-    words, back = str(firing.get("text", "")), finite(firing.get("read_back"))
+    words, back = firing.text, finite(firing.read_back)
     if len(words) > STEP_CHARACTERS:
         words = words[:STEP_CHARACTERS] + "\N{HORIZONTAL ELLIPSIS}"
-    differs = back is not None and abs(back - firing["probability"]) > ROUNDING
+    differs = back is not None and abs(back - firing.probability) > ROUNDING
     return {
-        **firing,
+        **firing._asdict(),
         "n": n,
-        "shown": signed(firing["probability"], 3),
+        "shown": signed(firing.probability, 3),
         "back": signed(back, 3) if differs else "",
-        "threshold": signed(view.levels[firing["level"]]["threshold"], 3),
-        "forced": "".join(view.tokens[firing["position"] : firing["end"]]).strip(),
+        "threshold": signed(view.levels[firing.level].threshold, 3),
+        "forced": "".join(view.tokens[firing.position : firing.end]).strip(),
         "text": words,
-        "left": view.left(firing["start"] - 0.5),
-        "top": f"{down(firing['probability'] if back is None else back):.2f}",
+        "left": view.left(firing.start - 0.5),
+        "top": f"{down(firing.probability if back is None else back):.2f}",
     }
 
 
@@ -148,14 +149,14 @@ def _blocks(view: MonitoredView) -> Iterator[dict[str, Any]]:
     )
     read: dict[int | None, dict[str, float]] = {}
     for reading in view.readings:
-        read.setdefault(reading["step"], {}).setdefault(reading["level"], reading["probability"])
+        read.setdefault(reading.step, {}).setdefault(reading.level, reading.probability)
     for start, end in pairwise(edges):
         runs = []
         pairs = _trimmed(_pieces(view, start, end))
         for n, group in groupby(pairs, lambda pair: pair[0].firing):
             run = list(group)
             spans = [span for pair in run if (span := _span(view, *pair, set(shown)))]
-            begins = n >= 0 and run[0][0].start == view.firings[n]["position"]
+            begins = n >= 0 and run[0][0].start == view.firings[n].position
             if spans:
                 runs.append((n, begins, spans))
         s = starts.get(start)
@@ -166,10 +167,10 @@ def _blocks(view: MonitoredView) -> Iterator[dict[str, Any]]:
 def _said(view: MonitoredView, s: int | None, said: Mapping[str, float]) -> dict[str, Any]:
     """What the detectors said at a step's end."""
     return {
-        "fired": [n for n, firing in enumerate(view.firings) if firing["step"] == s],
+        "fired": [n for n, firing in enumerate(view.firings) if firing.step == s],
         "told": ", ".join(f"{level} {signed(p, 2)}" for level, p in said.items()) or "not read",
         "meters": [
-            (level, share(said[level], 1) if level in said else "", share(row["threshold"], 1))
+            (level, share(said[level], 1) if level in said else "", share(row.threshold, 1))
             for level, row in view.levels.items()
         ],
     }

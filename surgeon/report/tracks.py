@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from surgeon.neureasoner.steps import Step
 from surgeon.report.figures import Axis, axis
 from surgeon.report.reading import share
-from surgeon.report.words import Json, finite, signed, times
+from surgeon.report.words import finite, signed, times
+from surgeon.watch.replay import Replay, ReplayFiring, ReplayLevel, ReplayReading
 
 LEVELS = {
     "intra": "a wrong step",
@@ -45,10 +47,10 @@ class MonitoredView(NamedTuple):
     tokens: list[str]
     size: int
     n_rows: int
-    steps: list[tuple[int, int]]
-    levels: dict[str, Json]
-    readings: list[Json]
-    firings: list[Json]
+    steps: list[Step]
+    levels: dict[str, ReplayLevel]
+    readings: list[ReplayReading]
+    firings: list[ReplayFiring]
     step_T: np.ndarray
     """Number of each token's step, or -1."""
     firing_T: np.ndarray
@@ -65,34 +67,28 @@ class MonitoredView(NamedTuple):
         """A place across the charts, in percent."""
         return share(token, self.width)
 
-    def fires(self, reading: Json) -> bool:
+    def fires(self, reading: ReplayReading) -> bool:
         """The reading is at or above its threshold."""
-        return reading["probability"] >= self.levels[reading["level"]]["threshold"]
+        return reading.probability >= self.levels[reading.level].threshold
 
 
-def view_of(data: Json) -> MonitoredView:
-    """What the page shows of what `replay` returned."""
-    tokens = [str(token) for token in data.get("tokens") or []]
-    T = len(tokens)
+def view_of(replay: Replay) -> MonitoredView:
+    """What the page shows of a replay."""
+    T = len(replay.tokens)
     size = -(-T // MOST_ROWS) or 1
-    steps = [(int(start), int(end)) for start, end in data.get("steps") or []]
-    levels = {level: data["levels"][level] for level in LEVELS if level in data["levels"]}
-    firings, readings = (
-        [one for one in data.get(name) or [] if one["level"] in levels]
-        for name in ("firings", "readings")
-    )
+    levels = {level: replay.levels[level] for level in LEVELS if level in replay.levels}
     step_T, firing_T = np.full((2, T), -1)
-    for s, (start, end) in enumerate(steps):
+    for s, (start, end) in enumerate(replay.steps):
         step_T[start:end] = s
-    for n, firing in enumerate(firings):
-        firing_T[firing["position"] : firing["end"]] = n
+    for n, firing in enumerate(replay.firings):
+        firing_T[firing.position : firing.end] = n
     probability_R = {
-        level: [_mean(row["probability_T"][at : at + size]) for at in range(0, T, size)]
+        level: [_mean(row.probability_T[at : at + size]) for at in range(0, T, size)]
         for level, row in levels.items()
     }
     return MonitoredView(
-        tokens, size, -(-T // size), steps, levels, readings, firings, step_T, firing_T,
-        probability_R,
+        replay.tokens, size, -(-T // size), replay.steps, levels, replay.readings, replay.firings,
+        step_T, firing_T, probability_R,
     )  # fmt: skip
 
 
@@ -115,24 +111,24 @@ def lanes(view: MonitoredView, apart: float) -> list[int]:
     ends: list[float] = []
     found = []
     for firing in view.firings:
-        left = firing["start"] / view.width
+        left = firing.start / view.width
         lane = next((i for i, end in enumerate(ends) if left - end >= apart), len(ends))
         ends[lane : lane + 1] = [left]
         found.append(lane)
     return found
 
 
-def tracks(view: MonitoredView, data: Json) -> Iterator[dict[str, Any]]:
+def tracks(view: MonitoredView, replay: Replay) -> Iterator[dict[str, Any]]:
     """For each level its channels' heat map and its detector's curve."""
-    x_TC = np.asarray(data["activation_TC"], float).reshape(len(view.tokens), -1)
-    names = [f"unit {unit}" for unit in data["units"]] + [f"head {head}" for head in data["heads"]]
+    x_TC = np.asarray(replay.activation_TC, float).reshape(len(view.tokens), -1)
+    names = [f"unit {unit}" for unit in replay.units] + [f"head {head}" for head in replay.heads]
     for level, row in view.levels.items():
-        channels = [names[c] for c in row["columns"]]
+        channels = [names[c] for c in row.columns]
         units = sum(name.startswith("unit") for name in channels)
         runs = [(first, n, kind) for first, n, kind in
                 ((0, units, "unit"), (units, len(channels) - units, "head")) if n]  # fmt: skip
         ticks = [(first, first + n, times(n, kind)) for first, n, kind in runs]
-        window = times(int(row["window"]), "step")
+        window = times(row.window, "step")
         listed = " and ".join(words for *_, words in ticks)
         n = len(channels)
         if n <= NAMED_CHANNELS:
@@ -141,7 +137,7 @@ def tracks(view: MonitoredView, data: Json) -> Iterator[dict[str, Any]]:
             "level": level,
             "told": f"{LEVELS[level]}; {listed}, read over the "
             + (f"first {window}" if level == "instance" else f"last {window}"),
-            "images": _heat(x_TC[:, row["columns"]], view.size),
+            "images": _heat(x_TC[:, row.columns], view.size),
             "height": f"{0.8 * n if n <= NAMED_CHANNELS else min(11, max(6, 0.16 * n)):.2f}",
             "names": [(share((first + last) / 2, n), words) for first, last, words in ticks],
             "between": share(units, n) if 0 < units < n else "",
@@ -192,14 +188,14 @@ def down(probability: float) -> float:
 
 def _curve(level: str, view: MonitoredView) -> dict[str, Any]:
     """The detector's probability, its threshold, and the readings at step ends."""
-    threshold = float(view.levels[level]["threshold"])
+    threshold = view.levels[level].threshold
     lines = []
     for known, run in groupby(enumerate(view.probability_R[level]), lambda at: at[1] is not None):
         if known:
             points = [f"{(r + 0.5) * view.size:g},{down(p or 0.0):.1f}" for r, p in run]
             # A line needs two ends.
             lines.append(" ".join(points if len(points) > 1 else points * 2))
-    mine = [reading for reading in view.readings if reading["level"] == level]
+    mine = [reading for reading in view.readings if reading.level == level]
     ticks = [(tick, SCALE.text(tick)) for tick in SCALE.ticks if abs(tick - threshold) > 0.17]
     return {
         "grid": [f"{down(tick):.2f}" for tick in SCALE.ticks],
@@ -208,7 +204,7 @@ def _curve(level: str, view: MonitoredView) -> dict[str, Any]:
         "lines": lines,
         "dots": [
             "".join(
-                f"M{reading['position'] - 0.5:g} {down(reading['probability']):.1f}h0"
+                f"M{reading.position - 0.5:g} {down(reading.probability):.1f}h0"
                 for reading in mine
                 if view.fires(reading) is over
             )

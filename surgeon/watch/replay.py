@@ -2,14 +2,14 @@
 
 Teacher forcing gives the activations of a finished trace in one pass, and the features of every
 window with them. Where a detector was read, and where it could have fired, follows from the steps
-and the firings by the rules of `Watching`.
+and the firings by the rules of `Watch`.
 """
 
 # Shapes: T tokens of the response, C channels of all levels together.
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
 
@@ -25,8 +25,71 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+class ReplayLevel(NamedTuple):
+    """What a level's detector looks at, and what it said."""
+
+    columns: list[int]
+    """Its channels among all of the replay's."""
+    threshold: float
+    window: int
+    """Steps that its features reach over."""
+    probability_T: list[float | None]
+    """After each token; None where the level is not defined."""
+
+
+class ReplayReading(NamedTuple):
+    """A reading as `Watch` keeps it, and the number of its step."""
+
+    position: int
+    level: str
+    probability: float
+    open: bool
+    step: int
+
+
+class ReplayFiring(NamedTuple):
+    """A firing, and where its tokens stand in the trace."""
+
+    position: int
+    """Of the first forced token, the separator left out."""
+    start: int
+    """Of the separator that was forced before it, or `position`."""
+    end: int
+    """Behind the forced tokens, as far as they are in the trace."""
+    level: str
+    probability: float
+    """As it was logged: found while decoding, or the rate of random firing."""
+    read_back: float | None
+    """Found here, in one pass: off by rounding, little in float32 and more in bfloat16."""
+    step: int
+    """Number of the failing step."""
+    text: str
+    """Of the failing step."""
+
+
+class Replay(NamedTuple):
+    """Activations, probabilities, readings and firings along a monitored trace."""
+
+    prompt_id: str
+    sample: int
+    prompt: str
+    finish_reason: str
+    tokens: list[str]
+    """The text that each token adds."""
+    layer: int
+    units: list[int]
+    heads: list[int]
+    """The channels: units first, then heads."""
+    activation_TC: list[list[float]]
+    """To four digits."""
+    steps: list[Step]
+    levels: dict[str, ReplayLevel]
+    readings: list[ReplayReading]
+    firings: list[ReplayFiring]
+
+
 class _Fired(NamedTuple):
-    """A firing and where it stands in the trace."""
+    """A firing and where it was decided."""
 
     firing: Firing
     read: int
@@ -43,26 +106,12 @@ def replay(
     tokenizer: "PreTrainedTokenizerBase",
     monitor: Monitor,
     trace: Trace,
-    firings: Sequence[Firing | Mapping[str, Any]],
-) -> dict[str, Any]:
-    """Activations, probabilities, readings and firings along a monitored trace; JSON.
+    firings: Sequence[Firing],
+) -> Replay:
+    """Read a monitored trace again, with the firings that were logged of it.
 
-    `firings` are those of the trace, or rows of `firings.jsonl`, of which those of other traces are
-    left out. Of the result:
-
-    - `prompt_id`, `sample`, `prompt`, `finish_reason`; `tokens`, the text each token adds
-    - `layer`, `units`, `heads`: the channels, units first; `activation_TC`
-    - `steps`: [start, end) of each
-    - `levels`: by level `columns` among the channels, `threshold`, `window` (steps) and
-      `probability_T`, after each token (None where the level is not defined)
-    - `readings`: as `Watching` keeps them, with the `step`'s number
-    - `firings`: `position` and `end` of the forced tokens, `start` with the separator forced before
-      them, the failing `step`'s number and its `text`, the logged `probability` and the one
-      `read_back` here
-
-    The logged probability was found while decoding, the other in one pass: they differ by rounding,
-    little in float32 and more in bfloat16. Of random firing the logged one is the rate. Raises
-    BadInput for firings that don't belong to the trace or to the monitor, and as `read_back` does.
+    Raises BadInput for firings that don't belong to the trace or to the monitor, and as `read_back`
+    does.
     """
     settings, ids = monitor.settings, trace.token_ids
     ends = StepEnds(tokenizer, settings.thinking)
@@ -75,59 +124,35 @@ def replay(
     }
     fired = [
         _place(firing, tokenizer, monitor, trace, steps, ends, probability_T)
-        for firing in _own(firings, trace)
+        for firing in sorted(firings, key=lambda firing: firing.position)
     ]
     readings = _readings(monitor, ids, steps, ends, fired, probability_T)
-    return {
-        "prompt_id": trace.prompt_id,
-        "sample": trace.sample,
-        "prompt": text_of(tokenizer, trace.prompt_token_ids),
-        "finish_reason": trace.finish_reason,
-        "tokens": token_texts(tokenizer, ids),
-        "layer": channels.layer,
-        "units": list(channels.units),
-        "heads": list(channels.heads),
-        "activation_TC": [[_short(x) for x in x_C] for x_C in x_TC.tolist()],
-        "steps": [list(step) for step in steps],
-        "levels": {
-            level: {
-                "columns": columns[level],
-                "threshold": monitor.thresholds[level],
-                "window": settings.steps(level),
-                "probability_T": probability_T[level],
-            }
-            for level in monitor.levels
+    return Replay(
+        trace.prompt_id,
+        trace.sample,
+        text_of(tokenizer, trace.prompt_token_ids),
+        trace.finish_reason,
+        token_texts(tokenizer, ids),
+        channels.layer,
+        list(channels.units),
+        list(channels.heads),
+        [[float(f"{x:.4g}") for x in x_C] for x_C in x_TC.tolist()],
+        steps,
+        {
+            level: ReplayLevel(
+                columns[level], monitor.thresholds[level], settings.steps(level), known_T
+            )
+            for level, known_T in probability_T.items()
         },
-        "readings": [
-            {**reading._asdict(), "step": _step_at(steps, reading.position)} for reading in readings
+        [ReplayReading(*reading, _step_at(steps, reading.position)) for reading in readings],
+        [
+            ReplayFiring(
+                firing.position, read, end, firing.level, firing.probability,
+                probability_T[firing.level][read - 1], _step_at(steps, read), firing.step,
+            )
+            for firing, read, end, _ in fired
         ],
-        "firings": [
-            {
-                "position": one.firing.position,
-                "start": one.read,
-                "end": one.end,
-                "level": one.firing.level,
-                "probability": one.firing.probability,
-                "read_back": probability_T[one.firing.level][one.read - 1],
-                "step": _step_at(steps, one.read),
-                "text": one.firing.step,
-            }
-            for one in fired
-        ],
-    }
-
-
-def _own(firings: Sequence[Firing | Mapping[str, Any]], trace: Trace) -> list[Firing]:
-    """The trace's firings, in order of position."""
-    found = []
-    for row in firings:
-        if isinstance(row, Mapping):
-            name = row.get("prompt_id", trace.prompt_id), row.get("sample", trace.sample)
-            if name != (trace.prompt_id, trace.sample):
-                continue
-            row = Firing(*(row[field] for field in Firing._fields))
-        found.append(row)
-    return sorted(found, key=lambda firing: firing.position)
+    )  # fmt: skip
 
 
 def _probabilities(
@@ -195,7 +220,7 @@ def _readings(
     fired: Sequence[_Fired],
     probability_T: Mapping[str, Sequence[float | None]],
 ) -> list[Reading]:
-    """What every detector said at the step ends, by the rules of `Watching`."""
+    """What every detector said at the step ends, by the rules of `Watch`."""
     settings = monitor.settings
     by_place = {one.read: one for one in fired}
     # (position, number of the step, whether the step's separator is missing); the last token of a
@@ -231,8 +256,3 @@ def _readings(
 def _step_at(steps: Sequence[Step], position: int) -> int:
     """Number of the step that holds the token before a position."""
     return bisect_left(steps, position, key=lambda step: step.start) - 1
-
-
-def _short(value: float) -> float:
-    """Four digits: what is drawn needs no more."""
-    return float(f"{value:.4g}")
