@@ -168,27 +168,13 @@ def require_names(settings: EvaluateSettings, names: Sequence[str]) -> None:
 
 def read_problems(task: str, check: str) -> list[Prompt]:
     """The prompts of a labelled task; raises `BadInput` naming the line without a usable answer."""
-    problems = read_prompts(task)
-    for n, problem in enumerate(problems):
+
+    def complaint(problem: Prompt) -> str | None:
         if problem.answer is None:
-            raise BadInput(
-                f"{_place(task, n)}: found no answer, expected the correct one in the field "
-                "`answer` of every problem."
-            )
-        wrong = gold_problem(problem.answer, check)
-        if wrong:
-            raise BadInput(f"{_place(task, n)}: found {wrong}.")
-    return problems
+            return "no answer, expected the correct one in the field `answer` of every problem"
+        return gold_problem(problem.answer, check)
 
-
-def _place(task: str, index: int) -> str:
-    """Where problem number `index` (from 0) stands: `file:line` for JSONL, else the row."""
-    path = Path(task).expanduser()
-    if not path.is_file() or path.suffix == ".parquet":
-        return f"{task}: row {index + 1}"
-    with open(path, "rb") as lines:
-        filled = [number for number, line in enumerate(lines, 1) if line.strip()]
-    return f"{path}:{filled[index]}"
+    return read_prompts(task, complaint)
 
 
 # Responses ---------------------------------------------------------------------------------------

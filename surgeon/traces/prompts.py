@@ -1,7 +1,7 @@
 """Prompts: the problems to answer, from files, the built-in family or the hub."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +25,15 @@ class Prompt:
     """The source gave bare text: without a chat template it may be encoded as it is."""
 
 
-def read_prompts(source: str) -> list[Prompt]:
+def read_prompts(
+    source: str, complaint: Callable[[Prompt], str | None] = lambda prompt: None
+) -> list[Prompt]:
     """Read prompts from a JSONL or Parquet file, `builtin:NAME`, or a hub data set "name[:split]".
 
     Each row holds `prompt` (text, or a list of messages) or `messages`, and may hold `id` (else the
     row's number, from 1) and `answer`; other fields are ignored. The hub is asked only where no
-    such file exists and the source is written like an id. Raises BadInput naming file and line.
+    such file exists and the source is written like an id. Raises BadInput naming file and line,
+    also for a prompt that `complaint` returns words for: what was found, and what is expected.
     """
     if source.startswith("builtin:"):
         from surgeon import builtin
@@ -54,6 +57,8 @@ def read_prompts(source: str) -> list[Prompt]:
                 f"{place}: the id {prompt.id!r} was already used at {places[prompt.id]}: ids must "
                 "differ."
             )
+        if (words := complaint(prompt)) is not None:
+            raise BadInput(f"{place}: found {words}.")
         prompts[prompt.id], places[prompt.id] = prompt, place
     if not prompts:
         raise BadInput(f"{source} holds no prompts, expected at least one row.")
