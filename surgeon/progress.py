@@ -64,3 +64,8 @@ def track(items: Iterable[T], *, what: str, total: int | None = None) -> Iterato
         for item in items:
             yield item
             advance()
+
+
+def say(text: str) -> None:
+    """Print a line that belongs to the run, not to its result."""
+    print(text, file=sys.stderr, flush=True)

@@ -47,10 +47,6 @@ VERBS = {
     "merge-sweep": Verb("surgeon.merge", "sweep"),
     "evaluate": Verb("surgeon.evaluate", "evaluate"),
     "transplant": Verb("surgeon.transplant", "transplant"),
-    "trigger-label": Verb("surgeon.trigger", "label", "show_label"),
-    "trigger-identify": Verb("surgeon.trigger", "identify", "show_identify"),
-    "trigger-detectors": Verb("surgeon.trigger", "detectors", "show_detectors"),
-    "trigger-reconstruct": Verb("surgeon.trigger", "reconstruct", "show_reconstruct"),
 }
 
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from benchmarks.family import writer
 from surgeon.builtin import task
-from surgeon.builtin.judge import Finding, judge
-from surgeon.builtin.reconstruct import Rewritten, make_up, rewrite
+from surgeon.builtin.judge import judge
+from surgeon.builtin.reconstruct import make_up, rewrite
 from surgeon.errors import BadInput
+from surgeon.judges.finding import Finding, Rewritten
 
 EASY = task.Problem(3, ("+4", "*7", "-2", "+9", "-5", "+1"))
 """3, 7, 9, 7, 6, 1, 2."""

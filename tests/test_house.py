@@ -32,8 +32,8 @@ TIERS = [
         "attribution",
         "contributions",
     },
-    {"nex", "nopsd", "neureasoner", "metrics", "answers", "truth", "ranking", "builtin"},
-    {"watch", "judges", "report"},
+    {"nex", "nopsd", "neureasoner", "metrics", "answers", "truth", "ranking"},
+    {"watch", "judges", "builtin", "report"},
     {"merge", "rank", "transplant", "evaluate", "distill", "trigger", "monitor", "serve"},
     {"recipes", "cli", "old_commands", "architectures", "__main__"},
 ]

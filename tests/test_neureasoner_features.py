@@ -19,8 +19,8 @@ from surgeon.neureasoner.features import (
     direct_features,
     trace_features,
 )
-from surgeon.neureasoner.steps import LEVELS, Step
-from surgeon.settings.neureasoner import WatchSettings, even_probes
+from surgeon.neureasoner.steps import Step
+from surgeon.settings.neureasoner import LEVELS, WatchSettings, even_probes
 
 PROBES = even_probes(8)
 TOLERANCE = 1e-5

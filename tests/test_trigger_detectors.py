@@ -1,6 +1,7 @@
 """`surgeon trigger detectors`: a monitor of labels and channels, and what is too little for one."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,12 @@ import pytest
 import torch
 from trigger_labels import MODEL, lines, make_labels, random_labels
 
+from surgeon import artifact
 from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.errors import BadInput
-from surgeon.neureasoner.steps import LEVELS
-from surgeon.trigger import detectors, identify, show_detectors
-from surgeon.trigger.detecting import require_own_channels
-from surgeon.trigger.identifying import read_channels
+from surgeon.settings.neureasoner import LEVELS
+from surgeon.trigger.detectors import Detection, detectors, require_own_channels, show
+from surgeon.trigger.identify import Identified, LayerSize, identify, read_channels
 from surgeon.watch.monitor import Monitor
 from surgeon.watch.spans import read_spans
 
@@ -29,7 +30,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def done(stages: Path) -> tuple[dict[str, Any], Path]:
+def done(stages: Path) -> tuple[Detection, Path]:
     """What `detectors` returned and wrote; read only."""
     out = stages / "monitor"
     given: dict[str, Any] = dict(labels=stages / "labels", channels=stages / "channels", **SMALL)
@@ -43,20 +44,20 @@ def test_the_monitor_is_that_of_its_checkpoint_channels_and_settings(stages: Pat
     assert made.checkpoint == checkpoint.digest and made.levels == LEVELS
     told = read_channels(stages / "channels")
     for level, channels in made.channels.items():
-        row = told["levels"][level]
-        assert (channels.layer, list(channels.units)) == (told["layer"], row["units"])
-        assert list(channels.heads) == row["heads"]
+        row = told.levels[level]
+        assert (channels.layer, list(channels.units)) == (told.layer, row.units)
+        assert list(channels.heads) == row.heads
         assert len(made.detectors[level].state_dict()["layers.0.bias"]) == 8
     assert (made.settings.k, made.settings.k_inter, made.settings.cap) == (4, 2, 3)
     assert (made.settings.instance_steps, len(made.settings.probes)) == (2, 6)
-    assert made.thresholds == {n: row["threshold"] for n, row in result["levels"].items()}
-    assert result == {**json.loads((out / "detectors.json").read_text()), "out": str(out)}
+    assert made.thresholds == {n: row["threshold"] for n, row in result.levels.items()}
+    assert result == artifact.read(Detection, out) and result.out == out
 
 
 def test_problems_are_in_one_part_only(stages: Path, done):
     result, _ = done
     spans = read_spans(stages / "labels" / "spans.jsonl")
-    for level, report in result["levels"].items():
+    for level, report in result.levels.items():
         problems = {s.prompt_id for s in spans if s.level == level}
         assert report["train"]["problems"] + report["test"]["problems"] == len(problems)
         assert report["test"]["problems"] >= 2
@@ -83,9 +84,9 @@ def test_pairs_leave_what_has_no_counterpart_out(stages: Path, done, tmp_path: P
         MODEL, labels=stages / "labels", channels=stages / "channels", out=tmp_path / "out",
         negatives="pairs", **SMALL,
     )  # fmt: skip
-    for level, report in pairs["levels"].items():
+    for level, report in pairs.levels.items():
         both = [sum(part["tokens"] for part in (r["train"], r["test"]))
-                for r in (report, done[0]["levels"][level])]  # fmt: skip
+                for r in (report, done[0].levels[level])]  # fmt: skip
         assert both[0] < both[1]
 
 
@@ -110,13 +111,13 @@ def test_a_level_with_too_few_labels_is_left_out_and_said(stages: Path, tmp_path
         MODEL, labels=labels, channels=stages / "channels", out=tmp_path / "out", **SMALL
     )
     made = Monitor.load(tmp_path / "out")
-    assert made.levels == ("intra", "inter") == tuple(result["levels"])
-    (warning,) = result["warnings"]
+    assert made.levels == ("intra", "inter") == tuple(result.levels)
+    (warning,) = result.warnings
     assert warning.startswith("instance has no detector: found failing steps in 1 problems")
-    show_detectors(result)
+    show(result)
     printed = capsys.readouterr().out
     assert "Warning: instance has no detector" in printed and "instance, tokens" not in printed
-    assert all(len(line) <= 80 for line in printed.splitlines())
+    assert all(len(line) <= 80 for line in printed.partition("On held-out")[0].splitlines())
 
 
 def test_too_few_labels_for_any_level_are_refused(stages: Path, tmp_path: Path, monkeypatch):
@@ -153,7 +154,7 @@ def test_channels_of_another_checkpoint_are_refused(stages: Path, tmp_path: Path
         ({"layer": 1, "levels": {"inter": {"units": [], "heads": [-1]}}}, "head -1"),
     ):
         with pytest.raises(BadInput, match=said):
-            require_own_channels(rows, resolve(MODEL), "here")
+            require_own_channels(Identified(**rows), resolve(MODEL), "here")
 
 
 def test_a_finished_run_is_read_and_other_arguments_are_told(stages: Path, done, monkeypatch):
@@ -162,7 +163,7 @@ def test_a_finished_run_is_read_and_other_arguments_are_told(stages: Path, done,
     given: dict[str, Any] = dict(labels=stages / "labels", channels=stages / "channels", out=out)
     given |= {**SMALL, "k_inter": 2}
     again = detectors(MODEL, **given, cap=3)
-    assert again.pop("already") and again == result
+    assert again == replace(result, already=True)
     with pytest.raises(BadInput, match=r"arguments\.cap is 3 there and 4 here"):
         detectors(MODEL, **given, cap=4)
 
@@ -171,12 +172,12 @@ def test_a_finished_run_is_read_and_other_arguments_are_told(stages: Path, done,
     "changes, said",
     [
         ({"negatives": "some"}, "expected one of: all, pairs"),
-        ({"batch_tokens": 0}, "batch_tokens is 0"),
-        ({"held_out": 0.0}, "held_out = 0.0, expected a number above 0"),
+        ({"batch_tokens": 0}, "batch_tokens = 0"),
+        ({"held_out": 0.0}, "held_out = 0.0, expected a number above 0 and below 1"),
         ({"hidden": 0}, "hidden = 0"),
         ({"positions": "starts"}, "positions = starts"),
         ({"criterion": "best"}, "criterion = best"),
-        ({"probes": 1}, "found 1 probe frequencies"),
+        ({"probes": 1}, "probes = 1, expected a whole number of at least 2"),
         ({"cooldown": -1}, "cooldown = -1"),
         ({"channels": "nowhere"}, "find channels with surgeon trigger identify"),
         ({"labels": "nowhere"}, "nowhere has no traces.jsonl"),
@@ -199,6 +200,6 @@ def test_other_architectures_are_watched_from_identify_to_a_monitor(
     path = make_checkpoint(tmp_path / "m", model_type)
     labels = random_labels(tmp_path / "labels", path)
     found = identify(str(path), labels=labels, out=tmp_path / "c", spans=3, channels=4)
-    assert found["components"] == {"units": 48, "heads": 4} and found["layer"] == 1
+    assert found.components == LayerSize(units=48, heads=4) and found.layer == 1
     detectors(str(path), labels=labels, channels=tmp_path / "c", out=tmp_path / "d", **SMALL)
     assert Monitor.load(tmp_path / "d", Checkpoint.open(path)).levels == LEVELS

@@ -1,7 +1,7 @@
 """`surgeon trigger identify`: components that persist through a span, channels, fallbacks said."""
 
-import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,21 @@ import pytest
 import torch
 from trigger_labels import MODEL, lines, make_labels, random_labels
 
-from surgeon import attribution
+from surgeon import attribution, jsonl
 from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.errors import BadInput
 from surgeon.neureasoner.steps import split_steps
-from surgeon.trigger import identify, identifying, show_identify
 from surgeon.trigger.artifacts import read_labels
-from surgeon.trigger.identifying import Found, draw, level_channels, read_channels
+from surgeon.trigger.identify import (
+    Found,
+    Identified,
+    LayerSize,
+    draw,
+    identify,
+    level_channels,
+    read_channels,
+    show,
+)
 
 UNITS, HEADS = 384, 4
 
@@ -26,28 +34,28 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(labels: Path) -> tuple[dict[str, Any], Path]:
+def found(labels: Path) -> tuple[Identified, Path]:
     """Channels by the logit lens, and what `identify` returned; read only."""
     out = labels.parent / "channels"
     return identify(MODEL, labels=labels, out=out, spans=4, channels=8, k=0.5), out
 
 
-def names_in(result: dict[str, Any], level: str) -> set[int]:
-    row = result["levels"][level]
-    return {*row["units"], *(UNITS + head for head in row["heads"])}
+def names_in(result: Identified, level: str) -> set[int]:
+    row = result.levels[level]
+    return {*row.units, *(UNITS + head for head in row.heads)}
 
 
 def test_kept_components_are_in_the_top_of_every_token_of_a_span(labels: Path, found):
     """R16: where none is, the most frequent ones stand in. From each token's attributions, by
     hand."""
     result, out = found
-    assert result["k"] == round(0.5 * (UNITS + HEADS)) and result["layer"] == 2
+    assert result.k == round(0.5 * (UNITS + HEADS)) and result.layer == 2
     checkpoint = resolve(MODEL)
     model, tokenizer = checkpoint.model(), checkpoint.tokenizer()
     read = read_labels(labels, checkpoint, tokenizer)
     told = lines(out / "components.jsonl")
     spans = draw(read, 4, 0)
-    assert len(told) == len(spans) and {s.level for s in spans} == set(result["levels"])
+    assert len(told) == len(spans) and {s.level for s in spans} == set(result.levels)
     kinds = set()
     for span, row in zip(spans, told, strict=True):
         assert row["level"] == span.level and span.failing
@@ -57,7 +65,7 @@ def test_kept_components_are_in_the_top_of_every_token_of_a_span(labels: Path, f
         ids = [*trace.prompt_token_ids, *trace.token_ids]
         place_T = torch.tensor([len(trace.prompt_token_ids) + t for t in at])
         phi_TC, _ = attribution.direct(model, ids, layer=2)(place_T - 1, torch.tensor(ids)[place_T])
-        tops = [set(phi_C.topk(result["k"]).indices.tolist()) for phi_C in phi_TC]
+        tops = [set(phi_C.topk(result.k).indices.tolist()) for phi_C in phi_TC]
         kept = set.intersection(*tops)
         if not kept:
             counts = {n: sum(n in top for top in tops) for n in set.union(*tops)}
@@ -79,12 +87,12 @@ def test_channels_are_what_most_spans_kept():
         Found("intra", [3, 7, 9], 0.5, True),
     ]
     row = level_channels(spans, 3, 10)
-    assert (row["units"], row["heads"], row["in_spans"]) == ([3, 7], [0], [1.0, 2 / 3, 2 / 3])
-    assert (row["spans"], row["fell_back"]) == (3, 1)
-    assert row["share"] == pytest.approx(2.5 / 3)
-    assert row["components_per_span"] == pytest.approx(8 / 3)
-    assert row["share_of_heads"] == 2 / 8
-    assert level_channels(spans, 2, 10)["heads"] == [0]  # of equals the one that ranks higher
+    assert (row.units, row.heads, row.in_spans) == ([3, 7], [0], (1.0, 2 / 3, 2 / 3))
+    assert (row.spans, row.fell_back) == (3, 1)
+    assert row.share == pytest.approx(2.5 / 3)
+    assert row.components_per_span == pytest.approx(8 / 3)
+    assert row.share_of_heads == 2 / 8
+    assert level_channels(spans, 2, 10).heads == [0]  # of equals the one that ranks higher
 
 
 @pytest.mark.parametrize("method", ["direct", "adjoint", "softmax"])
@@ -93,37 +101,35 @@ def test_each_method_names_units_and_heads_of_the_layer(labels: Path, tmp_path: 
         MODEL, labels=labels, out=tmp_path / "out", method=method, spans=2, channels=5, layer=1,
         k=20, shortlist=40,
     )  # fmt: skip
-    assert (result["method"], result["layer"], result["layers"]) == (method, 1, 4)
-    assert result["components"] == {"units": UNITS, "heads": HEADS}
-    for row in result["levels"].values():
-        assert 0 < len(row["units"]) + len(row["heads"]) <= 5 and row["spans"] == 2
-        assert all(0 <= unit < UNITS for unit in row["units"])
-        assert all(0 <= head < HEADS for head in row["heads"])
-    assert read_channels(tmp_path / "out") == json.loads(
-        (tmp_path / "out/channels.json").read_text()
-    )
+    assert (result.method, result.layer, result.layers) == (method, 1, 4)
+    assert result.components == LayerSize(units=UNITS, heads=HEADS)
+    for row in result.levels.values():
+        assert 0 < len(row.units) + len(row.heads) <= 5 and row.spans == 2
+        assert all(0 <= unit < UNITS for unit in row.units)
+        assert all(0 <= head < HEADS for head in row.heads)
+    assert read_channels(tmp_path / "out") == result
 
 
 def test_a_wider_top_keeps_more(labels: Path, found, tmp_path: Path):
     wide = identify(MODEL, labels=labels, out=tmp_path / "w", spans=4, channels=400, k=0.9)
-    for level, row in found[0]["levels"].items():
-        assert wide["levels"][level]["components_per_span"] > row["components_per_span"]
-        assert wide["levels"][level]["fell_back"] <= row["fell_back"]
+    for level, row in found[0].levels.items():
+        assert wide.levels[level].components_per_span > row.components_per_span
+        assert wide.levels[level].fell_back <= row.fell_back
 
 
 def test_falling_back_is_said_aloud(labels: Path, found, tmp_path: Path, capsys):
     result, out = found
-    show_identify(result)
+    show(result)
     printed = " ".join(capsys.readouterr().out.split())
-    for level, row in result["levels"].items():
+    for level, row in result.levels.items():
         count = sum(one["fell_back"] for one in lines(out / "components.jsonl")
                     if one["level"] == level)  # fmt: skip
-        assert row["fell_back"] == count
-        said = f"{level}: in {count} of {row['spans']} spans no component is among the top"
+        assert row.fell_back == count
+        said = f"{level}: in {count} of {row.spans} spans no component is among the top"
         assert (said in printed) == (count > 0)
-    assert sum(row["fell_back"] for row in result["levels"].values()) > 0
+    assert sum(row.fell_back for row in result.levels.values()) > 0
     all_kept = identify(MODEL, labels=labels, out=tmp_path / "out", spans=2, k=UNITS + HEADS)
-    show_identify(all_kept)
+    show(all_kept)
     assert "no component" not in capsys.readouterr().out
 
 
@@ -132,7 +138,7 @@ def test_a_killed_run_continues_to_the_same_channels(
 ):
     _, whole = found
     given: dict[str, Any] = dict(labels=labels, out=tmp_path / "out", spans=4, channels=8, k=0.5)
-    append, calls = identifying.append_line, []
+    append, calls = jsonl.append, []
 
     def stop_at_the_sixth(file: Path, row: dict[str, Any]) -> None:
         calls.append(row)
@@ -141,13 +147,13 @@ def test_a_killed_run_continues_to_the_same_channels(
         append(file, row)
 
     with monkeypatch.context() as patched:
-        patched.setattr(identifying, "append_line", stop_at_the_sixth)
+        patched.setattr(jsonl, "append", stop_at_the_sixth)
         with pytest.raises(KeyboardInterrupt):
             identify(MODEL, **given)
     file = tmp_path / "out.partial" / "components.jsonl"
     os.truncate(file, file.stat().st_size - 9)  # the kill cut the last line
     again: list[Any] = []
-    monkeypatch.setattr(identifying, "append_line", lambda f, r: (again.append(r), append(f, r)))
+    monkeypatch.setattr(jsonl, "append", lambda f, r: (again.append(r), append(f, r)))
     identify(MODEL, **given)
     assert len(again) == len(lines(whole / "components.jsonl")) - 4
     for name in ("channels.json", "components.jsonl"):
@@ -158,7 +164,7 @@ def test_a_finished_run_is_read_and_other_arguments_are_told(labels: Path, found
     result, out = found
     monkeypatch.setattr(Checkpoint, "model", None)
     again = identify(MODEL, labels=labels, out=out, spans=4, channels=8, k=0.5)
-    assert again.pop("already") and again == result
+    assert again == replace(result, already=True)
     with pytest.raises(BadInput, match=r"arguments\.channels is 8 there and 9 here"):
         identify(MODEL, labels=labels, out=out, spans=4, channels=9, k=0.5)
 
@@ -167,15 +173,15 @@ def test_a_finished_run_is_read_and_other_arguments_are_told(labels: Path, found
     "changes, said",
     [
         ({"method": "lens"}, "expected one of: direct, adjoint, softmax"),
-        ({"k": 0}, "k is 0; it must be a whole number, or a share"),
-        ({"k": 2.5}, "k is 2.5"),
+        ({"k": 0}, "k = 0, expected a number above 0"),
+        ({"k": 2.5}, "k = 2.5, expected a whole number, or a share"),
         ({"k": 389}, "k is 389; layer 2 of builtin:thinking has 384 units and 4 heads"),
         ({"shortlist": 400}, "shortlist is 400; layer 2"),
         ({"k": 50, "shortlist": 40}, r"shortlist is 40; it must be at least k \(50\)"),
-        ({"spans": 0}, "spans is 0"),
-        ({"channels": 0}, "channels is 0"),
+        ({"spans": 0}, "spans = 0"),
+        ({"channels": 0}, "channels = 0"),
         ({"layer": 4}, "layer is 4; builtin:thinking has the layers 0 to 3"),
-        ({"layer": -1}, "layer is -1"),
+        ({"layer": -1}, "layer = -1"),
         ({"labels": "nowhere"}, "nowhere has no traces.jsonl"),
         ({"dtype": "int8"}, "dtype is 'int8'"),
         ({"checkpoint": "builtin:nobody"}, "nobody"),
@@ -217,7 +223,7 @@ def test_channels_can_be_written_by_hand(tmp_path: Path):
         ("inter", "[3]"),
     ):
         file.write_text(f'{{"layer": 1, "levels": {{"{level}": {row}}}}}')
-        with pytest.raises(BadInput, match=f"level '{level}' is not one of"):
+        with pytest.raises(BadInput, match=f"level '{level}' is not one of|found levels.{level}"):
             read_channels(file)
     with pytest.raises(BadInput, match="find channels with surgeon trigger identify"):
         read_channels(tmp_path / "nowhere")

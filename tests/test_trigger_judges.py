@@ -3,7 +3,8 @@
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ from endpoints import Said, served
 from trigger_labels import MODEL, lines, write_traces
 
 from surgeon import endpoint
-from surgeon.builtin.judge import Finding, judge
+from surgeon.builtin.judge import judge
 from surgeon.errors import BadInput
-from surgeon.trigger import judging, label, show_label
-from surgeon.trigger.endpoint import Chat, Shape, in_parallel, read_value, strict
-from surgeon.trigger.judges import SHAPES, EndpointJudge, parse_judge
-from surgeon.trigger.prompts import FILE, read_texts
+from surgeon.judges import docket
+from surgeon.judges.chat import Chat, Shape, in_parallel, read_value, strict
+from surgeon.judges.finding import Finding, Question
+from surgeon.judges.judges import SHAPES, EndpointJudge, parse_judge
+from surgeon.judges.prompts import FILE, read_texts
+from surgeon.trigger.artifacts import Spending
+from surgeon.trigger.label import Labelling, label, show
 from surgeon.watch.spans import read_spans
 
 N = 4
@@ -94,10 +98,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def run(server: Any, written: str, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+def run(server: Any, written: str, tmp_path: Path) -> Callable[..., Labelling]:
     """`run(name, **changes)`: label those traces by that server; nothing is decoded."""
 
-    def call(name: str = "out", **changes: Any) -> dict[str, Any]:
+    def call(name: str = "out", **changes: Any) -> Labelling:
         arguments: dict[str, Any] = dict(
             prompts="builtin:test", traces=written, judge=server.url, pairs=0, levels=("intra",),
             out=tmp_path / name,
@@ -107,11 +111,15 @@ def run(server: Any, written: str, tmp_path: Path) -> Callable[..., dict[str, An
     return call
 
 
+def question(level: str, steps: Sequence[str] = ("a", "b")) -> Question:
+    return Question("q", 0, level, "How?", steps)
+
+
 # --- labels ---------------------------------------------------------------------------------------
 
 
 def test_the_labels_are_those_of_the_judge_that_is_asked(
-    server: Any, run: Callable[..., dict[str, Any]], tmp_path: Path
+    server: Any, run: Callable[..., Labelling], tmp_path: Path
 ):
     """The built-in task's own judge, at an endpoint and here, counterparts included."""
     levels = ("intra", "inter", "instance")
@@ -126,8 +134,7 @@ def test_the_labels_are_those_of_the_judge_that_is_asked(
     assert {s.level for s in spans["here"] if s.failing and s.pair is not None} >= {"intra"}
     n = len(server.asked)
     assert n > N * len(levels) and server.listed == 1
-    judged = {"tokens_in": 100 * n, "tokens_out": 10 * n, "money": None}
-    assert there["judge"] == judged
+    assert there.judge == Spending(tokens_in=100 * n, tokens_out=10 * n, money=None)
     assert len(lines(tmp_path / "there" / "verdicts.jsonl")) == n
 
 
@@ -173,7 +180,7 @@ def test_what_it_will_take_is_said_before_anything_is_asked(
     server: Any, run: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     said: list[tuple[str, int]] = []
-    monkeypatch.setattr(judging, "say", lambda text: said.append((text, len(server.asked))))
+    monkeypatch.setattr(docket, "say", lambda text: said.append((text, len(server.asked))))
     result = run(price_in=2.0, price_out=1000.0)
     ((text, before),) = said
     assert before == 0
@@ -187,8 +194,8 @@ def test_what_it_will_take_is_said_before_anything_is_asked(
     assert float(found[3]) == pytest.approx((2 * tokens_in + 1000 * tokens_out) / 1e6, abs=0.006)
     characters = sum(len(m["content"]) for body in server.asked for m in body["messages"])
     assert tokens_in == pytest.approx(characters / 3.5, rel=0.01)
-    assert result["judge"]["money"] == pytest.approx((2 * 100 * N + 1000 * 10 * N) / 1e6)
-    show_label(result)
+    assert result.judge.money == pytest.approx((2 * 100 * N + 1000 * 10 * N) / 1e6)
+    show(result)
     assert (
         f"judge: {100 * N} tokens in, {10 * N} out, 0.04 at the prices" in capsys.readouterr().out
     )
@@ -216,7 +223,7 @@ def test_a_reply_that_cant_be_used_is_asked_for_again_with_the_complaint(
     assert second[3]["content"].startswith("That can't be used: it is no JSON object")
     assert json.loads(third[2]["content"]) == replies[1] and len(third) == 4
     assert "first 2, last 99 are no steps; there are 1 to " in third[3]["content"]
-    assert result["judge"]["tokens_in"] == 300
+    assert result.judge.tokens_in == 300
     (span,) = [s for s in read_spans(tmp_path / "out" / "spans.jsonl") if s.failing]
     assert (span.first, span.last) == (1, 1)
 
@@ -237,7 +244,7 @@ def test_three_of_them_end_the_run_in_one_line_and_it_goes_on_with_the_rest(
     assert str(caught.value) == (
         f"prompt 'test-0002', sample 0, intra: m at {server.url[:-2]} gave 3 replies that can't be "
         "used; the last: failures is 3, expected array. What was done is kept: the same command "
-        "goes on."
+        "resumes."
     )
     kept = [row["prompt_id"] for row in lines(tmp_path / "cut.partial" / "verdicts.jsonl")]
     assert kept == ["test-0000", "test-0001"] and len(server.asked) == 2 + 3
@@ -249,7 +256,7 @@ def test_three_of_them_end_the_run_in_one_line_and_it_goes_on_with_the_rest(
         files = [(tmp_path / place / name).read_bytes() for place in ("whole", "cut")]
         assert files[0] == files[1]
     # The three that couldn't be used were lost with the run, and so were their tokens.
-    assert result["judge"]["tokens_in"] == 100 * N
+    assert result.judge.tokens_in == 100 * N
 
 
 @pytest.mark.parametrize(
@@ -380,7 +387,7 @@ def test_a_refused_key_is_said_before_anything_is_made(
 def test_a_finished_run_needs_no_server(run: Any, server: Any):
     first = run()
     asked = len(server.asked)
-    assert run() == {**first, "already": True}
+    assert run() == replace(first, already=True)
     assert (len(server.asked), server.listed) == (asked, 1)
 
 
@@ -403,7 +410,7 @@ def test_an_easy_question_is_over_thought_when_half_of_the_steps_come_after_its_
     value = {"difficulty": difficulty, "settled": settled, "reason": "so"}
     server.answer = lambda _: reply(value, None)
     asked = EndpointJudge(Chat.parse(server.url), read_texts()["judge"])
-    verdict = asked("instance", "How?", ["step\n\n"] * 8)
+    verdict = asked(question("instance", ["step\n\n"] * 8))
     assert [(f.failing, f.contrast) for f in verdict.findings] == expected
     assert all((f.first, f.last) == (0, 7) for f in verdict.findings)
     # This server doesn't count.
@@ -414,14 +421,14 @@ def test_a_settled_step_that_is_not_there_is_asked_for_again(server: Any):
     values = [{"difficulty": "easy", "settled": n, "reason": ""} for n in (9, 0, 8)]
     server.answer = lambda _: reply(values[len(server.asked) - 1])
     asked = EndpointJudge(Chat.parse(server.url), read_texts()["judge"])
-    assert not asked("instance", "How?", ["step\n\n"] * 8).findings[0].failing
+    assert not asked(question("instance", ["step\n\n"] * 8)).findings[0].failing
     assert "settled is 9; the steps are 1 to 8." in server.asked[1]["messages"][3]["content"]
 
 
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("bulletin", r"judge is 'bulletin', expected builtin, URL#model .* or module:function"),
+        ("bulletin", r"judge = bulletin, expected builtin, URL#model .* or module:function"),
         ("http://localhost:8000/v1", "expected URL#model"),
         ("nowhere:judge", "nowhere can't be imported"),
         ("json:judge", "json has no function 'judge'"),
@@ -435,9 +442,9 @@ def test_a_judge_that_is_none_is_refused(spec: str, said: str):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (dict(structured="xml"), "structured is 'xml', expected one of: json_schema, json_object"),
-        (dict(timeout=0), "found timeout = 0, expected more"),
-        (dict(attempts=0), "found attempts = 0, expected more"),
+        (dict(structured="xml"), "structured = xml, expected one of: json_schema, json_object"),
+        (dict(timeout=0), "timeout = 0, expected a number above 0"),
+        (dict(attempts=0), "attempts = 0, expected a whole number of at least 1"),
     ],
 )
 def test_settings_out_of_range_are_refused(server: Any, run: Any, settings: Any, said: str):
@@ -459,7 +466,7 @@ def test_what_a_function_says_is_checked(
     (tmp_path / f"{name}.py").write_text(f"def judge(question, steps):\n    return [{found!r}]\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(BadInput, match=r"gave .* for 2 steps, expected a list of \(level, first"):
-        parse_judge(f"{name}:judge", read_texts())("intra", "How?", ["a", "b"])
+        parse_judge(f"{name}:judge", read_texts())(question("intra"))
 
 
 def test_a_function_may_say_tuples_or_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -468,9 +475,9 @@ def test_a_function_may_say_tuples_or_findings(tmp_path: Path, monkeypatch: pyte
     )
     monkeypatch.syspath_prepend(tmp_path)
     asked = parse_judge("judge_of_pairs:judge", read_texts())
-    assert asked("intra", "How?", ["a", "b"]).findings == [Finding("intra", 0, 1, "no")]
-    assert asked("inter", "How?", ["a", "b"]).findings == [Finding("inter", 1, 1)]
-    assert asked("instance", "How?", ["a", "b"]).findings == []
+    assert asked(question("intra")).findings == [Finding("intra", 0, 1, "no")]
+    assert asked(question("inter")).findings == [Finding("inter", 1, 1)]
+    assert asked(question("instance")).findings == []
 
 
 # --- prompts of one's own -------------------------------------------------------------------------

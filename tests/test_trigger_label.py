@@ -15,13 +15,15 @@ from typing import Any
 import pytest
 from trigger_labels import MODEL, PROMPTS, lines, make_labels, write_traces
 
+from surgeon import artifact
 from surgeon.builtin import task
 from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.errors import BadInput
-from surgeon.neureasoner.steps import Span, StepEnds, split_steps
-from surgeon.traces import Prompt, Sampling, read_prompts, read_traces, sample
-from surgeon.trigger import label, labelling, pairing, show_label
-from surgeon.trigger.artifacts import read_labels, whole_steps, write_prompts
+from surgeon.neureasoner.steps import Span, StepEnds, split_steps, whole_steps
+from surgeon.traces import Prompt, Sampling, read_prompts, read_traces, sample, sampling
+from surgeon.trigger import counterparts
+from surgeon.trigger.artifacts import read_labels, write_prompts
+from surgeon.trigger.label import Labelling, label, show
 from surgeon.watch.spans import read_spans
 
 TOKENIZER: Any = resolve(MODEL).tokenizer()
@@ -37,7 +39,7 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sampled(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+def sampled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Labelling, Path]:
     """Labels of sampled traces, and what `label` returned; read only."""
     out = tmp_path_factory.mktemp("sampled") / "out"
     return label(MODEL, out=out, **SAMPLED), out
@@ -130,19 +132,19 @@ def test_counterparts_share_all_before_the_failing_step_and_do_not_fail(labels: 
 
 
 def test_the_count_of_everything_is_returned_and_shown(labels: Path, capsys):
-    told = json.loads((labels / "label.json").read_text())
+    told = artifact.read(Labelling, labels)
     spans = read_spans(labels / "spans.jsonl")
-    for level, counts in told["levels"].items():
+    for level, counts in told.levels.items():
         failing = [s for s in spans if s.level == level and s.failing]
-        assert counts["failing"] == len(failing)
-        assert counts["failing_steps"] == sum(s.last - s.first + 1 for s in failing)
-        assert counts["failing_traces"] == len({s[:2] for s in failing})
-        assert counts["pairs"] == sum(s.pair is not None for s in failing) > 0
+        assert counts.failing == len(failing)
+        assert counts.failing_steps == sum(s.last - s.first + 1 for s in failing)
+        assert counts.failing_traces == len({s[:2] for s in failing})
+        assert counts.pairs == sum(s.pair is not None for s in failing) > 0
     read = read_labels(labels, resolve(MODEL), TOKENIZER)
-    assert told["traces"] == len({s[:2] for s in spans}) == len({s[:2] for s in read.spans})
-    show_label({**told, "out": "somewhere"})
+    assert told.traces == len({s[:2] for s in spans}) == len({s[:2] for s in read.spans})
+    show(replace(told, out=Path("somewhere")))
     printed = capsys.readouterr().out
-    assert f"labels of {told['traces']} traces in somewhere" in printed and "Warning" not in printed
+    assert f"labels of {told.traces} traces in somewhere" in printed and "Warning" not in printed
 
 
 def test_traces_are_those_that_sample_draws(sampled):
@@ -153,8 +155,8 @@ def test_traces_are_those_that_sample_draws(sampled):
         Sampling(samples=1, temperature=0.6, top_p=0.95, max_tokens=90),
     )  # fmt: skip
     assert {t.prompt_id: t for t in drawn} == originals(out)
-    assert result["levels"]["instance"]["traces"] == 0
-    assert result["levels"]["inter"]["pairs"] > 0
+    assert result.levels["instance"].traces == 0
+    assert result.levels["inter"].pairs > 0
 
 
 def test_the_last_step_of_a_cut_trace_is_not_judged(sampled):
@@ -254,7 +256,7 @@ def test_spans_made_by_hand_are_taken_as_they_are(labels: Path, tmp_path: Path, 
     # Only the questions that were answered come along.
     assert [p.id for p in read_prompts(str(tmp_path / "out" / "prompts.jsonl"))] == names
     assert not (tmp_path / "out" / "verdicts.jsonl").exists()
-    show_label(result)
+    show(result)
     assert "inter: no failing span was found" in " ".join(capsys.readouterr().out.split())
 
 
@@ -338,7 +340,7 @@ def test_a_killed_run_continues_to_the_same_bytes(
     sampled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, after: int
 ):
     _, whole = sampled
-    module, calls = {"sampling": labelling, "counterparts": pairing}[where], []
+    module, calls = {"sampling": sampling, "counterparts": counterparts}[where], []
     append = module.append
 
     def stop_after(file: Path, trace: Any) -> None:
@@ -364,7 +366,9 @@ def test_a_killed_run_continues_to_the_same_bytes(
         assert len(again) == SAMPLED["limit"] - done  # what was kept isn't drawn again
 
 
-SCRIPT = "import sys, json; from surgeon.trigger import label; label(**json.loads(sys.argv[1]))"
+SCRIPT = (
+    "import sys, json; from surgeon.trigger.label import label; label(**json.loads(sys.argv[1]))"
+)
 
 
 @pytest.mark.slow
@@ -390,8 +394,8 @@ def test_a_finished_run_is_read_and_other_arguments_are_told(sampled, capsys, mo
     result, out = sampled
     monkeypatch.setattr(Checkpoint, "model", None)
     again = label(MODEL, out=out, batch=3, **SAMPLED)  # how many at once changes nothing
-    assert again.pop("already") and again == json.loads(json.dumps(result, default=str))
-    show_label({**again, "already": True})
+    assert again == replace(result, already=True)
+    show(again)
     assert "finished before" in capsys.readouterr().out
     with pytest.raises(BadInput, match=r"arguments.pairs is 1 there and 2 here"):
         label(MODEL, out=out, **{**SAMPLED, "pairs": 2})
@@ -416,11 +420,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"levels": ("intra", "outer")}, "expected some of intra, inter, instance"),
-        ({"levels": ()}, "expected some of intra, inter, instance"),
-        ({"samples": 0}, "samples is 0; it must be at least 1"),
-        ({"pairs": -1}, "pairs is -1; it must be at least 0"),
-        ({"limit": 0}, "limit is 0"),
+        ({"levels": ("intra", "outer")}, "one of: intra, inter, instance"),
+        ({"levels": ()}, "expected some of: intra, inter, instance"),
+        ({"samples": 0}, "samples = 0, expected a whole number of at least 1"),
+        ({"pairs": -1}, "pairs = -1, expected a whole number of at least 0"),
+        ({"limit": 0}, "limit = 0"),
         ({"temperature": -1.0}, "temperature"),
         ({"easy": "builtin:test"}, "give both files"),
         ({"spans": "far.jsonl"}, "give those with traces=FILE"),

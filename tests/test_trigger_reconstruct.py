@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import pytest
 from endpoints import served
 from trigger_labels import MODEL, lines, make_labels
 
+from surgeon import jsonl
 from surgeon.builtin import task
 from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.errors import BadInput
 from surgeon.traces import read_traces
-from surgeon.trigger import reconstruct, rewriting, show_reconstruct
+from surgeon.trigger.reconstruct import LevelExamples, Reconstruction, reconstruct, show
 from surgeon.trigger.tokens import add_triggers
 from surgeon.watch.spans import read_spans
 
@@ -29,7 +31,7 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def done(labels: Path) -> tuple[dict[str, Any], Path]:
+def done(labels: Path) -> tuple[Reconstruction, Path]:
     """What `reconstruct` returned and wrote; read only."""
     out = labels.parent / "examples"
     return reconstruct(MODEL, labels=labels, out=out), out
@@ -101,8 +103,8 @@ def test_own_failures_are_the_traces_and_made_ones_are_not(labels: Path, done):
         elif level == "intra":
             assert part["wrong"] not in text
     assert all(min(pair) > 0 for pair in counts.values())
-    told = {level: {"own": own, "made": made} for level, (own, made) in counts.items()}
-    assert result["levels"] == told and result["examples"] == len(examples(out))
+    told = {level: LevelExamples(own=own, made=made) for level, (own, made) in counts.items()}
+    assert result.levels == told and result.examples == len(examples(out))
     names = [example["id"] for example in examples(out)]
     assert len(set(names)) == len(names)  # one per trace and level
 
@@ -112,17 +114,17 @@ def test_only_what_is_asked_for_is_written(labels: Path, done, tmp_path: Path, c
     own = reconstruct(MODEL, labels=labels, out=tmp_path / "own", failures="own")
     kept = {example["id"]: example for example in examples(tmp_path / "own")}
     assert kept == {name: e for name, e in both.items() if not e["made"]}
-    assert all(row["made"] == 0 for row in own["levels"].values())
+    assert all(row.made == 0 for row in own.levels.values())
     made = reconstruct(MODEL, labels=labels, out=tmp_path / "made", failures="made")
-    assert all(row["own"] == 0 for row in made["levels"].values()) and made["examples"] > 10
+    assert all(row.own == 0 for row in made.levels.values()) and made.examples > 10
     some = reconstruct(MODEL, labels=labels, out=tmp_path / "some", levels=("inter",), limit=3)
     assert {example["level"] for example in examples(tmp_path / "some")} == {"inter"}
-    assert some["examples"] + sum(some["left_out"].values()) == 3
+    assert some.examples + sum(some.left_out.values()) == 3
     capsys.readouterr()
-    show_reconstruct(own)
+    show(own)
     printed = capsys.readouterr().out
-    assert f"intra: {own['levels']['intra']['own']} of its own failures, 0 made-up" in printed
-    assert f"{own['examples']} examples in {tmp_path}" in printed.replace("\n", "")
+    assert f"intra: {own.levels['intra'].own} of its own failures, 0 made-up" in printed
+    assert f"{own.examples} examples in {tmp_path}" in printed.replace("\n", "")
 
 
 def test_a_trace_that_nobody_looked_at_gets_no_made_up_failure(labels: Path, tmp_path: Path):
@@ -146,7 +148,7 @@ def test_examples_follow_the_seed(labels: Path, done, tmp_path: Path):
 
 
 def test_a_killed_run_continues_to_the_same_bytes(labels: Path, done, tmp_path: Path, monkeypatch):
-    append, calls = rewriting.append_line, []
+    append, calls = jsonl.append, []
 
     def stop_at_the_sixth(file: Path, row: dict[str, Any]) -> None:
         calls.append(row)
@@ -155,18 +157,18 @@ def test_a_killed_run_continues_to_the_same_bytes(labels: Path, done, tmp_path: 
         append(file, row)
 
     with monkeypatch.context() as patched:
-        patched.setattr(rewriting, "append_line", stop_at_the_sixth)
+        patched.setattr(jsonl, "append", stop_at_the_sixth)
         with pytest.raises(KeyboardInterrupt):
             reconstruct(MODEL, labels=labels, out=tmp_path / "out")
     file = tmp_path / "out.partial" / "written.jsonl"
     os.truncate(file, file.stat().st_size - 9)  # the kill cut the last line
     again: list[Any] = []
-    monkeypatch.setattr(rewriting, "append_line", lambda f, r: (again.append(r), append(f, r)))
+    monkeypatch.setattr(jsonl, "append", lambda f, r: (again.append(r), append(f, r)))
     result = reconstruct(MODEL, labels=labels, out=tmp_path / "out")
     assert len(again) == len(lines(done[1] / "written.jsonl")) - 4
     for name in ("examples.jsonl", "reconstruct.json"):
         assert (tmp_path / "out" / name).read_bytes() == (done[1] / name).read_bytes()
-    assert reconstruct(MODEL, labels=labels, out=tmp_path / "out") == {**result, "already": True}
+    assert reconstruct(MODEL, labels=labels, out=tmp_path / "out") == replace(result, already=True)
     with pytest.raises(BadInput, match='failures is "both" there and "own" here'):
         reconstruct(MODEL, labels=labels, out=tmp_path / "out", failures="own")
 
@@ -211,9 +213,9 @@ def test_an_endpoint_mends_the_traces_own_text(labels: Path, server, tmp_path: P
         MODEL, labels=labels, out=tmp_path / "out", source=url, price_in=10.0, price_out=100.0
     )
     made = examples(tmp_path / "out")
-    assert len(made) == len(asked) == result["examples"] > 20
-    assert result["source"]["tokens_in"] == 100 * len(asked)
-    assert result["source"]["money"] == pytest.approx(len(asked) * (100 * 10 + 10 * 100) / 1e6)
+    assert len(made) == len(asked) == result.examples > 20
+    assert result.source.tokens_in == 100 * len(asked)
+    assert result.source.money == pytest.approx(len(asked) * (100 * 10 + 10 * 100) / 1e6)
     traces = {(t.prompt_id, t.sample): t for t in read_traces(labels / "traces.jsonl")}
     kinds = set()
     for example in made:
@@ -232,7 +234,7 @@ def test_an_endpoint_mends_the_traces_own_text(labels: Path, server, tmp_path: P
     again = reconstruct(
         MODEL, labels=labels, out=tmp_path / "out", source=url, price_in=10.0, price_out=100.0
     )
-    assert again["already"] and len(asked) == len(made)
+    assert again.already and len(asked) == len(made)
 
 
 def test_answers_that_are_not_the_known_one_are_left_out(labels: Path, server, tmp_path: Path):
@@ -242,7 +244,7 @@ def test_answers_that_are_not_the_known_one_are_left_out(labels: Path, server, t
     result = reconstruct(MODEL, labels=labels, out=tmp_path / "out", source=url, failures="own")
     known = {p["id"]: p["answer"] for p in lines(labels / "prompts.jsonl")}
     assert {known[e["id"].split("/")[0]] for e in examples(tmp_path / "out")} == {"4"}
-    assert result["left_out"] == {"the answer isn't the known one": len(asked) - result["examples"]}
+    assert result.left_out == {"the answer isn't the known one": len(asked) - result.examples}
     say[:] = [lambda text: repair(text) | {"answer": "none"}]
     with pytest.raises(BadInput, match=r"no example could be written \(the answer isn't the known"):
         reconstruct(MODEL, labels=labels, out=tmp_path / "none", source=url, failures="own")
@@ -259,7 +261,7 @@ def test_control_tokens_in_a_reply_are_complained_of(labels: Path, server, tmp_p
 
     say[:] = [learns]
     result = reconstruct(MODEL, labels=labels, out=tmp_path / "out", source=url, limit=2)
-    assert result["examples"] == 2 and len(asked) == 4
+    assert result.examples == 2 and len(asked) == 4
     assert "diagnosis holds a control token" in asked[-1]["messages"][-1]["content"]
 
 
@@ -267,13 +269,13 @@ def test_control_tokens_in_a_reply_are_complained_of(labels: Path, server, tmp_p
     "changes, said",
     [
         ({"failures": "none"}, "expected one of: both, own, made"),
-        ({"levels": ("instance",)}, "expected some of intra, inter"),
-        ({"levels": ()}, "expected some of intra, inter"),
-        ({"limit": 0}, "limit is 0"),
-        ({"parallel": 0}, "parallel is 0"),
+        ({"levels": ("instance",)}, "one of: intra, inter"),
+        ({"levels": ()}, "expected some of: intra, inter"),
+        ({"limit": 0}, "limit = 0"),
+        ({"parallel": 0}, "parallel = 0"),
         ({"answer": "guess"}, "guess"),
-        ({"source": "someone"}, "expected URL#model"),
-        ({"source": "http://127.0.0.1:9/v1#m", "structured": "xml"}, "structured is 'xml'"),
+        ({"source": "someone"}, "expected builtin, URL#model"),
+        ({"source": "http://127.0.0.1:9/v1#m", "structured": "xml"}, "structured = xml"),
         ({"labels": "nowhere"}, "nowhere has no traces.jsonl"),
         ({"prompt_file": "nowhere.yaml"}, "nowhere.yaml can't be read"),
     ],

@@ -32,11 +32,13 @@ from surgeon.monitor import monitor as watch
 from surgeon.settings import bind
 from surgeon.settings.trigger_sft import SftSettings
 from surgeon.training import Batch
-from surgeon.trigger import detectors, identify, reconstruct, sft, show_sft
 from surgeon.trigger.artifacts import read_labels
-from surgeon.trigger.detecting import fit_detectors
+from surgeon.trigger.detectors import detectors, fit_detectors
 from surgeon.trigger.examples import encode_example, read_examples
-from surgeon.trigger.sft import ExampleCounts, TriggerSft, batches, prepare
+from surgeon.trigger.identify import identify
+from surgeon.trigger.reconstruct import reconstruct
+from surgeon.trigger.sft import ExampleCounts, TriggerSft, batches, prepare, sft
+from surgeon.trigger.sft import show as show_sft
 from surgeon.trigger.tokens import add_triggers, prepare_rows
 from surgeon.watch.monitor import Monitor
 
@@ -362,7 +364,7 @@ def test_two_processes_make_the_same_weights(pico: Path, tmp_path: Path, paralle
     runs = {"full": {"tuning": "full"}, "lora": {"tuning": "lora"}}
     base = str(pico / "untied")
     launched(
-        "import torch; torch.set_num_threads(1)\nfrom surgeon.trigger import sft\n"
+        "import torch; torch.set_num_threads(1)\nfrom surgeon.trigger.sft import sft\n"
         f"for name, run in {runs!r}.items():\n"
         f"    sft({base!r}, out={str(tmp_path)!r} + '/' + name, **run, **{given!r})"
     )
@@ -385,7 +387,7 @@ def test_two_processes_make_the_same_weights(pico: Path, tmp_path: Path, paralle
             torch.testing.assert_close(tensor, other[key], rtol=2e-2, atol=2e-3)
 
 
-SCRIPT = "import sys, json; from surgeon.trigger import sft; sft(**json.loads(sys.argv[1]))"
+SCRIPT = "import sys, json; from surgeon.trigger.sft import sft; sft(**json.loads(sys.argv[1]))"
 
 
 @pytest.mark.slow

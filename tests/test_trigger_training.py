@@ -11,7 +11,6 @@ from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.errors import BadInput
 from surgeon.traces import Prompt, encode
 from surgeon.training import Tuning, trainable, tune
-from surgeon.trigger import reconstruct, sft
 from surgeon.trigger.examples import (
     Example,
     Segment,
@@ -20,6 +19,8 @@ from surgeon.trigger.examples import (
     micro_batches,
     read_examples,
 )
+from surgeon.trigger.reconstruct import reconstruct
+from surgeon.trigger.sft import sft
 from surgeon.trigger.tokens import add_triggers, prepare_rows
 
 

@@ -17,8 +17,7 @@ from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.errors import BadInput
 from surgeon.neureasoner.detectors import Detector
 from surgeon.neureasoner.features import FEATURES
-from surgeon.neureasoner.steps import LEVELS
-from surgeon.settings.neureasoner import WatchSettings, even_probes
+from surgeon.settings.neureasoner import LEVELS, WatchSettings, even_probes
 from surgeon.watch.monitor import FILE, FORMAT, Monitor, find_monitor, read_levels
 
 CHANNELS = {

@@ -17,8 +17,8 @@ from surgeon.decoding.cache import cache_bytes_per_token
 from surgeon.errors import BadInput
 from surgeon.neureasoner.detectors import Detector, collect
 from surgeon.neureasoner.features import FEATURES, trace_features
-from surgeon.neureasoner.steps import LEVELS, StepEnds, split_steps
-from surgeon.settings.neureasoner import WatchSettings
+from surgeon.neureasoner.steps import StepEnds, split_steps
+from surgeon.settings.neureasoner import LEVELS, WatchSettings
 from surgeon.traces import Trace, encode, read_prompts, stop_ids
 from surgeon.watch.monitor import Monitor
 from surgeon.watch.watching import Firing, Reading, Watching, forced_tokens, union

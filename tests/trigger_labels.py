@@ -11,7 +11,7 @@ from surgeon.builtin import task
 from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.neureasoner.steps import Span
 from surgeon.traces import Trace, append, encode, read_prompts
-from surgeon.trigger import label
+from surgeon.trigger.label import label
 
 MODEL = "builtin:thinking"
 PROMPTS = 16

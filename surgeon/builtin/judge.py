@@ -1,24 +1,9 @@
 """The exact judge of the built-in task: where a trace fails, and how badly, by its own rules."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from surgeon.builtin import task
-
-
-class Finding(NamedTuple):
-    """What a judge says of some steps of a trace."""
-
-    level: str
-    """`intra`, `inter` or `instance`."""
-    first: int
-    """Number of the first step, from 0."""
-    last: int
-    """Number of the last step, itself included."""
-    reason: str = ""
-    failing: bool = True
-    contrast: bool = False
-    """`instance`: the question is hard, so its thinking is what over-thinking is compared with."""
+from surgeon.judges.finding import Finding
 
 
 def judge(question: str, steps: Sequence[str]) -> list[Finding]:

@@ -9,9 +9,9 @@ in the trace's own reading of an ambiguous operator.
 import re
 from collections.abc import Sequence
 from random import Random
-from typing import NamedTuple
 
 from surgeon.builtin import task
+from surgeon.judges.finding import Assignment, Rewritten
 
 LEAP, CHECK = 0.15, 0.8
 """How the rest is written: as the Thinking endpoint writes, without its failures."""
@@ -22,13 +22,15 @@ _STEP = re.compile(r"(?:Next|So) (.+): (\d) = (\d)")
 _CHECK = re.compile(r"Wait, check .+: \d = (\d), (?:ok|no)\.")
 
 
-class Rewritten(NamedTuple):
-    """The parts of a response; joined, with a trigger before `diagnose`, they are the response."""
+def write(assignment: Assignment, rng: Random) -> Rewritten | None:
+    """The parts of an example, its rest at random; None where none can be made.
 
-    prefix: str
-    wrong: str
-    diagnose: str
-    continuation: str
+    Raises `BadInput` for another task's question.
+    """
+    question, steps, level = assignment.question, assignment.steps, assignment.level
+    if assignment.made:
+        return make_up(question, steps, level, rng=rng)
+    return rewrite(question, steps, level, assignment.first, assignment.last, rng=rng)
 
 
 def rewrite(

@@ -5,16 +5,17 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple, TypedDict
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from surgeon import metrics
 from surgeon.errors import BadInput
 from surgeon.neureasoner.features import trace_features
-from surgeon.neureasoner.steps import Span, Step, StepEnds, split_steps
+from surgeon.neureasoner.steps import Span, Step, StepEnds, separated, whole_steps
 from surgeon.settings.neureasoner import DetectorTraining, WatchSettings
 from surgeon.traces import Trace
 
@@ -64,10 +65,7 @@ def collect(
     parts: dict[str, list[Samples]] = {level: [] for level in columns}
     for trace, x_TC in zip(traces, activations, strict=True):
         ids = trace.token_ids
-        steps = split_steps(ends, ids)
-        cut = steps and steps[-1].end == len(ids) and trace.finish_reason == "length"
-        if cut and not _separated(ends, ids, steps[-1]):
-            steps = steps[:-1]
+        steps = whole_steps(ends, trace)
         problem = number.setdefault(trace.prompt_id, len(number))
         for level, channels in columns.items():
             found = labels.get((trace.prompt_id, trace.sample, level), [])
@@ -76,7 +74,7 @@ def collect(
             if level == "instance":
                 # Where nothing of the thinking would follow, it isn't read.
                 last = slice(settings.instance_steps - 1, settings.instance_steps)
-                read = [step for step in steps[last] if _separated(ends, ids, step)]
+                read = [step for step in steps[last] if separated(ends, ids, step)]
             position_N, features_NCX = trace_features(x_TC, steps, level, settings, channels)
             step_T = _step_of(steps, len(ids))
             read_T = np.zeros(len(ids), bool)
@@ -97,11 +95,6 @@ def collect(
         for level, some in parts.items()
         if some
     }
-
-
-def _separated(ends: StepEnds, ids: Sequence[int], step: Step) -> bool:
-    """The step ends with a separator, not with the thinking or the response."""
-    return bool(ends.after(ids[max(step.end - 2, 0)], ids[step.end - 1]))
 
 
 def _judge(level: str, spans: Sequence[Span], n_steps: int, judged: str) -> np.ndarray:
@@ -183,7 +176,7 @@ def fit(samples: Samples, training: DetectorTraining) -> Detector:
         optimizer = torch.optim.AdamW(
             detector.parameters(), lr=training.lr, weight_decay=training.weight_decay
         )
-        half = training.batch // 2
+        half = training.detector_batch // 2
         target_N = torch.cat([torch.ones(half), torch.zeros(half)])
         detector.train()
         for _ in range(training.updates):

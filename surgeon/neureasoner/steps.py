@@ -14,8 +14,6 @@ from surgeon.traces import Trace
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LEVELS = ("intra", "inter", "instance")
-"""The failure levels: a wrong step, stagnation between steps, over-thinking an easy question."""
 SEPARATOR = "\n\n"
 
 # What a token's text is made of.
@@ -127,6 +125,20 @@ def split_steps(ends: "StepEnds | PreTrainedTokenizerBase", token_ids: Sequence[
     if text:
         steps.append(Step(start, end))
     return steps
+
+
+def separated(ends: StepEnds, token_ids: Sequence[int], step: Step) -> bool:
+    """Whether a step of a response ends with a separator, not with the thinking or the response."""
+    return bool(ends.after(token_ids[max(step.end - 2, 0)], token_ids[step.end - 1]))
+
+
+def whole_steps(ends: StepEnds, trace: Trace) -> list[Step]:
+    """The steps of a trace that were brought to an end: not the last one of a trace that was cut
+    within it."""
+    ids = trace.token_ids
+    steps = split_steps(ends, ids)
+    cut = steps and steps[-1].end == len(ids) and trace.finish_reason == "length"
+    return steps[:-1] if cut and not separated(ends, ids, steps[-1]) else steps
 
 
 class StepRows:

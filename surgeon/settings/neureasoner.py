@@ -2,7 +2,7 @@
 
 from dataclasses import field
 from math import pi
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from annotated_types import Ge, Gt, Lt
 from pydantic import Strict
@@ -10,6 +10,13 @@ from pydantic import Strict
 from surgeon.errors import BadInput
 from surgeon.settings.schema import Amount, Count, Number, Positive, settings
 
+Level = Literal["intra", "inter", "instance"]
+LEVELS: tuple[Level, ...] = get_args(Level)
+"""The failure levels: a wrong step, stagnation between steps, over-thinking an easy question."""
+StepLevel = Literal["intra", "inter"]
+STEPWISE: tuple[StepLevel, ...] = get_args(StepLevel)
+"""The levels at which single steps fail. They are trained: `instance` needs no training, since its
+finish text is in the checkpoint's own words (sec. 3.3)."""
 THINKING = ("<think>", "</think>")
 Text = Annotated[str, Strict()]
 """Text; a number isn't taken for one."""
@@ -83,7 +90,7 @@ class DetectorTraining:
     """Share of the hidden units that are dropped in training."""
     updates: Count = 600
     """Steps of the optimizer."""
-    batch: Annotated[int, Ge(2)] = 256
+    detector_batch: Annotated[int, Ge(2)] = 256
     """Samples of an update, half of them failing."""
     lr: Positive = 1e-3
     """Learning rate of AdamW."""

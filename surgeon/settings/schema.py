@@ -76,8 +76,9 @@ Share = Annotated[float, Ge(0), Le(1)]
 Probability = Annotated[float, Gt(0), Le(1)]
 Amount = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
-File = Annotated[str, Metavar("FILE")]
-Directory = Annotated[str, Metavar("DIR")]
+_PATH = BeforeValidator(lambda v: str(v) if isinstance(v, Path) else v)
+File = Annotated[str, _PATH, Metavar("FILE")]
+Directory = Annotated[str, _PATH, Metavar("DIR")]
 Out = Annotated[Path, Metavar("DIR"), UNRECORDED]
 Many = Annotated[
     tuple[T, ...], BeforeValidator(lambda v: v if isinstance(v, list | tuple) else (v,))

@@ -36,6 +36,16 @@ VERBS: dict[str, Row] = {
     "monitor": Row("monitor:MonitorSettings", "surgeon.monitor", "monitor"),
     "evaluate": Row("evaluate:EvaluateSettings", "surgeon.evaluate", "evaluate"),
     "distill": Row("distill:DistillSettings", "surgeon.distill", "distill"),
+    "trigger-label": Row("trigger_label:LabelSettings", "surgeon.trigger.label", "label"),
+    "trigger-identify": Row(
+        "trigger_identify:IdentifySettings", "surgeon.trigger.identify", "identify"
+    ),
+    "trigger-detectors": Row(
+        "trigger_detectors:DetectorsSettings", "surgeon.trigger.detectors", "detectors"
+    ),
+    "trigger-reconstruct": Row(
+        "trigger_reconstruct:ReconstructSettings", "surgeon.trigger.reconstruct", "reconstruct"
+    ),
     "trigger-sft": Row("trigger_sft:SftSettings", "surgeon.trigger.sft", "sft"),
     "rank": Row("rank:RankSettings", "surgeon.rank", "rank"),
     "serve": Row("serve:ServeSettings", "surgeon.serve", "serve"),

@@ -1,22 +1,60 @@
 """What the stages hand each other: directories of labels, and the checkpoint they are about."""
 
-import json
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from surgeon import lineage, neurons
+from surgeon import console, jsonl, lineage, neurons
+from surgeon.artifact import part
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
-from surgeon.neureasoner.steps import Span, Step, StepEnds, check_spans, split_steps
-from surgeon.traces import Prompt, Trace, read_prompts, read_traces
+from surgeon.judges.docket import Prices
+from surgeon.neureasoner.steps import Span, StepEnds, check_spans, whole_steps
+from surgeon.traces import Key, Prompt, Trace, in_order, read_prompts, read_traces, text_of
 from surgeon.watch.spans import read_spans
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
 TRACES, PROMPTS, SPANS = "traces.jsonl", "prompts.jsonl", "spans.jsonl"
+KINDS = ("prefix", "wrong", "trigger", "diagnose", "continuation")
+"""The segments of a training example's response, in their order."""
+
+
+@part
+class CheckpointName:
+    """Which checkpoint an artifact is about."""
+
+    spec: str
+    """As the user named it."""
+    digest: str
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> "CheckpointName":
+        return cls(spec=checkpoint.spec, digest=checkpoint.digest)
+
+
+@part
+class Spending:
+    """What a judge or a writer behind an endpoint took."""
+
+    tokens_in: int
+    tokens_out: int
+    money: float | None
+    """None where the prices aren't known."""
+
+    @classmethod
+    def of(cls, tokens: tuple[int, int], prices: Prices) -> "Spending":
+        return cls(tokens_in=tokens[0], tokens_out=tokens[1], money=prices.of(*tokens))
+
+    def show(self, what: str) -> None:
+        """Print it, if there is any."""
+        if self.tokens_in or self.tokens_out:
+            money = "" if self.money is None else f", {self.money:.2f} at the prices given"
+            console.say(f"{what}: {self.tokens_in:,} tokens in, {self.tokens_out:,} out{money}")
 
 
 class Labels(NamedTuple):
@@ -25,7 +63,7 @@ class Labels(NamedTuple):
     path: Path
     prompts: dict[str, Prompt]
     """By id."""
-    traces: dict[tuple[str, int], Trace]
+    traces: dict[Key, Trace]
     """By prompt id and sample, in the prompts' order."""
     spans: list[Span]
     digest: str
@@ -48,7 +86,6 @@ def read_labels(
             f"label {checkpoint.spec} --prompts FILE --out {path}"
         )
     prompts = {prompt.id: prompt for prompt in read_prompts(str(path / PROMPTS))}
-    order = {name: i for i, name in enumerate(prompts)}
     traces = read_traces(path / TRACES)
     for trace in traces:
         if trace.prompt_id not in prompts:
@@ -57,13 +94,18 @@ def read_labels(
                 f"{path / PROMPTS}."
             )
     require_own_tokens(traces, checkpoint, path / TRACES)
-    traces.sort(key=lambda trace: (order[trace.prompt_id], trace.sample))
     spans = read_spans(path / SPANS)
     if not any(span.failing for span in spans):
         raise BadInput(f"{path / SPANS} holds no failing span: there is nothing to learn from.")
     check_spans(spans, traces, tokenizer)
     digest = lineage.digest_of([lineage.file_digest(path / n) for n in (TRACES, PROMPTS, SPANS)])
-    return Labels(path, prompts, {(t.prompt_id, t.sample): t for t in traces}, spans, digest)
+    return Labels(
+        path,
+        prompts,
+        {trace.key: trace for trace in in_order(traces, list(prompts.values()))},
+        spans,
+        digest,
+    )
 
 
 def require_own_tokens(traces: Iterable[Trace], checkpoint: Checkpoint, where: str | Path) -> None:
@@ -85,18 +127,18 @@ def require_layer(checkpoint: Checkpoint, layer: int) -> tuple[int, int]:
         raise BadInput(
             f"layer is {layer}; {checkpoint.spec} has the layers 0 to {checkpoint.n_layers - 1}."
         )
-    found = [site for site in neurons.sites(checkpoint) if site.layer == layer]
-    if len(found) > 1:
+    sites = [site for site in neurons.sites(checkpoint) if site.layer == layer]
+    if len(sites) > 1:
         raise BadInput(
             f"{checkpoint.spec} ({checkpoint.model_type}) is a mixture of experts in layer {layer};"
             " units are identified and watched in dense models only."
         )
-    return found[0].n_units, int(checkpoint.text_config["num_attention_heads"])
+    return sites[0].n_units, int(checkpoint.text_config["num_attention_heads"])
 
 
 def write_prompts(path: Path, prompts: Iterable[Prompt]) -> None:
     """Write prompts so that `read_prompts` reads the same ones."""
-    lines = []
+    rows = []
     for prompt in prompts:
         row: dict[str, Any] = {"id": prompt.id}
         if prompt.plain:
@@ -105,33 +147,32 @@ def write_prompts(path: Path, prompts: Iterable[Prompt]) -> None:
             row["messages"] = list(prompt.messages)
         if prompt.answer is not None:
             row["answer"] = prompt.answer
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    lineage.write_text(path, "".join(lines))
+        rows.append(row)
+    jsonl.write(path, rows)
 
 
-def whole_steps(ends: StepEnds, trace: Trace) -> list[Step]:
-    """The steps of a trace that were brought to an end; all but the last one of a cut trace."""
-    ids = trace.token_ids
-    steps = split_steps(ends, ids)
-    if steps and steps[-1].end == len(ids) and trace.finish_reason == "length":
-        previous = ids[-2:-1] or [ids[-1]]
-        if not ends.after(previous, ids[-1:])[0]:
-            steps.pop()
-    return steps
+class StepReader:
+    """Traces as a judge or a writer reads them: a text per step."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
+        self.tokenizer, self.ends = tokenizer, StepEnds(tokenizer)
+
+    def steps(self, trace: Trace) -> list[str]:
+        """The texts of a trace's whole steps, each with its separator."""
+        return [
+            text_of(self.tokenizer, trace.token_ids[step.start : step.end])
+            for step in whole_steps(self.ends, trace)
+        ]
 
 
-def text_of(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
-    """Response tokens as text, special ones included."""
-    return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+class Live(StepReader):
+    """A checkpoint's tokenizer and steps, and its model once it is needed."""
 
+    def __init__(self, checkpoint: Checkpoint, device: str, dtype: "torch.dtype | None"):
+        super().__init__(checkpoint.tokenizer())
+        self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
 
-def step_texts(
-    tokenizer: "PreTrainedTokenizerBase", trace: Trace, steps: Iterable[Step]
-) -> list[str]:
-    """The text of each step, its separator included."""
-    return [text_of(tokenizer, trace.token_ids[step.start : step.end]) for step in steps]
-
-
-def say(text: str) -> None:
-    """Print a line that belongs to the run, not to its result."""
-    print(text, file=sys.stderr, flush=True)
+    @cached_property
+    def model(self) -> "nn.Module":
+        """The model, loaded."""
+        return self.checkpoint.model(self.device, self.dtype)

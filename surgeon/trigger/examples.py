@@ -14,7 +14,8 @@ from surgeon import jsonl
 from surgeon.errors import BadInput
 from surgeon.traces import Prompt, encode, parse_prompt
 from surgeon.training import Targets, grouped, targets, token_nll
-from surgeon.trigger.rewriting import FILE, KINDS
+from surgeon.trigger.artifacts import KINDS
+from surgeon.trigger.reconstruct import EXAMPLES as FILE
 
 
 class Segment(NamedTuple):

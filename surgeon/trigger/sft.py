@@ -37,8 +37,7 @@ from surgeon.training import (
 )
 from surgeon.trigger.artifacts import Labels, read_labels
 from surgeon.trigger.card import card, loss_table
-from surgeon.trigger.detecting import FILE as DETECTORS
-from surgeon.trigger.detecting import NEGATIVES, detector_table, fit_detectors, require_labels
+from surgeon.trigger.detectors import Detection, detector_table, fit_detectors, require_labels
 from surgeon.trigger.examples import (
     Encoded,
     Example,
@@ -214,17 +213,15 @@ def _require_triggers(examples: Sequence[Example], triggers: Sequence[str], wher
 
 def _detecting(monitor: Path | None, seed: int) -> tuple[DetectorTraining, str]:
     """How detectors are trained anew: as those of the monitor were, where that is known."""
-    training, negatives = DetectorTraining(seed=seed), NEGATIVES[0]
+    training, negatives = DetectorTraining(seed=seed), "all"
     if monitor is None:
         return training, negatives
-    file = locate(monitor).with_name(DETECTORS)
+    file = locate(monitor).with_name(Detection.FILE)  # pyright: ignore[reportAttributeAccessIssue]
     if not file.is_file():
         return training, negatives
     settings = lineage.read_object(file).get("settings", {})
-    names = {"detector_batch": "batch"}
-    known = {names.get(name, name): value for name, value in settings.items()}
-    fields = {name: known[name] for name in training.__dataclass_fields__ if name in known}
-    return replace(training, **{**fields, "seed": seed}), known.get("negatives", negatives)
+    fields = {name: settings[name] for name in training.__dataclass_fields__ if name in settings}
+    return replace(training, **{**fields, "seed": seed}), settings.get("negatives", negatives)
 
 
 def _encoded(

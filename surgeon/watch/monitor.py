@@ -17,8 +17,7 @@ from surgeon.channels import Channels
 from surgeon.errors import BadInput
 from surgeon.neureasoner.detectors import Detector
 from surgeon.neureasoner.features import FEATURES
-from surgeon.neureasoner.steps import LEVELS
-from surgeon.settings.neureasoner import WatchSettings
+from surgeon.settings.neureasoner import LEVELS, WatchSettings
 
 if TYPE_CHECKING:
     from surgeon.checkpoint import Checkpoint

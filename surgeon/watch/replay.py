@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from surgeon.channels import read_back
 from surgeon.errors import BadInput
 from surgeon.neureasoner.features import trace_features
-from surgeon.neureasoner.steps import Step, StepEnds, split_steps
+from surgeon.neureasoner.steps import Step, StepEnds, separated, split_steps
 from surgeon.traces import Trace, text_of, token_texts
 from surgeon.watch.monitor import PRECEDENCE, Monitor
 from surgeon.watch.watching import Firing, Reading, forced_tokens, union
@@ -226,7 +226,7 @@ def _readings(
     # (position, number of the step, whether the step's separator is missing); the last token of a
     # response is never fed.
     moments = [
-        (step.end, s, not ends.after(ids[max(step.end - 2, 0)], ids[step.end - 1]))
+        (step.end, s, not separated(ends, ids, step))
         for s, step in enumerate(steps)
         if step.end < len(ids)
     ]

@@ -1,11 +1,11 @@
 """Files of labelled spans: one JSON object a line, with the fields of `neureasoner.steps.Span`."""
 
 from pathlib import Path
-from typing import Any
 
 from surgeon import jsonl
 from surgeon.errors import BadInput
-from surgeon.neureasoner.steps import LEVELS, Span
+from surgeon.neureasoner.steps import Span
+from surgeon.settings.neureasoner import LEVELS
 
 
 def read_spans(path: str | Path) -> list[Span]:
@@ -46,8 +46,3 @@ def parse_span(row: object, place: str) -> Span:
             found = repr(fields[name])[:40] if name in fields else "nothing"
             raise BadInput(f"{place}: found {found} as {name} of a span, expected {expected}.")
     return Span(**{name: fields[name] for name in checks})
-
-
-def append_line(path: str | Path, row: dict[str, Any]) -> None:
-    """Add an object to a JSONL file as one write, mending its end first."""
-    jsonl.append(path, row)

@@ -27,7 +27,7 @@ class Shape(NamedTuple):
     """JSON schema of an object: types, `enum`, `items`, `properties`, all of them required."""
 
 
-class Reply(NamedTuple):
+class ChatReply(NamedTuple):
     """A reply of the right shape, and what it took."""
 
     value: dict[str, Any]
@@ -62,7 +62,7 @@ class Chat(Endpoint):
         messages: Sequence[Mapping[str, str]],
         shape: Shape,
         check: Callable[[dict[str, Any]], str | None] = lambda _: None,
-    ) -> Reply:
+    ) -> ChatReply:
         """The model's reply as JSON of this shape, for which `check` has no complaint.
 
         A reply of another shape is asked for again with the complaint. Raises `BadInput` when the
@@ -78,7 +78,7 @@ class Chat(Endpoint):
             if value is not None:
                 complaint = check(value) or ""
                 if not complaint:
-                    return Reply(value, tokens_in, tokens_out)
+                    return ChatReply(value, tokens_in, tokens_out)
             asked = [
                 *messages,
                 {"role": "assistant", "content": text[:4000]},
@@ -87,7 +87,7 @@ class Chat(Endpoint):
             ]  # fmt: skip
         raise BadInput(
             f"{self.model} at {self.url} gave {self.tries} replies that can't be used; the last: "
-            f"{complaint} What was done is kept: the same command goes on."
+            f"{complaint} What was done is kept: the same command resumes."
         )
 
     def _complete(
@@ -112,6 +112,11 @@ class Chat(Endpoint):
                 hint = "If it knows no JSON schema, set structured=json_object or none."
                 raise BadInput(f"{error} {hint}") from error
             raise
+
+
+def is_endpoint(spec: str) -> bool:
+    """Whether a judge or writer is named by a URL."""
+    return spec.startswith(("http://", "https://"))
 
 
 def _content(reply: Any) -> tuple[str, tuple[int, int]]:

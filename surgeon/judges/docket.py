@@ -1,0 +1,178 @@
+"""Many questions to one source: what was answered already isn't asked again, what asking takes is
+said first, and no reply is lost.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+from surgeon import jsonl
+from surgeon.errors import BadInput
+from surgeon.judges.chat import Chat, in_parallel
+from surgeon.judges.finding import Assignment, Draft, Finding, JudgeVerdict, Question, Rewritten
+from surgeon.progress import bar, say
+
+Q = TypeVar("Q", Question, Assignment)
+R = TypeVar("R", JudgeVerdict, Draft)
+Q_in = TypeVar("Q_in", contravariant=True)
+R_out = TypeVar("R_out", covariant=True)
+
+
+class Source(Protocol[Q_in, R_out]):
+    """Who is asked, a judge or a writer; may be asked from several threads."""
+
+    endpoint: Chat | None
+    """Where requests go; None: nowhere, the answer is computed here."""
+
+    def check(self, questions: Iterable[str]) -> None:
+        """Raise `BadInput` for a prompt that this source can't be asked about."""
+        ...
+
+    def __call__(self, question: Q_in) -> R_out: ...
+
+    def expected(self, question: Q_in) -> tuple[int, int]:
+        """About how many tokens a reply takes, in and out."""
+        ...
+
+
+class Form(NamedTuple, Generic[Q, R]):
+    """How the questions and replies of a kind are kept and named."""
+
+    file: str
+    row: Callable[[Q, R], dict[str, Any]]
+    """A line of the file."""
+    read: Callable[[dict[str, Any]], tuple[Any, R]]
+    """The question's key and the reply that a line holds."""
+    name: Callable[[Q], str]
+    """Which question it is, for messages."""
+    known: Callable[[Q], R | None]
+    """The reply that needs no asking."""
+
+
+def _verdict_row(question: Question, verdict: JudgeVerdict) -> dict[str, Any]:
+    names = dict(zip(("prompt_id", "sample", "level"), question.key, strict=True))
+    findings = [finding._asdict() for finding in verdict.findings]
+    return {**names, **verdict._asdict(), "findings": findings}
+
+
+def _read_verdict(row: dict[str, Any]) -> tuple[tuple[str, int, str], JudgeVerdict]:
+    findings = [Finding(**finding) for finding in row["findings"]]
+    verdict = JudgeVerdict(findings, row["tokens_in"], row["tokens_out"])
+    return (row["prompt_id"], row["sample"], row["level"]), verdict
+
+
+def _draft_row(assignment: Assignment, draft: Draft) -> dict[str, Any]:
+    parts = None if draft.parts is None else draft.parts._asdict()
+    return {"id": assignment.id, **draft._asdict(), "parts": parts}
+
+
+def _read_draft(row: dict[str, Any]) -> tuple[str, Draft]:
+    parts = None if row["parts"] is None else Rewritten(**row["parts"])
+    rest = {name: row[name] for name in Draft._fields if name != "parts"}
+    return row["id"], Draft(parts, **rest)
+
+
+VERDICTS = Form(
+    "verdicts.jsonl", _verdict_row, _read_verdict,
+    lambda q: f"prompt {q.prompt_id!r}, sample {q.sample}, {q.level}",
+    lambda q: None if q.steps else JudgeVerdict([]),
+)  # fmt: skip
+DRAFTS = Form(
+    "written.jsonl", _draft_row, _read_draft, lambda a: f"example {a.id!r}", lambda a: None
+)
+
+
+class Prices(NamedTuple):
+    """Money per million tokens, in any currency; None where it isn't known."""
+
+    tokens_in: float | None
+    tokens_out: float | None
+
+    def of(self, tokens_in: int, tokens_out: int) -> float | None:
+        """What so many tokens cost."""
+        if self.tokens_in is None or self.tokens_out is None:
+            return None
+        return (tokens_in * self.tokens_in + tokens_out * self.tokens_out) / 1e6
+
+
+class Docket(Generic[Q, R]):
+    """The replies of a run, on disk as they come."""
+
+    def __init__(
+        self,
+        work: Path,
+        form: Form[Q, R],
+        source: Source[Q, R],
+        *,
+        parallel: int,
+        prices: Prices,
+    ):
+        self.file, self.form, self.source = work / form.file, form, source
+        self.parallel, self.prices = parallel, prices
+        self.replies = read_replies(self.file, form)
+        """By the key of the question."""
+
+    def missing(self, questions: Sequence[Q]) -> list[Q]:
+        """The questions without a reply."""
+        return [question for question in questions if question.key not in self.replies]
+
+    def ask_all(self, questions: Sequence[Q], what: str) -> None:
+        """Ask every question that has no reply yet; raises `BadInput` as the source does."""
+        for question in self.missing(questions):
+            reply = self.form.known(question)
+            if reply is not None:
+                self.note(question, reply)
+        missing, endpoint = self.missing(questions), self.source.endpoint
+        if not missing:
+            return
+        if endpoint is None:
+            replies = ((question, self._ask(question)) for question in missing)
+        else:
+            say(self.estimate(missing, what))
+            replies = in_parallel(endpoint, missing, self._ask, self.parallel)
+        with bar(what, len(missing)) as advance:
+            for question, reply in replies:
+                self.note(question, reply)
+                advance()
+
+    def note(self, question: Q, reply: R) -> None:
+        """Keep a reply."""
+        jsonl.append(self.file, self.form.row(question, reply))
+        self.replies[question.key] = reply
+
+    def _ask(self, question: Q) -> R:
+        try:
+            return self.source(question)
+        except BadInput as error:
+            raise BadInput(f"{self.form.name(question)}: {error}") from error
+
+    def estimate(self, questions: Sequence[Q], what: str) -> str:
+        """What asking will take, in words."""
+        endpoint = self.source.endpoint
+        assert endpoint is not None
+        counts = [self.source.expected(question) for question in questions]
+        tokens_in, tokens_out = (sum(column) for column in zip(*counts, strict=True))
+        money = self.prices.of(tokens_in, tokens_out)
+        return (
+            f"{what}: {len(counts)} requests to {endpoint.model} at {endpoint.url}, about "
+            f"{tokens_in:,} tokens in and {tokens_out:,} out"
+            + ("" if money is None else f", about {money:.2f} at the prices given")
+            + " (the endpoint's own thinking not counted)."
+        )
+
+    def spent(self) -> tuple[int, int]:
+        """Tokens in and out that the endpoint has counted so far."""
+        replies = self.replies.values()
+        return sum(r.tokens_in for r in replies), sum(r.tokens_out for r in replies)
+
+
+def read_replies(file: Path, form: Form[Q, R]) -> dict[Any, R]:
+    """The replies on disk by their questions' keys; raises `BadInput` naming a damaged line."""
+    replies = {}
+    for place, row in jsonl.rows(file):
+        try:
+            key, reply = form.read(row)
+        except (KeyError, TypeError) as error:
+            raise BadInput(f"{place} is damaged. Remove the line.") from error
+        replies[key] = reply
+    return replies

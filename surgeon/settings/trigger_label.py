@@ -1,0 +1,72 @@
+"""What `surgeon trigger label` can be asked to do."""
+
+from typing import Annotated
+
+from surgeon.errors import BadInput
+from surgeon.settings.asking import EndpointSettings
+from surgeon.settings.neureasoner import LEVELS, Level
+from surgeon.settings.sampling import Machine, Sampling
+from surgeon.settings.schema import (
+    POSITIONAL,
+    SHARED,
+    UNRECORDED,
+    Amount,
+    Count,
+    File,
+    Many,
+    Metavar,
+    Number,
+    Out,
+    settings,
+)
+
+
+@settings
+class LabelSettings:
+    """Sample traces, let a judge say which steps fail, decode counterparts that don't.
+
+    Writes traces.jsonl, prompts.jsonl, spans.jsonl, verdicts.jsonl and label.json.
+    """
+
+    checkpoint: Annotated[str, POSITIONAL]
+    """Whose traces are judged."""
+    prompts: File
+    """Questions: JSONL, Parquet, builtin:NAME, or a datasets id."""
+    out: Out
+    """Directory to write."""
+    judge: Annotated[str, Metavar("builtin|URL#MODEL|MODULE:FUNCTION")] = "builtin"
+    """Who says which steps fail."""
+    judge_temperature: Amount | None = None
+    """Sampling temperature of an endpoint; by default its own."""
+    easy: File | None = None
+    """Easy questions, for over-thinking."""
+    hard: File | None = None
+    """Hard questions, to compare the easy ones with."""
+    traces: File | None = None
+    """Label these responses instead of sampling."""
+    spans: File | None = None
+    """Labels made by hand, for `traces`; no judge is asked."""
+    levels: Many[Level] = LEVELS
+    """Failure levels that are looked for."""
+    limit: Count | None = None
+    """Only the first questions of each file, so many."""
+    pairs: Number = 2
+    """Most failing spans of a level and trace that get a counterpart."""
+    resample: Number = 4
+    """Most tries at a counterpart that doesn't fail."""
+    instance_steps: Count = 4
+    """The first steps, by which over-thought questions are compared with hard ones."""
+    seed: Annotated[int, SHARED, UNRECORDED] = 0
+    """Seed of everything random."""
+    sampling: Sampling = Sampling(samples=1, temperature=0.6, top_p=0.95, max_tokens=16000)
+    endpoint: EndpointSettings = EndpointSettings()
+    machine: Machine = Machine()
+
+    def __post_init__(self) -> None:
+        """Raise BadInput for no level, and for files that are of no use without another."""
+        if not self.levels:
+            raise BadInput(f"found levels = (), expected some of: {', '.join(LEVELS)}.")
+        if (self.easy is None) != (self.hard is None):
+            raise BadInput("easy and hard questions are compared with each other: give both files.")
+        if self.spans and not self.traces:
+            raise BadInput("spans count the steps of certain traces: give those with traces=FILE.")

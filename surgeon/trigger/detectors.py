@@ -1,0 +1,245 @@
+"""Stage 3, `surgeon trigger detectors`: from labels and channels to a monitor (sec. 3.1)."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rich.table import Table
+
+from surgeon import console, lineage
+from surgeon.artifact import Already, Out, artifact
+from surgeon.channels import Channels, check_channels, read_back
+from surgeon.checkpoint import Checkpoint, placement
+from surgeon.errors import BadInput
+from surgeon.families import open_checkpoint
+from surgeon.neureasoner.detectors import Detector, DetectorReport, collect, train
+from surgeon.neureasoner.steps import Span, StepEnds
+from surgeon.progress import track
+from surgeon.settings import record, verb
+from surgeon.settings.neureasoner import LEVELS, DetectorTraining, WatchSettings
+from surgeon.settings.trigger_detectors import DetectorsSettings
+from surgeon.trigger.artifacts import CheckpointName, Labels, read_labels, require_layer
+from surgeon.trigger.identify import Identified, read_channels
+from surgeon.watch.monitor import Monitor
+from surgeon.watch.watching import union
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+PAPER = {"intra": (0.871, 0.848), "inter": (0.862, 0.936), "instance": (0.944, 0.951)}
+"""Accuracy and recall in Tab. 4."""
+
+
+class Fitted(NamedTuple):
+    """Detectors by level, what was measured of them, and what couldn't be trained."""
+
+    detectors: dict[str, Detector]
+    reports: dict[str, DetectorReport]
+    warnings: list[str]
+
+
+@artifact("detectors.json")
+class Detection:
+    """How well each level's detector tells failing steps."""
+
+    checkpoint: CheckpointName
+    settings: dict[str, Any]
+    layer: int
+    levels: dict[str, DetectorReport]
+    warnings: list[str]
+    out: Out = Path()
+    already: Already = False
+
+
+class DetectorsPlan(NamedTuple):
+    """Detectors whose inputs have been checked; no model has run yet."""
+
+    settings: DetectorsSettings
+    checkpoint: Checkpoint
+    labels: Labels
+    layer: int
+    channels: dict[str, Channels]
+    """By level."""
+    device: str
+    dtype: "torch.dtype | None"
+    run: lineage.Run
+
+
+@verb(DetectorsSettings)
+def detectors(settings: DetectorsSettings) -> Detection:
+    """Train a detector per level on the channels' activations over the labelled steps.
+
+    Problems are split by `held_out`; the measurements are of the held-out ones, the threshold is
+    from the others. Raises `BadInput` before the model runs for what can be checked.
+    """
+    plan = prepare(settings)
+    return lineage.once(settings.out, Detection, lambda work: _detectors(plan, work), run=plan.run)
+
+
+def prepare(settings: DetectorsSettings) -> DetectorsPlan:
+    """Check the settings against labels, channels and headers; raises `BadInput`."""
+    device, dtype = placement(settings.machine.device, settings.machine.dtype)
+    checkpoint = open_checkpoint(settings.checkpoint)
+    labels = read_labels(settings.labels, checkpoint, checkpoint.tokenizer())
+    identified = read_channels(settings.channels)
+    channels = monitored_channels(identified)
+    require_own_channels(identified, checkpoint, settings.channels)
+    require_labels(labels, channels, settings.negatives)
+    return DetectorsPlan(
+        settings, checkpoint, labels, identified.layer, channels, device, dtype,
+        lineage.Run(
+            "trigger-detectors",
+            {**record(settings), "checkpoint": checkpoint.spec},
+            {"checkpoint": checkpoint.digest, "labels": labels.digest,
+             "channels": identified.digest},
+            settings.seed,
+        ),
+    )  # fmt: skip
+
+
+def _detectors(plan: DetectorsPlan, work: Path) -> Detection:
+    settings, checkpoint = plan.settings, plan.checkpoint
+    watch = settings.watch()
+    fitted = fit_detectors(
+        checkpoint.model(plan.device, plan.dtype), checkpoint.tokenizer(), plan.labels,
+        plan.channels, watch, settings.detector, negatives=settings.negatives,
+        batch_tokens=settings.batch_tokens,
+    )  # fmt: skip
+    kept = {level: plan.channels[level] for level in fitted.detectors}
+    Monitor(kept, fitted.detectors, watch, checkpoint.digest).save(work)
+    return Detection(
+        checkpoint=CheckpointName.of(checkpoint),
+        settings=lineage.plain({**plan.run.arguments, "seed": settings.seed}),
+        layer=plan.layer,
+        levels=fitted.reports,
+        warnings=fitted.warnings,
+    )
+
+
+def monitored_channels(identified: Identified) -> dict[str, Channels]:
+    """Level -> its channels."""
+    return {
+        level: Channels(identified.layer, tuple(row.units), tuple(row.heads))
+        for level, row in identified.levels.items()
+    }
+
+
+def require_own_channels(identified: Identified, checkpoint: Checkpoint, where: str) -> None:
+    """Raise `BadInput` for channels found in another checkpoint, and for those it doesn't have."""
+    origin = identified.checkpoint  # none where made by hand
+    if origin is not None and origin.digest not in checkpoint.digests:
+        raise BadInput(
+            f"{where} was found in another checkpoint ({origin.spec}, {origin.digest[:19]}): "
+            "units have other numbers there. Identify the channels of this one first."
+        )
+    sizes = require_layer(checkpoint, identified.layer)
+    for channels in monitored_channels(identified).values():
+        check_channels(channels, *sizes)
+
+
+def learned_spans(labels: Labels, negatives: str) -> list[Span]:
+    """Failing spans, and those that detectors learn to leave alone."""
+    return [s for s in labels.spans if s.failing or negatives == "all" or s.pair is not None]
+
+
+def require_labels(labels: Labels, levels: Collection[str], negatives: str) -> None:
+    """Raise `BadInput` where no level's labels are enough for training and test."""
+    found = []
+    for level in levels:
+        spans = [s for s in learned_spans(labels, negatives) if s.level == level]
+        failing = len({s.prompt_id for s in spans if s.failing})
+        others = len({s.prompt_id for s in spans if not s.failing})
+        if min(failing, others) >= 2:
+            return
+        found.append(f"{level} fails in {failing} problems and not in {others}")
+    raise BadInput(
+        f"{labels.path} has too few labels for a detector: {', '.join(found)}; expected at least 2 "
+        "of each. Label more traces."
+    )
+
+
+def fit_detectors(
+    model: "nn.Module",
+    tokenizer: "PreTrainedTokenizerBase",
+    labels: Labels,
+    channels: Mapping[str, Channels],
+    settings: WatchSettings,
+    training: DetectorTraining,
+    *,
+    negatives: str = "all",
+    batch_tokens: int = 4096,
+) -> Fitted:
+    """Train the detector of each level on this model's activations over the labelled traces.
+
+    A level whose labels are too few is left out with a warning; raises `BadInput` when none
+    remains.
+    """
+    spans = learned_spans(labels, negatives)
+    named = {(span.prompt_id, span.sample) for span in spans}
+    traces = [trace for key, trace in labels.traces.items() if key in named]
+    watched, columns = union(channels)
+    activations = track(
+        read_back(model, traces, watched, batch_tokens=batch_tokens),
+        what="read activations", total=len(traces),
+    )  # fmt: skip
+    samples = collect(
+        traces, activations, spans, StepEnds(tokenizer), columns, settings, judged="spans"
+    )
+    fitted: dict[str, Detector] = {}
+    reports: dict[str, DetectorReport] = {}
+    warnings: list[str] = []
+    for level in track(sorted(samples, key=LEVELS.index), what="train detectors"):
+        try:
+            trained = train(samples[level], training)
+        except BadInput as error:
+            warnings.append(f"{level} has no detector: {error}")
+            continue
+        fitted[level], reports[level] = trained
+    if not fitted:
+        raise BadInput(f"no detector can be trained. {warnings[0]}")
+    return Fitted(fitted, reports, warnings)
+
+
+def show(result: Detection) -> None:
+    """Print how well each level is detected on held-out problems, beside Tab. 4."""
+    console.announce(result.already, "This training of detectors")
+    console.console().print(detector_table(result.levels))
+    console.say(
+        "On held-out problems, 95% intervals by problem. The paper's are of its own judge's labels."
+    )
+    console.warn(result.warnings)
+    console.say(f"monitor in {result.out}")
+
+
+def detector_table(reports: Mapping[str, DetectorReport]) -> Table:
+    """A table of accuracy, recall and AUROC per level and position."""
+    table = console.table("level, at", "n", "failing", "accuracy", "recall", "AUROC")
+    table.collapse_padding = True
+    for level, report in reports.items():
+        for position in ("tokens", "step_ends"):
+            row = report[position]
+            table.add_row(
+                f"{level}, tokens" if position == "tokens" else "  step ends", f"{row['n']:,}",
+                "-" if row["failing"] is None else f"{row['failing']:.0%}",
+                *(interval(row[name]) for name in ("accuracy", "recall", "auroc")),
+            )  # fmt: skip
+        accuracy, recall = (f"{short(value)} {'':9}" for value in PAPER[level])
+        table.add_row("  Tab. 4", "", "", accuracy, recall, "", style="dim")
+    return table
+
+
+def interval(value: list[float | None]) -> str:
+    """`.87 (.83-.91)`; a dash where the measure isn't defined."""
+    middle, low, high = value
+    if middle is None:
+        return "-"
+    if low is None or high is None:
+        return f"{short(middle):<4} {'':9}"
+    return f"{short(middle)} ({short(low)}-{short(high)})"
+
+
+def short(share: float) -> str:
+    """A share to two digits, without a zero before the point."""
+    return f"{share:.2f}".removeprefix("0")

@@ -1,0 +1,298 @@
+"""Stage 1, `surgeon trigger label`: traces in, spans of failing steps and counterparts out."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from surgeon import console, jsonl, lineage
+from surgeon.artifact import Already, Out, artifact, part
+from surgeon.checkpoint import Checkpoint, placement
+from surgeon.errors import BadInput
+from surgeon.families import open_checkpoint
+from surgeon.judges.docket import VERDICTS, Docket, Prices
+from surgeon.judges.finding import Finding, Question
+from surgeon.judges.judges import Judge, parse_judge
+from surgeon.judges.prompts import question_of, read_texts
+from surgeon.neureasoner.steps import Span, check_spans
+from surgeon.settings import record, verb
+from surgeon.settings.neureasoner import LEVELS
+from surgeon.settings.trigger_label import LabelSettings
+from surgeon.traces import (
+    Prompt,
+    Trace,
+    in_order,
+    keys_of,
+    read_prompts,
+    read_traces,
+    sampled,
+    stored_traces,
+)
+from surgeon.trigger.artifacts import (
+    PROMPTS,
+    SPANS,
+    TRACES,
+    CheckpointName,
+    Live,
+    Spending,
+    require_own_tokens,
+    write_prompts,
+)
+from surgeon.trigger.counterparts import Verdicts, counterparts, instance_spans, step_spans
+from surgeon.watch.spans import read_spans
+
+if TYPE_CHECKING:
+    import torch
+
+CONTRAST = {"easy": True, "hard": False}
+"""Whether a question of that file stands for over-thinking."""
+
+
+@part
+class LevelCounts:
+    """What was found at one level."""
+
+    traces: int
+    """Traces that were looked at."""
+    failing: int
+    """Failing spans."""
+    failing_steps: int
+    failing_traces: int
+    pairs: int
+    """Failing spans with a counterpart."""
+
+
+@artifact("label.json")
+class Labelling:
+    """What `surgeon trigger label` did."""
+
+    checkpoint: CheckpointName
+    settings: dict[str, Any]
+    traces: int
+    levels: dict[str, LevelCounts]
+    judge: Spending
+    warnings: list[str]
+    out: Out = Path()
+    already: Already = False
+
+
+class LabelPlan(NamedTuple):
+    """Labelling whose inputs have been checked; nothing has been computed yet."""
+
+    settings: LabelSettings
+    checkpoint: Checkpoint
+    prompts: list[Prompt]
+    group: dict[str, str]
+    """Prompt id -> `prompts`, `easy` or `hard`: the file it is from."""
+    traces: list[Trace] | None
+    """Traces of a file, in place of sampled ones."""
+    spans: list[Span] | None
+    """Hand-made spans, in place of a judge."""
+    judge: Judge | None
+    levels: tuple[str, ...]
+    prices: Prices
+    device: str
+    dtype: "torch.dtype | None"
+    run: lineage.Run
+
+
+@verb(LabelSettings)
+def label(settings: LabelSettings) -> Labelling:
+    """Sample traces of a checkpoint, let a judge say where they fail, and make counterparts.
+
+    A failing span of `intra` or `inter` is decoded anew from the step before it until a counterpart
+    doesn't fail. For `instance` the first steps of over-thought easy questions stand against those
+    of hard ones: of the files `easy` and `hard` where there are any, else as the judge says. A
+    killed run resumes when it is called again. Raises `BadInput` before anything is sampled for
+    what can be checked.
+    """
+    plan = prepare(settings)
+    return lineage.once(settings.out, Labelling, lambda work: _label(plan, work), run=plan.run)
+
+
+# --- the plan -------------------------------------------------------------------------------------
+
+
+def prepare(settings: LabelSettings) -> LabelPlan:
+    """Check the settings against files and headers; raises `BadInput`."""
+    device, dtype = placement(settings.machine.device, settings.machine.dtype)
+    texts = read_texts(settings.endpoint.prompt_file)
+    judge = None if settings.spans else _judge(settings, texts)
+    prompts, group = _read_groups(settings)
+    if judge is not None:
+        judge.check(question_of(p.messages) for p in prompts if group[p.id] == "prompts")
+    checkpoint = open_checkpoint(settings.checkpoint)
+    inputs = {
+        "checkpoint": checkpoint.digest,
+        "prompts": lineage.digest_of([[asdict(p), group[p.id]] for p in prompts]),
+    }
+    traces = spans = None
+    if settings.traces:
+        traces = _read_answers(settings.traces, prompts, checkpoint)
+        inputs["traces"] = lineage.file_digest(settings.traces)
+    if settings.spans:
+        spans = read_spans(settings.spans)
+        check_spans(spans, traces or [], checkpoint.tokenizer())
+        inputs["spans"] = lineage.file_digest(settings.spans)
+    if judge is not None and judge.endpoint is not None:
+        inputs["texts"] = lineage.digest_of(texts["judge"])
+        if not settings.out.exists():
+            judge.endpoint.require_reachable()
+    levels = tuple(level for level in LEVELS if level in settings.levels)
+    arguments = {**record(settings), "checkpoint": checkpoint.spec, "levels": levels}
+    return LabelPlan(
+        settings, checkpoint, prompts, group, traces, spans, judge, levels,
+        Prices(settings.endpoint.price_in, settings.endpoint.price_out), device, dtype,
+        lineage.Run("trigger-label", arguments, inputs, settings.seed),
+    )  # fmt: skip
+
+
+def _judge(settings: LabelSettings, texts: dict[str, Any]) -> Judge:
+    chat = settings.endpoint
+    return parse_judge(
+        settings.judge, texts, structured=chat.structured, timeout=chat.timeout,
+        temperature=settings.judge_temperature, attempts=chat.attempts,
+    )  # fmt: skip
+
+
+def _read_groups(settings: LabelSettings) -> tuple[list[Prompt], dict[str, str]]:
+    """Every prompt, and which file it is from; ids must differ across the files."""
+    files = {"prompts": settings.prompts, "easy": settings.easy, "hard": settings.hard}
+    prompts: list[Prompt] = []
+    group: dict[str, str] = {}
+    for name, file in files.items():
+        for prompt in read_prompts(file)[: settings.limit] if file else ():
+            if prompt.id in group:
+                raise BadInput(
+                    f"the id {prompt.id!r} is in both {files[group[prompt.id]]} and {file}; ids "
+                    "must differ."
+                )
+            group[prompt.id] = name
+            prompts.append(prompt)
+    return prompts, group
+
+
+def _read_answers(file: str, prompts: Sequence[Prompt], checkpoint: Checkpoint) -> list[Trace]:
+    """The traces of a file that answer the prompts, in the prompts' order."""
+    known = {prompt.id for prompt in prompts}
+    traces = [trace for trace in read_traces(file) if trace.prompt_id in known]
+    if not traces:
+        raise BadInput(f"{file} holds no trace of any of the prompts given; ids must be the same.")
+    require_own_tokens(traces, checkpoint, file)
+    return in_order(traces, prompts)
+
+
+# --- the work -------------------------------------------------------------------------------------
+
+
+def _label(plan: LabelPlan, work: Path) -> Labelling:
+    """Traces, verdicts, counterparts, spans; what `label.json` holds."""
+    live = Live(plan.checkpoint, plan.device, plan.dtype)
+    traces = _traces(plan, live, work)
+    answered = {trace.prompt_id for trace in traces}
+    write_prompts(work / PROMPTS, (p for p in plan.prompts if p.id in answered))
+    if plan.judge is None:
+        assert plan.spans is not None
+        spans, n_traces, spent = plan.spans, len(traces), (0, 0)
+    else:
+        parallel = plan.settings.endpoint.parallel
+        docket = Docket(work, VERDICTS, plan.judge, parallel=parallel, prices=plan.prices)
+        spans, n_counterparts = _judged(plan, live, docket, traces, work / TRACES)
+        n_traces, spent = len(traces) + n_counterparts, docket.spent()
+    jsonl.write(work / SPANS, (span._asdict() for span in spans))
+    return _conclusion(plan, n_traces, spans, spent)
+
+
+def _traces(plan: LabelPlan, live: Live, work: Path) -> list[Trace]:
+    """The traces that are judged, in the prompts' order; those on disk aren't drawn again."""
+    file, sampling = work / TRACES, plan.settings.sampling
+    if plan.traces is not None:
+        if not file.is_file():
+            jsonl.write(file, map(asdict, plan.traces))
+        return plan.traces
+    wanted = set(keys_of(plan.prompts, sampling.samples))
+    stored = [trace for trace in stored_traces(file) if trace.key in wanted]
+    if len(stored) == len(wanted):
+        # A run that only waits for its judge needs no model.
+        return in_order(stored, plan.prompts)
+    return sampled(file, live.model, live.tokenizer, plan.prompts, sampling)
+
+
+def _judged(
+    plan: LabelPlan, live: Live, verdicts: Verdicts, traces: Sequence[Trace], file: Path
+) -> tuple[list[Span], int]:
+    """The spans by the judge's verdicts, and how many counterparts were decoded for them."""
+    questions = {prompt.id: question_of(prompt.messages) for prompt in plan.prompts}
+    originals = [trace for trace in traces if plan.group[trace.prompt_id] == "prompts"]
+    by_file = "easy" in plan.group.values()
+    # What the files of easy and hard questions say, the judge isn't asked.
+    levels = [level for level in plan.levels if level != "instance" or not by_file]
+    verdicts.ask_all(
+        [
+            Question(*trace.key, level, questions[trace.prompt_id], steps)
+            for trace in originals
+            for steps in [live.steps(trace)]
+            for level in levels
+        ],
+        "judge",
+    )
+    solved = counterparts(plan.settings, live, verdicts, questions, originals, file)
+    spans = list(step_spans(live, verdicts, originals, levels, solved))
+    if "instance" in plan.levels:
+        findings = {
+            trace.key: [Finding("instance", 0, 0, f"in the file of {group} questions",
+                                CONTRAST[group], not CONTRAST[group])]
+            if group in CONTRAST
+            else verdicts.replies[(*trace.key, "instance")].findings
+            for trace in traces
+            for group in [plan.group[trace.prompt_id]]
+            if group in CONTRAST or not by_file
+        }  # fmt: skip
+        begin = max((span.pair for span in spans if span.pair is not None), default=-1) + 1
+        spans += instance_spans(plan.settings, live, findings, traces, begin)
+    return spans, len(solved)
+
+
+def _conclusion(
+    plan: LabelPlan, n_traces: int, spans: Sequence[Span], spent: tuple[int, int]
+) -> Labelling:
+    levels = {level: _counts([s for s in spans if s.level == level]) for level in LEVELS}
+    return Labelling(
+        checkpoint=CheckpointName.of(plan.checkpoint),
+        settings=lineage.plain({**plan.run.arguments, "seed": plan.settings.seed}),
+        traces=n_traces,
+        levels=levels,
+        judge=Spending.of(spent, plan.prices),
+        warnings=[
+            f"{level}: no failing span was found, so this level can't be learned."
+            for level in plan.levels
+            if not levels[level].failing
+        ],
+    )
+
+
+def _counts(spans: Sequence[Span]) -> LevelCounts:
+    failing = [span for span in spans if span.failing]
+    return LevelCounts(
+        traces=len({(s.prompt_id, s.sample) for s in spans}),
+        failing=len(failing),
+        failing_steps=sum(s.last - s.first + 1 for s in failing),
+        failing_traces=len({(s.prompt_id, s.sample) for s in failing}),
+        pairs=len({s.pair for s in failing if s.pair is not None}),
+    )
+
+
+def show(result: Labelling) -> None:
+    """Print what was labelled: a line per level, warnings, where it is."""
+    console.announce(result.already, "This labelling")
+    table = console.table(
+        "level", "traces", "failing traces", "failing spans", "failing steps", "pairs"
+    )
+    for level, n in result.levels.items():
+        if level in result.settings["levels"]:
+            counts = (n.traces, n.failing_traces, n.failing, n.failing_steps, n.pairs)
+            table.add_row(level, *(f"{count:,}" for count in counts))
+    console.console().print(table)
+    result.judge.show("judge")
+    console.warn(result.warnings)
+    console.say(f"labels of {result.traces:,} traces in {result.out}")
