@@ -137,7 +137,7 @@ def test_truth_and_select_only_redo_the_last_stage(pico_source, mini_set, tmp_pa
     assert set(second.selection_quality) == set(rank.SCORES)
     regret = second.selection_quality["length"].regret_at_1
     assert regret == (25.0 if second.favourites["length"] == "a" else 0.0)
-    lengths = [c.scores["length"] for c in second.candidates]
+    lengths = [c.scores["length"] or 0.0 for c in second.candidates]
     assert lengths == sorted(lengths, reverse=True)
     assert Path(tmp_path / "out" / "best").resolve().name == second.best.name
 

@@ -25,6 +25,7 @@ from surgeon.report import TraceReading, write_report
 from surgeon.report.figures import axis
 from surgeon.report.reading import ROWS_SHOWN, Band, bands
 from surgeon.report.words import DASH, finite, grouped, signed, visible
+from surgeon.truth import EvaluatedTask, Evaluation
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "wbr", "col", "source"}
 LOADS = {"src", "srcset", "href", "xlink:href", "data", "poster", "action", "background"}
@@ -265,11 +266,12 @@ def trace_read(n_steps: int = 16, row_tokens: int = 4) -> TraceReading:
     )  # fmt: skip
 
 
-TRUTH = {
-    "task": {"path": "builtin/test.jsonl", "problems": 400, "digest": "sha256:00"},
-    "settings": {"samples": 1},
-    "candidates": [{"name": "slerp-0.75", "avg": 0.77, "problems": 400}],
-}
+TRUTH = Evaluation(
+    task=EvaluatedTask(path="builtin/test.jsonl", problems=400, digest="sha256:00"),
+    settings={"samples": 1},
+    warnings=(),
+    candidates=(),
+)
 LINEAGE = {
     "verb": "rank",
     "inputs": {"slerp-0.00": "sha256:" + "ab" * 32, "traces": "sha256:" + "cd" * 32},

@@ -27,7 +27,7 @@ from surgeon.traces import Trace, sampled
 if TYPE_CHECKING:
     from torch import nn
 
-TRACES = "traces.jsonl"
+TRACES, SCORES = "traces.jsonl", "scores.json"
 
 
 def score_candidates(plan: RankPlan, work: Path) -> None:
@@ -61,7 +61,7 @@ def candidate_dir(work: Path, subject: Subject) -> Path:
 
 def is_scored(plan: RankPlan, directory: Path) -> bool:
     """Whether a candidate's `scores.json` is there, with all that the plan's scores measure."""
-    if not (directory / CandidateScores.FILE).is_file():
+    if not (directory / SCORES).is_file():
         return False
     stored = artifact.read(CandidateScores, directory)
     return all(plan.measures.keys() <= r.measured.keys() for r in stored.responses)

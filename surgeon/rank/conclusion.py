@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,7 +24,7 @@ from surgeon.ranking import (
 )
 from surgeon.settings.rank import RankSettings
 from surgeon.traces import read_traces, token_texts
-from surgeon.truth import EVALUATION
+from surgeon.truth import EVALUATION, Evaluation
 
 SPARSE_EVIDENCE = 0.2
 """Share of responses without weighted mass above which a ranking rests on a zero/non-zero step."""
@@ -304,8 +303,8 @@ def write_report(plan: RankPlan, work: Path, ranking: Ranking, stored: Candidate
     )
 
 
-def read_evaluation(truth: str | None) -> dict[str, Any] | None:
+def read_evaluation(truth: str | None) -> Evaluation | None:
     """The evaluation behind `--truth`, for the report; None where it was a bare table."""
     path = Path(truth or "")
     file = path / EVALUATION if path.is_dir() else path
-    return lineage.read_object(file) if truth and file.name == EVALUATION else None
+    return artifact.read(Evaluation, file) if truth and file.name == EVALUATION else None

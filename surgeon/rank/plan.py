@@ -105,7 +105,7 @@ def require_measured(plan: RankPlan) -> None:
     measured_outside = select not in scores.SCORES and plan.scores[select].measure
     for subject in plan.subjects if measured_outside else ():
         directory = out / "candidates" / subject.name
-        if (directory / CandidateScores.FILE).is_file():
+        if (directory / "scores.json").is_file():
             responses = artifact.read(CandidateScores, directory).responses
             if any(select not in response.measured for response in responses):
                 raise BadInput(

@@ -51,12 +51,12 @@ def table(page: RankingPage) -> Markup:
     return part(
         TEMPLATE,
         "table",
-        rows=page.rows,
+        candidates=page.candidates,
         select=page.select.label,
         measures=page.scores.values(),
-        cells=[score_cells(page, row) for row in page.rows],
-        counts=[count_cells(candidate) for candidate in page.ranking.candidates],
-        tall=len(page.rows) > TALL_TABLE,
+        cells=[score_cells(page, place) for place in range(len(page.candidates))],
+        counts=[count_cells(candidate) for candidate in page.candidates],
+        tall=len(page.candidates) > TALL_TABLE,
     )
 
 
@@ -101,7 +101,7 @@ def trace(page: RankingPage) -> Markup | None:
 def settings(page: RankingPage) -> Markup:
     """The command, the checkpoints, the settings, and the versions."""
     ranking, lineage = page.ranking, page.lineage
-    names = {row.name for row in page.rows}
+    names = {candidate.name for candidate in page.candidates}
     inputs = {k: v for k, v in lineage.get("inputs", {}).items() if k not in names}
     mini_set = {"path": ranking.mini_set.path, "prompts": ranking.mini_set.prompts,
                 "digest": ranking.mini_set.digest}  # fmt: skip
@@ -110,7 +110,7 @@ def settings(page: RankingPage) -> Markup:
         TEMPLATE,
         "settings",
         command=lineage.get("command"),
-        rows=page.rows,
+        candidates=page.candidates,
         columns=[
             ("Settings", [*_flat(mini_set, "mini_set"), *_flat(arguments)]),
             (
@@ -156,15 +156,14 @@ def chosen(extra: Iterable[str]) -> dict[str, Panel]:
 
 def _truth_line(page: RankingPage) -> str:
     """Where the accuracies come from."""
-    truth = page.truth
-    problems = [n for c in truth.get("candidates", ()) if (n := integer(c.get("problems")))]
-    samples = integer(truth.get("settings", {}).get("samples"))
-    task = truth.get("task", {}).get("path")
-    parts = [f"Accuracy was measured on {task}" if task else "Accuracy was measured apart"]
-    if problems:
-        parts.append(f"{grouped(max(problems))} problems")
-    if samples:
-        parts.append("one sample each" if samples == 1 else f"{samples} samples each")
+    parts, truth = ["Accuracy was measured apart"], page.truth
+    if truth is not None:
+        samples = integer(truth.settings.get("samples")) or 1
+        parts = [
+            f"Accuracy was measured on {truth.task.path}",
+            f"{grouped(truth.task.problems)} problems",
+            "one sample each" if samples == 1 else f"{samples} samples each",
+        ]
     if page.ranking.truth:
         parts.append(f"and read from {page.ranking.truth}")
     return ", ".join(parts) + ". No label was used to rank."
@@ -197,9 +196,7 @@ def _quality_rows(
 
 def _evidence_lines(page: RankingPage) -> list[str]:
     """What stands behind the scores, in sentences."""
-    candidates = page.ranking.candidates
-    if not candidates:
-        return []
+    candidates = page.candidates
     responses, without = page.total("responses"), page.total("without_evidence")
     empty = sum(c.without_evidence == c.responses for c in candidates)
     top_k, row_tokens = (integer(page.ranking.settings[name]) for name in ("top_k", "row_tokens"))

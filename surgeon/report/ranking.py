@@ -10,7 +10,6 @@ from surgeon.report import panels
 from surgeon.report.page import filled
 from surgeon.report.reading import TraceReading
 from surgeon.report.rows import (
-    CandidateRow,
     Measure,
     RankingPage,
     interval_text,
@@ -18,6 +17,7 @@ from surgeon.report.rows import (
     with_unit,
 )
 from surgeon.report.words import grouped
+from surgeon.truth import Evaluation
 
 TIES_NAMED = 4
 """Candidates that can't be told apart from the best are named up to this many."""
@@ -28,7 +28,7 @@ def write_report(
     ranking: Ranking,
     measures: Mapping[str, Measure],
     reading: TraceReading | None = None,
-    truth: Mapping[str, Any] | None = None,
+    truth: Evaluation | None = None,
     lineage: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `report.html` into the directory `out`; arguments as for `render`."""
@@ -41,13 +41,14 @@ def render(
     ranking: Ranking,
     measures: Mapping[str, Measure],
     reading: TraceReading | None = None,
-    truth: Mapping[str, Any] | None = None,
+    truth: Evaluation | None = None,
     lineage: Mapping[str, Any] | None = None,
 ) -> str:
     """The page as text; equal arguments give equal pages.
 
     `measures` says how scores are called and written, in the order they are shown; `reading` is one
-    response read closely, `truth` the content of evaluate.json, `lineage` that of surgeon.json.
+    response read closely, `truth` the evaluation behind the accuracies, `lineage` the
+    content of surgeon.json.
     """
     page = ranking_page(ranking, measures, reading, truth, lineage)
     drawn = [
@@ -67,19 +68,21 @@ def render(
 
 def _facts(page: RankingPage) -> list[tuple[str, str, str]]:
     """(term, value, note) of what was ranked, on what, by what."""
-    rows, measure, select = page.rows, page.select, page.ranking.select
-    facts = [("candidates", grouped(len(rows)), ""), ("ranked by", measure.label, measure.what)]
-    if rows:
-        value = with_unit(measure, rows[0].value[select])
-        ends = interval_text(measure, rows[0].interval[select])
-        facts.append(("best", rows[0].name, f"{value} ({ends})" if ends else value))
-    if len(rows) > 1:
-        ties = [row.name for row in rows[1:] if row.tied]
+    measure, select, (best, *others) = page.select, page.ranking.select, page.candidates
+    value = with_unit(measure, best.scores[select])
+    ends = interval_text(measure, best.interval[select])
+    facts = [
+        ("candidates", grouped(len(page.candidates)), ""),
+        ("ranked by", measure.label, measure.what),
+        ("best", best.name, f"{value} ({ends})" if ends else value),
+    ]
+    if others:
+        ties = [candidate.name for candidate in others if candidate.not_told_apart_from_best]
         more = len(ties) - TIES_NAMED
         listed = ", ".join(ties[:TIES_NAMED]) + (f" and {more} more" if more > 0 else "")
         facts.append(("not told apart from it", str(len(ties)), listed))
     responses, truncated = page.total("responses"), page.total("truncated")
-    share = f", {100 * truncated / responses:.1f}%" if responses else ""
+    share = f"{100 * truncated / responses:.1f}%"
     mini_set = page.ranking.mini_set
     return [
         *facts,
@@ -87,15 +90,15 @@ def _facts(page: RankingPage) -> list[tuple[str, str, str]]:
         (
             "responses",
             grouped(responses),
-            f"{grouped(truncated)} truncated{share}; {grouped(page.total('tokens'))} tokens",
+            f"{grouped(truncated)} truncated, {share}; {grouped(page.total('tokens'))} tokens",
         ),
     ]
 
 
-def _preferences(page: RankingPage) -> list[tuple[CandidateRow, str]]:
-    """(candidate, the scores that prefer it), in rank order."""
-    of_row: dict[int, list[str]] = {}
+def _preferences(page: RankingPage) -> list[tuple[int, str, str]]:
+    """(place, candidate, the scores that prefer it), in rank order."""
+    labels: dict[int, list[str]] = {}
     for score, measure in page.scores.items():
         if score in page.favourites and score != "accuracy":
-            of_row.setdefault(page.favourites[score], []).append(measure.label)
-    return [(page.rows[index], ", ".join(of_row[index])) for index in sorted(of_row)]
+            labels.setdefault(page.favourites[score], []).append(measure.label)
+    return [(n, page.candidates[n].name, ", ".join(labels[n])) for n in sorted(labels)]

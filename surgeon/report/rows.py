@@ -1,46 +1,64 @@
-"""A ranking as the page shows it: what each score is called, candidates' values, table cells.
+"""A ranking as the page shows it: what its scores and its evidence are called, and table cells.
 
-Values are kept in the unit shown (accuracy in %), so that tables and charts agree.
+Accuracy and other shares are shown in %, so tables and charts agree.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from surgeon.ranking import Interval, RankedCandidate, Ranking
 from surgeon.report.reading import TraceReading
 from surgeon.report.words import DASH, grouped, signed
+from surgeon.truth import Evaluation
 
 NO_INTERVAL: Interval = (None, None)
 
 
 class Measure(NamedTuple):
-    """How a score is called and written."""
+    """How a quantity is called and written."""
 
     label: str
     unit: str
     decimals: int
     what: str
-    scale: float = 1.0
+    """In a few words."""
 
 
-ACCURACY = Measure("Accuracy", "%", 1, "share of the task's problems answered right", 100)
+ACCURACY = Measure("Accuracy", "%", 1, "share of the task's problems answered right")
 
-EVIDENCE: dict[str, Measure] = {
-    "cycles": Measure("Cycles", "per response", 2, "an exploring stretch and what follows it"),
-    "gated_cycles": Measure(
-        "Cycles counted", "per response", 2, "strong enough, and with new neurons"
+EVIDENCE: tuple[tuple[Measure, Callable[[RankedCandidate], float | None]], ...] = (
+    (
+        Measure("Cycles", "per response", 2, "an exploring stretch and what follows it"),
+        lambda c: c.cycles,
     ),
-    "without_evidence": Measure("No evidence", "% of responses", 1, "no weighted mass", 100),
-    "kept_mass": Measure("Mass kept", "%", 2, "share of activation mass kept by the top-k", 100),
-    "tokens": Measure("Tokens", "per response", 1, "truncated responses included"),
-    "truncated": Measure("Truncated", "% of responses", 1, "cut at the token limit", 100),
-    "saturation": Measure("NEX, stretched", "−log₁₀(1 − NEX)", 2, "tells scores near 1 apart"),
-    "reward": Measure("Reward", "", 3, "NEX Eq. 15"),
-    "bad": Measure("Bad", "", 3, "NEX Eq. 16"),
-}
-"""What stands behind the scores: fields of a candidate."""
-TOTALS = {"without_evidence", "tokens", "truncated"}
-"""The fields that are sums over the responses."""
+    (
+        Measure("Cycles counted", "per response", 2, "strong enough, and with new neurons"),
+        lambda c: c.gated_cycles,
+    ),
+    (
+        Measure("No evidence", "% of responses", 1, "no weighted mass"),
+        lambda c: 100 * c.without_evidence / c.responses,
+    ),
+    (
+        Measure("Mass kept", "%", 2, "share of activation mass kept by the top-k"),
+        lambda c: 100 * c.kept_mass,
+    ),
+    (
+        Measure("Tokens", "per response", 1, "truncated responses included"),
+        lambda c: c.tokens / c.responses,
+    ),
+    (
+        Measure("Truncated", "% of responses", 1, "cut at the token limit"),
+        lambda c: 100 * c.truncated / c.responses,
+    ),
+    (
+        Measure("NEX, stretched", "−log₁₀(1 − NEX)", 2, "tells scores near 1 apart"),
+        lambda c: c.saturation,
+    ),
+    (Measure("Reward", "", 3, "NEX Eq. 15"), lambda c: c.reward),
+    (Measure("Bad", "", 3, "NEX Eq. 16"), lambda c: c.bad),
+)
+"""What stands behind the scores, and its value for a candidate."""
 
 
 class Cell(NamedTuple):
@@ -52,112 +70,68 @@ class Cell(NamedTuple):
     favourite: bool = False
 
 
-class CandidateRow(NamedTuple):
-    """One candidate, ready to be shown; `value` and `interval` are in the unit shown."""
-
-    index: int
-    rank: int
-    name: str
-    checkpoint: str
-    digest: str
-    method: str
-    """Empty for an endpoint."""
-    ratio: float | None
-    tied: bool
-    """It is the best, or can't be told apart from it."""
-    value: dict[str, float | None]
-    interval: dict[str, Interval]
-    evidence: dict[str, float | None]
-
-
 class RankingPage(NamedTuple):
     """What the panels of a ranking's page are drawn from."""
 
     ranking: Ranking
-    rows: list[CandidateRow]
-    """The candidates, best first."""
     scores: dict[str, Measure]
     """The scores shown, in their order; accuracy first, where it is known."""
     favourites: dict[str, int]
-    """Score -> place of the candidate it prefers."""
+    """Score -> place of the candidate it prefers, 0 for the best."""
     reading: TraceReading | None
     """One response of the best candidate, read closely."""
-    truth: Mapping[str, Any]
-    """The evaluation that the accuracies come from; empty where they don't come from one."""
+    truth: Evaluation | None
+    """Where the accuracies come from, unless that was a bare table."""
     lineage: Mapping[str, Any]
     """surgeon.json of the ranking."""
+
+    @property
+    def candidates(self) -> tuple[RankedCandidate, ...]:
+        """Best first."""
+        return self.ranking.candidates
 
     @property
     def select(self) -> Measure:
         """The score that orders the candidates."""
         return self.scores[self.ranking.select]
 
-    @property
-    def most_accurate(self) -> int | None:
-        return self.favourites.get("accuracy")
+    def values(self, score: str) -> list[float | None]:
+        """A score of every candidate, as it is shown."""
+        return [value_of(candidate, score) for candidate in self.candidates]
 
     def total(self, field: str) -> int:
         """A field of the candidates, summed."""
-        return sum(getattr(candidate, field) for candidate in self.ranking.candidates)
+        return sum(getattr(candidate, field) for candidate in self.candidates)
+
+
+def value_of(candidate: RankedCandidate, score: str) -> float | None:
+    """A score of a candidate, as it is shown: accuracy in %."""
+    if score != "accuracy":
+        return candidate.scores[score]
+    return None if candidate.accuracy is None else 100 * candidate.accuracy
 
 
 def ranking_page(
     ranking: Ranking,
     measures: Mapping[str, Measure],
     reading: TraceReading | None = None,
-    truth: Mapping[str, Any] | None = None,
+    truth: Evaluation | None = None,
     lineage: Mapping[str, Any] | None = None,
 ) -> RankingPage:
     """What the page shows; scores without a measure follow under their own names."""
-    present = ranking.candidates[0].scores if ranking.candidates else {}
-    order = dict.fromkeys([ranking.select, *measures, *present])
+    present = ranking.favourites
     scores = {
-        score: measures.get(score) or Measure(score, "", 4, "")
-        for score in order
-        if score in present or score == ranking.select
+        score: measures.get(score, Measure(score, "", 4, ""))
+        for score in dict.fromkeys([ranking.select, *measures, *present])
+        if score in present
     }
-    if any(candidate.accuracy is not None for candidate in ranking.candidates):
+    place = {candidate.name: n for n, candidate in enumerate(ranking.candidates)}
+    favourites = {s: place[name] for s, name in present.items() if name is not None}
+    accuracy = {n: a for n, c in enumerate(ranking.candidates) if (a := c.accuracy) is not None}
+    if accuracy:
         scores = {"accuracy": ACCURACY, **scores}
-    rows = [_row(i, candidate, scores) for i, candidate in enumerate(ranking.candidates)]
-    place = {row.name: row.index for row in rows}
-    favourites = {
-        score: place[name]
-        for score, name in ranking.favourites.items()
-        if name is not None and score in scores
-    }
-    known = [(v, -row.index) for row in rows if (v := row.value["accuracy"]) is not None]
-    if known:
-        favourites["accuracy"] = -max(known)[1]
-    return RankingPage(ranking, rows, scores, favourites, reading, truth or {}, lineage or {})
-
-
-def _row(index: int, candidate: RankedCandidate, scores: Mapping[str, Measure]) -> CandidateRow:
-    return CandidateRow(
-        index=index,
-        rank=candidate.rank,
-        name=candidate.name,
-        checkpoint=candidate.checkpoint,
-        digest=candidate.digest,
-        method=candidate.method or "",
-        ratio=candidate.ratio,
-        tied=candidate.not_told_apart_from_best,
-        value={
-            **candidate.scores,
-            "accuracy": None if candidate.accuracy is None else ACCURACY.scale * candidate.accuracy,
-        },
-        interval=dict(candidate.interval),
-        evidence={
-            field: None if value is None else measure.scale * value
-            for field, measure in EVIDENCE.items()
-            for value in [evidence_of(candidate, field)]
-        },
-    )
-
-
-def evidence_of(candidate: RankedCandidate, field: str) -> float | None:
-    """A field of `EVIDENCE`, sums as means over the responses."""
-    value = getattr(candidate, field)
-    return value / candidate.responses if field in TOTALS else value
+        favourites["accuracy"] = max(accuracy, key=accuracy.__getitem__)
+    return RankingPage(ranking, scores, favourites, reading, truth, lineage or {})
 
 
 def number(measure: Measure, value: float | None) -> str:
@@ -183,12 +157,12 @@ def sort_key(value: float | None) -> str:
     return "" if value is None else repr(value)
 
 
-def score_cells(page: RankingPage, row: CandidateRow) -> list[Cell]:
+def score_cells(page: RankingPage, place: int) -> list[Cell]:
     """A candidate's scores, in their order."""
-    cells = []
+    candidate, cells = page.candidates[place], []
     for score, measure in page.scores.items():
-        value, ends = row.value[score], row.interval.get(score, NO_INTERVAL)
-        favourite = page.favourites.get(score) == row.index
+        value, ends = value_of(candidate, score), candidate.interval.get(score, NO_INTERVAL)
+        favourite = page.favourites.get(score) == place
         shown = number(measure, value)
         cells.append(Cell(shown, sort_key(value), interval_text(measure, ends), favourite))
     return cells
