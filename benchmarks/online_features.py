@@ -7,6 +7,7 @@ transform of the window, however many tokens there were.
 # Shape letters: B rows of a batch, T tokens, C channels.
 
 import os
+from collections.abc import Sequence
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks._timing import cpu_seconds
-from surgeon.neureasoner.features import FEATURES, OnlineFeatures, direct_features
+from surgeon.neureasoner.features import FEATURES, OnlineFeatures, spectral_features
 from surgeon.settings.neureasoner import WatchSettings
 
 ROWS, CHANNELS = 8, 96
@@ -27,6 +28,16 @@ TIMED = 200
 FLAT = 1.1
 """Times the cost at `SHORT` tokens."""
 DRIFT = 1e-5
+
+
+def direct_features(level: str, x_TC: Tensor, probes: Sequence[float]) -> Tensor:
+    """Features (C, X) of one window in the form of Alg. 2, by a plain transform at the probes."""
+    x_TC = x_TC.abs().double()
+    y_TC = x_TC - x_TC.mean(0)
+    angle_PT = torch.tensor(probes, dtype=torch.float64)[:, None] * torch.arange(len(x_TC))
+    power_PC = (angle_PT.cos() @ y_TC).square() + (angle_PT.sin() @ y_TC).square()
+    energy_C = y_TC.square().sum(0)
+    return spectral_features(level, power_PC[None], energy_C[None], len(probes) // 2)[0]
 
 
 def feed(online: OnlineFeatures, x_TC: Tensor, steps: bool = False) -> None:

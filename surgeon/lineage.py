@@ -225,7 +225,7 @@ def write_tensors(
 
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
-    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     save_file(whole, temporary, metadata=metadata)
     sync(temporary)
     os.replace(temporary, path)

@@ -286,7 +286,7 @@ def test_firings_that_an_answers_end_cut_off_are_left_out(monitored: Server, her
     # A separator that comes before the trigger was the last token.
     written = PartialAnswer(here.tokenizer, (), False)
     written.take(NextToken(0, 5, "length", [Firing(1, "intra", 0.9, "a step")]))
-    assert written.notes() == {"firings": []}
+    assert written.shown_firings == []
 
 
 def test_the_models_page_says_what_is_watched(monitored: Server, server: Server):

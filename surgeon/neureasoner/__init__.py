@@ -10,8 +10,8 @@ Equation -> function:
 
     1          contribution of a unit or head to a token   surgeon.attribution (it runs the model)
     sec. 2.1   the Mixture of Neurons, N*                   surgeon.attribution.persistent
-    2, 3       spectral features on the window's own grid   features.batch_features
-    Alg. 2     the same at fixed probes, online             features.OnlineFeatures
+    2, 3       shares and entropy of a spectrum             features.spectral_features
+    Alg. 2     the spectrum at fixed probes, online         features.OnlineFeatures
     sec. 3.1   window of the last k steps, first K steps    features.trace_features, steps.StepRows
     App. E.3   detectors: labels, split, training           detectors.collect, train
     4-7        reconstruction and trigger training          surgeon.trigger (it writes data, trains)

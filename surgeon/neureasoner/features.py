@@ -1,9 +1,8 @@
 """Spectral features of a channel's activations over a window of tokens: Eq. 2-3 and Alg. 2.
 
-The batch form takes the spectrum on the window's own grid of frequencies. The probe form takes it
-at a few fixed frequencies, which need sums over the window only: `OnlineFeatures` keeps those sums
-while a batch is decoded, `trace_features` finds them for every token of a trace that is at hand.
-Both give what a direct transform at the probes gives (`direct_features`).
+The spectrum is taken at a few fixed frequencies, the probes, which need sums over the window only
+(R10). `OnlineFeatures` keeps those sums while a batch is decoded, `trace_features` finds them for
+every token of a trace that is at hand. Both give what a direct transform at the probes gives.
 """
 
 # Shapes: B rows of a batch, N windows, T tokens of a window or trace, C channels, P probes, J sums
@@ -29,53 +28,20 @@ one, at low ones; the normalised spectral entropy; the logarithm of the energy."
 EPSILON = 1e-8
 
 
-# ---------------------------------------------------------------- from a power spectrum
-
-
-def _shape(level: str, power_NPC: Tensor, energy_NC: Tensor, low: int, epsilon: float) -> Tensor:
-    """Features (N, C, X) from powers at P ascending frequencies, the first `low` of them low."""
-    P = power_NPC.shape[1]
-    share_NPC = power_NPC / (power_NPC.sum(1, keepdim=True) + epsilon)  # Eq. 2
-    # Eq. 3; fewer than two frequencies leave nothing to be spread over.
-    spread = 1 / log(P) if P > 1 else 0.0
-    entropy_NC = -torch.xlogy(share_NPC, share_NPC).sum(1) * spread
+def spectral_features(level: str, power_NPC: Tensor, energy_NC: Tensor, low: int) -> Tensor:
+    """Features (N, C, X) from powers at P >= 2 ascending frequencies, of which `low` are low."""
+    share_NPC = power_NPC / (power_NPC.sum(1, keepdim=True) + EPSILON)  # Eq. 2
+    scale = 1 / log(power_NPC.shape[1])
+    entropy_NC = -torch.xlogy(share_NPC, share_NPC).sum(1) * scale  # Eq. 3
     if level == "intra":
         high_NC = share_NPC[:, low:].sum(1)
-        return torch.stack([high_NC, entropy_NC, (energy_NC.clamp_min(0) + epsilon).log()], -1)
+        return torch.stack([high_NC, entropy_NC, (energy_NC.clamp_min(0) + EPSILON).log()], -1)
     if level == "inter":
-        dominant_NC = share_NPC.amax(1) if P else torch.zeros_like(energy_NC)
-        return torch.stack([dominant_NC, entropy_NC], -1)
+        return torch.stack([share_NPC.amax(1), entropy_NC], -1)
     return torch.stack([share_NPC[:, :low].sum(1), entropy_NC], -1)
 
 
-def batch_features(level: str, x_TC: Tensor, *, epsilon: float = EPSILON) -> Tensor:
-    """Features (C, X) of one window on its own frequency grid, Eq. 2-3; float64.
-
-    Of the F = T // 2 + 1 frequencies of the paper, f = 1 is the mean's and stands in no set. The
-    low set is 2 <= f <= F // 2, the high set the rest; the energy is the summed power.
-    """
-    x_TC = x_TC.abs().double()
-    power_FC = torch.fft.rfft(x_TC - x_TC.mean(0), dim=0).abs().square()[1:]
-    low = max(0, (len(power_FC) + 1) // 2 - 1)
-    return _shape(level, power_FC[None], power_FC.sum(0)[None], low, epsilon)[0]
-
-
-def direct_features(
-    level: str, x_TC: Tensor, probes: Sequence[float], *, epsilon: float = EPSILON
-) -> Tensor:
-    """Features (C, X) of one window in the form of Alg. 2, by a plain transform at the probes."""
-    x_TC = x_TC.abs().double()
-    y_TC = x_TC - x_TC.mean(0)
-    angle_PT = torch.tensor(probes, dtype=torch.float64)[:, None] * torch.arange(len(x_TC))
-    power_PC = (angle_PT.cos() @ y_TC).square() + (angle_PT.sin() @ y_TC).square()
-    energy_C = y_TC.square().sum(0)
-    return _shape(level, power_PC[None], energy_C[None], len(probes) // 2, epsilon)[0]
-
-
-# ---------------------------------------------------------------- from sums
-
-
-def sums_features(level: str, sums_NJC: Tensor, *, epsilon: float = EPSILON) -> Tensor:
+def sums_features(level: str, sums_NJC: Tensor) -> Tensor:
     """Features (N, C, X) of windows from their sums, Alg. 2 part 3.
 
     A window's sums over its tokens, per channel: x, x cos(wt) and x sin(wt) at each probe w, x * x.
@@ -88,7 +54,7 @@ def sums_features(level: str, sums_NJC: Tensor, *, epsilon: float = EPSILON) -> 
     wave_NJC = value_NJC[:, 1:-1] - mean_NC[:, None] * one_NJ1[:, 1:-1]  # A - mu B
     power_NPC = wave_NJC[:, :P].square() + wave_NJC[:, P:].square()
     energy_NC = value_NJC[:, -1] - value_NJC[:, 0].square() / count_N1  # V - U * U / L
-    return _shape(level, power_NPC, energy_NC, P // 2, epsilon)
+    return spectral_features(level, power_NPC, energy_NC, P // 2)
 
 
 def _columns(sums_NJC: Tensor, channels: Sequence[int] | None) -> Tensor:
@@ -146,8 +112,8 @@ class OnlineFeatures:
 
     A token costs the same however long the window is. The sums are kept per step, in float64: the
     oldest step leaves the window by being overwritten, so nothing is subtracted, nothing drifts,
-    and no activation is remembered. The window is the last `k` steps, the one that goes on
-    included, k by level. Next to it the sums of the first `instance_steps` steps are kept.
+    and no activation is remembered. The window is the last `k` steps, the current
+    one included, k by level. Next to it the sums of the first `instance_steps` steps are kept.
     """
 
     def __init__(
@@ -172,7 +138,7 @@ class OnlineFeatures:
             return torch.zeros(shape, dtype=torch.float64, device=device)
 
         self.now_BJC = zeros(rows, J, C)
-        """Sums of the step that goes on."""
+        """Sums of the current step."""
         self.past_BSJC = zeros(rows, self.slots, J, C)
         self.first_BJC = zeros(rows, J, C)
         """Sums of those of the first steps that have ended."""
@@ -198,7 +164,7 @@ class OnlineFeatures:
         time_B += counted_B1[:, 0]
 
     def end_step(self, rows: Sequence[int]) -> None:
-        """The step that goes on in these rows is over; the next token begins another."""
+        """The current step of these rows is over; the next token begins another."""
         if not len(rows):
             return
         rows = list(rows)
@@ -214,7 +180,7 @@ class OnlineFeatures:
     def features(
         self, level: str, rows: Sequence[int], channels: Sequence[int] | None = None
     ) -> Tensor:
-        """Features (N, C, X) of the level's window in these rows, with the step that goes on."""
+        """Features (N, C, X) of the level's window in these rows, the current step included."""
         rows = list(rows)
         if level == "instance":
             early_N = torch.from_numpy(self.steps_B[rows] < self.settings.instance_steps)

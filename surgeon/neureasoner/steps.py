@@ -159,7 +159,7 @@ class StepRows:
         self.position_B = np.zeros(rows, np.int64)
         """Response tokens seen."""
         self.start_B = np.zeros(rows, np.int64)
-        """First position of the step that goes on."""
+        """First position of the current step."""
 
     def _names(self) -> list[str]:
         return [name for name in vars(self) if name.endswith("_B")]
@@ -200,7 +200,7 @@ class StepRows:
         return counted_B, opened_B, ended_B
 
     def closing(self, next_ids_B: Any) -> np.ndarray:
-        """bool_B: the step that goes on will be over because this token comes next."""
+        """bool_B: the current step will be over because this token comes next."""
         return ~self.over_B & self.text_B & self.ends.thinking_over(next_ids_B)
 
     def begin_step(self, rows_B: np.ndarray) -> None:

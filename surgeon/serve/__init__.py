@@ -25,7 +25,7 @@ frees its rows.
 service.py    the model, its tokenizer and its monitor, made ready
 query.py      requests as JSON, read
 worker.py     the batch that answers join and leave
-text.py       tokens into text while they come
+stops.py      where a stop string ends a text
 replies.py    tokens and text into OpenAI's JSON
 refusals.py   errors in OpenAI's words
 app.py        the web application

@@ -4,34 +4,20 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
-from surgeon.serve.text import Detokenizer, StopStrings
+from surgeon.serve.stops import StopStrings
 from surgeon.serve.worker import NextToken
+from surgeon.traces.texts import Detokenizer
 from surgeon.watch.watching import Firing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 END = b"data: [DONE]\n\n"
-UNFINISHED: "Choice" = {"logprobs": None, "finish_reason": None}
-"""What a piece of a stream says of an answer that goes on."""
+UNFINISHED: "ChoiceBody" = {"logprobs": None, "finish_reason": None}
+"""What a piece of a stream says of an answer without an end yet."""
 
 
-class FiringNote(TypedDict):
-    """A firing, as `surgeon.watch` logs it."""
-
-    position: int
-    level: str
-    probability: float
-    step: str
-
-
-class MonitorNotes(TypedDict):
-    """What the monitor did: the `surgeon` member of a choice."""
-
-    firings: list[FiringNote]
-
-
-class Choice(TypedDict, total=False):
+class ChoiceBody(TypedDict, total=False):
     """One answer, or a piece of it in a stream, as OpenAI writes it."""
 
     index: int
@@ -42,7 +28,8 @@ class Choice(TypedDict, total=False):
     finish_reason: str | None
     token_ids: list[int]
     stop_reason: str | None
-    surgeon: MonitorNotes
+    surgeon: dict[str, list[dict[str, object]]]
+    """What the monitor did: its firings."""
 
 
 class Usage(TypedDict):
@@ -100,11 +87,10 @@ class PartialAnswer:
         self._reported = len(self.pieces)
         return text, self.token_ids[first:]
 
-    def notes(self) -> MonitorNotes:
-        """What the monitor did, for those who ask this server."""
-        # A firing may force tokens that the answer's end left no room for.
-        within = [f for f in self.firings if f.position < len(self.token_ids)]
-        return {"firings": [FiringNote(**firing._asdict()) for firing in within]}
+    @property
+    def shown_firings(self) -> list[Firing]:
+        """The firings whose forced tokens the answer's end left room for."""
+        return [firing for firing in self.firings if firing.position < len(self.token_ids)]
 
 
 class Form(NamedTuple):
@@ -115,11 +101,11 @@ class Form(NamedTuple):
     """The kind of a reply that comes at once."""
     part: str
     """The kind of a piece of a stream."""
-    say: Callable[[str], Choice]
+    say: Callable[[str], ChoiceBody]
     """A choice's text, at once."""
-    add: Callable[[str], Choice]
+    add: Callable[[str], ChoiceBody]
     """More of a choice's text."""
-    begin: Choice | None
+    begin: ChoiceBody | None
     """What a choice of a stream begins with."""
 
 
@@ -180,22 +166,22 @@ class Envelope(NamedTuple):
         return self._event([], usage) if self.usage else b""
 
     def _choice(
-        self, number: int, text: Choice, answer: PartialAnswer, ids: Sequence[int]
-    ) -> Choice:
-        choice: Choice = {"index": number, **text, **UNFINISHED}
+        self, number: int, text: ChoiceBody, answer: PartialAnswer, ids: Sequence[int]
+    ) -> ChoiceBody:
+        choice: ChoiceBody = {"index": number, **text, **UNFINISHED}
         if self.token_ids:
             choice["token_ids"] = list(ids)
         if answer.finish_reason is not None:
             choice["finish_reason"] = answer.finish_reason
             choice["stop_reason"] = answer.stop_string
             if self.monitored:
-                choice["surgeon"] = answer.notes()
+                choice["surgeon"] = {"firings": [f._asdict() for f in answer.shown_firings]}
         return choice
 
     def _head(self, kind: str) -> dict[str, object]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
-    def _event(self, choices: list[Choice], usage: Usage | None = None) -> bytes:
+    def _event(self, choices: list[ChoiceBody], usage: Usage | None = None) -> bytes:
         counted = {"usage": usage} if self.usage else {}
         return event({**self._head(self.form.part), "choices": choices, **counted})
 

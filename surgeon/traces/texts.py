@@ -8,8 +8,10 @@ if TYPE_CHECKING:
 
 BROKEN = "\ufffd"
 """What bytes that form no character decode to."""
-LONGEST_CHARACTER = 8
-"""Tokens that may wait for the rest of a character: a byte each, and some to spare."""
+WINDOW = 16
+"""Tokens that are decoded together at most, as long as characters are whole."""
+NO_CHARACTER = 8
+"""So many tokens in a row without a whole character (of 4 bytes at most) are none to come."""
 
 
 def text_of(
@@ -23,30 +25,59 @@ def text_of(
     return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 
+class Detokenizer:
+    """The text of one answer as its tokens come, in pieces that never end within a character.
+
+    Together the pieces are what the tokenizer makes of all tokens at once; special tokens are text.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
+        self.tokenizer = tokenizer
+        self.ids: list[int] = []
+        """The latest tokens; how a token is written may depend on those before it."""
+        self.known = 0
+        """Characters of their text that were returned already."""
+        self.whole = 0
+        """Tokens of them after which the text last ended in a whole character."""
+
+    def push(self, token_id: int) -> str:
+        """The text that is certain now and wasn't before; often empty within a character."""
+        self.ids.append(token_id)
+        text = self._text()
+        certain = text.rstrip(BROKEN)
+        if len(text) - len(certain) >= NO_CHARACTER <= len(self.ids) - self.whole:
+            # The last three bytes may still be the beginning of a character.
+            kept = self.ids[-3:]
+            del self.ids[-3:]
+            piece = self.finish()
+            self.ids = kept
+            return piece
+        piece = certain[self.known :]
+        self.known = max(self.known, len(certain))
+        if certain == text:
+            if len(self.ids) > WINDOW:
+                # It goes on from where a character began.
+                self.ids = self.ids[self.whole :]
+                self.known = len(self._text())
+            self.whole = len(self.ids)
+        return piece
+
+    def finish(self) -> str:
+        """What is left at the end: bytes that became no character."""
+        piece = self._text()[self.known :]
+        self.ids, self.known, self.whole = [], 0, 0
+        return piece
+
+    def _text(self) -> str:
+        return text_of(self.tokenizer, self.ids)
+
+
 def token_texts(tokenizer: "PreTrainedTokenizerBase", token_ids: Sequence[int]) -> list[str]:
     """The text each token adds; a character split over tokens goes to the one that ends it.
 
     A last character without its end stays, as U+FFFD. At most three short calls of the decoder a
     token, whatever the tokens are.
     """
-    texts: list[str] = []
-    # The text of tokens [context, len(texts)) begins with `known` characters that are in `texts`
-    # already: one token of context keeps the spaces that a tokenizer drops at the start of a text.
-    context, known = 0, 0
-
-    def settle(end: int, text: str) -> None:
-        nonlocal context, known
-        # Several tokens that waited for each other: the last one ends their characters.
-        texts.extend([""] * (end - 1 - len(texts)))
-        texts.append(text[known:])
-        context, known = end - 1, len(text_of(tokenizer, token_ids[end - 1 : end]))
-
-    for end in range(1, len(token_ids) + 1):
-        text = text_of(tokenizer, token_ids[context:end])
-        if not text.endswith(BROKEN) or end == len(token_ids):
-            settle(end, text)
-        elif end - len(texts) == LONGEST_CHARACTER:
-            # What has waited longest is no part of a character that may still come.
-            oldest = len(texts) + 1
-            settle(oldest, text_of(tokenizer, token_ids[context:oldest]))
-    return texts
+    detokenizer = Detokenizer(tokenizer)
+    texts = [detokenizer.push(token_id) for token_id in token_ids]
+    return [*texts[:-1], texts[-1] + detokenizer.finish()] if texts else []

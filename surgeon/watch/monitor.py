@@ -4,7 +4,6 @@ It lies beside the weights as `monitor.safetensors`, so that a checkpoint carrie
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from operator import index
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from surgeon import lineage
 from surgeon.channels import Channels
 from surgeon.errors import BadInput
 from surgeon.neureasoner.detectors import Detector
@@ -71,25 +71,18 @@ class Monitor:
 
     def save(self, path: str | Path) -> None:
         """Write a file, or `monitor.safetensors` into a directory, whole or not at all."""
-        from safetensors.torch import save_file
-
-        path = locate(path)
-        tensors = {
-            f"{level}.{name}": tensor.detach().cpu().contiguous()
+        arrays = {
+            f"{level}.{name}": tensor.detach().cpu().numpy()
             for level, detector in self.detectors.items()
             for name, tensor in detector.state_dict().items()
         }
         row = {
             "checkpoint": self.checkpoint,
             "channels": {level: c._asdict() for level, c in self.channels.items()},
-            "settings": {**asdict(self.settings), "triggers": {**self.settings.triggers}},
+            "settings": asdict(self.settings),
         }
-        temporary = path.with_name(f".{path.name}.tmp")
         # One entry: of several the order, and so the bytes, would be left to chance.
-        save_file(tensors, temporary, {FORMAT: json.dumps(row)})
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        lineage.write_tensors(locate(path), arrays, {FORMAT: json.dumps(row)})
 
     @classmethod
     def load(cls, path: str | Path, checkpoint: "Checkpoint | None" = None) -> "Monitor":
@@ -136,14 +129,14 @@ def locate(path: str | Path) -> Path:
 
 
 def find_monitor(
-    spec: str, checkpoint: "Checkpoint", given: str | Path | None = None
+    spec: str, checkpoint: "Checkpoint", file: str | Path | None = None
 ) -> Path | None:
-    """The file that was given, or the monitor that the checkpoint of this spec carries, if any.
+    """That file, or by default the monitor that the checkpoint of this spec carries, if any.
 
     Of `base+adapter` the adapter's comes first.
     """
-    if given is not None:
-        return locate(Path(given).expanduser())
+    if file is not None:
+        return locate(Path(file).expanduser())
     places = [checkpoint.path]
     if "+" in spec and not Path(spec).expanduser().is_dir():
         places.insert(0, Path(spec.rpartition("+")[2]).expanduser())
@@ -151,7 +144,7 @@ def find_monitor(
 
 
 def read_levels(levels: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
-    """The levels to watch, from names or comma lists of them: all that are known, unless told.
+    """The levels to watch, from names or comma lists of them; by default all that are known.
 
     `none` watches nothing. Raises BadInput for a level that isn't known.
     """
@@ -181,10 +174,8 @@ def _parse(row: Any, tensors: dict[str, torch.Tensor]) -> Monitor:
         )
         for level, c in row["channels"].items()
     }
-    values: dict[str, Any] = {
-        n: tuple(v) if isinstance(v, list) else v for n, v in row["settings"].items()
-    }
-    known = {f.name for f in fields(WatchSettings)}
+    values = dict(row["settings"])
+    known = {field.name for field in fields(WatchSettings)}
     if set(values) != known:
         raise ValueError(f"settings {sorted(set(values) ^ known)}")
     settings = WatchSettings(**values)

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from surgeon.checkpoint import resolve
-from surgeon.serve.text import BROKEN, Detokenizer, StopStrings
+from surgeon.serve.stops import StopStrings
+from surgeon.traces.texts import BROKEN, Detokenizer
 
 TEXT = st.text(st.sampled_from("a b\n€é😀漢\u0301\u200d👩🏽"), max_size=60)
 
