@@ -10,18 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.decoding.cache import cache_bytes_per_token
+from surgeon.live.architecture import base_model
 
 
 class _Row:
     """What `generate` would hold for one answer between two passes."""
 
-    def __init__(self, model: Any):
-        self.model = model
-        self.ids: list[int] = []
+    def __init__(self, model: Any, unread: Sequence[int]):
+        self.model, self.ids = model, list(unread)
         self.state: dict[str, Any] | None = None
 
     def feed(self, ids: Sequence[int]) -> Tensor:
-        """Run the model over further tokens; the logits (V,) of the next."""
+        """Run the model over further tokens, and in the first pass over those unread; the float32
+        logits (V,) of the next."""
         first, model = self.state is None, self.model
         self.ids += ids
         id_1N = torch.tensor([self.ids], device=model.device)
@@ -41,7 +42,7 @@ class _Row:
 
 def _prepared(model: Any, id_1N: Tensor) -> dict[str, Any]:
     """The keyword arguments of the first pass, as `generate` prepares them: it makes the cache."""
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, logging
 
     found: dict[str, Any] = {}
 
@@ -49,22 +50,33 @@ def _prepared(model: Any, id_1N: Tensor) -> dict[str, Any]:
         found.update(given)
         return input_ids
 
-    model.generate(
-        id_1N,
-        attention_mask=torch.ones_like(id_1N),
-        generation_config=GenerationConfig(max_new_tokens=1, do_sample=False, use_cache=True),
-        custom_generate=instead_of_decoding,
-    )
+    verbosity = logging.get_verbosity()
+    # It would remark on the settings that the checkpoint brings for sampling.
+    logging.set_verbosity_error()
+    try:
+        model.generate(
+            id_1N,
+            attention_mask=torch.ones_like(id_1N),
+            generation_config=GenerationConfig(max_new_tokens=1, do_sample=False, use_cache=True),
+            custom_generate=instead_of_decoding,
+        )
+    finally:
+        logging.set_verbosity(verbosity)
     for other in ("logits_processor", "stopping_criteria", "generation_config"):
         found.pop(other)
     return found
 
 
 class Alone:
-    """Rows that don't share passes: any model that `generate` can run, at the speed of one row."""
+    """Rows that don't share passes: any model that `generate` can run, at the speed of one row.
 
-    def __init__(self, model: nn.Module):
-        self.model, self.token_bytes = model, cache_bytes_per_token(model)
+    With `splits`, a prompt's last token has a pass of its own, which a watcher sees; else a prompt
+    is read in one pass, as `generate` does.
+    """
+
+    def __init__(self, model: nn.Module, splits: bool):
+        self.model, self.splits = base_model(model), splits
+        self.token_bytes = cache_bytes_per_token(model)
         self.row_by_slot: dict[int, _Row] = {}
         self.capacity = 0
 
@@ -85,8 +97,7 @@ class Alone:
         """Go on with more rows."""
 
     def shrink(self, rows: int) -> None:
-        """Go on with the first `rows` rows."""
-        self.row_by_slot = {b: row for b, row in self.row_by_slot.items() if b < rows}
+        """Go on with the first `rows` rows: the others hold nothing."""
 
     def move(self, source: Sequence[int], target: Sequence[int], length: int) -> None:
         """What the rows `source` hold now is in the rows `target`."""
@@ -100,9 +111,9 @@ class Alone:
     def read(self, prompts: Sequence[tuple[int, Sequence[int]]]) -> None:
         """Read tokens into rows (slot, tokens) that hold nothing yet."""
         for slot, ids in prompts:
-            self.row_by_slot[slot] = row = _Row(self.model)
-            if ids:
-                row.feed(ids)
+            self.row_by_slot[slot] = row = _Row(self.model, ids)
+            if self.splits and ids:
+                row.feed([])
 
     def logits(self, token_B: Tensor, length_B: np.ndarray) -> Tensor:
         """Run the model over each row's newest token; the float32 logits (B, V) of the next, 0 for

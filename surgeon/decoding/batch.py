@@ -2,12 +2,10 @@
 
 # Shape letters: B rows of the batch (slots), V vocabulary, S numbers of a random stream.
 
-import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import islice
 
 import numpy as np
@@ -17,16 +15,14 @@ from torch import Tensor, nn
 from surgeon.decoding.alone import Alone
 from surgeon.decoding.cache import available_bytes, cache_bytes_per_token, round_up
 from surgeon.decoding.choosing import STREAM_BLOCK, DrawSettings, choose, uniforms
+from surgeon.decoding.fitting import passes_of
 from surgeon.decoding.requests import FinishReason, Request, Token, Watcher
-from surgeon.decoding.slots import Slots
 from surgeon.errors import BadInput
 from surgeon.live.architecture import (
     check_decodable,
     context_limit,
     fitting_threads,
     key_block,
-    misfit,
-    text_config,
 )
 
 ROWS = 16
@@ -69,17 +65,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         if was_training:
             model.train()
-
-
-@cache
-def say_slow(model_type: str, reason: str) -> None:
-    """Say once on stderr that this architecture's rows don't share passes, and why."""
-    print(
-        f"{model_type} is decoded by transformers' own cache, one row a pass, which is slow: "
-        f"{reason}.",
-        file=sys.stderr,
-        flush=True,
-    )
 
 
 @dataclass(eq=False)
@@ -134,12 +119,11 @@ class Decoder:
         watcher: Watcher | None = None,
     ):
         check_decodable(model)
-        reason = misfit(model)
-        if reason is not None:
-            say_slow(text_config(model).model_type, reason)
-            # A pass then holds one row, and a watcher is told of it as the batch's only one.
-            rows = rows if watcher is None else 1
-        self.passes = Slots(model) if reason is None else Alone(model)
+        with evaluating(model), fitting_threads(model):
+            self.passes = passes_of(model, splits=watcher is not None)
+        if watcher is not None and isinstance(self.passes, Alone):
+            # A pass holds one row, and the watcher is told of it as the batch's only one.
+            rows = 1
         self.model, self.stop, self.limit = model, stop, context_limit(model)
         self.watcher, self.sheds = watcher, sheds
         self.max_tokens, self.draw = max_tokens, DrawSettings(temperature, top_p, top_k)

@@ -12,12 +12,16 @@ from torch import Tensor, nn
 
 from surgeon.live.architecture import text_config
 
+HEADS = "num_attention_heads"
+
 
 def cache_bytes_per_token(model: nn.Module) -> int:
     """Bytes of keys and values that one token takes over all layers."""
     config = text_config(model)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or getattr(config, HEADS, None) or 1
+    width = getattr(config, "head_dim", None) or config.hidden_size // (
+        getattr(config, HEADS, None) or heads
+    )
     size = next(model.parameters()).element_size()
     return 2 * config.num_hidden_layers * heads * width * size
 
@@ -69,6 +73,8 @@ class SlotCache:
     """Prefill: the rows that the pass writes."""
     start: int = 0
     """Prefill: the first position of the chunk."""
+    asked: bool = False
+    """Whether the model took positions from here for a mask."""
 
     def __post_init__(self) -> None:
         self.keys, self.values = [None] * self.n_layers, [None] * self.n_layers
@@ -98,6 +104,7 @@ class SlotCache:
 
     def get_query_offset(self, layer_idx: int = 0) -> Tensor | int:
         """Positions before this pass: of each row while decoding, else the same for all."""
+        self.asked = True
         if self.slots is not None or self.position_B is None:
             return self.start
         return self.position_B

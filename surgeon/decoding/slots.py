@@ -29,6 +29,7 @@ class Slots:
     """One cache for all rows; the masks are the model's own, at each row's position."""
 
     def __init__(self, model: nn.Module):
+        self.model = model
         self.decoder, self.config = text_decoder(model), text_config(model)
         self.head, self.limit = head_of(model), context_limit(model)
         self.device = next(model.parameters()).device

@@ -2,6 +2,7 @@
 
 # Shape letters: V vocabulary, D model width.
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import signature
@@ -15,6 +16,12 @@ from surgeon.errors import BadInput
 
 SMALL_MODEL = 20_000_000
 """Parameters below which a model runs on one thread."""
+WINDOW_MASKS = (
+    "create_sliding_window_causal_mask",
+    "create_chunked_causal_mask",
+    "create_masks_for_generate",
+)
+"""What a family's module imports from transformers where some of its masks are narrower."""
 
 
 def text_config(model: nn.Module) -> Any:
@@ -24,15 +31,19 @@ def text_config(model: nn.Module) -> Any:
 
 def text_decoder(model: nn.Module) -> nn.Module:
     """The stack of layers that turns token ids into hidden states."""
-    return model.get_decoder()  # pyright: ignore[reportCallIssue]
+    decoder: Any = model.get_decoder()  # pyright: ignore[reportCallIssue]
+    # Of some families this is the language model inside a wrapper, its unembedding included.
+    return decoder.model if hasattr(decoder, "lm_head") else decoder
 
 
 class Head(NamedTuple):
-    """The unembedding, with the family's final soft cap."""
+    """The unembedding, with the family's factor and final soft cap."""
 
     module: nn.Module
     cap: float | None = None
     """Logits are cap * tanh(logits / cap), where the family does so."""
+    factor: float = 1.0
+    """Logits are multiplied by this first."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The float32 logits (..., V) of hidden states (..., D)."""
@@ -48,13 +59,25 @@ class Head(NamedTuple):
         )
 
     def _capped(self, logits: Tensor) -> Tensor:
+        logits = logits if self.factor == 1 else logits * self.factor
         return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
+
+
+FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier", "logits_scaling")
+"""Fields of text configs that logits are multiplied by; `logits_scaling` divides, but for
+HyperCLOVA X."""
 
 
 def head_of(model: nn.Module) -> Head:
     """The model's unembedding."""
-    cap = getattr(text_config(model), "final_logit_softcapping", None)
-    return Head(model.get_output_embeddings(), cap)  # pyright: ignore[reportCallIssue]
+    config, factor = text_config(model), 1.0
+    for name in FACTORS:
+        value = getattr(config, name, None)
+        if value is not None:
+            divides = name == "logits_scaling" and "hyperclovax" not in config.model_type
+            factor *= 1 / value if divides else value
+    cap = getattr(config, "final_logit_softcapping", None)
+    return Head(model.get_output_embeddings(), cap, factor)  # pyright: ignore[reportCallIssue]
 
 
 def context_limit(model: nn.Module) -> int:
@@ -91,7 +114,8 @@ def misfit(model: nn.Module) -> str | None:
     """Why rows at different positions can't share a pass of this model; None where they can.
 
     They can where all that a layer remembers of a row are keys and values, positions are told to
-    the model, and its masks come from transformers' mask functions.
+    the model, and its masks come from transformers' mask functions. That says which models are
+    worth trying: `surgeon.decoding.fitting` has the last word.
     """
     from transformers.cache_utils import (
         DummyLayer,
@@ -111,8 +135,13 @@ def misfit(model: nn.Module) -> str | None:
         return f"its decoder takes no {' and no '.join(lacking)}"
     if not getattr(decoder, "_supports_attention_backend", False):
         return "its attention and masks are its own"
-    if not getattr(config, "is_causal", True):
-        return "its attention isn't causal"
+    room = sys.modules[type(decoder).__module__]
+    if DynamicSlidingWindowLayer in kinds and not any(
+        hasattr(room, maker) for maker in WINDOW_MASKS
+    ):
+        return "its cache has windows that its masks don't have"
+    if not getattr(config, "is_causal", True) or not getattr(config, "is_decoder", True):
+        return "a prompt's tokens see those that follow"
     return None
 
 
