@@ -6,7 +6,7 @@ weights, models that need code from their repository.
 """
 
 from surgeon.checkpoint.card import card, fenced, markdown_table
-from surgeon.checkpoint.config import config_differences, context_of, d_ff_of
+from surgeon.checkpoint.config import Config, config_differences, context_of, d_ff_of
 from surgeon.checkpoint.directory import (
     INDEX,
     SINGLE,
@@ -30,6 +30,7 @@ __all__ = [
     "TEMPLATE_FILES",
     "TOKENIZER_FILES",
     "Checkpoint",
+    "Config",
     "TensorInfo",
     "adapter_digest",
     "card",

@@ -5,6 +5,8 @@ from typing import Any
 
 from surgeon import lineage
 
+Config = Mapping[str, Any]
+"""A model's config as `config.json` has it."""
 UNLIMITED = 1 << 30
 """Tokens: the context of a model whose config sets no limit."""
 COSMETIC = (
@@ -35,7 +37,7 @@ SHARED = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
 """What families call the number of their routed experts, and of those that all tokens share."""
 
 
-def d_ff_of(config: Mapping[str, Any]) -> int:
+def d_ff_of(config: Config) -> int:
     """FFN units per layer of a text config, the most that a layer has; for mixtures of experts,
     experts x units per expert, and the units of shared experts."""
     dense = config.get("intermediate_size") or 0
@@ -50,12 +52,12 @@ def d_ff_of(config: Mapping[str, Any]) -> int:
     return max(experts * units + shared, dense)
 
 
-def config_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+def config_differences(a: Config, b: Config) -> list[str]:
     """A line for each key of two configs that changes what the weights compute."""
     return lineage.differences(_computing(a), _computing(b))
 
 
-def _computing(config: Mapping[str, Any]) -> dict[str, Any]:
+def _computing(config: Config) -> Config:
     return {
         key: _computing(value) if isinstance(value, dict) else value
         for key, value in config.items()

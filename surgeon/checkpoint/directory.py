@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from surgeon import lineage
 from surgeon.checkpoint import specs
-from surgeon.checkpoint.config import context_of, d_ff_of
+from surgeon.checkpoint.config import Config, context_of, d_ff_of
 from surgeon.checkpoint.dtypes import LIVE_DTYPES, torch_dtype
 from surgeon.checkpoint.tensors import TensorInfo, read_header, read_json, read_tensor
 from surgeon.errors import BadInput
@@ -64,7 +64,7 @@ class Checkpoint:
         return self.path.resolve().name if self.spec == str(self.path) else self.spec
 
     @cached_property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Config:
         """`config.json`; raises `BadInput` when it is missing, malformed or wants remote code."""
         file = self.path / "config.json"
         if not file.is_file():
@@ -84,7 +84,7 @@ class Checkpoint:
         return config
 
     @property
-    def text_config(self) -> dict[str, Any]:
+    def text_config(self) -> Config:
         """The language model's part of the config (all of it for text-only models)."""
         return self.config.get("text_config", self.config)
 
@@ -239,7 +239,7 @@ class Checkpoint:
         return {self.digest} | ({made["candidate_digest"]} if "candidate_digest" in made else set())
 
     @cached_property
-    def generation_config(self) -> dict[str, Any]:
+    def generation_config(self) -> Config:
         """`generation_config.json`, or an empty dict."""
         return read_json(self.path / "generation_config.json")
 

@@ -31,6 +31,7 @@ from surgeon.checkpoint import (
     TEMPLATE_FILES,
     TOKENIZER_FILES,
     Checkpoint,
+    Config,
     card,
     disk_name,
     fenced,
@@ -317,7 +318,7 @@ def copy_choices(family: Family, out: Path) -> None:
             lineage.write_text(out / "chat_template.jinja", template)
 
 
-def _config_in(config: dict[str, Any], dtype: str | None) -> dict[str, Any]:
+def _config_in(config: Config, dtype: str | None) -> Config:
     """A model config that names another dtype (None: its own)."""
     if dtype is None:
         return config

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgeon.checkpoint import FLOAT_NAMES
-from surgeon.families.methods import Mix, method_of, require_method
+from surgeon.families.methods import MergeConfig, Mix, method_of, require_method
 
 if TYPE_CHECKING:
     from surgeon.families.description import Candidate, Family
@@ -13,7 +13,7 @@ MODEL_KEYS = ("model", "base_model", "tokenizer_source", "source")
 """Keys of a mergekit config whose value names a model."""
 
 
-def plain_merge(mix: Mix, dtype: str | None) -> dict[str, Any]:
+def plain_merge(mix: Mix, dtype: str | None) -> MergeConfig:
     """The merge config of a mix; raises `BadInput` for a method that isn't computed here."""
     require_method(mix.method)
     method = method_of(mix.method)
@@ -22,7 +22,7 @@ def plain_merge(mix: Mix, dtype: str | None) -> dict[str, Any]:
     return merge if dtype is None else {**merge, "dtype": dtype}
 
 
-def plain_mix(merge: dict[str, Any]) -> Mix | None:
+def plain_mix(merge: MergeConfig) -> Mix | None:
     """The mix a merge config amounts to, or None when the fast path doesn't cover it.
 
     Covered are the methods computed here with one number between 0 and 1, over the whole models
@@ -40,16 +40,17 @@ def plain_mix(merge: dict[str, Any]) -> Mix | None:
     return mix if merge in spellings and (dtype is None or dtype in FLOAT_NAMES) else None
 
 
-def with_models(merge: Any, called: dict[str, str]) -> Any:
-    """A mergekit config with its models (`a`, `b`, others) replaced by what `called` says."""
-    if isinstance(merge, dict):
-        return {
-            key: called.get(value, value)
-            if key in MODEL_KEYS and isinstance(value, str)
-            else with_models(value, called)
-            for key, value in merge.items()
-        }
-    return [with_models(value, called) for value in merge] if isinstance(merge, list) else merge
+def with_models(merge: MergeConfig, called: dict[str, str]) -> MergeConfig:
+    """A config with its models (`a`, `b`, others) replaced by what `called` says."""
+
+    def renamed(key: str, value: object) -> object:
+        if key in MODEL_KEYS and isinstance(value, str):
+            return called.get(value, value)
+        if isinstance(value, dict):
+            return {k: renamed(k, v) for k, v in value.items()}
+        return [renamed("", v) for v in value] if isinstance(value, list) else value
+
+    return {key: renamed(key, value) for key, value in merge.items()}
 
 
 def models_in(merge: Any) -> list[str]:

@@ -21,7 +21,7 @@ from surgeon import artifact, lineage
 from surgeon.checkpoint import Checkpoint, hub_id, read_json, resolve
 from surgeon.errors import BadInput
 from surgeon.families.config import plain_mix, with_models
-from surgeon.families.methods import Mix
+from surgeon.families.methods import MergeConfig, Mix
 
 FILE = "family.json"
 COSINES = "cosines.json"
@@ -93,7 +93,7 @@ class Candidate:
     """Short and safe as a file name: `slerp-0.45`, or an endpoint's own name."""
     ratio: float | None
     """Position between the endpoints, 0 to 1; None where a config sweeps something else."""
-    merge: dict[str, Any]
+    merge: MergeConfig
     """The mergekit config, models named `a` and `b`; empty for an endpoint as it is."""
     path: Path | None
     """Its directory; None when it is virtual."""
@@ -234,7 +234,7 @@ class Family:
         return self.endpoints[0 if getattr(self.choices, part) == "first" else -1]
 
 
-def candidate_digest(merge: dict[str, Any], family: Family) -> str:
+def candidate_digest(merge: MergeConfig, family: Family) -> str:
     """What identifies a merged candidate of a family, written or not."""
     by_content = with_models(merge, family.others)
     recipe: dict[str, Any] = {

@@ -36,27 +36,30 @@ class Mix(NamedTuple):
     """0 is the first endpoint, 1 the second."""
 
 
+MergeConfig = dict[str, Any]
+"""A mergekit config, as YAML reads it."""
+
 # --- how mergekit's config says it ----------------------------------------------------------------
 
 
-def one_t(t: float) -> dict[str, Any]:
+def one_t(t: float) -> MergeConfig:
     """The config, method and dtype left out, of a merge with one number for `t`."""
     both = [{"model": "a"}, {"model": "b"}]
     return {"base_model": "a", "models": both, "parameters": {"t": t}}
 
 
-def t_of_parameters(merge: dict[str, Any]) -> Any:
+def t_of_parameters(merge: MergeConfig) -> object:
     """The `t` of such a config, None where it has none."""
     return (merge.get("parameters") or {}).get("t")
 
 
-def weights_of_both(t: float) -> dict[str, Any]:
+def weights_of_both(t: float) -> MergeConfig:
     """The config of a merge in which each model has a weight, together 1."""
     pairs = (("a", 1 - t), ("b", t))
     return {"models": [{"model": name, "parameters": {"weight": w}} for name, w in pairs]}
 
 
-def weight_of_last(merge: dict[str, Any]) -> Any:
+def weight_of_last(merge: MergeConfig) -> object:
     """The weight of the last model in such a config, None where it has none."""
     models = merge.get("models") or [{}]
     return (models[-1].get("parameters") or {}).get("weight")
@@ -74,9 +77,9 @@ class Method(NamedTuple):
     mix: Callable[[Tensor, Tensor, tuple[float, ...], Tensor, Tensor], object]
     """(a_N, b_N, coefficients, out_N, spare_N): writes the merge into out_N; spare_N is free."""
     needs_cosine: bool = False
-    config: Callable[[float], dict[str, Any]] = one_t
+    config: Callable[[float], MergeConfig] = one_t
     """t -> mergekit's config, method and dtype left out."""
-    t_of: Callable[[dict[str, Any]], Any] = t_of_parameters
+    t_of: Callable[[MergeConfig], object] = t_of_parameters
     """A config -> what stands where `config` puts t."""
 
 

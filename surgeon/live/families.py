@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from surgeon.checkpoint import Checkpoint, config_differences, torch_dtype
 from surgeon.errors import BadInput
@@ -191,7 +192,7 @@ def _shares_config(family: Family, candidate: Candidate | None) -> bool:
     return not config_differences(family.endpoints[0].config, family.endpoints[-1].config)
 
 
-def tokenizer(family: Family) -> Any:
+def tokenizer(family: Family) -> PreTrainedTokenizerBase:
     """The tokenizer a family's merged candidates use, with the chosen chat template."""
     chosen = family.source("tokenizer").tokenizer()
     if family.choices.template != family.choices.tokenizer:
@@ -201,8 +202,6 @@ def tokenizer(family: Family) -> Any:
 
 def use_generation_config(model: Any, source: Checkpoint) -> None:
     """Give a live model the generation config `from_pretrained` would read beside `source`."""
-    from transformers import GenerationConfig
-
     if (source.path / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(source.path)
     else:
@@ -229,10 +228,8 @@ def smoke_test(path: Path) -> None:
         raise BadInput("it generated nothing")
 
 
-def _greedy(model: Any) -> Any:
+def _greedy(model: Any) -> GenerationConfig:
     """Four greedy tokens, whatever the checkpoint's own settings are."""
-    from transformers import GenerationConfig
-
     return GenerationConfig(
         max_new_tokens=4, min_new_tokens=1, do_sample=False, pad_token_id=0,
         eos_token_id=model.generation_config.eos_token_id,

@@ -26,12 +26,12 @@ import yaml
 
 from surgeon.errors import BadInput
 from surgeon.families.config import plain_merge, plain_mix
-from surgeon.families.methods import Mix, require_method, short_name
+from surgeon.families.methods import MergeConfig, Mix, require_method, short_name
+from surgeon.settings import settings
 
 LIMIT = 1000
 """Candidates of one sweep; more is a slip of the keyboard."""
 PLACEHOLDER = re.compile(r"\$\{\s*(1\s*-\s*)?([A-Za-z_]\w*)\s*\}")
-MERGE_KEYS = {"merge", "sweep", "endpoints"}
 
 
 class Member(NamedTuple):
@@ -39,7 +39,7 @@ class Member(NamedTuple):
 
     name: str
     ratio: float | None
-    merge: dict[str, Any]
+    merge: MergeConfig
 
 
 class Sweep(NamedTuple):
@@ -51,34 +51,45 @@ class Sweep(NamedTuple):
     """The endpoints a config suggests."""
 
 
+@settings
+class MergeDocument:
+    """One document of a merge config."""
+
+    merge: dict[str, Any]
+    """mergekit's config."""
+    sweep: dict[str, Any] | None = None
+    """Swept names with their values."""
+    endpoints: tuple[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        if "merge_method" not in self.merge:
+            raise BadInput("`merge:` names no merge_method (slerp, linear, ties, ...)")
+
+
 def parse_ratios(ratios: str) -> list[Decimal]:
     """Ratios from `start:stop:step` (inclusive, decimal) or `0.2,0.5`, ascending, each once.
 
     Raises `BadInput` unless every ratio lies between 0 and 1.
     """
+    is_range = ":" in ratios
     try:
-        if ":" in ratios:
-            start, stop, step = (Decimal(part.strip()) for part in ratios.split(":"))
-            if not (start.is_finite() and stop.is_finite() and step.is_finite()):
-                raise ValueError("not finite")
-            if step <= 0 or start > stop:
-                raise BadInput(
-                    f"ratios {ratios!r}: found step {step} from {start} to {stop}, expected a "
-                    "positive step and start <= stop, as in 0.05:0.95:0.05"
-                )
-            count = int((stop - start) / step) + 1
-            _refuse_too_many(count)
-            values = [start + i * step for i in range(count)]
-        else:
-            values = [Decimal(part.strip()) for part in ratios.split(",")]
-            if not all(value.is_finite() for value in values):
-                raise ValueError("not finite")
-    except BadInput:
-        raise
-    except (ValueError, InvalidOperation) as error:
+        values = [Decimal(part.strip()) for part in ratios.split(":" if is_range else ",")]
+    except InvalidOperation:
+        values = []
+    if not values or not all(v.is_finite() for v in values) or (is_range and len(values) != 3):
         raise BadInput(
             f"ratios {ratios!r} are neither start:stop:step (0.05:0.95:0.05) nor a list (0.2,0.5)"
-        ) from error
+        )
+    if is_range:
+        start, stop, step = values
+        if step <= 0 or start > stop:
+            raise BadInput(
+                f"ratios {ratios!r}: found step {step} from {start} to {stop}, expected a "
+                "positive step and start <= stop, as in 0.05:0.95:0.05"
+            )
+        count = int((stop - start) / step) + 1
+        _refuse_too_many(count)
+        values = [start + i * step for i in range(count)]
     outside = [value for value in values if not 0 <= value <= 1]
     if outside:
         raise BadInput(f"ratio {outside[0]} lies outside 0 to 1 (0 is the first endpoint)")
@@ -96,81 +107,65 @@ def from_methods(methods: tuple[str, ...], ratios: str, dtype: str | None) -> Sw
         require_method(method)
     if not methods or len(set(methods)) != len(methods):
         raise BadInput(f"methods {', '.join(methods) or 'none'}: expected each of them once")
-    values = [v for v in parse_ratios(ratios) if 0 < v < 1]
-    members = [
-        Member(
-            f"{short_name(method)}-{plain(v)}", float(v), plain_merge(Mix(method, float(v)), dtype)
-        )
-        for method in methods
-        for v in values
-    ]
+    values = [value for value in parse_ratios(ratios) if 0 < value < 1]
+    members = []
+    for method, value in itertools.product(methods, values):
+        mix = Mix(method, float(value))
+        name = f"{short_name(method)}-{plain(value)}"
+        members.append(Member(name, mix.t, plain_merge(mix, dtype)))
     request = {"methods": list(methods), "ratios": [plain(v) for v in values], "dtype": dtype}
     return Sweep(members, request)
 
 
 def from_config(file: Path, dtype: str | None) -> Sweep:
     """The sweep of a merge config; raises `BadInput` naming the file and the key."""
-    documents = _documents(file)
-    members: list[Member] = []
-    endpoints: tuple[str, str] | None = None
-    for document in documents:
-        unknown = sorted(set(document) - MERGE_KEYS)
-        if unknown or not isinstance(document.get("merge"), dict):
-            raise BadInput(
-                f"{file}: found {', '.join(map(repr, unknown)) or 'no `merge:` mapping'}, expected "
-                "the keys merge (a mergekit config), sweep and endpoints"
-            )
-        merge = document["merge"]
-        if dtype is not None:
-            merge = {**merge, "dtype": dtype}
-        if "merge_method" not in merge:
-            raise BadInput(f"{file}: `merge:` names no merge_method (slerp, linear, ties, ...)")
-        given = document.get("endpoints")
-        if given is not None:
-            if not (isinstance(given, list) and len(given) == 2):
-                raise BadInput(
-                    f"{file}: endpoints is {given!r}, expected a list of two checkpoints"
-                )
-            endpoints = (str(given[0]), str(given[1]))
-        members += _expand(file, merge, document.get("sweep") or {})
-    _refuse_too_many(len(members))
-    names = [member.name for member in members]
-    for name in names:
-        if names.count(name) > 1:
-            raise BadInput(f"{file}: two candidates would be called {name!r}")
-    request = {"config": [{k: d.get(k) for k in ("merge", "sweep")} for d in documents]}
-    return Sweep(members, {**request, "dtype": dtype}, endpoints)
+    try:
+        return _from_documents(_documents(file), dtype)
+    except BadInput as error:
+        raise BadInput(f"{file}: {error}") from error
 
 
-def _documents(file: Path) -> list[dict[str, Any]]:
+def _documents(file: Path) -> list[MergeDocument]:
     if not file.is_file():
-        raise BadInput(f"{file} is not a file. Merge configs are YAML, see merges/slerp.yaml")
+        raise BadInput("no such file. Merge configs are YAML, see merges/slerp.yaml")
     try:
         documents = [d for d in yaml.safe_load_all(file.read_text(encoding="utf-8")) if d]
     except yaml.YAMLError as error:
-        raise BadInput(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise BadInput(f"found no valid YAML: {' '.join(str(error).split())}") from error
     if not documents or not all(isinstance(d, dict) for d in documents):
-        raise BadInput(f"{file} holds no mapping with the keys merge and sweep")
-    return documents
+        raise BadInput("found no mapping, expected the keys merge, sweep and endpoints")
+    return [MergeDocument(**document) for document in documents]
 
 
-def _expand(file: Path, merge: dict[str, Any], sweep: Any) -> list[Member]:
+def _from_documents(documents: list[MergeDocument], dtype: str | None) -> Sweep:
+    members: list[Member] = []
+    for document in documents:
+        merge = document.merge if dtype is None else {**document.merge, "dtype": dtype}
+        members += _expand(merge, document.sweep or {})
+    _refuse_too_many(len(members))
+    names = [member.name for member in members]
+    if len(set(names)) != len(names):
+        raise BadInput(f"two candidates would be called {max(names, key=names.count)!r}")
+    content = [{"merge": d.merge, "sweep": d.sweep} for d in documents]
+    endpoints = [d.endpoints for d in documents if d.endpoints is not None]
+    return Sweep(members, {"config": content, "dtype": dtype}, (endpoints or [None])[-1])
+
+
+def _expand(merge: MergeConfig, sweep: dict[str, object]) -> list[Member]:
     """One member per combination of swept values."""
-    if not isinstance(sweep, dict):
-        raise BadInput(f"{file}: sweep is {sweep!r}, expected names with their values")
-    values = {name: _values(file, name, given) for name, given in sweep.items()}
+    values = {name: _values(name, swept) for name, swept in sweep.items()}
     wanted = _placeholders(merge)
     for name in sorted(wanted ^ values.keys()):
         raise BadInput(
-            f"{file}: ${{{name}}} stands in `merge:` but `sweep:` has no {name!r}"
+            f"${{{name}}} stands in `merge:` but `sweep:` has no {name!r}"
             if name in wanted
-            else f"{file}: sweep has {name!r}, but no ${{{name}}} stands in `merge:`"
+            else f"sweep has {name!r}, but no ${{{name}}} stands in `merge:`"
         )
     method = short_name(str(merge["merge_method"]))
-    found = []
+    members = []
     for combination in itertools.product(*values.values()):
         chosen = dict(zip(values, combination, strict=True))
-        filled = _fill(file, merge, chosen)
+        filled = {key: _filled(value, chosen) for key, value in merge.items()}
         mix = plain_mix(filled)
         if mix is not None and mix.t in (0.0, 1.0):
             continue  # that is an endpoint, which belongs to the family anyway
@@ -178,55 +173,52 @@ def _expand(file: Path, merge: dict[str, Any], sweep: Any) -> list[Member]:
         tail = "".join(f"-{'' if one else name}{_text(v)}" for name, v in chosen.items())
         t = chosen.get("t")
         ratio = float(t) if isinstance(t, Decimal) and 0 <= t <= 1 else None
-        found.append(Member(f"{method}{tail}", mix.t if mix else ratio, filled))
-    return found
+        members.append(Member(f"{method}{tail}", mix.t if mix else ratio, filled))
+    return members
 
 
-def _values(file: Path, name: str, given: Any) -> list[Any]:
+def _values(name: str, swept: object) -> list[object]:
     """The values of one swept name: decimals where they are numbers."""
-    if isinstance(given, str) and ":" in given:
-        return list(parse_ratios(given))
-    if not isinstance(given, list) or not given:
-        raise BadInput(
-            f"{file}: sweep {name} is {given!r}, expected start:stop:step or a list of values"
-        )
+    if isinstance(swept, str) and ":" in swept:
+        return list(parse_ratios(swept))
+    if not isinstance(swept, list) or not swept:
+        raise BadInput(f"sweep {name} is {swept!r}, expected start:stop:step or a list of values")
     return [
         Decimal(str(v)) if isinstance(v, int | float) and not isinstance(v, bool) else v
-        for v in given
+        for v in swept
     ]
 
 
-def _placeholders(value: Any) -> set[str]:
-    if isinstance(value, dict):
-        return set().union(*(_placeholders(v) for v in value.values()))
-    if isinstance(value, list):
-        return set().union(*(_placeholders(v) for v in value))
+def _placeholders(value: object) -> set[str]:
+    if isinstance(value, dict | list):
+        inner = value.values() if isinstance(value, dict) else value
+        return set().union(*map(_placeholders, inner))
     return {m[2] for m in PLACEHOLDER.finditer(value)} if isinstance(value, str) else set()
 
 
-def _fill(file: Path, value: Any, chosen: dict[str, Any]) -> Any:
+def _filled(value: object, chosen: dict[str, object]) -> object:
     """`value` with its placeholders replaced; a whole-string placeholder keeps the value's type."""
     if isinstance(value, dict):
-        return {k: _fill(file, v, chosen) for k, v in value.items()}
+        return {key: _filled(inner, chosen) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_fill(file, v, chosen) for v in value]
-    match = PLACEHOLDER.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
-        if isinstance(value, str) and PLACEHOLDER.search(value):
-            raise BadInput(f"{file}: {value!r} mixes a swept value with text; it must stand alone")
+        return [_filled(inner, chosen) for inner in value]
+    if not isinstance(value, str) or not PLACEHOLDER.search(value):
         return value
-    found = chosen[match[2]]
-    number = float(found) if isinstance(found, Decimal) else found
-    if isinstance(found, Decimal) and found == found.to_integral_value() and "." not in str(found):
-        number = int(found)
+    match = PLACEHOLDER.fullmatch(value)
+    if match is None:
+        raise BadInput(f"{value!r} mixes a swept value with text; it must stand alone")
+    number = chosen[match[2]]
+    if isinstance(number, Decimal):
+        whole = number == number.to_integral_value() and "." not in str(number)
+        number = int(number) if whole else float(number)
     if match[1] is None:
         return number
     if not isinstance(number, int | float):
-        raise BadInput(f"{file}: {value} needs a number, found {number!r}")
+        raise BadInput(f"{value} needs a number, found {number!r}")
     return 1 - number
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     text = plain(value) if isinstance(value, Decimal) else str(value)
     return re.sub(r"[^\w.+-]+", "_", text).strip("_")
 

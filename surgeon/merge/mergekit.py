@@ -3,7 +3,8 @@
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from surgeon import lineage
 from surgeon.checkpoint import Checkpoint
@@ -11,12 +12,16 @@ from surgeon.errors import BadInput
 from surgeon.families import Candidate, Family
 from surgeon.families.candidate_files import copy_choices, model_card, write_index
 from surgeon.families.config import mergekit_yaml, with_models
+from surgeon.families.methods import MergeConfig
+
+if TYPE_CHECKING:
+    from mergekit.config import MergeConfiguration
 
 OWN_TOKENIZER = ("tokenizer_source", "tokenizer", "chat_template")
 """Keys of a merge config with which mergekit makes the tokenizer itself."""
 
 
-def _mergekit() -> Any:
+def _mergekit() -> ModuleType:
     """The package, imported; it touches numpy names that are deprecated."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -27,7 +32,9 @@ def _mergekit() -> Any:
     return mergekit
 
 
-def _configuration(merge: dict[str, Any], family: Family, others: dict[str, Checkpoint]) -> Any:
+def _configuration(
+    merge: MergeConfig, family: Family, others: dict[str, Checkpoint]
+) -> "MergeConfiguration":
     """mergekit's config object, every model by its absolute path."""
     # Absolute, because mergekit takes other paths for hub ids and asks the network about them.
     called = {"a": family.endpoints[0], "b": family.endpoints[-1], **others}
@@ -35,7 +42,7 @@ def _configuration(merge: dict[str, Any], family: Family, others: dict[str, Chec
     return _mergekit().config.MergeConfiguration.model_validate(with_models(merge, paths))
 
 
-def require_valid(merge: dict[str, Any], family: Family, others: dict[str, Checkpoint]) -> None:
+def require_valid(merge: MergeConfig, family: Family, others: dict[str, Checkpoint]) -> None:
     """Raise `BadInput` for a config that mergekit can't parse, or a method it doesn't have."""
     try:
         _mergekit().merge_methods.get(merge["merge_method"])

@@ -66,7 +66,7 @@ def _require_same_architecture(a: Checkpoint, b: Checkpoint) -> None:
 
     if a.model_type not in CONFIG_MAPPING_NAMES:
         raise BadInput(f"transformers does not know the architecture {a.model_type!r} of {a.spec}")
-    ties = [bool(_tie_flag(c)) for c in (a, b)]
+    ties = [_tie_flag(c) for c in (a, b)]
     if ties[0] != ties[1] or a.tied != b.tied:
         tied = a if ties[0] or (ties[0] == ties[1] and a.tied) else b
         raise BadInput(
@@ -75,9 +75,9 @@ def _require_same_architecture(a: Checkpoint, b: Checkpoint) -> None:
         )
 
 
-def _tie_flag(checkpoint: Checkpoint) -> Any:
-    config = checkpoint.config
-    return config.get("tie_word_embeddings", checkpoint.text_config.get("tie_word_embeddings"))
+def _tie_flag(checkpoint: Checkpoint) -> bool:
+    text = checkpoint.text_config
+    return bool(checkpoint.config.get("tie_word_embeddings", text.get("tie_word_embeddings")))
 
 
 def _require_same_tensors(a: Checkpoint, b: Checkpoint) -> None:
