@@ -54,16 +54,30 @@ class EndpointEntry:
 
 
 @artifact.part
-class CandidateEntry:
-    """A candidate in `family.json`."""
+class Candidate:
+    """One member of a family."""
 
     name: str
+    """Short and safe as a file name: `slerp-0.45`, or an endpoint's own name."""
     ratio: float | None
-    merge: dict[str, Any]
-    path: str | None
-    """Relative to the family; None for endpoints and virtual candidates."""
-    written: bool
+    """Position between the endpoints, 0 to 1; None where a config sweeps something else."""
+    merge: MergeConfig
+    """The mergekit config, models named `a` and `b`; empty for an endpoint as it is."""
+    path: str | None = None
+    """Its directory in the family's; None for endpoints and virtual candidates."""
+    written: bool = False
     digest: str
+    """An endpoint's own digest, or that of recipe and endpoints: known before it is written."""
+
+    @property
+    def mix(self) -> Mix | None:
+        """The recipe of the fast path; None for endpoints and for configs it doesn't cover."""
+        return plain_mix(self.merge)
+
+    @property
+    def endpoint(self) -> int | None:
+        """Index of the endpoint this candidate is, or None for a merge."""
+        return None if self.merge else int(self.ratio or 0)
 
 
 @artifact.artifact(FILE)
@@ -79,36 +93,10 @@ class Description:
     seed: int
     others: dict[str, str]
     endpoints: tuple[EndpointEntry, ...]
-    candidates: tuple[CandidateEntry, ...]
+    candidates: tuple[Candidate, ...]
 
 
-# --- the values -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One member of a family."""
-
-    name: str
-    """Short and safe as a file name: `slerp-0.45`, or an endpoint's own name."""
-    ratio: float | None
-    """Position between the endpoints, 0 to 1; None where a config sweeps something else."""
-    merge: MergeConfig
-    """The mergekit config, models named `a` and `b`; empty for an endpoint as it is."""
-    path: Path | None
-    """Its directory; None when it is virtual."""
-    digest: str
-    """An endpoint's own digest, or that of recipe and endpoints: known before it is written."""
-
-    @property
-    def mix(self) -> Mix | None:
-        """The recipe of the fast path; None for endpoints and for configs it doesn't cover."""
-        return plain_mix(self.merge)
-
-    @property
-    def endpoint(self) -> int | None:
-        """Index of the endpoint this candidate is, or None for a merge."""
-        return None if self.merge else int(self.ratio or 0)
+# --- the value -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -145,20 +133,24 @@ class Family:
     def of(cls, described: Description) -> "Family":
         """The family that a `family.json` describes; raises `BadInput` for a place that is gone."""
         root, digests = described.out, tuple(entry.digest for entry in described.endpoints)
-        endpoints = tuple(_open_endpoint(root, entry) for entry in described.endpoints)
-        return cls(
+        family = cls(
             path=root,
             name=described.name,
-            endpoints=endpoints,
+            endpoints=tuple(_open_endpoint(root, entry) for entry in described.endpoints),
             endpoint_digests=digests,
             methods=described.methods,
             dtype=described.dtype,
-            candidates=tuple(_open_candidate(root, endpoints, e) for e in described.candidates),
+            candidates=described.candidates,
             choices=Choices(**described.choices),
             seed=described.seed,
             others=described.others,
             cosines=read_cosines(root / COSINES, digests),
         )
+        for candidate in family.candidates:
+            directory = family.directory(candidate)
+            if directory is not None and not directory.is_dir():
+                raise BadInput(f"{root / FILE} lists {candidate.name}, and {directory} is gone.")
+        return family
 
     def described(self) -> Description:
         """The content of the family's `family.json`."""
@@ -176,18 +168,14 @@ class Family:
                 EndpointEntry(name=name, spec=c.spec, path=_portable(c, self.path), digest=digest)
                 for name, c, digest in ends
             ),
-            candidates=tuple(
-                CandidateEntry(
-                    name=candidate.name,
-                    ratio=candidate.ratio,
-                    merge=candidate.merge,
-                    path=candidate.name if candidate.merge and candidate.path else None,
-                    written=candidate.path is not None,
-                    digest=candidate.digest,
-                )
-                for candidate in self.candidates
-            ),
+            candidates=self.candidates,
         )
+
+    def directory(self, candidate: Candidate) -> Path | None:
+        """Where a candidate lies; None when it is virtual."""
+        if candidate.endpoint is not None:
+            return self.endpoints[candidate.endpoint].path
+        return self.path / candidate.path if candidate.path else None
 
     @property
     def endpoint_names(self) -> tuple[str, str]:
@@ -209,7 +197,7 @@ class Family:
     @property
     def virtual(self) -> bool:
         """True when at least one candidate has to be made in memory."""
-        return any(candidate.path is None for candidate in self.candidates)
+        return not all(candidate.written for candidate in self.candidates)
 
     def candidate(self, name: str) -> Candidate:
         """The candidate of that name; raises `BadInput` that lists near or all names."""
@@ -314,15 +302,3 @@ def _open_endpoint(root: Path, entry: EndpointEntry) -> Checkpoint:
     # What the user typed is kept where it says more than the directory does.
     keep = on_hub or "+" in entry.spec
     return Checkpoint.open(path, entry.spec if keep else str(path))
-
-
-def _open_candidate(
-    root: Path, endpoints: tuple[Checkpoint, ...], entry: CandidateEntry
-) -> Candidate:
-    if not entry.merge:
-        path: Path | None = endpoints[int(entry.ratio or 0)].path
-    else:
-        path = root / entry.path if entry.path else None
-    if path is not None and not path.is_dir():
-        raise BadInput(f"{root / FILE} lists {entry.name}, and {path} is gone.")
-    return Candidate(entry.name, entry.ratio, entry.merge, path, entry.digest)

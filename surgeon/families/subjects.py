@@ -78,10 +78,11 @@ def open_checkpoint(spec: str) -> Checkpoint:
 
 def _member(family: Family, candidate: Candidate) -> Subject:
     spec = f"{family.path / FILE}#{candidate.name}"
+    directory = family.directory(candidate)
     if candidate.endpoint is not None:
         checkpoint: Checkpoint | None = family.endpoints[candidate.endpoint]
     else:
-        checkpoint = Checkpoint.open(candidate.path) if candidate.path else None
+        checkpoint = None if directory is None else Checkpoint.open(directory)
     return Subject(
         candidate.name, spec, candidate.ratio, candidate.digest, checkpoint, family, candidate
     )

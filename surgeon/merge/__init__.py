@@ -68,7 +68,7 @@ def sweep(settings: MergeSweepSettings) -> SweepReport:
         settings.out, description.Description, lambda work: write(plan, work), run=plan.run
     )
     family = Family.of(described)
-    merged = [c.name for c in family.candidates if c.merge and c.path]
+    merged = [c.name for c in family.candidates if c.path]
     written = tuple(name for name in merged if name not in plan.kept)
     return SweepReport(plan, family, written, plan.kept)
 
@@ -80,7 +80,9 @@ def write(plan: SweepPlan, work: Path) -> description.Description:
         description.write_cosines(family, torch.get_num_threads())
     if not plan.settings.virtual:
         _write_candidates(plan, family)
-        candidates = (replace(c, path=work / c.name) if c.merge else c for c in family.candidates)
+        candidates = [
+            replace(c, path=c.name, written=True) if c.merge else c for c in family.candidates
+        ]
         family = replace(family, candidates=tuple(candidates))
     return family.described()
 

@@ -210,14 +210,19 @@ def _by_mergekit(
 def _candidates(family: Family, members: list[Member]) -> tuple[Candidate, ...]:
     """The members with digests, between the two endpoints."""
     found = [
-        Candidate(m.name, m.ratio, m.merge, None, description.candidate_digest(m.merge, family))
+        Candidate(
+            name=m.name,
+            ratio=m.ratio,
+            merge=m.merge,
+            digest=description.candidate_digest(m.merge, family),
+        )
         for m in members
     ]
     if not any(c.mix and c.mix.t in (0.0, 1.0) for c in found):
-        ends = zip(family.endpoint_names, family.endpoints, family.endpoint_digests, strict=True)
+        ends = zip(family.endpoint_names, (0.0, 1.0), family.endpoint_digests, strict=True)
         first, last = (
-            Candidate(name, float(i), {}, endpoint.path, digest)
-            for i, (name, endpoint, digest) in enumerate(ends)
+            Candidate(name=name, ratio=ratio, merge={}, written=True, digest=digest)
+            for name, ratio, digest in ends
         )
         found = [first, *found, last]
     names = [candidate.name for candidate in found]
@@ -250,7 +255,7 @@ def _bytes_to_write(
     if not settings.virtual:
         one = candidate_files.candidate_bytes(family.endpoints[0], family.dtype)
         # mergekit's own output lies beside the candidate that is made of it for a moment.
-        total += one * (sum(c.path is None for c in family.candidates) + bool(by_mergekit))
+        total += one * (sum(not c.written for c in family.candidates) + bool(by_mergekit))
     there = sum(f.stat().st_blocks * 512 for f in partial.rglob("*") if f.is_file())
     return max(0, total - there)
 
