@@ -22,20 +22,18 @@ from surgeon.checkpoint import INDEX, Checkpoint
 from surgeon.errors import BadInput
 from surgeon.neurons import sites
 from surgeon.settings.transplant import UnitSelection
-from surgeon.transplant import (
-    SURGERIES,
+from surgeon.transplant import SURGERIES, TransplantReport, transplant
+from surgeon.transplant.difference import squared_difference
+from surgeon.transplant.selection import (
     NeuronWeights,
-    TransplantReport,
+    choose,
     find_weights,
     mass_matched_units,
     parse_layers,
     random_units,
     read_weights,
     signed_units,
-    transplant,
 )
-from surgeon.transplant.difference import squared_difference
-from surgeon.transplant.selection import choose
 from surgeon.transplant.surgeries import Surgery, operate, surgery_of
 
 # Shapes: L layers, F units per layer.

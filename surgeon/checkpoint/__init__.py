@@ -16,10 +16,10 @@ from surgeon.checkpoint.directory import (
     placement,
 )
 from surgeon.checkpoint.dtypes import DTYPES, FLOAT_NAMES, FLOATS, disk_name, torch_dtype
-from surgeon.checkpoint.resolving import adapter_digest, fetch, merge_adapter, resolve
-from surgeon.checkpoint.rewriting import copy_range, link_or_copy, rewrite
+from surgeon.checkpoint.resolving import adapter_digest, merge_adapter, resolve
+from surgeon.checkpoint.rewriting import link_or_copy, rewrite
 from surgeon.checkpoint.specs import hub_id, split_member
-from surgeon.checkpoint.tensors import TensorInfo, map_tensor, read_header, read_json, read_tensor
+from surgeon.checkpoint.tensors import TensorInfo, map_tensor, read_header, read_json
 
 __all__ = [
     "DTYPES",
@@ -36,11 +36,9 @@ __all__ = [
     "card",
     "config_differences",
     "context_of",
-    "copy_range",
     "d_ff_of",
     "disk_name",
     "fenced",
-    "fetch",
     "hub_id",
     "link_or_copy",
     "map_tensor",
@@ -49,7 +47,6 @@ __all__ = [
     "placement",
     "read_header",
     "read_json",
-    "read_tensor",
     "resolve",
     "rewrite",
     "split_member",

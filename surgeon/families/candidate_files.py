@@ -32,6 +32,7 @@ from surgeon.checkpoint import (
     TOKENIZER_FILES,
     Checkpoint,
     Config,
+    TensorInfo,
     card,
     disk_name,
     fenced,
@@ -70,21 +71,16 @@ class Layout:
 
 def layout(checkpoint: Checkpoint, shard: str, dtype: str | None) -> Layout:
     """The file that holds the tensors of `shard` once they are in `dtype` (None: as they are)."""
-    infos = {name: checkpoint.tensors[name] for name in checkpoint.shards[shard]}
+    infos = {name: in_dtype(checkpoint.tensors[name], dtype) for name in checkpoint.shards[shard]}
+    width = {name: DTYPES[i.dtype].nbytes if i.dtype in DTYPES else 1 for name, i in infos.items()}
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     place, at = {}, 0
     # Widest first, so that every tensor is aligned to its own item size.
-    stored = {name: _disk_dtype(infos[name].dtype, dtype) for name in infos}
-    width = {name: DTYPES[kind].nbytes if kind in DTYPES else 1 for name, kind in stored.items()}
     for name in sorted(infos, key=lambda n: (-width[n], n)):
-        n_bytes = written_bytes(infos[name].shape, infos[name].nbytes, infos[name].dtype, dtype)
-        entries[name] = {
-            "dtype": stored[name],
-            "shape": list(infos[name].shape),
-            "data_offsets": [at, at + n_bytes],
-        }
-        place[name] = at
-        at += n_bytes
+        info, place[name] = infos[name], at
+        at += info.nbytes
+        offsets = [place[name], at]
+        entries[name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": offsets}
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     start = 8 + len(text)
@@ -96,18 +92,12 @@ def layout(checkpoint: Checkpoint, shard: str, dtype: str | None) -> Layout:
     )
 
 
-def _disk_dtype(stored: str, dtype: str | None) -> str:
-    """Safetensors' name of a tensor's dtype after the cast; only floats are cast."""
-    if dtype is None or stored not in FLOATS:
-        return stored
-    return disk_name(dtype)
-
-
-def written_bytes(shape: tuple[int, ...], nbytes: int, stored: str, dtype: str | None) -> int:
-    """Bytes of a tensor once it is in `dtype`."""
-    if dtype is None or stored not in FLOATS:
-        return nbytes
-    return math.prod(shape) * DTYPES[disk_name(dtype)].nbytes
+def in_dtype(info: TensorInfo, dtype: str | None) -> TensorInfo:
+    """A tensor as it is written in `dtype` (None: as it is); only floats are cast."""
+    if dtype is None or info.dtype not in FLOATS:
+        return info
+    name = disk_name(dtype)
+    return info._replace(dtype=name, nbytes=math.prod(info.shape) * DTYPES[name].nbytes)
 
 
 def candidate_bytes(checkpoint: Checkpoint, dtype: str | None) -> int:
@@ -281,7 +271,7 @@ def write_index(a: Checkpoint, out: Path, dtype: str | None) -> None:
     if not (a.path / INDEX).is_file():
         return
     index = read_json(a.path / INDEX)
-    size = sum(written_bytes(i.shape, i.nbytes, i.dtype, dtype) for i in a.tensors.values())
+    size = sum(in_dtype(info, dtype).nbytes for info in a.tensors.values())
     metadata = {**(index.get("metadata") or {}), "total_size": size}
     lineage.write_json(out / INDEX, {"metadata": metadata, "weight_map": index["weight_map"]})
 

@@ -24,33 +24,10 @@ from surgeon.transplant.exchange import model_card, write
 from surgeon.transplant.pair import Pair, matched
 from surgeon.transplant.plan import TransplantPlan, prepare
 from surgeon.transplant.report import Similarity, TransplantReport
-from surgeon.transplant.selection import (
-    SIGNS,
-    NeuronWeights,
-    find_weights,
-    mass_matched_units,
-    parse_layers,
-    random_units,
-    read_weights,
-    signed_units,
-)
 from surgeon.transplant.similarity import sampled_similarity
 from surgeon.transplant.surgeries import SURGERIES
 
-__all__ = [
-    "SIGNS",
-    "SURGERIES",
-    "NeuronWeights",
-    "Similarity",
-    "TransplantReport",
-    "find_weights",
-    "mass_matched_units",
-    "parse_layers",
-    "random_units",
-    "read_weights",
-    "signed_units",
-    "transplant",
-]
+__all__ = ["SURGERIES", "Similarity", "TransplantReport", "transplant"]
 
 
 @verb(TransplantSettings)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from surgeon.neurons import Slab
 from surgeon.threads import one_thread
-from surgeon.transplant.pair import Pair, aligned_donor, places, stored
+from surgeon.transplant.pair import Pair, aligned_donor, places
+from surgeon.transplant.similarity import stored
 
 COUNTED = 1 << 18
 """Entries of one projection of one block that are compared for the weight difference, at most."""

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from surgeon.checkpoint import FLOATS, Checkpoint, map_tensor
+from surgeon.checkpoint import FLOATS, Checkpoint
 from surgeon.errors import BadInput
 from surgeon.neurons import Site, Slab, sites
 from surgeon.progress import bar
 from surgeon.transplant.report import Similarity
-from surgeon.transplant.similarity import matching
+from surgeon.transplant.similarity import matching, stored
 
 
 class Pair(NamedTuple):
@@ -121,21 +121,6 @@ def matched(pair: Pair, chosen_LF: np.ndarray) -> tuple[Pair, Similarity, Simila
     before, after, strangers = (sums / max(1, count)).tolist()
     before, after = (Similarity(same=same, shuffled=strangers) for same in (before, after))
     return pair._replace(order_LF=order_LF), before, after
-
-
-def stored(
-    checkpoint: Checkpoint,
-    site: Site,
-    role: str,
-    units: slice | None = None,
-    *,
-    ahead: bool = True,
-) -> Tensor:
-    """One projection of a block, or of some of its units, as a mapping of the file."""
-    slab = site.slab(role)
-    info = checkpoint.tensors[slab.name]
-    mapped = map_tensor(checkpoint.path / info.shard, info, ahead=ahead)
-    return slab.view(mapped, site.n_units, units)
 
 
 def aligned_donor(pair: Pair, index: int, role: str, dtype: torch.dtype) -> Tensor:

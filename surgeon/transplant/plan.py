@@ -22,7 +22,7 @@ from surgeon.transplant.selection import (
     read_mask,
     read_weights,
 )
-from surgeon.transplant.surgeries import Surgery, surgery_of
+from surgeon.transplant.surgeries import SURGERIES, Surgery, surgery_of
 
 
 class TransplantPlan(NamedTuple):
@@ -51,7 +51,8 @@ def prepare(settings: TransplantSettings) -> TransplantPlan:
     """Open both checkpoints and choose the units; raises `BadInput` when anything doesn't fit."""
     surgery = surgery_of(settings.surgery, settings.alpha)
     if settings.donor is None and surgery.donor:
-        raise BadInput(f"surgery {settings.surgery} needs --donor; only ablate does without.")
+        alone = ", ".join(name for name, row in SURGERIES.items() if not row.donor)
+        raise BadInput(f"surgery {settings.surgery} needs --donor; only {alone} does without.")
     recipient = _open(settings.recipient)
     donor = recipient if settings.donor is None else _open(settings.donor)
     pair = corresponding(recipient, donor)

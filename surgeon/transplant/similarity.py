@@ -7,23 +7,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from surgeon.checkpoint import Checkpoint
+from surgeon.checkpoint import Checkpoint, map_tensor
 from surgeon.neurons import Site
 from surgeon.transplant.report import Similarity
 
 SAMPLED_LAYERS, SAMPLED_UNITS = 8, 64
 
 
+def stored(
+    checkpoint: Checkpoint,
+    site: Site,
+    role: str,
+    units: slice | None = None,
+    *,
+    ahead: bool = True,
+) -> Tensor:
+    """One projection of a block, or of some of its units, as a mapping of the file."""
+    slab = site.slab(role)
+    info = checkpoint.tensors[slab.name]
+    mapped = map_tensor(checkpoint.path / info.shard, info, ahead=ahead)
+    return slab.view(mapped, site.n_units, units)
+
+
 def unit_vectors(checkpoint: Checkpoint, site: Site, units: slice | None = None) -> Tensor:
     """(F, K) float32 of length 1: gate row, up row and down column of each unit, side by side."""
-    from safetensors import safe_open
-
     parts = []
     for role in ("gate", "up", "down"):
-        slab = site.slab(role)
-        with safe_open(checkpoint.path / checkpoint.tensors[slab.name].shard, "pt") as file:
-            part = file.get_slice(slab.name)[slab.index(units, site.n_units)]
-        parts.append(part.float() if slab.axis == 0 else part.float().mT)
+        part = stored(checkpoint, site, role, units, ahead=units is None).float()
+        parts.append(part.mT if role == "down" else part)
     vectors_FK = torch.cat(parts, 1)
     return vectors_FK / vectors_FK.norm(dim=1, keepdim=True).clamp_min(1e-30)
 

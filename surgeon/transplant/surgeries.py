@@ -22,7 +22,8 @@ from torch import Tensor
 from surgeon import named
 from surgeon.errors import BadInput
 
-SurgeryFunction = Callable[[Tensor, Tensor, Tensor, int], "Tensor | tuple[Tensor, Tensor]"]
+SurgeryFunction = Callable[..., Tensor | tuple[Tensor, Tensor]]
+"""(recipient, donor, mask_F, axis), and alpha for one that blends."""
 
 
 def _along(mask_F: Tensor, like: Tensor, axis: int) -> Tensor:
@@ -77,14 +78,16 @@ class Surgery(NamedTuple):
     unitwise: bool = False
     """Whether it looks at each unit by itself."""
     blends: bool = False
-    """Whether alpha says how much of the donor it takes."""
+    """Whether it takes `alpha`, the share of the donor."""
+    below_one: str = ""
+    """The row that takes its place with an alpha below 1."""
     roles: tuple[str, ...] | None = None
     """The projections it changes; None: all. Files of the others need not be written."""
     name: str = ""
 
 
 SURGERIES = {
-    "replace": Surgery(replace, copies=True, unitwise=True, blends=True),
+    "replace": Surgery(replace, copies=True, unitwise=True, below_one="blend"),
     "blend": Surgery(blend, unitwise=True, blends=True),
     "swap": Surgery(swap, pair=True, copies=True, unitwise=True),
     "ablate": Surgery(ablate, donor=False, unitwise=True, roles=("down",)),
@@ -100,9 +103,10 @@ def surgery_of(name: str, alpha: float) -> Surgery:
     row = named.row(SURGERIES, name, "surgery")
     if not isinstance(row, Surgery):
         row = Surgery(row, pair=_returns_pair(name, row))
+    if alpha < 1 and row.below_one:
+        return surgery_of(row.below_one, alpha)
     if row.blends:
-        name = name if alpha == 1 else "blend"
-        return row._replace(name=name, function=partial(blend, alpha=alpha), copies=alpha == 1)
+        return row._replace(name=name, function=partial(row.function, alpha=alpha))
     if alpha != 1:
         raise BadInput(f"alpha blends; with --surgery {name} leave it out.")
     return row._replace(name=name)
@@ -142,14 +146,14 @@ def operate(
     surgery: Surgery, recipient: Tensor, donor: Tensor, mask_F: Tensor, axis: int, side: int
 ) -> None:
     """Perform a surgery in the memory of one side (0 recipient, 1 donor), inside the mask only."""
-    unit_C = mask_F.nonzero().squeeze(1)
+    unit_C, both = mask_F.nonzero().squeeze(1), (recipient, donor)
     if surgery.copies:
-        new = (donor, recipient)[side].index_select(axis, unit_C)
-    elif surgery.unitwise:
-        both = recipient.index_select(axis, unit_C), donor.index_select(axis, unit_C)
-        result = surgery.function(*both, torch.ones(len(unit_C), dtype=torch.bool), axis)
-        new = result[side] if isinstance(result, tuple) else result
+        new = both[1 - side].index_select(axis, unit_C)
     else:
-        result = surgery.function(recipient, donor, mask_F, axis)
-        new = (result[side] if isinstance(result, tuple) else result).index_select(axis, unit_C)
+        if surgery.unitwise:
+            both = tuple(tensor.index_select(axis, unit_C) for tensor in both)
+            mask_F = torch.ones(len(unit_C), dtype=torch.bool)
+        result = surgery.function(*both, mask_F, axis)
+        new = result[side] if isinstance(result, tuple) else result
+        new = new if surgery.unitwise else new.index_select(axis, unit_C)
     (recipient, donor)[side].index_copy_(axis, unit_C, new)
