@@ -21,7 +21,6 @@ read out of it, and whether it is right).
 # error, B bootstrap resamples.
 
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -30,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from surgeon import console, jsonl, lineage, metrics
+from surgeon import console, jsonl, lineage, metrics, named
 from surgeon.answers import (
     CheckVerdict,
     Extractor,
@@ -116,10 +115,7 @@ def prepare(settings: EvaluateSettings) -> EvaluatePlan:
     inputs = {subject.name: subject.digest for subject in chosen}
     inputs |= {name: lineage.file_digest((settings.responses or {})[name]) for name in foreign}
     inputs["labelled task"] = lineage.digest_of([asdict(problem) for problem in problems])
-    for role, how in (("answer", settings.answer), ("check", settings.check)):
-        code = sys.modules.get(how.partition(":")[0]) if ":" in how else None
-        if code is not None and getattr(code, "__file__", None):
-            inputs[f"{role} {how}"] = lineage.file_digest(str(code.__file__))
+    inputs |= named.digests(answer=settings.answer, check=settings.check)
     return EvaluatePlan(settings, chosen, foreign, problems, extract, device, dtype, inputs)
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from surgeon import lineage
 from surgeon.errors import BadInput
 
 T = TypeVar("T")
@@ -56,3 +57,16 @@ def function(spec: str, what: str) -> Callable[..., Any]:
             f"found the {what} {spec!r}, but {module_name} has no function {attribute!r}."
         )
     return value
+
+
+def digests(**roles: str | None) -> dict[str, str]:
+    """For a run's inputs: `role spec` -> digest of the file behind each spec that is
+    `module:function`, so that a run with an edited function is another run."""
+    inputs = {}
+    for role, spec in roles.items():
+        if spec is None or not MODULE_FUNCTION.fullmatch(spec):
+            continue
+        file = getattr(sys.modules.get(spec.partition(":")[0]), "__file__", None)
+        if file is not None:
+            inputs[f"{role} {spec}"] = lineage.file_digest(file)
+    return inputs

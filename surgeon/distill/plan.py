@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from surgeon import lineage, nopsd
+from surgeon import lineage, named, nopsd
 from surgeon.answers import canonical, parse_extractor
 from surgeon.checkpoint import Checkpoint, placement
 from surgeon.distill.methods import Method, method_of
@@ -82,6 +82,7 @@ def prepare(settings: DistillSettings) -> DistillPlan:
         {
             "checkpoint": checkpoint.digest,
             "pool": lineage.digest_of([asdict(prompt) for prompt in prompts]),
+            **named.digests(method=settings.method, answer=settings.answer),
         },
         settings.seed,
     )

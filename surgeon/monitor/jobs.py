@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from surgeon import artifact, lineage
+from surgeon import artifact, lineage, named
 from surgeon.answers import gold_problem, parse_check, parse_extractor
 from surgeon.checkpoint import Checkpoint, placement
 from surgeon.decoding.requests import FinishReason
@@ -108,6 +108,7 @@ def prepare(settings: MonitorSettings) -> MonitorPlan:
         "checkpoint": checkpoint.digest,
         "monitor": lineage.file_digest(file),
         "prompts": lineage.digest_of([asdict(prompt) for prompt in prompts]),
+        **named.digests(answer=settings.answer, check=settings.check),
     }
     arguments = record(settings) | {"levels": list(levels), "random_rate": rates}
     run = Run("monitor", arguments, inputs, settings.sampling.seed)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from surgeon import artifact, lineage, nex
+from surgeon import artifact, lineage, named, nex
 from surgeon.activations import Recording
 from surgeon.answers import parse_extractor
 from surgeon.checkpoint import placement, read_header
@@ -74,6 +74,7 @@ def prepare(settings: RankSettings) -> RankPlan:
     inputs = {subject.name: subject.digest for subject in chosen}
     # Candidate names hold no spaces, so these can't be taken for one.
     inputs["mini set"] = lineage.digest_of([asdict(prompt) for prompt in prompts])
+    inputs |= named.digests(answer=settings.answer)
     for name, file in (("given traces", settings.traces), ("given weights", settings.weights)):
         if file and Path(file).is_file():
             inputs[name] = lineage.file_digest(file)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from surgeon import lineage
+from surgeon import lineage, named
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
@@ -85,6 +85,7 @@ def prepare(settings: TransplantSettings) -> TransplantPlan:
 def _run(plan: TransplantPlan, mask_LF: np.ndarray | None) -> lineage.Run:
     inputs = {role: parent.digest for role, parent in plan.parents.items()}
     recorded = {"weights": plan.weights, "recipient_weights": plan.recipient_weights}
+    inputs |= named.digests(surgery=plan.settings.surgery)
     inputs |= {name: lineage.file_digest(w.path) for name, w in recorded.items() if w is not None}
     arguments = record(plan.settings)
     if mask_LF is not None:
