@@ -16,11 +16,11 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 
-from surgeon import __version__, old_commands
+from surgeon import __version__
 from surgeon.errors import BadInput
 from surgeon.settings import Leaf, leaves
 from surgeon.settings.schema import Metavar, Switches, span
-from surgeon.settings.verbs import VERBS, Row
+from surgeon.settings.verbs import VERBS, VerbRow
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -37,7 +37,7 @@ WIDTH = 100
 class Command(click.Command):
     """A verb as a command: its options come from its settings, grouped as they are there."""
 
-    def __init__(self, name: str, verb: str, row: Row):
+    def __init__(self, name: str, verb: str, row: VerbRow):
         settings = row.load_settings()
         self.verb, self.leaves = verb, leaves(settings)
         parameters = [p for leaf in self.leaves for p in _parameters(leaf)]
@@ -51,7 +51,7 @@ class Command(click.Command):
         values = recipes.parameters_of(recipe, self.verb) if recipe else {}
         values |= dict(recipes.parse_setting(text) for text in settings)
         values |= {name: value for name, value in given.items() if value not in (None, ())}
-        recipes.call(recipes.Step(self.verb, values))
+        recipes.RecipeStep(self.verb, values).run()
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Options by group, in the order of the settings; no word is broken."""
@@ -158,14 +158,11 @@ class Stages(click.Group):
     """Verbs whose names begin alike: `trigger-label` is `surgeon trigger label`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        here = [v.partition("-")[2] for v in VERBS if v.startswith(f"{self.name}-")]
-        return [*dict.fromkeys([*here, *self.commands])]
+        return [v.partition("-")[2] for v in VERBS if v.startswith(f"{self.name}-")]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         verb = f"{self.name}-{cmd_name}"
-        if verb in VERBS:
-            return Command(cmd_name, verb, VERBS[verb])
-        return self.commands.get(cmd_name)
+        return Command(cmd_name, verb, VERBS[verb]) if verb in VERBS else None
 
 
 def _first_word(verb: str) -> str:
@@ -175,16 +172,12 @@ def _first_word(verb: str) -> str:
 def command(name: str) -> click.Command | None:
     """The command of a verb, or the group of several."""
     if name in GROUPS:
-        old = old_commands.cli.commands.get(name)
-        group = Stages(name, help=GROUPS[name])
-        group.commands.update(old.commands if isinstance(old, click.Group) else {})
-        return group
+        return Stages(name, help=GROUPS[name])
     return Command(name, name, VERBS[name]) if name in VERBS else None
 
 
 @click.group(
     cls=Door,
-    commands=dict(old_commands.cli.commands),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDTH},
 )
 @click.version_option(__version__, prog_name="surgeon")

@@ -35,7 +35,7 @@ TIERS = [
     {"nex", "nopsd", "neureasoner", "metrics", "answers", "truth", "ranking"},
     {"watch", "judges", "builtin", "report"},
     {"merge", "rank", "transplant", "evaluate", "distill", "trigger", "monitor", "serve"},
-    {"recipes", "cli", "old_commands", "architectures", "__main__"},
+    {"recipes", "cli", "architectures", "__main__"},
 ]
 TIER = {module: tier for tier, modules in enumerate(TIERS) for module in modules}
 PAPERS, VERBS = {"nex", "nopsd", "neureasoner"}, TIERS[5]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 
-class Row(NamedTuple):
+class VerbRow(NamedTuple):
     """A verb of the command line and of recipes."""
 
     settings: str
@@ -31,23 +31,32 @@ class Row(NamedTuple):
         importlib.import_module(self.module).show(result)
 
 
-VERBS: dict[str, Row] = {
-    "merge-sweep": Row("merge_sweep:MergeSweepSettings", "surgeon.merge", "sweep"),
-    "monitor": Row("monitor:MonitorSettings", "surgeon.monitor", "monitor"),
-    "evaluate": Row("evaluate:EvaluateSettings", "surgeon.evaluate", "evaluate"),
-    "distill": Row("distill:DistillSettings", "surgeon.distill", "distill"),
-    "trigger-label": Row("trigger_label:LabelSettings", "surgeon.trigger.label", "label"),
-    "trigger-identify": Row(
-        "trigger_identify:IdentifySettings", "surgeon.trigger.identify", "identify"
-    ),
-    "trigger-detectors": Row(
-        "trigger_detectors:DetectorsSettings", "surgeon.trigger.detectors", "detectors"
-    ),
-    "trigger-reconstruct": Row(
-        "trigger_reconstruct:ReconstructSettings", "surgeon.trigger.reconstruct", "reconstruct"
-    ),
-    "trigger-sft": Row("trigger_sft:SftSettings", "surgeon.trigger.sft", "sft"),
-    "rank": Row("rank:RankSettings", "surgeon.rank", "rank"),
-    "serve": Row("serve:ServeSettings", "surgeon.serve", "serve"),
-    "transplant": Row("transplant:TransplantSettings", "surgeon.transplant", "transplant"),
+VERBS = {
+    name: VerbRow(*row)
+    for name, row in {
+        "merge-sweep": ("merge_sweep:MergeSweepSettings", "surgeon.merge", "sweep"),
+        "rank": ("rank:RankSettings", "surgeon.rank", "rank"),
+        "evaluate": ("evaluate:EvaluateSettings", "surgeon.evaluate", "evaluate"),
+        "transplant": ("transplant:TransplantSettings", "surgeon.transplant", "transplant"),
+        "distill": ("distill:DistillSettings", "surgeon.distill", "distill"),
+        "trigger-label": ("trigger_label:LabelSettings", "surgeon.trigger.label", "label"),
+        "trigger-identify": (
+            "trigger_identify:IdentifySettings",
+            "surgeon.trigger.identify",
+            "identify",
+        ),
+        "trigger-detectors": (
+            "trigger_detectors:DetectorsSettings",
+            "surgeon.trigger.detectors",
+            "detectors",
+        ),
+        "trigger-reconstruct": (
+            "trigger_reconstruct:ReconstructSettings",
+            "surgeon.trigger.reconstruct",
+            "reconstruct",
+        ),
+        "trigger-sft": ("trigger_sft:SftSettings", "surgeon.trigger.sft", "sft"),
+        "monitor": ("monitor:MonitorSettings", "surgeon.monitor", "monitor"),
+        "serve": ("serve:ServeSettings", "surgeon.serve", "serve"),
+    }.items()
 }
