@@ -9,10 +9,10 @@ from surgeon.activations import Recording
 from surgeon.rank import RankedResponse, Score
 
 
-def digits(response: RankedResponse) -> float:
+def digits(response: RankedResponse) -> float | None:
     """Digits in the answer; a response without an answer has no value."""
     if response.answer is None:
-        return float("nan")
+        return None
     return sum(character.isdigit() for character in response.answer)
 
 

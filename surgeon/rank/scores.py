@@ -17,6 +17,7 @@ import numpy as np
 
 from surgeon import metrics, named, nex
 from surgeon.activations import Recording
+from surgeon.errors import BadInput
 from surgeon.ranking import RankedResponse
 from surgeon.report import Measure
 
@@ -33,16 +34,16 @@ class Pool(NamedTuple):
         """All responses, candidate after candidate."""
         return [r for rows in self.responses.values() for r in rows]
 
-    def sums(self, values: Iterable[float]) -> np.ndarray:
+    def sums(self, values: Iterable[float | None]) -> np.ndarray:
         """float64_PC2 from one value for each of `everything`: by prompt and candidate the sum of
-        the values, and how many there are; one that isn't finite is none."""
+        the values, and how many there are; None and what isn't finite are none."""
         place = {prompt_id: n for n, prompt_id in enumerate(self.prompt_ids)}
         sums_PC2 = np.zeros((len(self.prompt_ids), len(self.responses), 2))
         remaining = iter(values)
         for c, rows in enumerate(self.responses.values()):
             for r in rows:
                 value = next(remaining)
-                if math.isfinite(value):
+                if value is not None and math.isfinite(value):
                     sums_PC2[place[r.prompt_id], c] += (value, 1)
         return sums_PC2
 
@@ -59,8 +60,8 @@ class Score(NamedTuple):
     """Of its values, empty for a share: "tokens", "nats", "per response"."""
     what: str
     """What it says, in a few words."""
-    of: Callable[[RankedResponse], float] | None = None
-    """The value of one response; nan where it has none."""
+    of: Callable[[RankedResponse], float | None] | None = None
+    """The value of one response; None or nan where it has none."""
     measure: Callable[[Recording], float] | None = None
     """Or: the value of one response, from its tokens' statistics and activations. It is computed
     where the response is recorded, and kept by the score's name."""
@@ -78,7 +79,7 @@ class Score(NamedTuple):
         if self.pooled is not None:
             return self.pooled(pool)
         of = self.of or (lambda response: response.measured[name])
-        return pool.sums(float(of(response)) for response in pool.everything())
+        return pool.sums(of(response) for response in pool.everything())
 
 
 def good_mass(pool: Pool) -> np.ndarray:
@@ -156,6 +157,8 @@ def find(name: str) -> Score:
     response. Raises `BadInput`."""
     found = named.row(SCORES, name, "select")
     if isinstance(found, Score):
+        if [found.of, found.measure, found.pooled].count(None) != 2:
+            raise BadInput(f"found select = {name}, expected one of of, measure and pooled in it.")
         return found
     what = (found.__doc__ or "").strip().partition("\n")[0].rstrip(".")
     return Score(name.partition(":")[2].replace("_", " "), "", what, of=found)

@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from markupsafe import Markup
-
 from surgeon.ranking import Interval, RankedCandidate
 from surgeon.report import figures
-from surgeon.report.figures import Dot
+from surgeon.report.figures import Chart, Dot
 from surgeon.report.rows import (
     EVIDENCE,
     NO_INTERVAL,
@@ -28,7 +26,7 @@ class Figure(NamedTuple):
     unit: str
     note: str
     """What the panel says when nothing is pointed at."""
-    svg: Markup
+    chart: Chart
 
 
 class Group(NamedTuple):
@@ -36,14 +34,15 @@ class Group(NamedTuple):
 
     heading: str
     axis: str
-    legend: list[tuple[Markup, str]]
+    legend: list[tuple[int, str]]
+    """(series, label) of the lines."""
     figures: list[Figure]
     tied: bool
     accurate: bool
     intervals: bool
 
 
-class Curve(NamedTuple):
+class Quantity(NamedTuple):
     """One quantity of all candidates; both lists follow the ranking's order."""
 
     measure: Measure
@@ -57,7 +56,7 @@ class Curve(NamedTuple):
 def score_groups(page: RankingPage) -> list[Group]:
     """Every score against the ratio; by rank for the candidates without one."""
     curves = [
-        Curve(
+        Quantity(
             measure,
             page.values(score),
             [candidate.interval.get(score, NO_INTERVAL) for candidate in page.candidates],
@@ -75,7 +74,7 @@ def evidence_groups(page: RankingPage) -> list[Group]:
     for measure, of in EVIDENCE:
         values = [of(candidate) for candidate in page.candidates]
         if any(value is not None for value in values):
-            curves.append(Curve(measure, values, [NO_INTERVAL] * len(values)))
+            curves.append(Quantity(measure, values, [NO_INTERVAL] * len(values)))
     return _groups(page, curves, None)
 
 
@@ -104,8 +103,8 @@ def scatter_figures(page: RankingPage) -> list[Figure]:
             r, regret = signed(quality.pearson, 2), signed(quality.regret_at_1, 1)
             note = f"r = {r}, regret {regret} pp"
         title = f"Accuracy in % against {measure.label}, {len(dots)} candidates; {note}"
-        svg = figures.scatter_panel(dots, label=title, favourite=page.favourites.get(score))
-        drawn.append(Figure(measure.label, measure.unit, note, svg))
+        chart = figures.scatter_chart(dots, label=title, favourite=page.favourites.get(score))
+        drawn.append(Figure(measure.label, measure.unit, note, chart))
     return drawn
 
 
@@ -132,7 +131,9 @@ def series(page: RankingPage) -> dict[str, list[int]]:
     return {label: [*members, *shared] for label, members in lines.items()}
 
 
-def _groups(page: RankingPage, curves: Sequence[Curve], most_accurate: int | None) -> list[Group]:
+def _groups(
+    page: RankingPage, curves: Sequence[Quantity], most_accurate: int | None
+) -> list[Group]:
     """Charts against the ratio, and charts by rank of the candidates without one."""
     lines, candidates = series(page), page.candidates
     placed = {n for members in lines.values() for n in members}
@@ -157,17 +158,17 @@ def _groups(page: RankingPage, curves: Sequence[Curve], most_accurate: int | Non
                 if (dot := _dot(page, curve, n))
             ]
             label = f"{title}; against the merge ratio"
-            svg = figures.ratio_panel(dots, x_scale, label=label, **marks)
-            by_ratio.append(Figure(measure.label, measure.unit, note, svg))
+            chart = figures.ratio_chart(dots, x_scale, label=label, **marks)
+            by_ratio.append(Figure(measure.label, measure.unit, note, chart))
         if others:
             dots = [
                 dot._replace(x=dot.y, y=float(row))
                 for row, n in enumerate(others)
                 if (dot := _dot(page, curve, n))
             ]
-            svg = figures.rank_panel(dots, names, label=f"{title}; by rank", **marks)
-            by_rank.append(Figure(measure.label, measure.unit, note, svg))
-    entries = [(figures.swatch(line), label) for line, label in enumerate(lines) if label]
+            chart = figures.rank_chart(dots, names, label=f"{title}; by rank", **marks)
+            by_rank.append(Figure(measure.label, measure.unit, note, chart))
+    entries = [(line, label) for line, label in enumerate(lines) if label]
     flags: dict[str, bool] = dict(
         tied=any(c.not_told_apart_from_best for c in candidates[1:]),
         accurate=most_accurate is not None,
@@ -184,7 +185,7 @@ def _groups(page: RankingPage, curves: Sequence[Curve], most_accurate: int | Non
     return groups
 
 
-def _dot(page: RankingPage, curve: Curve, n: int) -> Dot | None:
+def _dot(page: RankingPage, curve: Quantity, n: int) -> Dot | None:
     """A candidate's mark at its value, None without one; the chart says where across it is."""
     value, ends = curve.value[n], curve.ends[n]
     if value is None:

@@ -1,36 +1,30 @@
-"""Small charts as inline SVG: one score against the merge ratio, by rank, or against accuracy.
+"""Small charts, placed: one score against the merge ratio, by rank, or against accuracy.
 
-Coordinates are SVG user units; a panel is drawn `WIDTH` units wide and scales with its column.
-Colours live in the page's style sheet, so that every chart follows the light and dark schemes;
-shape, filling and dashes carry the same information as colour. `data-c` holds a candidate's
-position in the ranking and links the same candidate across charts and tables.
+Coordinates are SVG user units; a chart is `WIDTH` units wide and scales with its column. What is
+computed here, the template figures.html.j2 draws.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from typing import NamedTuple
-
-from markupsafe import Markup
 
 WIDTH = 340
 HEIGHT = 184
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 24
 LABELLED_ROWS = 40
 """Dot plots of at most this many candidates name every row; longer ones number every tenth."""
+LONGEST_NAME = 18
+"""Characters of a candidate's name beside its row."""
 
-_SHAPES = (
-    ((-3.2, 0), "a3.2 3.2 0 1 0 6.4 0a3.2 3.2 0 1 0 -6.4 0z"),
-    ((-2.9, -2.9), "h5.8v5.8h-5.8z"),
-    ((0, -3.8), "l3.7 6.4h-7.4z"),
-    ((0, 3.8), "l3.7 -6.4h-7.4z"),
-    ((-3.6, 0), "l3.6 -3.6l3.6 3.6l-3.6 3.6z"),
-)
-_SMALL = "a1.7 1.7 0 1 0 3.4 0a1.7 1.7 0 1 0 -3.4 0z"
-N_STYLES = len(_SHAPES)
+Line = tuple[str, float, float, float, float]
+"""(style, x1, y1, x2, y2)"""
+Tick = tuple[float, float, str, str]
+"""(x, y, anchor, text)"""
 
 
 class Dot(NamedTuple):
-    """One candidate in one chart."""
+    """One candidate in one chart: in the values' units, and then where it is drawn."""
 
     index: int
     """Position in the ranking, best = 0."""
@@ -45,6 +39,36 @@ class Dot(NamedTuple):
     """Whether it is the best candidate or can't be told apart from it: drawn filled."""
     series: int = 0
     """Which line it belongs to: a family's merge method."""
+
+
+class Curve(NamedTuple):
+    """A line through one series' dots."""
+
+    series: int
+    points: str
+    bands: list[str]
+    """Polygons of the intervals, where neighbours have one."""
+
+
+class Chart(NamedTuple):
+    """What is drawn, in order."""
+
+    label: str
+    height: float
+    lines: list[Line]
+    ticks: list[Tick]
+    dots: list[Dot]
+    favourite: int | None
+    """Index of the dot that gets a ring."""
+    truth: Dot | None = None
+    """The most accurate candidate."""
+    curves: Sequence[Curve] = ()
+    dense: bool = False
+    """Small dots."""
+
+    @property
+    def ring(self) -> Dot | None:
+        return next((dot for dot in self.dots if dot.index == self.favourite), None)
 
 
 class Axis(NamedTuple):
@@ -87,222 +111,160 @@ def axis(values: Iterable[float], *, ticks: int = 4, pad: float = 0.08) -> Axis:
     return Axis(low, high, tuple(k * step for k in range(first, last + 1)), step)
 
 
-def spread(marks: Iterable[Dot], *, horizontal: bool = False) -> list[float]:
+def spread(values: Iterable[float], dots: Iterable[Dot]) -> list[float]:
     """All values a scale must cover: the scores and the ends of their intervals."""
-    values: list[float] = []
-    for mark in marks:
-        values.append(mark.x if horizontal else mark.y)
-        values += [end for end in (mark.low, mark.high) if end is not None]
-    return values
+    ends = [end for dot in dots for end in (dot.low, dot.high) if end is not None]
+    return [*values, *ends]
 
 
-def _svg(height: float, label: str, parts: Iterable[Markup], kind: str = "") -> Markup:
-    return Markup(
-        '<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}" focusable="false">{}</svg>'
-    ).format(kind, WIDTH, round(height), label, Markup("").join(parts))
+def _place(dot: Dot, x: float, y: float, end: Callable[[float], float]) -> Dot:
+    """The dot where it is drawn; `end` places the ends of its interval."""
+    low, high = (None if value is None else end(value) for value in (dot.low, dot.high))
+    return dot._replace(x=x, y=y, low=low, high=high)
 
 
-def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
-    return Markup(f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>')
+def _across(scale: Axis, value: float, left: float = LEFT) -> float:
+    return scale.place(value, left, WIDTH - RIGHT)
 
 
-def _words(kind: str, x: float, y: float, text: str, anchor: str = "middle") -> Markup:
-    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
-        kind, x, y, anchor, text
-    )
+def _up(scale: Axis, value: float) -> float:
+    return scale.place(value, HEIGHT - BOTTOM, TOP)
 
 
-def _grid_y(scale: Axis, bottom: float) -> list[Markup]:
-    parts = []
-    for tick in scale.ticks:
-        y = scale.place(tick, bottom, TOP)
-        parts.append(_line("grid", LEFT, y, WIDTH - RIGHT, y))
-        parts.append(_words("tick", LEFT - 6, y + 3.5, scale.text(tick), "end"))
-    return parts
+def _frame(x_scale: Axis, y_scale: Axis) -> tuple[list[Line], list[Tick]]:
+    """Grid, axis and ticks."""
+    bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+    lines: list[Line] = []
+    ticks: list[Tick] = []
+    for tick in y_scale.ticks:
+        y = _up(y_scale, tick)
+        lines.append(("grid", LEFT, y, right, y))
+        ticks.append((LEFT - 6, y + 3.5, "end", y_scale.text(tick)))
+    lines.append(("axis", LEFT, bottom, right, bottom))
+    for tick in x_scale.ticks:
+        x = _across(x_scale, tick)
+        lines.append(("axis", x, bottom, x, bottom + 3))
+        ticks.append((x, bottom + 15, "middle", x_scale.text(tick)))
+    return lines, ticks
 
 
-def _grid_x(scale: Axis, bottom: float, *, lines: bool) -> list[Markup]:
-    parts = [_line("axis", LEFT, bottom, WIDTH - RIGHT, bottom)]
-    for tick in scale.ticks:
-        x = scale.place(tick, LEFT, WIDTH - RIGHT)
-        parts.append(_line("grid" if lines else "axis", x, TOP if lines else bottom, x, bottom + 3))
-        parts.append(_words("tick", x, bottom + 15, scale.text(tick)))
-    return parts
+def _whisker(dot: Dot, low: float, high: float, *, flat: bool) -> Line:
+    """A dot's interval as a line, across (`flat`) or upwards."""
+    ends = (low, dot.y, high, dot.y) if flat else (dot.x, low, dot.x, high)
+    return (f"whisker s{dot.series}", *ends)
 
 
-def _shape(series: int, x: float, y: float) -> Markup:
-    (dx, dy), path = _SHAPES[series % N_STYLES]
-    return Markup(f"M{x + dx:.1f} {y + dy:.1f}{path}")
+def _curve(line: Sequence[Dot], lines: list[Line]) -> Curve:
+    """The curve through placed dots; an interval without a neighbour's becomes one of `lines`."""
+    bands = []
+    for known, run in groupby(line, lambda dot: dot.low is not None and dot.high is not None):
+        dots = list(run)
+        if known and len(dots) == 1:
+            lines.append(_whisker(dots[0], dots[0].low or 0.0, dots[0].high or 0.0, flat=False))
+        elif known:
+            upper = [f"{dot.x:.1f},{dot.high:.1f}" for dot in dots]
+            lower = [f"{dot.x:.1f},{dot.low:.1f}" for dot in reversed(dots)]
+            bands.append(" ".join(upper + lower))
+    return Curve(line[0].series, " ".join(f"{dot.x:.1f},{dot.y:.1f}" for dot in line), bands)
 
 
-def _dot(mark: Dot, x: float, y: float, *, small: bool = False) -> Markup:
-    shape = _shape(mark.series, x, y)
-    if small:
-        shape = Markup(f"M{x - 1.7:.1f} {y:.1f}{_SMALL}")
-    return Markup(
-        '<g class="pt s{}{}" data-c="{}"><title>{}</title>'
-        '<circle class="hit" cx="{:.1f}" cy="{:.1f}" r="{}"/><path class="dot" d="{}"/></g>'
-    ).format(mark.series % N_STYLES, " tied" if mark.tied else "", mark.index, mark.label, x, y,
-             3 if small else 8, shape)  # fmt: skip
-
-
-def _ring(x: float, y: float) -> Markup:
-    return Markup(f'<circle class="ring" cx="{x:.1f}" cy="{y:.1f}" r="6.8"/>')
-
-
-def _truth(x: float, y: float) -> Markup:
-    shape = f"M{x - 9:.1f} {y:.1f}l9 -9l9 9l-9 9z"
-    return Markup(f'<path class="truth" d="{shape}"/>')
-
-
-def _band(line: Sequence[tuple[float, float | None, float | None]], series: int) -> Markup:
-    """The interval band of one line, broken where an interval is missing."""
-    parts: list[Markup] = []
-    run: list[tuple[float, float, float]] = []
-    for x, low, high in [*line, (0.0, None, None)]:
-        if low is not None and high is not None:
-            run.append((x, low, high))
-            continue
-        if len(run) == 1:
-            parts.append(_line(f"whisker s{series}", run[0][0], run[0][1], run[0][0], run[0][2]))
-        elif run:
-            path = " ".join(f"{x:.1f},{high:.1f}" for x, _, high in run)
-            back = " ".join(f"{x:.1f},{low:.1f}" for x, low, _ in reversed(run))
-            parts.append(Markup(f'<polygon class="band s{series}" points="{path} {back}"/>'))
-        run = []
-    return Markup("").join(parts)
-
-
-def ratio_panel(
-    marks: Sequence[Dot],
+def ratio_chart(
+    dots: Sequence[Dot],
     x_scale: Axis,
     *,
     label: str,
     favourite: int | None,
     most_accurate: int | None,
-) -> Markup:
+) -> Chart:
     """One score (y) against the merge ratio (x): a line and an interval band per series.
 
     A candidate that belongs to several lines is given once per line. `favourite` is ringed; a
     dashed line and a diamond mark `most_accurate`.
     """
-    y_scale = axis(spread(marks))
-    bottom = HEIGHT - BOTTOM
-
-    def across(value: float) -> float:
-        return x_scale.place(value, LEFT, WIDTH - RIGHT)
+    y_scale = axis(spread((dot.y for dot in dots), dots))
 
     def up(value: float) -> float:
-        return y_scale.place(value, bottom, TOP)
+        return _up(y_scale, value)
 
-    parts = [*_grid_y(y_scale, bottom), *_grid_x(x_scale, bottom, lines=False)]
-    for mark in marks:
-        if mark.index == most_accurate:
-            parts.append(_line("best-line", across(mark.x), TOP, across(mark.x), bottom))
-            parts.append(_truth(across(mark.x), up(mark.y)))
-            break
-    for series in sorted({mark.series for mark in marks}):
-        line = sorted((m for m in marks if m.series == series), key=lambda m: (m.x, m.index))
-        ends = [
-            (
-                across(m.x),
-                None if m.low is None else up(m.low),
-                None if m.high is None else up(m.high),
-            )
-            for m in line
-        ]
-        style = series % N_STYLES
-        parts.append(_band(ends, style))
-        path = " ".join(f"{across(m.x):.1f},{up(m.y):.1f}" for m in line)
-        parts.append(Markup(f'<polyline class="line s{style}" points="{path}"/>'))
-    parts += [_dot(m, across(m.x), up(m.y)) for m in marks]
-    parts += [_ring(across(m.x), up(m.y)) for m in marks if m.index == favourite][:1]
-    return _svg(HEIGHT, label, parts)
+    placed = [_place(dot, _across(x_scale, dot.x), up(dot.y), up) for dot in dots]
+    lines, ticks = _frame(x_scale, y_scale)
+    truth = next((dot for dot in placed if dot.index == most_accurate), None)
+    if truth is not None:
+        lines.append(("best-line", truth.x, TOP, truth.x, HEIGHT - BOTTOM))
+    curves = [
+        _curve(sorted(run, key=lambda dot: (dot.x, dot.index)), lines)
+        for _, run in groupby(sorted(placed, key=_series_of), _series_of)
+    ]
+    return Chart(label, HEIGHT, lines, ticks, placed, favourite, truth, curves)
 
 
-def rank_panel(
-    marks: Sequence[Dot],
+def _series_of(dot: Dot) -> int:
+    return dot.series
+
+
+def rank_chart(
+    dots: Sequence[Dot],
     names: Sequence[str],
     *,
     label: str,
     favourite: int | None,
     most_accurate: int | None,
-) -> Markup:
+) -> Chart:
     """One score (x) of candidates without a ratio, one row per candidate, best on top.
 
-    `mark.y` is the row; `names` holds one label per row of the shared axis.
+    `dot.y` is the row; `names` holds one label per row of the shared axis.
     """
     n_rows = len(names)
     pitch = max(3.4, min(17.0, 640 / max(n_rows, 1)))
-    bottom = TOP + pitch * n_rows + 4
+    bottom, right = TOP + pitch * n_rows + 4, WIDTH - RIGHT
     named = n_rows <= LABELLED_ROWS
     left = 118 if named else LEFT
-    scale = axis(spread(marks, horizontal=True), ticks=3 if named else 4)
+    scale = axis(spread((dot.x for dot in dots), dots), ticks=3 if named else 4)
+    lines: list[Line] = []
+    ticks: list[Tick] = []
 
     def across(value: float) -> float:
-        return scale.place(value, left, WIDTH - RIGHT)
+        return _across(scale, value, left)
 
     def down(row: float) -> float:
         return TOP + pitch * (row + 0.5)
 
-    parts: list[Markup] = []
     for tick in scale.ticks:
-        parts.append(_line("grid", across(tick), TOP, across(tick), bottom))
-        parts.append(_words("tick", across(tick), bottom + 15, scale.text(tick)))
-    parts.append(_line("axis", left, bottom, WIDTH - RIGHT, bottom))
+        lines.append(("grid", across(tick), TOP, across(tick), bottom))
+        ticks.append((across(tick), bottom + 15, "middle", scale.text(tick)))
+    lines.append(("axis", left, bottom, right, bottom))
     for row, name in enumerate(names):
         if named:
-            short = name if len(name) <= 18 else name[:7] + "\N{HORIZONTAL ELLIPSIS}" + name[-10:]
-            parts.append(_line("grid", left, down(row), WIDTH - RIGHT, down(row)))
-            parts.append(_words("tick", left - 8, down(row) + 3.5, short, "end"))
+            short = name if len(name) <= LONGEST_NAME else f"{name[:7]}…{name[-10:]}"
+            lines.append(("grid", left, down(row), right, down(row)))
+            ticks.append((left - 8, down(row) + 3.5, "end", short))
         elif (row + 1) % 10 == 0 or row == 0:
-            parts.append(_words("tick", left - 8, down(row) + 3.5, str(row + 1), "end"))
-    for mark in marks:
-        y = down(mark.y)
-        if mark.low is not None and mark.high is not None:
-            style = mark.series % N_STYLES
-            parts.append(_line(f"whisker s{style}", across(mark.low), y, across(mark.high), y))
-        if mark.index == most_accurate:
-            parts.append(_truth(across(mark.x), y))
-    parts += [_dot(m, across(m.x), down(m.y), small=not named) for m in marks]
-    parts += [_ring(across(m.x), down(m.y)) for m in marks if m.index == favourite][:1]
-    return _svg(bottom + BOTTOM, label, parts, "" if named else "dense")
+            ticks.append((left - 8, down(row) + 3.5, "end", str(row + 1)))
+    placed = [_place(dot, across(dot.x), down(dot.y), across) for dot in dots]
+    lines += [
+        _whisker(dot, dot.low, dot.high, flat=True)
+        for dot in placed
+        if dot.low is not None and dot.high is not None
+    ]
+    truth = next((dot for dot in placed if dot.index == most_accurate), None)
+    return Chart(
+        label, bottom + BOTTOM, lines, ticks, placed, favourite, truth, dense=not named
+    )  # fmt: skip
 
 
-def scatter_panel(marks: Sequence[Dot], *, label: str, favourite: int | None) -> Markup:
+def scatter_chart(dots: Sequence[Dot], *, label: str, favourite: int | None) -> Chart:
     """Accuracy in % (y) against one score (x); Regret@1 is drawn as the drop from the best.
 
     The dashed line is the highest accuracy; the vertical stroke from the ringed favourite up to
     it is what picking by this score loses.
     """
-    x_scale = axis(m.x for m in marks)
-    y_scale = axis(m.y for m in marks)
-    bottom = HEIGHT - BOTTOM
-
-    def across(value: float) -> float:
-        return x_scale.place(value, LEFT, WIDTH - RIGHT)
-
-    def up(value: float) -> float:
-        return y_scale.place(value, bottom, TOP)
-
-    parts = [*_grid_y(y_scale, bottom), *_grid_x(x_scale, bottom, lines=False)]
-    if marks:
-        best = max(m.y for m in marks)
-        parts.append(_line("best-line", LEFT, up(best), WIDTH - RIGHT, up(best)))
-        for mark in marks:
-            if mark.index == favourite and up(mark.y) - up(best) > 1:
-                x = across(mark.x)
-                parts.append(_line("regret", x, up(best), x, up(mark.y)))
-    parts += [_dot(m, across(m.x), up(m.y)) for m in marks]
-    parts += [_ring(across(m.x), up(m.y)) for m in marks if m.index == favourite][:1]
-    return _svg(HEIGHT, label, parts)
-
-
-def swatch(series: int) -> Markup:
-    """A legend entry: the line and mark of one series."""
-    style = series % N_STYLES
-    return Markup(
-        f'<svg class="swatch" viewBox="0 0 30 14" aria-hidden="true" focusable="false">'
-        f'<line class="line s{style}" x1="1" y1="7" x2="29" y2="7"/>'
-        f'<g class="pt s{style} tied"><path class="dot" d="{_shape(style, 15, 7)}"/></g></svg>'
-    )
+    x_scale, y_scale = axis(dot.x for dot in dots), axis(dot.y for dot in dots)
+    lines, ticks = _frame(x_scale, y_scale)
+    placed = [dot._replace(x=_across(x_scale, dot.x), y=_up(y_scale, dot.y)) for dot in dots]
+    chart = Chart(label, HEIGHT, lines, ticks, placed, favourite)
+    if placed:
+        best, ring = min(dot.y for dot in placed), chart.ring
+        lines.append(("best-line", LEFT, best, WIDTH - RIGHT, best))
+        if ring is not None and ring.y - best > 1:
+            lines.append(("regret", ring.x, best, ring.x, ring.y))
+    return chart

@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from surgeon import artifact
 from surgeon.checkpoint import split_member
 from surgeon.errors import BadInput
+from surgeon.ranking import Ranking
 from surgeon.settings.transplant import UnitSelection
 
 SIGNS = {"effective": 1, "redundant": -1}
@@ -39,7 +41,7 @@ def find_weights(spec: str | Path, digests: Collection[str] = ()) -> Path:
     """The weights file that a file, a ranking's directory or `RANK_DIR#candidate` names.
 
     In a ranking's directory that is the candidate computed on a checkpoint of `digests` where there
-    is one, else the candidate that its link `best` names. Raises `BadInput`.
+    is one, else the ranking's best. Raises `BadInput`.
     """
     place, member = split_member(spec)
     path = Path(place).expanduser()
@@ -55,11 +57,8 @@ def find_weights(spec: str | Path, digests: Collection[str] = ()) -> Path:
         for file in members.values():
             if read_metadata(file).get("digest") in digests:
                 return file
-        best = path / "best"
-        if (best / WEIGHTS).is_file():
-            return best / WEIGHTS
-        if best.exists() and best.resolve().name in members:
-            return members[best.resolve().name]
+        if members and (path / "ranking.json").is_file():
+            return path / "candidates" / artifact.read(Ranking, path).best.name / WEIGHTS
     if members:
         raise BadInput(
             f"{path} holds no weights of {member or 'the donor'}; it has those of "
