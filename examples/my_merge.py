@@ -1,7 +1,9 @@
 """A merge method of your own: `surgeon merge-sweep A B --method examples.my_merge:elect --out DIR`.
 
 A method is a function of a piece of one tensor of each endpoint and of the ratio. surgeon calls it
-on the CPU, element by element, for candidates on disk and for virtual ones.
+on the CPU, element by element, for candidates on disk and for virtual ones. A virtual candidate is
+merged when it is used: its method must be on the Python path then (PYTHONPATH=.), because reading a
+family runs no code of the current directory.
 """
 
 import torch

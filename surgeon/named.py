@@ -12,6 +12,7 @@ from surgeon import lineage
 from surgeon.errors import BadInput
 
 T = TypeVar("T")
+ON_PATH = "on the Python path (PYTHONPATH=. adds the current directory, whose code then runs)"
 MODULE_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -31,8 +32,10 @@ def row(table: Mapping[str, T], name: str, what: str) -> T | Any:
     )
 
 
-def function(spec: str, what: str) -> Callable[..., Any]:
+def function(spec: str, what: str, *, here: bool = True) -> Callable[..., Any]:
     """The function that `module:function` names, from the Python path or the current directory.
+
+    `here` False leaves the current directory out: for names that the user didn't type.
 
     Raises `BadInput` when there is no such module or function; `what` says what it was wanted for.
     An error inside the module's own code keeps its traceback.
@@ -40,7 +43,7 @@ def function(spec: str, what: str) -> Callable[..., Any]:
     module_name, _, attribute = spec.partition(":")
     if not MODULE_FUNCTION.fullmatch(spec):
         raise BadInput(f"found the {what} {spec!r}, expected module:function.")
-    if os.getcwd() not in sys.path:
+    if here and os.getcwd() not in sys.path:
         # Last, so that a file beside the user's data can't shadow an installed module.
         sys.path.append(os.getcwd())
         importlib.invalidate_caches()
@@ -49,7 +52,7 @@ def function(spec: str, what: str) -> Callable[..., Any]:
     except (ImportError, SyntaxError) as error:
         raise BadInput(
             f"found the {what} {spec!r}, but {module_name} can't be imported ({error}); expected a "
-            "module on the Python path or in the current directory."
+            f"module {'on the Python path or in the current directory' if here else ON_PATH}."
         ) from None
     value = getattr(module, attribute, None)
     if not callable(value):

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 from collections import namedtuple
 from decimal import Decimal
 from pathlib import Path
@@ -730,6 +732,42 @@ def test_a_config_may_name_a_method_of_ones_own(pico_pair: Pair, tmp_path: Path)
     file = config(tmp_path, yaml.safe_dump({"merge": merge, "sweep": {"t": [0.3]}}))
     report = run(pico_pair, tmp_path / "f", config=file)
     assert report.written == ("elect-0.3",) and not report.plan.by_mergekit
+
+
+def test_a_family_that_was_read_runs_no_code_of_the_current_directory(
+    pico_pair: Pair, tmp_path: Path
+) -> None:
+    """As `surgeon` starts: the current directory isn't on the Python path."""
+    (tmp_path / "found_beside.py").write_text("def merge(a, b, t):\n    return a + t * (b - a)\n")
+    sweep_here = (
+        "from surgeon.merge import sweep\n"
+        "sweep('a', 'b', out='f', method='found_beside:merge', ratios='0.5', virtual=True)\n"
+    )
+    read = (
+        "from surgeon.families import subjects, write_out\n"
+        "write_out(subjects(['f/family.json#merge-0.5'])[0], 'out')\n"
+    )
+    root = str(Path(__file__).parents[1])
+
+    def start(code: str, *path: str) -> subprocess.CompletedProcess[str]:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join((root, *path)),
+            "PYTHONSAFEPATH": "1",
+        }
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+
+    assert start(sweep_here).returncode == 0
+    refused = start(read)
+    assert refused.returncode != 0 and "PYTHONPATH=." in refused.stderr
+    assert not (tmp_path / "out").exists()
+    assert start(read, ".").returncode == 0 and (tmp_path / "out" / "config.json").is_file()
 
 
 def returns_less(a: Any, b: Any, t: float) -> Any:

@@ -117,10 +117,10 @@ def average(
     """`(first * a + second * b) / sum`."""
     # addcmul fuses multiply and add on most CPUs; separate operations differ in the last bit. The
     # coefficient is a tensor because a Python number takes another code path.
-    first, second, divisor = (torch.tensor([w], dtype=out_N.dtype) for w in weights)
+    first, second = (torch.tensor([w], dtype=out_N.dtype) for w in weights[:2])
     out_N.zero_().addcmul_(a_N, first).addcmul_(b_N, second)
     if weights[2] != 1.0:
-        out_N.div_(divisor)
+        out_N.div_(torch.tensor([weights[2]], dtype=out_N.dtype))
 
 
 METHODS = {
@@ -137,21 +137,23 @@ def falls_back(cosine: float) -> bool:
 # --- by name --------------------------------------------------------------------------------------
 
 
-def method_of(name: str) -> Method | None:
+def method_of(name: str, *, typed: bool = False) -> Method | None:
     """The method of that name; None for one that only mergekit has.
 
-    Raises `BadInput` where `module:function` can't be imported, or breaks the rules of a merge.
+    `typed` says that the user named it for this run. A name that was read in a family's file runs
+    no code of the current directory, which may be where the family was downloaded to. Raises
+    `BadInput` where `module:function` can't be imported, or breaks the rules of a merge.
     """
     if name in METHODS:
         return METHODS[name]
     if not named.MODULE_FUNCTION.fullmatch(name):
         return None
-    return _foreign(name, named.function(name, "method"))
+    return _foreign(name, named.function(name, "method", here=typed))
 
 
 def require_method(name: str) -> None:
-    """Raise `BadInput` for a method that isn't computed here."""
-    if method_of(name) is None:
+    """Raise `BadInput` for a method that isn't computed here; `name` is what the user typed."""
+    if method_of(name, typed=True) is None:
         raise BadInput(
             f"found method = {name}, expected one of: {', '.join(METHODS)}; or module:function. "
             "Other methods of mergekit need a merge config: --config merges/NAME.yaml"

@@ -26,7 +26,7 @@ import yaml
 
 from surgeon.errors import BadInput
 from surgeon.families.config import plain_merge, plain_mix
-from surgeon.families.methods import MergeConfig, Mix, require_method, short_name
+from surgeon.families.methods import MergeConfig, Mix, method_of, require_method, short_name
 from surgeon.settings import settings
 
 LIMIT = 1000
@@ -140,6 +140,7 @@ def _documents(file: Path) -> list[MergeDocument]:
 def _from_documents(documents: list[MergeDocument], dtype: str | None) -> Sweep:
     members: list[Member] = []
     for document in documents:
+        method_of(str(document.merge["merge_method"]), typed=True)
         merge = document.merge if dtype is None else {**document.merge, "dtype": dtype}
         members += _expand(merge, document.sweep or {})
     _refuse_too_many(len(members))
