@@ -411,6 +411,7 @@ def reverse_kl(
     teacher_head_VD: Tensor | None = None,
     weight_T: Tensor | None = None,
     softcap: float | None = None,
+    factor: float = 1.0,
     chunk_tokens: int = 0,
 ) -> Divergence:
     """Full-vocabulary KL(student || teacher) per token, Eq. 10, without (T, V) logits.
@@ -419,13 +420,16 @@ def reverse_kl(
     states go through the unembedding `head_VD` in chunks of tokens (0: as many as fit in
     `CHUNK_BYTES`); the gradient of each chunk is taken while its logits are there, so nothing is
     computed twice. `weight_T` (default 1) are constants. `teacher_head_VD` where the teacher's
-    unembedding differs; `softcap` where the family caps its logits. No gradient reaches the
-    teacher. Under autocast the logits come from its dtype; all that follows is float32.
+    unembedding differs; `factor` and `softcap` where the family multiplies and then caps its
+    logits. No gradient reaches the teacher. Under autocast the logits come from its dtype; all that
+    follows is float32.
     """
     T, V = len(student_TD), len(head_VD)
     chunk = chunk_tokens or max(16, CHUNK_BYTES // (4 * V))
     weight_T = student_TD.new_ones(T, dtype=torch.float32) if weight_T is None else weight_T
     other = head_VD if teacher_head_VD is None else teacher_head_VD
+    if factor != 1:
+        student_TD, teacher_TD = student_TD * factor, teacher_TD * factor
     kind = student_TD.device.type
     if torch.is_autocast_enabled(kind):
         # Once here, not in every chunk; left on, it would round the sums over the vocabulary too.

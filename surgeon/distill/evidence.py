@@ -179,7 +179,7 @@ def entropies(
     probed: Sequence[int],
 ) -> dict[str, float | tuple[float, float]]:
     """Token entropies of student and teacher over the zero-shot answers, and their gap (Tab. 6)."""
-    head_VD, cap = unembedding(live.model), head_of(live.model).cap
+    head_VD, head = unembedding(live.model), head_of(live.model)
     student, teacher = [], []
     for i in probed:
         prompts = (
@@ -193,7 +193,7 @@ def entropies(
             )
             for prompt in prompts
         ]
-        both = nopsd.reverse_kl(states[0], states[1], head_VD, softcap=cap)
+        both = nopsd.reverse_kl(states[0], states[1], head_VD, softcap=head.cap, factor=head.factor)
         student.append(both.student_entropy_T.cpu().numpy())
         teacher.append(both.teacher_entropy_T.cpu().numpy())
     student_mean, teacher_mean, gap_Q = nopsd.entropy_gap(student, teacher)

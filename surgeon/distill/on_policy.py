@@ -79,9 +79,12 @@ def reverse_kl_loss(
 ) -> Loss:
     """Reverse KL of the student from the teacher on the student's own responses, Eq. 10."""
     device = next(model.parameters()).device
-    head_VD, cap = unembedding(model), head_of(model).cap
+    head_VD, head = unembedding(model), head_of(model)
     states_PD = response_states(model, micro.student.to(device))
-    both = nopsd.reverse_kl(states_PD, target[0], head_VD, teacher_head_VD=target[1], softcap=cap)
+    both = nopsd.reverse_kl(
+        states_PD, target[0], head_VD, teacher_head_VD=target[1], softcap=head.cap,
+        factor=head.factor,
+    )  # fmt: skip
     sums = {
         "kl": both.kl_T.sum(),
         "student_entropy": both.student_entropy_T.sum(),

@@ -66,6 +66,8 @@ class Head(NamedTuple):
 FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier", "logits_scaling")
 """Fields of text configs that logits are multiplied by; `logits_scaling` divides, but for
 HyperCLOVA X."""
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""Fields of text configs that hold the cap."""
 
 
 def head_of(model: nn.Module) -> Head:
@@ -76,7 +78,7 @@ def head_of(model: nn.Module) -> Head:
         if value is not None:
             divides = name == "logits_scaling" and "hyperclovax" not in config.model_type
             factor *= 1 / value if divides else value
-    cap = getattr(config, "final_logit_softcapping", None)
+    cap = next((c for name in CAPS if (c := getattr(config, name, None)) is not None), None)
     return Head(model.get_output_embeddings(), cap, factor)  # pyright: ignore[reportCallIssue]
 
 
