@@ -15,17 +15,21 @@ from trigger_labels import MODEL, lines, write_traces
 
 from surgeon import endpoint
 from surgeon.builtin.judge import judge
+from surgeon.checkpoint import resolve
 from surgeon.errors import BadInput
 from surgeon.judges import docket
 from surgeon.judges.chat import Chat, Shape, in_parallel, read_value, strict
 from surgeon.judges.finding import Finding, Question
 from surgeon.judges.judges import SHAPES, EndpointJudge, parse_judge
 from surgeon.judges.prompts import FILE, read_texts
-from surgeon.trigger.artifacts import Spending
+from surgeon.settings.asking import EndpointSettings
+from surgeon.traces import read_traces
+from surgeon.trigger.artifacts import Spending, StepReader
 from surgeon.trigger.label import Labelling, label, show
 from surgeon.watch.spans import read_spans
 
 N = 4
+EXAMPLES = Path(__file__).parents[1] / "examples"
 Answer = Callable[[dict[str, Any]], Said]
 
 
@@ -150,7 +154,8 @@ def test_a_server_that_can_is_told_the_exact_shape(server: Any, run: Any):
         assert part["required"] == list(part["properties"])
         assert part["additionalProperties"] is False
     assert step["properties"]["first"] == {"type": "integer"}
-    assert strict(SHAPES["instance"].schema)["properties"]["settled"]["type"] == ["integer", "null"]
+    instance: Any = strict(SHAPES["instance"].schema)
+    assert instance["properties"]["settled"]["type"] == ["integer", "null"]
 
 
 @pytest.mark.parametrize("structured", ["json_object", "none"])
@@ -436,7 +441,7 @@ def test_a_settled_step_that_is_not_there_is_asked_for_again(server: Any):
 )
 def test_a_judge_that_is_none_is_refused(spec: str, said: str):
     with pytest.raises(BadInput, match=said):
-        parse_judge(spec, read_texts())
+        parse_judge(spec, read_texts(), EndpointSettings())
 
 
 @pytest.mark.parametrize(
@@ -466,7 +471,7 @@ def test_what_a_function_says_is_checked(
     (tmp_path / f"{name}.py").write_text(f"def judge(question, steps):\n    return [{found!r}]\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(BadInput, match=r"gave .* for 2 steps, expected a list of \(level, first"):
-        parse_judge(f"{name}:judge", read_texts())(question("intra"))
+        parse_judge(f"{name}:judge", read_texts(), EndpointSettings())(question("intra"))
 
 
 def test_a_function_may_say_tuples_or_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -474,10 +479,29 @@ def test_a_function_may_say_tuples_or_findings(tmp_path: Path, monkeypatch: pyte
         "def judge(question, steps):\n    return [('intra', 0, 1, 'no'), ('inter', 1, 1)]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    asked = parse_judge("judge_of_pairs:judge", read_texts())
+    asked = parse_judge("judge_of_pairs:judge", read_texts(), EndpointSettings())
     assert asked(question("intra")).findings == [Finding("intra", 0, 1, "no")]
     assert asked(question("inter")).findings == [Finding("inter", 1, 1)]
     assert asked(question("instance")).findings == []
+
+
+def test_a_judge_from_outside_labels_the_traces(
+    run: Callable[..., Labelling], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """examples/my_judge.py, as `module:function`: steps that stand there word for word before."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    result = run("mine", judge="my_judge:repetitions", levels=("intra", "inter"))
+    traces = {t.prompt_id: t for t in read_traces(tmp_path / "mine" / "traces.jsonl")}
+    reader, repeated = StepReader(resolve(MODEL).tokenizer()), set()
+    for name, trace in traces.items():
+        steps = [step.strip() for step in reader.steps(trace)]
+        repeated |= {(name, n) for n, step in enumerate(steps) if step in steps[:n]}
+    spans = [s for s in read_spans(tmp_path / "mine" / "spans.jsonl") if s.failing]
+    assert {(s.prompt_id, s.first) for s in spans} == repeated and len(repeated) > 5
+    assert {s.level for s in spans} == {"inter"} and result.levels["intra"].failing == 0
+    assert all(re.fullmatch(r"as step \d+", s.reason) for s in spans)
+    with pytest.raises(BadInput, match="my_judge has no function 'echoes'"):
+        run("other", judge="my_judge:echoes")
 
 
 # --- prompts of one's own -------------------------------------------------------------------------

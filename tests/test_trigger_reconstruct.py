@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,10 @@ from surgeon import jsonl
 from surgeon.builtin import task
 from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.errors import BadInput
+from surgeon.judges.finding import Assignment, Draft, Rewritten
+from surgeon.judges.prompts import read_texts
+from surgeon.judges.writers import parse_writer
+from surgeon.settings.asking import EndpointSettings
 from surgeon.traces import read_traces
 from surgeon.trigger.reconstruct import LevelExamples, Reconstruction, reconstruct, show
 from surgeon.trigger.tokens import add_triggers
@@ -296,3 +301,79 @@ def test_questions_of_another_task_need_another_source(labels: Path, tmp_path: P
     (copied / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(BadInput, match="expected one of the built-in task"):
         reconstruct(MODEL, labels=copied, out=tmp_path / "out")
+
+
+# --- a function from outside writes
+
+
+def test_a_writer_from_outside_mends_the_traces_own_failures(
+    labels: Path, done, tmp_path: Path, monkeypatch
+):
+    """examples/my_writer.py, as `module:function`."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
+    given: dict[str, Any] = dict(labels=labels, source="my_writer:second_thought")
+    result = reconstruct(MODEL, out=tmp_path / "out", failures="own", **given)
+    traces = {t.key: t for t in read_traces(labels / "traces.jsonl")}
+    known = {p["id"]: p["answer"] for p in lines(labels / "prompts.jsonl")}
+    for example in examples(tmp_path / "out"):
+        name, sample, _ = example["id"].rsplit("/", 2)
+        part = texts(example)
+        start = part["prefix"] + part["wrong"].rstrip()
+        assert traces[name, int(sample)].text.startswith(start) and part["wrong"].strip()
+        assert part["diagnose"] in (
+            "Wait. That step doesn't hold.",
+            "Hold on. That step doesn't hold.",
+        )
+        assert part["continuation"] == f"\n</think>\n\nAnswer: {known[name]}"
+    openings = {texts(example)["diagnose"][:4] for example in examples(tmp_path / "out")}
+    assert openings == {"Wait", "Hold"} and result.examples == len(examples(tmp_path / "out"))
+    # It makes no failure up: those of traces without one are left out.
+    both = reconstruct(MODEL, out=tmp_path / "both", **given)
+    assert both.examples == result.examples
+    cases = done[0].examples + sum(done[0].left_out.values())
+    reason = "something else is wrong before the failing step"
+    assert both.left_out == {reason: cases - result.examples} and both.left_out[reason] > 0
+
+
+WRITERS = """
+from surgeon.judges.finding import Rewritten
+
+asked = []
+
+def makes(assignment, rng):
+    asked.append(assignment)
+    return Rewritten("a", "b", "c", "d") if assignment.made else None
+
+def three(assignment, rng):
+    return "a", "b", "c"
+
+def number(assignment, rng):
+    return "a", "b", "c", 4
+"""
+
+
+def test_what_a_writer_from_outside_gives_is_checked(tmp_path: Path, monkeypatch):
+    (tmp_path / "some_writers.py").write_text(WRITERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = Assignment("q/0/intra", "intra", "How?", ["x\n\n"] * 4, 2, 3, False, "", True, None, 0)
+
+    def draft(name: str, assignment: Assignment, *, may_make: bool = True) -> Draft:
+        writer = parse_writer(
+            f"some_writers:{name}", read_texts(), str, may_make=may_make, asking=EndpointSettings()
+        )
+        writer.check(["a question of any task"])  # foreign functions aren't asked beforehand
+        return writer(assignment)
+
+    parts = Rewritten("a", "b", "c", "d")
+    assert draft("makes", own) == Draft(parts, made=True)
+    # It is asked for a failure at a sound step: the one before the failing one.
+    asked = sys.modules["some_writers"].asked
+    assert [(a.made, a.first, a.last) for a in asked] == [(False, 2, 3), (True, 1, 1)]
+    assert draft("makes", own, may_make=False).parts is None
+    assert draft("makes", own._replace(first=0)).parts is None
+    assert draft("makes", own._replace(made=True)) == Draft(parts, made=True)
+    for name in ("three", "number"):
+        with pytest.raises(BadInput, match=rf"the writer some_writers:{name} gave .*, expected No"):
+            draft(name, own)
+    with pytest.raises(BadInput, match="some_writers has no function 'none'"):
+        draft("none", own)

@@ -9,12 +9,11 @@ from typing import Any, NamedTuple, TypeVar
 from surgeon.answers import after_thinking
 from surgeon.endpoint import Endpoint, Refused
 from surgeon.errors import BadInput
+from surgeon.settings.asking import EndpointSettings
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-STRUCTURED = ("json_schema", "json_object", "none")
-"""How the shape is asked for: enforced by the server, any JSON enforced, or by the prompt alone."""
 CHARACTERS_PER_TOKEN = 3.5
 """For estimates: English and mathematics in usual vocabularies."""
 
@@ -40,18 +39,19 @@ class ChatReply(NamedTuple):
 class Chat(Endpoint):
     """A model behind a chat endpoint; safe to ask from several threads."""
 
-    structured: str = "json_schema"
+    structured: str = EndpointSettings.structured
     temperature: float | None = None
     """None sends none: some models refuse any but their own."""
     tries: int = 3
     """Replies asked for until one has the right shape."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.structured not in STRUCTURED:
-            raise BadInput(
-                f"structured is {self.structured!r}, expected one of: {', '.join(STRUCTURED)}."
-            )
+    @classmethod
+    def of(cls, spec: str, settings: EndpointSettings, temperature: float | None) -> "Chat":
+        """The model that `URL#model` names, asked by the settings; raises `BadInput`."""
+        return cls.parse(
+            spec, structured=settings.structured, temperature=temperature,
+            timeout=settings.timeout, attempts=settings.attempts,
+        )  # fmt: skip
 
     def require_reachable(self) -> None:
         """Raise `BadInput` when nothing answers at the URL, or it refuses the key."""
@@ -165,7 +165,7 @@ def in_parallel(
 # --- shapes ---------------------------------------------------------------------------------------
 
 
-def strict(schema: Mapping[str, Any]) -> dict[str, Any]:
+def strict(schema: Mapping[str, Any]) -> dict[str, object]:
     """The schema as servers want it that enforce it: every property required, no others."""
     made = dict(schema)
     if made.get("type") == "object":

@@ -11,6 +11,7 @@ from surgeon.errors import BadInput
 from surgeon.judges.chat import Chat, in_parallel
 from surgeon.judges.finding import Assignment, Draft, Finding, JudgeVerdict, Question, Rewritten
 from surgeon.progress import bar, say
+from surgeon.settings.asking import EndpointSettings
 
 Q = TypeVar("Q", Question, Assignment)
 R = TypeVar("R", JudgeVerdict, Draft)
@@ -28,28 +29,28 @@ class Source(Protocol[Q_in, R_out]):
         """Raise `BadInput` for a prompt that this source can't be asked about."""
         ...
 
-    def __call__(self, question: Q_in) -> R_out: ...
+    def __call__(self, question: Q_in, /) -> R_out: ...
 
-    def expected(self, question: Q_in) -> tuple[int, int]:
+    def expected(self, question: Q_in, /) -> tuple[int, int]:
         """About how many tokens a reply takes, in and out."""
         ...
 
 
-class Form(NamedTuple, Generic[Q, R]):
+class ReplyFile(NamedTuple, Generic[Q, R]):
     """How the questions and replies of a kind are kept and named."""
 
-    file: str
-    row: Callable[[Q, R], dict[str, Any]]
+    name: str
+    row: Callable[[Q, R], dict[str, object]]
     """A line of the file."""
     read: Callable[[dict[str, Any]], tuple[Any, R]]
     """The question's key and the reply that a line holds."""
-    name: Callable[[Q], str]
+    which: Callable[[Q], str]
     """Which question it is, for messages."""
     known: Callable[[Q], R | None]
     """The reply that needs no asking."""
 
 
-def _verdict_row(question: Question, verdict: JudgeVerdict) -> dict[str, Any]:
+def _verdict_row(question: Question, verdict: JudgeVerdict) -> dict[str, object]:
     names = dict(zip(("prompt_id", "sample", "level"), question.key, strict=True))
     findings = [finding._asdict() for finding in verdict.findings]
     return {**names, **verdict._asdict(), "findings": findings}
@@ -61,7 +62,7 @@ def _read_verdict(row: dict[str, Any]) -> tuple[tuple[str, int, str], JudgeVerdi
     return (row["prompt_id"], row["sample"], row["level"]), verdict
 
 
-def _draft_row(assignment: Assignment, draft: Draft) -> dict[str, Any]:
+def _draft_row(assignment: Assignment, draft: Draft) -> dict[str, object]:
     parts = None if draft.parts is None else draft.parts._asdict()
     return {"id": assignment.id, **draft._asdict(), "parts": parts}
 
@@ -72,43 +73,23 @@ def _read_draft(row: dict[str, Any]) -> tuple[str, Draft]:
     return row["id"], Draft(parts, **rest)
 
 
-VERDICTS = Form(
+VERDICTS = ReplyFile(
     "verdicts.jsonl", _verdict_row, _read_verdict,
     lambda q: f"prompt {q.prompt_id!r}, sample {q.sample}, {q.level}",
     lambda q: None if q.steps else JudgeVerdict([]),
 )  # fmt: skip
-DRAFTS = Form(
+DRAFTS = ReplyFile(
     "written.jsonl", _draft_row, _read_draft, lambda a: f"example {a.id!r}", lambda a: None
 )
-
-
-class Prices(NamedTuple):
-    """Money per million tokens, in any currency; None where it isn't known."""
-
-    tokens_in: float | None
-    tokens_out: float | None
-
-    def of(self, tokens_in: int, tokens_out: int) -> float | None:
-        """What so many tokens cost."""
-        if self.tokens_in is None or self.tokens_out is None:
-            return None
-        return (tokens_in * self.tokens_in + tokens_out * self.tokens_out) / 1e6
 
 
 class Docket(Generic[Q, R]):
     """The replies of a run, on disk as they come."""
 
     def __init__(
-        self,
-        work: Path,
-        form: Form[Q, R],
-        source: Source[Q, R],
-        *,
-        parallel: int,
-        prices: Prices,
+        self, work: Path, form: ReplyFile[Q, R], source: Source[Q, R], asking: EndpointSettings
     ):
-        self.file, self.form, self.source = work / form.file, form, source
-        self.parallel, self.prices = parallel, prices
+        self.file, self.form, self.source, self.asking = work / form.name, form, source, asking
         self.replies = read_replies(self.file, form)
         """By the key of the question."""
 
@@ -129,7 +110,7 @@ class Docket(Generic[Q, R]):
             replies = ((question, self._ask(question)) for question in missing)
         else:
             say(self.estimate(missing, what))
-            replies = in_parallel(endpoint, missing, self._ask, self.parallel)
+            replies = in_parallel(endpoint, missing, self._ask, self.asking.parallel)
         with bar(what, len(missing)) as advance:
             for question, reply in replies:
                 self.note(question, reply)
@@ -144,7 +125,7 @@ class Docket(Generic[Q, R]):
         try:
             return self.source(question)
         except BadInput as error:
-            raise BadInput(f"{self.form.name(question)}: {error}") from error
+            raise BadInput(f"{self.form.which(question)}: {error}") from error
 
     def estimate(self, questions: Sequence[Q], what: str) -> str:
         """What asking will take, in words."""
@@ -152,7 +133,7 @@ class Docket(Generic[Q, R]):
         assert endpoint is not None
         counts = [self.source.expected(question) for question in questions]
         tokens_in, tokens_out = (sum(column) for column in zip(*counts, strict=True))
-        money = self.prices.of(tokens_in, tokens_out)
+        money = self.asking.money(tokens_in, tokens_out)
         return (
             f"{what}: {len(counts)} requests to {endpoint.model} at {endpoint.url}, about "
             f"{tokens_in:,} tokens in and {tokens_out:,} out"
@@ -166,7 +147,7 @@ class Docket(Generic[Q, R]):
         return sum(r.tokens_in for r in replies), sum(r.tokens_out for r in replies)
 
 
-def read_replies(file: Path, form: Form[Q, R]) -> dict[Any, R]:
+def read_replies(file: Path, form: ReplyFile[Q, R]) -> dict[Any, R]:
     """The replies on disk by their questions' keys; raises `BadInput` naming a damaged line."""
     replies = {}
     for place, row in jsonl.rows(file):

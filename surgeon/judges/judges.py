@@ -13,7 +13,8 @@ from surgeon.errors import BadInput
 from surgeon.judges.chat import Chat, Shape, is_endpoint, tokens_of
 from surgeon.judges.docket import Source
 from surgeon.judges.finding import Finding, JudgeVerdict, Question
-from surgeon.judges.prompts import conversation, filled
+from surgeon.judges.prompts import JudgeText, Texts, conversation, filled
+from surgeon.settings.asking import EndpointSettings
 from surgeon.settings.neureasoner import LEVELS
 
 JUDGES = {"builtin": "surgeon.builtin.judge:judge"}
@@ -28,13 +29,18 @@ TOKENS_PER_VERDICT = {"intra": 120, "inter": 120, "instance": 60}
 Judge = Source[Question, JudgeVerdict]
 
 
-def parse_judge(spec: str, texts: Mapping[str, Any], **chat: Any) -> Judge:
+def parse_judge(
+    spec: str,
+    texts: Texts,
+    asking: EndpointSettings,
+    temperature: float | None = None,
+) -> Judge:
     """The judge that a row of `JUDGES`, `URL#model` or `module:function` names.
 
-    `texts` are those of `prompts.read_texts`, `chat` the fields of `Chat`. Raises `BadInput`.
+    `asking` and `temperature` are for an endpoint. Raises `BadInput`.
     """
     if is_endpoint(spec):
-        return EndpointJudge(Chat.parse(spec, **chat), texts["judge"])
+        return EndpointJudge(Chat.of(spec, asking, temperature), texts["judge"])
     if spec not in JUDGES and ":" not in spec:
         raise BadInput(
             f"found judge = {spec}, expected {', '.join(JUDGES)}, URL#model (an OpenAI-compatible "
@@ -120,7 +126,7 @@ SHAPES = {
 class EndpointJudge:
     """A model behind a chat endpoint; one request per trace and level."""
 
-    def __init__(self, endpoint: Chat, texts: Mapping[str, Mapping[str, str]]):
+    def __init__(self, endpoint: Chat, texts: Mapping[str, JudgeText]):
         self.endpoint: Chat | None = endpoint
         self.ask, self.texts = endpoint.ask, texts
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from surgeon.errors import BadInput
 
@@ -11,7 +11,37 @@ FILE = Path(__file__).with_name("prompts.yaml")
 _NAME = re.compile(r"\{\{(\w+)\}\}")
 
 
-def read_texts(path: str | Path | None = None) -> dict[str, Any]:
+class JudgeText(TypedDict):
+    """A conversation with a judge."""
+
+    system: str
+    user: str
+
+
+class WriterText(TypedDict):
+    """What a writer is asked about a failure that is there, and about one to be made up."""
+
+    own: str
+    made: str
+
+
+class WriterTexts(TypedDict):
+    """What writers are asked."""
+
+    system: str
+    intra: WriterText
+    inter: WriterText
+
+
+class Texts(TypedDict):
+    """Every text."""
+
+    judge: dict[str, JudgeText]
+    """By level."""
+    write: WriterTexts
+
+
+def read_texts(path: str | Path | None = None) -> Texts:
     """The texts of a file (by default the one that is shipped); raises `BadInput` where it lacks
     any."""
     import yaml

@@ -16,7 +16,8 @@ from surgeon.errors import BadInput
 from surgeon.judges.chat import Chat, Shape, is_endpoint, tokens_of
 from surgeon.judges.docket import Source
 from surgeon.judges.finding import Assignment, Draft, Rewritten
-from surgeon.judges.prompts import conversation, filled
+from surgeon.judges.prompts import Texts, WriterTexts, conversation, filled
+from surgeon.settings.asking import EndpointSettings
 from surgeon.settings.neureasoner import THINKING, WatchSettings
 
 WRITERS = {"builtin": "surgeon.builtin.reconstruct:write"}
@@ -30,20 +31,21 @@ Writer = Source[Assignment, Draft]
 
 def parse_writer(
     spec: str,
-    texts: Mapping[str, Any],
+    texts: Texts,
     extract: Callable[[str], str | None],
     *,
     may_make: bool,
-    **chat: Any,
+    asking: EndpointSettings,
+    temperature: float | None = None,
 ) -> Writer:
     """The writer that a row of `WRITERS`, `URL#model` or `module:function` names.
 
-    `texts` are those of `prompts.read_texts`, `chat` the fields of `Chat`; `extract` reads the
-    final answer of an endpoint's reply. With `may_make` a function that can't mend a failure may
-    make one up before it. Raises `BadInput`.
+    With `may_make` a function that can't mend a failure may make one up before it. `asking` and
+    `temperature` are for an endpoint, and `extract` reads the final answer of its reply. Raises
+    `BadInput`.
     """
     if is_endpoint(spec):
-        return EndpointWriter(Chat.parse(spec, **chat), texts["write"], extract)
+        return EndpointWriter(Chat.of(spec, asking, temperature), texts["write"], extract)
     if spec not in WRITERS and ":" not in spec:
         raise BadInput(
             f"found source = {spec}, expected {', '.join(WRITERS)}, URL#model (an OpenAI-compatible"
@@ -100,9 +102,7 @@ class FunctionWriter:
 class EndpointWriter:
     """A model behind a chat endpoint; one request per example."""
 
-    def __init__(
-        self, endpoint: Chat, texts: Mapping[str, Any], extract: Callable[[str], str | None]
-    ):
+    def __init__(self, endpoint: Chat, texts: WriterTexts, extract: Callable[[str], str | None]):
         self.endpoint: Chat | None = endpoint
         self.ask, self.texts, self.extract = endpoint.ask, texts, extract
 

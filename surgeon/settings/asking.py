@@ -24,3 +24,9 @@ class EndpointSettings:
     """Money per million tokens in, for the estimate."""
     price_out: Annotated[Amount | None, UNRECORDED] = None
     """Money per million tokens out."""
+
+    def money(self, tokens_in: int, tokens_out: int) -> float | None:
+        """What so many tokens cost, in the currency of the prices; None where they aren't known."""
+        if self.price_in is None or self.price_out is None:
+            return None
+        return (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6

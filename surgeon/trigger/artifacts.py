@@ -9,8 +9,8 @@ from surgeon import console, jsonl, lineage, neurons
 from surgeon.artifact import part
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
-from surgeon.judges.docket import Prices
 from surgeon.neureasoner.steps import Span, StepEnds, check_spans, whole_steps
+from surgeon.settings.asking import EndpointSettings
 from surgeon.traces import Key, Prompt, Trace, in_order, read_prompts, read_traces, text_of
 from surgeon.watch.spans import read_spans
 
@@ -47,8 +47,8 @@ class Spending:
     """None where the prices aren't known."""
 
     @classmethod
-    def of(cls, tokens: tuple[int, int], prices: Prices) -> "Spending":
-        return cls(tokens_in=tokens[0], tokens_out=tokens[1], money=prices.of(*tokens))
+    def of(cls, tokens: tuple[int, int], asking: EndpointSettings) -> "Spending":
+        return cls(tokens_in=tokens[0], tokens_out=tokens[1], money=asking.money(*tokens))
 
     def show(self, what: str) -> None:
         """Print it, if there is any."""

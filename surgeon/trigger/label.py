@@ -10,7 +10,7 @@ from surgeon.artifact import Already, Out, artifact, part
 from surgeon.checkpoint import Checkpoint, placement
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
-from surgeon.judges.docket import VERDICTS, Docket, Prices
+from surgeon.judges.docket import VERDICTS, Docket
 from surgeon.judges.finding import Finding, Question
 from surgeon.judges.judges import Judge, parse_judge
 from surgeon.judges.prompts import question_of, read_texts
@@ -49,7 +49,7 @@ CONTRAST = {"easy": True, "hard": False}
 
 
 @part
-class LevelCounts:
+class LabelCounts:
     """What was found at one level."""
 
     traces: int
@@ -69,7 +69,7 @@ class Labelling:
     checkpoint: CheckpointName
     settings: dict[str, Any]
     traces: int
-    levels: dict[str, LevelCounts]
+    levels: dict[str, LabelCounts]
     judge: Spending
     warnings: list[str]
     out: Out = Path()
@@ -90,7 +90,6 @@ class LabelPlan(NamedTuple):
     """Hand-made spans, in place of a judge."""
     judge: Judge | None
     levels: tuple[str, ...]
-    prices: Prices
     device: str
     dtype: "torch.dtype | None"
     run: lineage.Run
@@ -117,7 +116,9 @@ def prepare(settings: LabelSettings) -> LabelPlan:
     """Check the settings against files and headers; raises `BadInput`."""
     device, dtype = placement(settings.machine.device, settings.machine.dtype)
     texts = read_texts(settings.endpoint.prompt_file)
-    judge = None if settings.spans else _judge(settings, texts)
+    judge = None
+    if not settings.spans:
+        judge = parse_judge(settings.judge, texts, settings.endpoint, settings.judge_temperature)
     prompts, group = _read_groups(settings)
     if judge is not None:
         judge.check(question_of(p.messages) for p in prompts if group[p.id] == "prompts")
@@ -142,16 +143,8 @@ def prepare(settings: LabelSettings) -> LabelPlan:
     arguments = {**record(settings), "checkpoint": checkpoint.spec, "levels": levels}
     return LabelPlan(
         settings, checkpoint, prompts, group, traces, spans, judge, levels,
-        Prices(settings.endpoint.price_in, settings.endpoint.price_out), device, dtype,
+        device, dtype,
         lineage.Run("trigger-label", arguments, inputs, settings.seed),
-    )  # fmt: skip
-
-
-def _judge(settings: LabelSettings, texts: dict[str, Any]) -> Judge:
-    chat = settings.endpoint
-    return parse_judge(
-        settings.judge, texts, structured=chat.structured, timeout=chat.timeout,
-        temperature=settings.judge_temperature, attempts=chat.attempts,
     )  # fmt: skip
 
 
@@ -195,8 +188,7 @@ def _label(plan: LabelPlan, work: Path) -> Labelling:
         assert plan.spans is not None
         spans, n_traces, spent = plan.spans, len(traces), (0, 0)
     else:
-        parallel = plan.settings.endpoint.parallel
-        docket = Docket(work, VERDICTS, plan.judge, parallel=parallel, prices=plan.prices)
+        docket = Docket(work, VERDICTS, plan.judge, plan.settings.endpoint)
         spans, n_counterparts = _judged(plan, live, docket, traces, work / TRACES)
         n_traces, spent = len(traces) + n_counterparts, docket.spent()
     jsonl.write(work / SPANS, (span._asdict() for span in spans))
@@ -262,7 +254,7 @@ def _conclusion(
         settings=lineage.plain({**plan.run.arguments, "seed": plan.settings.seed}),
         traces=n_traces,
         levels=levels,
-        judge=Spending.of(spent, plan.prices),
+        judge=Spending.of(spent, plan.settings.endpoint),
         warnings=[
             f"{level}: no failing span was found, so this level can't be learned."
             for level in plan.levels
@@ -271,9 +263,9 @@ def _conclusion(
     )
 
 
-def _counts(spans: Sequence[Span]) -> LevelCounts:
+def _counts(spans: Sequence[Span]) -> LabelCounts:
     failing = [span for span in spans if span.failing]
-    return LevelCounts(
+    return LabelCounts(
         traces=len({(s.prompt_id, s.sample) for s in spans}),
         failing=len(failing),
         failing_steps=sum(s.last - s.first + 1 for s in failing),

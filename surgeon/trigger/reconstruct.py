@@ -15,7 +15,7 @@ from surgeon.answers import parse_extractor
 from surgeon.artifact import Already, Out, artifact, part
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
-from surgeon.judges.docket import DRAFTS, Docket, Prices
+from surgeon.judges.docket import DRAFTS, Docket
 from surgeon.judges.finding import Assignment, Draft
 from surgeon.judges.prompts import question_of, read_texts
 from surgeon.judges.writers import Writer, parse_writer
@@ -74,7 +74,6 @@ class ReconstructPlan(NamedTuple):
     reader: StepReader
     cases: list[Case]
     writer: Writer
-    prices: Prices
     run: lineage.Run
 
 
@@ -94,12 +93,11 @@ def reconstruct(settings: ReconstructSettings) -> Reconstruction:
 
 def prepare(settings: ReconstructSettings) -> ReconstructPlan:
     """Check the settings against the labels; raises `BadInput`."""
-    chat = settings.endpoint
-    texts = read_texts(chat.prompt_file)
+    texts = read_texts(settings.endpoint.prompt_file)
     writer = parse_writer(
         settings.source, texts, parse_extractor(settings.answer),
-        may_make=settings.failures == "both", structured=chat.structured,
-        temperature=settings.source_temperature, timeout=chat.timeout, attempts=chat.attempts,
+        may_make=settings.failures == "both", asking=settings.endpoint,
+        temperature=settings.source_temperature,
     )  # fmt: skip
     checkpoint = open_checkpoint(settings.checkpoint)
     reader = StepReader(checkpoint.tokenizer())
@@ -111,7 +109,6 @@ def prepare(settings: ReconstructSettings) -> ReconstructPlan:
         inputs["texts"] = lineage.digest_of(texts["write"])
     return ReconstructPlan(
         settings, reader, list(cases)[: settings.limit], writer,
-        Prices(chat.price_in, chat.price_out),
         lineage.Run(
             "trigger-reconstruct", {**record(settings), "checkpoint": checkpoint.spec}, inputs,
             settings.seed,
@@ -170,7 +167,7 @@ def assignment_of(case: Case, reader: StepReader, seed: int) -> Assignment:
 
 def _reconstruct(plan: ReconstructPlan, work: Path) -> Reconstruction:
     settings, writer = plan.settings, plan.writer
-    docket = Docket(work, DRAFTS, writer, parallel=settings.endpoint.parallel, prices=plan.prices)
+    docket = Docket(work, DRAFTS, writer, settings.endpoint)
     assignments = [assignment_of(case, plan.reader, settings.seed) for case in plan.cases]
     if writer.endpoint is not None and docket.missing(assignments):
         writer.endpoint.require_reachable()
@@ -192,11 +189,11 @@ def _reconstruct(plan: ReconstructPlan, work: Path) -> Reconstruction:
         left_out=dict(
             Counter(drafts[case.id].reason for case in plan.cases if drafts[case.id].parts is None)
         ),
-        source=Spending.of(docket.spent(), plan.prices),
+        source=Spending.of(docket.spent(), settings.endpoint),
     )
 
 
-def row_of(case: Case, draft: Draft, trigger: str) -> dict[str, Any]:
+def row_of(case: Case, draft: Draft, trigger: str) -> dict[str, object]:
     """A line of `examples.jsonl`: the prompt, and the response in segments."""
     parts = draft.parts
     assert parts is not None
