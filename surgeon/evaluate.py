@@ -187,14 +187,16 @@ def respond(plan: EvaluatePlan, work: Path) -> dict[str, list[Trace]]:
     each written as soon as it ends."""
     (work / "traces").mkdir(exist_ok=True)
     files = {subject.name: work / "traces" / f"{subject.name}.jsonl" for subject in plan.subjects}
+    responses = {name: in_order(stored_traces(file), plan.problems) for name, file in files.items()}
     sampling = plan.settings.sampling
     wanted = len(plan.problems) * sampling.samples
-    missing = [s for s in plan.subjects if len(stored_traces(files[s.name])) < wanted]
+    missing = [s for s in plan.subjects if len(responses[s.name]) < wanted]
     for n, (subject, model, tokenizer) in enumerate(live(missing, plan.device, plan.dtype), 1):
-        what = f"evaluate {n}/{len(missing)} {subject.name}"
-        sampled(files[subject.name], model, tokenizer, plan.problems, sampling, what=what)
-    stored = {name: in_order(read_traces(file), plan.problems) for name, file in files.items()}
-    return stored | plan.foreign
+        what, file = f"evaluate {n}/{len(missing)} {subject.name}", files[subject.name]
+        responses[subject.name] = sampled(
+            file, model, tokenizer, plan.problems, sampling, what=what
+        )
+    return responses | plan.foreign
 
 
 # Judgement ---------------------------------------------------------------------------------------
