@@ -50,7 +50,7 @@ def rows(file: str | Path) -> Iterator[tuple[str, Any]]:
                 yield f"{file}:{number}", parse(line, f"{file}:{number}")
 
 
-def parse(line: bytes, place: str) -> Any:
+def parse(line: bytes, place: str) -> object:
     """The JSON value of one line; raises `BadInput` that begins with `place`."""
     try:
         return json.loads(line.decode("utf-8"))

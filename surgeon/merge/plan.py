@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from surgeon import lineage
+from surgeon import lineage, named
 from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.errors import BadInput
 from surgeon.families import (
@@ -141,7 +141,10 @@ def _run(
         "engine": settings.engine,
         "choices": family.choices._asdict(),
     }
-    return lineage.Run(VERB, arguments, family.inputs, settings.seed if by_mergekit else None)
+    inputs = dict(family.inputs)
+    for method in settings.method:
+        inputs |= named.digests(method=method)
+    return lineage.Run(VERB, arguments, inputs, settings.seed if by_mergekit else None)
 
 
 def _one_dtype(wanted: Sweep, dtype: str | None) -> str | None:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from surgeon import console, jsonl, lineage
+from surgeon import console, jsonl, lineage, named
 from surgeon.artifact import Already, Out, artifact, part
 from surgeon.checkpoint import Checkpoint, placement
 from surgeon.errors import BadInput
@@ -126,6 +126,7 @@ def prepare(settings: LabelSettings) -> LabelPlan:
     inputs = {
         "checkpoint": checkpoint.digest,
         "prompts": lineage.digest_of([[asdict(p), group[p.id]] for p in prompts]),
+        **named.digests(judge=settings.judge),
     }
     traces = spans = None
     if settings.traces:

@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from surgeon import console, jsonl, lineage
+from surgeon import console, jsonl, lineage, named
 from surgeon.answers import parse_extractor
 from surgeon.artifact import Already, Out, artifact, part
 from surgeon.errors import BadInput
@@ -105,6 +105,7 @@ def prepare(settings: ReconstructSettings) -> ReconstructPlan:
     writer.check(question_of(prompt.messages) for prompt in labels.prompts.values())
     cases = choose_cases(labels, reader.ends, settings.failures, settings.levels, settings.seed)
     inputs = {"checkpoint": checkpoint.digest, "labels": labels.digest}
+    inputs |= named.digests(source=settings.source, answer=settings.answer)
     if writer.endpoint is not None:
         inputs["texts"] = lineage.digest_of(texts["write"])
     return ReconstructPlan(
