@@ -400,7 +400,7 @@ def running(plan: DistillPlan, answers: Any = None, live: Any = None) -> Any:
     """A training run with what rewards and majorities look at."""
     evidence: Any = SimpleNamespace(answers=answers)
     student: Any = SimpleNamespace(model=live and live.model)
-    return TrainingRun(plan, evidence, live, student, None, Path())
+    return TrainingRun(plan, evidence, live, student, Path())
 
 
 def answered(i: int, text: str, reason: str = "stop") -> Trace:
@@ -519,7 +519,7 @@ def test_room_counts_finished_answers_in_which_nothing_was_found(source: Path, t
         for i, row in enumerate(texts)
         for n, text in enumerate(row)
     }
-    assert stages.sharpening_room(plan, answers, plan.prompts[:3]) == {"room": 0.5, "unread": 0.25}
+    assert stages.sharpening_room(plan, answers, plan.prompts[:3]) == (0.5, 0.25)
 
 
 def test_diagnostics_warn_in_plain_words(source: Path, tmp_path: Path):

@@ -240,7 +240,7 @@ def test_r12_exact_average_is_that_of_the_product_and_factors_are_not(source: Pa
     tune(model, Tuning(rank=4, alpha=8))
     exact, factors = AveragedChange(model, 0.5), AveragedWeights(model, 0.5)
     name = next(iter(exact.layers))
-    layer = exact.layers[name]
+    layer: Any = exact.layers[name]
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     expected = torch.zeros(b.shape[0], a.shape[1])
     torch.manual_seed(0)

@@ -510,7 +510,7 @@ def test_an_adapter_carries_a_monitor_for_its_base_and_itself(
     detectors(str(base), labels=labels, channels=tmp_path / "c", out=tmp_path / "d", **QUICK)
     given: dict[str, Any] = dict(examples=pico, tuning="lora", monitor=tmp_path / "d", **SMALL)
     result = sft(str(base), out=tmp_path / "out", labels=labels, **given)
-    assert set(result.detectors) == {"intra", "inter", "instance"}
+    assert set(result.detectors or ()) == {"intra", "inter", "instance"}
     merged = resolve(f"{base}+{tmp_path / 'out'}")
     found = Monitor.load(tmp_path / "out", merged)
     assert found.checkpoint in merged.digests
@@ -545,7 +545,7 @@ def test_a_virtual_candidate_goes_through_every_stage(chain: Path, tmp_path: Pat
         examples=tmp_path / "r", monitor=tmp_path / "d", labels=labels, batch_size=4
     )
     result = sft(name, out=tmp_path / "s", **given)
-    assert result.checkpoint["spec"] == name
+    assert result.checkpoint.spec == name
     made = Checkpoint.open(tmp_path / "s")
     assert Monitor.load(tmp_path / "s", made).levels
     with pytest.raises(BadInput, match="is a family; name one candidate"):

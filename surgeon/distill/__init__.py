@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgeon.distill.diagnostics import write_diagnostics
-from surgeon.distill.methods import METHODS, Method
+from surgeon.distill.methods import METHODS, Finisher
 from surgeon.distill.plan import DistillPlan, prepare
 from surgeon.distill.pool import load
 from surgeon.distill.run import TrainingRun, train
@@ -37,7 +37,7 @@ from surgeon.training import processes
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["METHODS", "Distillation", "Method", "TrainingRun", "distill", "show"]
+__all__ = ["METHODS", "Distillation", "Finisher", "TrainingRun", "distill", "show"]
 
 
 @verb(DistillSettings)
@@ -50,11 +50,9 @@ def distill(settings: DistillSettings) -> Distillation:
     before anything is sampled.
     """
     plan = prepare(settings)
-    training = settings.out.with_name(settings.out.name + ".partial") / "training"
-    accelerator = processes.start(plan.device, settings.batches.tracker, training)
     return processes.once(
-        accelerator, settings.out, Distillation, lambda work: run_stages(plan, accelerator, work),
-        run=plan.run,
+        settings.out, Distillation, lambda accelerator, work: run_stages(plan, accelerator, work),
+        run=plan.run, device=plan.device, tracker=settings.batches.tracker,
     )  # fmt: skip
 
 
@@ -64,4 +62,5 @@ def run_stages(plan: DistillPlan, accelerator: "Accelerator", work: Path) -> Dis
     evidence = plan.method.gather(plan, live, work)
     if accelerator.is_main_process:
         write_diagnostics(plan, evidence.diagnostics, work)
-    return write(plan, evidence, train(plan, evidence, live, work), work)
+    student, history = train(plan, evidence, live, work)
+    return write(plan, evidence, student, history, work)

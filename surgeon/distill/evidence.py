@@ -80,10 +80,12 @@ class PoolEvidence(NamedTuple):
 def answers_only(plan: "DistillPlan", live: LiveModel, work: Path) -> PoolEvidence:
     """`samples` answers to every question; all are trained on."""
     answers = answer_pool(live, plan.prompts, plan.settings.sampling, work)
+    room, unread = sharpening_room(plan, answers, plan.prompts)
     diagnostics = Diagnostics(
         pool=len(plan.prompts),
         chosen=len(plan.prompts),
-        **sharpening_room(plan, answers, plan.prompts),
+        room=room,
+        unread=unread,
         truncated=truncated(answers.values()),
     )
     return PoolEvidence(answers, list(range(len(plan.prompts))), {}, diagnostics)
@@ -103,6 +105,9 @@ def with_sets(plan: "DistillPlan", live: LiveModel, work: Path) -> PoolEvidence:
     lengths = np.array([len(trace.token_ids) for trace in traces])
     length_r = metrics.pearson(consensus_N, lengths)
     dropped = [len(context.shot_K) - context.kept for context in contexts.values()]
+    room, unread = sharpening_room(plan, more, questions)
+    student, teacher = entropies(plan, live, traces, contexts, probed)
+    student_mean, teacher_mean, gap_Q = nopsd.entropy_gap(student, teacher)
     diagnostics = SetDiagnostics(
         pool=len(plan.prompts),
         chosen=len(chosen),
@@ -112,8 +117,12 @@ def with_sets(plan: "DistillPlan", live: LiveModel, work: Path) -> PoolEvidence:
         set_size=float(np.mean(sets.size_N)),
         mean_jaccard_distance=nopsd.mean_distance(sets, seed=plan.settings.seed),
         truncated=truncated(traces),
-        **sharpening_room(plan, more, questions),
-        **entropies(plan, live, traces, contexts, probed),  # pyright: ignore[reportArgumentType]
+        room=room,
+        unread=unread,
+        student_entropy=student_mean,
+        teacher_entropy=teacher_mean,
+        entropy_gap=float(gap_Q.mean()),
+        entropy_gap_interval=metrics.bootstrap_interval(gap_Q, seed=plan.settings.seed),
         probed=len(probed),
         shots=float(np.mean([context.kept for context in contexts.values()])),
         demonstrations_dropped=sum(dropped),
@@ -144,7 +153,7 @@ def probe(plan: "DistillPlan", chosen: Sequence[int]) -> list[int]:
 
 def sharpening_room(
     plan: "DistillPlan", answers: Answers, prompts: Sequence[Prompt]
-) -> dict[str, float]:
+) -> tuple[float, float]:
     """Room for sharpening on these questions, from `samples` answers each, and the share of the
     answers with an end in which no answer was found: they vote for nothing."""
     samples = range(plan.settings.sampling.samples)
@@ -156,10 +165,8 @@ def sharpening_room(
         for trace, vote in zip(row, voted, strict=True)
         if trace.finish_reason != "length"
     ]
-    return {
-        "room": nopsd.room_for_sharpening(metrics.agreement_by_prompt(votes)),
-        "unread": float(np.mean(unread)) if unread else 0.0,
-    }
+    room = nopsd.room_for_sharpening(metrics.agreement_by_prompt(votes))
+    return room, float(np.mean(unread)) if unread else 0.0
 
 
 def truncated(traces: Iterable[Trace]) -> float:
@@ -177,8 +184,8 @@ def entropies(
     traces: Sequence[Trace],
     contexts: Mapping[int, Context],
     probed: Sequence[int],
-) -> dict[str, float | tuple[float, float]]:
-    """Token entropies of student and teacher over the zero-shot answers, and their gap (Tab. 6)."""
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Token entropies (T) of student and teacher over the zero-shot answers (Tab. 6)."""
     head_VD, head = unembedding(live.model), head_of(live.model)
     student, teacher = [], []
     for i in probed:
@@ -196,10 +203,4 @@ def entropies(
         both = nopsd.reverse_kl(states[0], states[1], head_VD, softcap=head.cap, factor=head.factor)
         student.append(both.student_entropy_T.cpu().numpy())
         teacher.append(both.teacher_entropy_T.cpu().numpy())
-    student_mean, teacher_mean, gap_Q = nopsd.entropy_gap(student, teacher)
-    return {
-        "student_entropy": student_mean,
-        "teacher_entropy": teacher_mean,
-        "entropy_gap": float(gap_Q.mean()),
-        "entropy_gap_interval": metrics.bootstrap_interval(gap_Q, seed=plan.settings.seed),
-    }
+    return student, teacher

@@ -96,8 +96,8 @@ def grpo(
         with bar(run.what, settings.steps) as advance, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trainer = GRPOTrainer(
-                model=run.student.model if run.adapter is None else run.adapter,  # pyright: ignore
-                reward_funcs=[reward(run)],
+                model=run.student.adapter or run.student.model,  # pyright: ignore
+                reward_funcs=[reward(run)],  # pyright: ignore[reportArgumentType]
                 args=config_of(run, penalty),
                 train_dataset=Dataset.from_list(rows),
                 processing_class=run.live.tokenizer,
@@ -120,7 +120,7 @@ def config_of(run: TrainingRun, penalty: float) -> "GRPOConfig":
     return GRPOConfig(
         output_dir=str(run.directory),
         max_steps=settings.steps,
-        learning_rate=schedule.lr,
+        learning_rate=schedule.peak,
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(schedule.decay, schedule.decay),
         warmup_steps=round(schedule.warmup * settings.steps),
         weight_decay=schedule.weight_decay,

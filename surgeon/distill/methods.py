@@ -1,7 +1,7 @@
 """The methods: a row each, of what is gathered before training and the function that trains.
 
 A method from outside, `--method my_method:method`, is a function that takes a `TrainingRun` and
-returns the history of its training, or a `Method` where its other fields matter:
+returns the history of its training, or a `Finisher` where its other fields matter:
 examples/my_finisher.py is one.
 """
 
@@ -27,7 +27,7 @@ Gather = Callable[["DistillPlan", LiveModel, Path], PoolEvidence]
 Train = Callable[[TrainingRun], History]
 
 
-class Method(NamedTuple):
+class Finisher(NamedTuple):
     """A way to train a checkpoint on its own answers."""
 
     what: str
@@ -74,25 +74,25 @@ def majority(run: TrainingRun) -> list[tuple[int, Trace]]:
     return kept
 
 
-METHODS: dict[str, Method] = {
-    "nopsd": Method(
+METHODS: dict[str, Finisher] = {
+    "nopsd": Finisher(
         "on-policy self-distillation from a teacher with neuron-chosen demonstrations",
         imitate,
         gather=with_sets,
         needs_sets=True,
     ),
-    "lmsi": Method(
+    "lmsi": Finisher(
         "fine-tuning on the model's own answers that agree with the majority (Huang et al.)",
         learn_majority,
     ),
-    "ttrl": Method(
+    "ttrl": Finisher(
         "GRPO with the majority's answer as the reward (Zuo et al.), through TRL",
         grpo(majority_reward, penalty=0.0),  # Neuron-OPSD App. A
         rate={"lora": 5e-7, "full": 5e-7},
         extra="trl",
         one_process=True,
     ),
-    "intuitor": Method(
+    "intuitor": Finisher(
         "GRPO with self-certainty as the reward (Zhao et al.), through TRL",
         grpo(self_certainty_reward, penalty=0.005),  # as published
         rate={"lora": 3e-6, "full": 3e-6},
@@ -102,10 +102,10 @@ METHODS: dict[str, Method] = {
 }
 
 
-def method_of(name: str) -> Method:
+def method_of(name: str) -> Finisher:
     """The method of that row, or from outside; raises `BadInput` where there is none."""
     found = named.row(METHODS, name, "method")
-    if isinstance(found, Method):
+    if isinstance(found, Finisher):
         return found
     first_line = (found.__doc__ or name).strip().partition("\n")[0]
-    return Method(first_line.rstrip("."), found)
+    return Finisher(first_line.rstrip("."), found)

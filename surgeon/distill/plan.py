@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from surgeon import lineage, named, nopsd
 from surgeon.answers import canonical, parse_extractor
 from surgeon.checkpoint import Checkpoint, placement
-from surgeon.distill.methods import Method, method_of
+from surgeon.distill.methods import Finisher, method_of
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
 from surgeon.live import support
@@ -27,7 +27,7 @@ class DistillPlan(NamedTuple):
     """A distillation whose inputs have been checked; nothing has been computed yet."""
 
     settings: DistillSettings
-    method: Method
+    method: Finisher
     checkpoint: Checkpoint
     prompts: list[Prompt]
     """The pool, its answers left out."""
@@ -92,7 +92,7 @@ def prepare(settings: DistillSettings) -> DistillPlan:
     )  # fmt: skip
 
 
-def require_method(method: Method, settings: DistillSettings) -> Selection:
+def require_method(method: Finisher, settings: DistillSettings) -> Selection:
     """Which questions the method trains on; raises `BadInput` where it can't be run so."""
     if method.extra is not None and importlib.util.find_spec(method.extra) is None:
         raise BadInput(

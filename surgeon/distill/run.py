@@ -28,8 +28,6 @@ from surgeon.training import (
 )
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-
     from surgeon.distill.plan import DistillPlan
 
 
@@ -45,8 +43,6 @@ class TrainingRun(NamedTuple):
     evidence: PoolEvidence
     live: LiveModel
     student: Student
-    adapter: "PeftModel | None"
-    """The PEFT wrapper; None for full weights."""
     directory: Path
 
     @property
@@ -81,23 +77,17 @@ class TrainingRun(NamedTuple):
         return self.fit(answer_batches(self, pairs), nll_loss)
 
 
-def train(plan: "DistillPlan", evidence: PoolEvidence, live: LiveModel, work: Path) -> "Trained":
+def train(
+    plan: "DistillPlan", evidence: PoolEvidence, live: LiveModel, work: Path
+) -> tuple[Student, History]:
     """Train the model by the plan's method, continuing where `work` left off."""
     bf16 = any(tensor.dtype == torch.bfloat16 for tensor in live.model.parameters())
     adapter = tune(live.model, plan.settings.tuning, seed=plan.settings.seed)
     parallel = plan.settings.batches.parallel
-    student = Student(live.model, live.accelerator, parallel=parallel, bf16=bf16)
-    run = TrainingRun(plan, evidence, live, student, adapter, work / "training")
+    student = Student(live.model, live.accelerator, adapter, parallel=parallel, bf16=bf16)
+    run = TrainingRun(plan, evidence, live, student, work / "training")
     with processes.tracking(live.accelerator, plan.run.arguments):
-        return Trained(student, adapter, plan.method.train(run))
-
-
-class Trained(NamedTuple):
-    """What stage 4 left."""
-
-    student: Student
-    adapter: "PeftModel | None"
-    history: History
+        return student, plan.method.train(run)
 
 
 def answer_batches(

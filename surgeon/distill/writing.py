@@ -15,17 +15,7 @@ from surgeon.console import announce, console, say, table, warn
 from surgeon.distill.diagnostics import cautions, summary
 from surgeon.distill.evidence import Diagnostics, PoolEvidence, SetDiagnostics
 from surgeon.distill.plan import DistillPlan
-from surgeon.distill.run import Trained
-from surgeon.training import (
-    Base,
-    History,
-    all_weights,
-    processes,
-    trainable,
-    write_adapter,
-    write_full,
-    write_merged,
-)
+from surgeon.training import Base, History, Student, processes, write_result
 
 WINDOW = 10
 """Steps at both ends of training that are averaged for the report."""
@@ -66,33 +56,26 @@ class Distillation:
         return {name: ends for name, ends in self.training.items() if isinstance(ends, Ends)}
 
 
-def write(plan: DistillPlan, evidence: PoolEvidence, trained: Trained, work: Path) -> Distillation:
+def write(
+    plan: DistillPlan, evidence: PoolEvidence, student: Student, history: History, work: Path
+) -> Distillation:
     """Write weights and card into `work`; what `distill.json` will hold."""
-    result = conclusion(plan, evidence, trained.history)
-    model, adapter = trained.student.model, trained.adapter
-    weights = trained.student.whole(
-        all_weights(model) if adapter is None else dict(trainable(model))
-    )
+    result, weights = conclusion(plan, evidence, history), student.weights()
 
     def write_files() -> None:
-        if adapter is None:
-            write_full(plan.checkpoint, model, weights, work)
-        elif plan.settings.merge:
-            write_merged(plan.checkpoint, adapter, weights, work)
-        else:
-            write_adapter(plan.checkpoint, adapter, weights, work)
+        write_result(plan.checkpoint, student, weights, work, merge=plan.settings.merge)
         for state in (work / "training").glob("state-*"):
             shutil.rmtree(state)
         lineage.write_text(work / "README.md", card(plan, result))
 
-    processes.first(trained.student.accelerator, write_files)
+    processes.first(student.accelerator, write_files)
     return result
 
 
 def conclusion(plan: DistillPlan, evidence: PoolEvidence, history: History) -> Distillation:
     """The content of `distill.json`."""
     return Distillation(
-        checkpoint=Base(spec=plan.checkpoint.spec, digest=plan.checkpoint.digest),
+        checkpoint=Base.of(plan.checkpoint),
         settings=lineage.plain({**plan.run.arguments, "seed": plan.settings.seed}),
         diagnostics=evidence.diagnostics,
         training={

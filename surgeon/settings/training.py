@@ -59,19 +59,23 @@ class Schedule:
     seed: int = 0
     """Seed of everything random."""
 
+    @property
+    def peak(self) -> float:
+        """The highest learning rate: 1e-4 where none was given."""
+        return 1e-4 if self.lr is None else self.lr
+
     def rate(self, step: int, steps: int) -> float:
-        """The learning rate of step 0, 1, ... of so many; the peak is 1e-4 where `lr` is None."""
-        peak = 1e-4 if self.lr is None else self.lr
+        """The learning rate of step 0, 1, ... of so many."""
         rising = max(1, round(self.warmup * steps))
         if step < rising:
-            return peak * (step + 1) / rising
+            return self.peak * (step + 1) / rising
         done = (step - rising) / max(1, steps - rising)
         falls = {
             "constant": 1.0,
             "linear": 1.0 - done,
             "cosine": 0.5 * (1 + math.cos(math.pi * done)),
         }
-        return peak * falls[self.decay]
+        return self.peak * falls[self.decay]
 
 
 @settings

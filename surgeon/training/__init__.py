@@ -35,7 +35,7 @@ from surgeon.training.tuning import (
     trainable,
     tune,
 )
-from surgeon.training.writing import Base, all_weights, write_adapter, write_full, write_merged
+from surgeon.training.writing import Base, write_result
 
 __all__ = [
     "METRICS",
@@ -53,7 +53,6 @@ __all__ = [
     "Targets",
     "Teacher",
     "Tuning",
-    "all_weights",
     "chunked_nll",
     "draw",
     "fit",
@@ -69,7 +68,5 @@ __all__ = [
     "trainable",
     "tune",
     "unembedding",
-    "write_adapter",
-    "write_full",
-    "write_merged",
+    "write_result",
 ]

@@ -86,18 +86,23 @@ def first(accelerator: "Accelerator", work: Callable[[], T]) -> T:
 
 
 def once(
-    accelerator: "Accelerator",
     out: Path,
     kind: type[A],
-    work: Callable[[Path], A],
+    work: Callable[["Accelerator", Path], A],
     *,
     run: lineage.Run,
+    device: str,
+    tracker: str | None,
 ) -> A:
-    """`lineage.once` for several processes: all of them work, the first one begins and finishes."""
+    """`lineage.once` for several processes: all of them work, the first one begins and finishes.
+
+    Tracked metrics go to the directory `training`.
+    """
+    accelerator = start(device, tracker, out.with_name(f"{out.name}.partial") / "training")
     partial = first(accelerator, lambda: lineage.begin(out, **run._asdict()))
     if partial is None:
         return replace(artifact.read(kind, out), already=True)  # pyright: ignore
-    value = work(partial)
+    value = work(accelerator, partial)
     if accelerator.is_main_process:
         artifact.write(partial, value)
         lineage.finish(partial, out)

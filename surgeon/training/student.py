@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.live.architecture import text_decoder
-from surgeon.training.tuning import folded
+from surgeon.training.tuning import folded, trainable
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from peft import PeftModel
 
 T = TypeVar("T")
 
@@ -30,20 +31,21 @@ class _Root(nn.Module):
 class Student:
     """The model that is trained, on this process and its peers.
 
-    `parallel` is `ddp` (every process holds the model) or `fsdp` (torch's fully_shard: each holds
-    a part of every layer); one process needs neither. With `bf16` float32 weights compute in
-    bfloat16.
+    `adapter` is its PEFT wrapper, None for full weights. `parallel` is `ddp` (every process holds
+    the model) or `fsdp` (torch's fully_shard: each holds a part of every layer); one process needs
+    neither. With `bf16` float32 weights compute in bfloat16.
     """
 
     def __init__(
         self,
         model: nn.Module,
         accelerator: "Accelerator",
+        adapter: "PeftModel | None" = None,
         *,
         parallel: str = "ddp",
         bf16: bool = False,
     ):
-        self.model, self.accelerator, self.bf16 = model, accelerator, bf16
+        self.model, self.accelerator, self.adapter, self.bf16 = model, accelerator, adapter, bf16
         self.sharded = parallel == "fsdp" and accelerator.num_processes > 1
         self.root: Any = _Root(model.to(accelerator.device))
         if self.sharded:
@@ -71,9 +73,9 @@ class Student:
             if not self.sharded:
                 with folded(self.model):
                     return function(self.model)
-            found = self.root(_gathered(self.root, function))
+            result = self.root(_gathered(self.root, function))
         self._forget_gathered()
-        return found
+        return result
 
     @contextmanager
     def taught_by(self, acting: AbstractContextManager[None]) -> Iterator[None]:
@@ -94,17 +96,30 @@ class Student:
             return nullcontext()
         return self.accelerator.no_sync(self.root)
 
+    def weights(self) -> dict[str, Tensor]:
+        """What was trained under LoRA, else every weight, each as `whole` brings it."""
+        return self.whole(
+            all_weights(self.model) if self.adapter is None else dict(trainable(self.model))
+        )
+
     def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The full tensors behind shards, on the CPU of the first process; all have to ask, and
         the others get nothing: a machine has room for one copy."""
-        found = {}
+        whole = {}
         for name, tensor in tensors.items():
             full: Any = tensor
             if hasattr(tensor, "full_tensor"):
                 full = tensor.full_tensor()  # pyright: ignore
             if self.accelerator.is_main_process:
-                found[name] = full.detach().cpu()
-        return found
+                whole[name] = full.detach().cpu()
+        return whole
+
+
+def all_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and stored buffers by name, a tied one once."""
+    every = dict(model.named_parameters(remove_duplicate=False))
+    buffers = {name: t for name, t in model.state_dict().items() if name not in every}
+    return {**dict(model.named_parameters()), **buffers}
 
 
 def _shard(root: _Root, accelerator: "Accelerator") -> None:

@@ -150,7 +150,8 @@ class AveragedChange:
     def bytes_needed(model: nn.Module) -> int:
         """Memory of the average."""
         return sum(
-            4 * layer.in_features * layer.out_features for layer in _lora_layers(model).values()
+            4 * layer.get_base_layer().weight.numel()  # pyright: ignore[reportCallIssue]
+            for layer in _lora_layers(model).values()
         )
 
     @torch.no_grad()
@@ -183,7 +184,7 @@ def folded(model: nn.Module) -> Iterator[None]:
     try:
         with torch.no_grad():
             for name, layer in layers.items():
-                weight = layer.get_base_layer().weight
+                weight: Any = layer.get_base_layer().weight
                 kept[name] = weight.data
                 weight.data = (weight.data.float() + _change(layer)).to(weight.dtype)
                 layer.merged_adapters.append("default")

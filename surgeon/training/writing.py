@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,10 @@ from torch import Tensor, nn
 from surgeon.artifact import part
 from surgeon.checkpoint import Checkpoint, torch_dtype
 from surgeon.errors import BadInput
+from surgeon.training.student import Student, all_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @part
@@ -20,12 +24,36 @@ class Base:
     spec: str
     digest: str
 
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> "Base":
+        """A checkpoint as a result names it."""
+        return cls(spec=checkpoint.spec, digest=checkpoint.digest)
 
-def all_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and stored buffers by name, a tied one once."""
-    every = dict(model.named_parameters(remove_duplicate=False))
-    buffers = {name: t for name, t in model.state_dict().items() if name not in every}
-    return {**dict(model.named_parameters()), **buffers}
+
+def write_result(
+    base: Checkpoint,
+    student: Student,
+    weights: Mapping[str, Tensor],
+    out: Path,
+    *,
+    merge: bool,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    prepare: Callable[[nn.Module], object] = lambda model: None,
+) -> None:
+    """What training made: a checkpoint of full weights, an adapter, or (`merge`) the checkpoint
+    that the adapter makes of its base.
+
+    `weights` are `student.weights()`. A `tokenizer` takes the place of the base's. `prepare` does
+    to a fresh base what was done to the one that was adapted.
+    """
+    if student.adapter is None:
+        write_full(base, student.model, weights, out, tokenizer=tokenizer)
+    elif merge:
+        write_merged(base, student.adapter, weights, out, prepare=prepare, tokenizer=tokenizer)
+    else:
+        write_adapter(base, student.adapter, weights, out)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(out)
 
 
 def write_full(

@@ -24,16 +24,12 @@ from surgeon.training import (
     Batch,
     Schedule,
     Student,
-    all_weights,
     fit,
     nll_loss,
     processes,
     targets,
-    trainable,
     tune,
-    write_adapter,
-    write_full,
-    write_merged,
+    write_result,
 )
 from surgeon.trigger.artifacts import Labels, read_labels
 from surgeon.trigger.card import card, loss_table
@@ -149,11 +145,9 @@ def sft(settings: SftSettings) -> TriggerSft:
     loaded for what can be checked.
     """
     plan = prepare(settings)
-    training = settings.out.with_name(settings.out.name + ".partial") / "training"
-    accelerator = processes.start(plan.device, settings.batches.tracker, training)
     return processes.once(
-        accelerator, settings.out, TriggerSft, lambda work: teach(plan, accelerator, work),
-        run=plan.run,
+        settings.out, TriggerSft, lambda accelerator, work: teach(plan, accelerator, work),
+        run=plan.run, device=plan.device, tracker=settings.batches.tracker,
     )  # fmt: skip
 
 
@@ -257,7 +251,7 @@ def teach(plan: SftPlan, accelerator: "Accelerator", work: Path) -> TriggerSft:
     embedding, losses, ends = _train(plan, accelerator, work)
     ids: Any = plan.tokenizer.convert_tokens_to_ids(plan.triggers)
     result = TriggerSft(
-        checkpoint=Base(spec=plan.checkpoint.spec, digest=plan.checkpoint.digest),
+        checkpoint=Base.of(plan.checkpoint),
         settings=lineage.plain({**plan.run.arguments, "seed": plan.settings.seed}),
         result="adapter" if plan.settings.writes_adapter else "checkpoint",
         triggers=dict(zip(plan.triggers, ids, strict=True)),
@@ -284,7 +278,8 @@ def _train(
     before = loss_by_kind(model, plan.tested, micro_tokens)
     bf16 = accelerator.device.type == "cuda" and model.dtype is torch.bfloat16
     adapter = tune(model, plan.settings.tuning, rows=plan.new_ids, seed=plan.settings.seed)
-    student = Student(model, accelerator, parallel=plan.settings.batches.parallel, bf16=bf16)
+    parallel = plan.settings.batches.parallel
+    student = Student(model, accelerator, adapter, parallel=parallel, bf16=bf16)
     with processes.tracking(accelerator, plan.run.arguments):
         records = fit(
             student, batches(plan, accelerator), nll_loss, work / "training", steps=plan.steps,
@@ -292,8 +287,14 @@ def _train(
         ).records  # fmt: skip
     with torch.no_grad():
         after = student(loss_by_kind, plan.tested, micro_tokens)
-    weights = student.whole(all_weights(model) if adapter is None else dict(trainable(model)))
-    processes.first(accelerator, lambda: _write(plan, model, adapter, weights, work))
+    weights = student.weights()
+    processes.first(
+        accelerator,
+        lambda: write_result(
+            plan.checkpoint, student, weights, work, merge=plan.settings.merge,
+            tokenizer=plan.tokenizer, prepare=lambda fresh: prepare_rows(fresh, plan.new_ids),
+        ),
+    )  # fmt: skip
     return (
         "grown" if grew else "reserved rows" if plan.new_ids else "as it was",
         HeldOutLoss(before=before, after=after),
@@ -329,22 +330,6 @@ def batches(plan: SftPlan, accelerator: "Accelerator") -> Callable[[int], Iterat
             yield Batch(micros, weight=tokens, tokens=tokens, responses=len(mine), sums={})
 
     return from_step
-
-
-def _write(
-    plan: SftPlan, model: Any, adapter: Any, weights: dict[str, torch.Tensor], work: Path
-) -> None:
-    """Weights, tokenizer and what belongs to them, as a checkpoint or an adapter."""
-    if adapter is None:
-        write_full(plan.checkpoint, model, weights, work, tokenizer=plan.tokenizer)
-    elif plan.settings.merge:
-        write_merged(
-            plan.checkpoint, adapter, weights, work, tokenizer=plan.tokenizer,
-            prepare=lambda fresh: prepare_rows(fresh, plan.new_ids),
-        )  # fmt: skip
-    else:
-        write_adapter(plan.checkpoint, adapter, weights, work)
-        plan.tokenizer.save_pretrained(work)
 
 
 def _carry_monitor(plan: SftPlan, result: TriggerSft, work: Path) -> TriggerSft:
