@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from surgeon.report.page import filled
 from surgeon.report.reading import CHARACTERS_SHOWN, ROW_CHARACTERS, cut, omitted, share, shown_rows
 from surgeon.report.tracks import MonitoredView, down, labels, lanes, tracks, view_of
-from surgeon.report.words import finite, grouped, signed, times
+from surgeon.report.words import grouped, signed, times
 from surgeon.watch.replay import Replay, ReplayFiring
 
 STEP_CHARACTERS = 400
@@ -45,7 +45,7 @@ def page(replay: Replay, rates: Mapping[str, float] | None = None) -> str:
         tracks=list(tracks(view, replay)) if view.tokens else [],
         strides=[(s, a, b, view.left((a + b) / 2)) for s, (a, b) in enumerate(view.steps)],
         blocks=list(_blocks(view)),
-        rows=[_row(view, n, firing) for n, firing in enumerate(view.firings)],
+        rows=[_firing_row(view, n, firing) for n, firing in enumerate(view.firings)],
     )
 
 
@@ -108,23 +108,41 @@ def _facts(
     ]
 
 
-def _row(view: MonitoredView, n: int, firing: ReplayFiring) -> dict[str, Any]:
+class FiringRow(NamedTuple):
     """A firing in the table, on its flags and where it is drawn."""
-    words, back = firing.text, finite(firing.read_back)
+
+    n: int
+    firing: ReplayFiring
+    probability: str
+    read_back: str
+    """Empty where it is the logged one."""
+    threshold: str
+    forced: str
+    text: str
+    left: str
+    top: str
+
+    @property
+    def level(self) -> str:
+        return self.firing.level
+
+
+def _firing_row(view: MonitoredView, n: int, firing: ReplayFiring) -> FiringRow:
+    words, back = firing.text, firing.read_back
     if len(words) > STEP_CHARACTERS:
         words = words[:STEP_CHARACTERS] + "\N{HORIZONTAL ELLIPSIS}"
     differs = back is not None and abs(back - firing.probability) > ROUNDING
-    return {
-        **firing._asdict(),
-        "n": n,
-        "shown": signed(firing.probability, 3),
-        "back": signed(back, 3) if differs else "",
-        "threshold": signed(view.levels[firing.level].threshold, 3),
-        "forced": "".join(view.tokens[firing.position : firing.end]).strip(),
-        "text": words,
-        "left": view.left(firing.start - 0.5),
-        "top": f"{down(firing.probability if back is None else back):.2f}",
-    }
+    return FiringRow(
+        n,
+        firing,
+        probability=signed(firing.probability, 3),
+        read_back=signed(back, 3) if differs else "",
+        threshold=signed(view.levels[firing.level].threshold, 3),
+        forced="".join(view.tokens[firing.position : firing.end]).strip(),
+        text=words,
+        left=view.left(firing.start - 0.5),
+        top=f"{down(firing.probability if back is None else back):.2f}",
+    )
 
 
 # ---------------------------------------------------------------- text
@@ -139,7 +157,19 @@ class TokenRun(NamedTuple):
     text: str
 
 
-def _blocks(view: MonitoredView) -> Iterator[dict[str, Any]]:
+class Block(NamedTuple):
+    """The text of a step, or of what lies outside of the steps, and what was read at its end."""
+
+    step: int | None
+    runs: list[tuple[int, bool, list[tuple[str, int, str, str]]]]
+    """(firing or -1, whether its tokens begin here, spans) of tokens forced by one firing."""
+    fired: list[int]
+    readings: str
+    meters: list[tuple[str, str, str]]
+    """(level, width of the reading or nothing, place of the threshold)"""
+
+
+def _blocks(view: MonitoredView) -> Iterator[Block]:
     """The response's text, step by step, and what lies outside of the steps."""
     edges = sorted({0, len(view.tokens), *(edge for step in view.steps for edge in step)})
     starts = {start: s for s, (start, _) in enumerate(view.steps)}
@@ -161,19 +191,23 @@ def _blocks(view: MonitoredView) -> Iterator[dict[str, Any]]:
                 runs.append((n, begins, spans))
         s = starts.get(start)
         if runs:
-            yield {"step": s, "runs": runs, **_said(view, s, read.get(s, {}))}
+            yield _block(view, s, runs, read.get(s, {}))
 
 
-def _said(view: MonitoredView, s: int | None, said: Mapping[str, float]) -> dict[str, Any]:
-    """What the detectors said at a step's end."""
-    return {
-        "fired": [n for n, firing in enumerate(view.firings) if firing.step == s],
-        "told": ", ".join(f"{level} {signed(p, 2)}" for level, p in said.items()) or "not read",
-        "meters": [
-            (level, share(said[level], 1) if level in said else "", share(row.threshold, 1))
+def _block(
+    view: MonitoredView, step: int | None, runs: list[Any], read: Mapping[str, float]
+) -> Block:
+    """A block with what the detectors said at its end, by level."""
+    return Block(
+        step,
+        runs,
+        fired=[n for n, firing in enumerate(view.firings) if firing.step == step],
+        readings=", ".join(f"{level} {signed(p, 2)}" for level, p in read.items()) or "not read",
+        meters=[
+            (level, share(read[level], 1) if level in read else "", share(row.threshold, 1))
             for level, row in view.levels.items()
         ],
-    }
+    )
 
 
 def _pieces(view: MonitoredView, start: int, end: int) -> list[TokenRun]:

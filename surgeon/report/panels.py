@@ -26,7 +26,7 @@ from surgeon.report.rows import (
     sort_key,
     span_text,
 )
-from surgeon.report.words import DASH, grouped, integer, signed, times
+from surgeon.report.words import DASH, grouped, signed, times
 
 TEMPLATE = "panels.html.j2"
 TALL_TABLE = 40
@@ -158,7 +158,7 @@ def _truth_line(page: RankingPage) -> str:
     """Where the accuracies come from."""
     parts, truth = ["Accuracy was measured apart"], page.truth
     if truth is not None:
-        samples = integer(truth.settings.get("samples")) or 1
+        samples = _count(truth.settings, "samples")
         parts = [
             f"Accuracy was measured on {truth.task.path}",
             f"{grouped(truth.task.problems)} problems",
@@ -199,7 +199,7 @@ def _evidence_lines(page: RankingPage) -> list[str]:
     candidates = page.candidates
     responses, without = page.total("responses"), page.total("without_evidence")
     empty = sum(c.without_evidence == c.responses for c in candidates)
-    top_k, row_tokens = (integer(page.ranking.settings[name]) for name in ("top_k", "row_tokens"))
+    top_k, row_tokens = (_count(page.ranking.settings, name) for name in ("top_k", "row_tokens"))
     return [
         f"{span_text(c.cycles for c in candidates)} cycles per response.",
         f"{grouped(without)} of {grouped(responses)} responses carry no evidence "
@@ -211,8 +211,13 @@ def _evidence_lines(page: RankingPage) -> list[str]:
         ),
         f"The {grouped(top_k)} largest activations of each token keep "
         f"{span_text(100 * c.kept_mass for c in candidates)}% of the positive activation mass.",
-        f"A row is {times(row_tokens or 1, 'token')}.",
+        f"A row is {times(row_tokens, 'token')}.",
     ]
+
+
+def _count(settings: Mapping[str, Any], name: str) -> int:
+    """A whole number among recorded settings."""
+    return settings[name]
 
 
 def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:

@@ -1,7 +1,6 @@
 """One response, read closely: signals per row above the text, and the text banded by phase.
 
 `trace_view` is what the template `trace.html.j2` shows of the NEX reading of one response.
-`Track` and `Band` know nothing of NEX.
 Shapes: `R` rows of a response, `T` its tokens.
 """
 
@@ -46,20 +45,6 @@ class TraceReading(NamedTuple):
     finish_reason: str
 
 
-class Track(NamedTuple):
-    """A signal with one value per row, drawn above the text."""
-
-    name: str
-    unit: str
-    value_R: Sequence[float]
-    log: bool = False
-    """Draw log(1 + value)."""
-    zero: bool = False
-    """Draw a line at zero."""
-    clip: float = math.inf
-    """Draw larger magnitudes at this value."""
-
-
 class Band(NamedTuple):
     """Rows `start` to `end` (exclusive) that belong together."""
 
@@ -73,7 +58,7 @@ class Band(NamedTuple):
 
 
 class Plot(NamedTuple):
-    """A track as it is drawn, in a box of one unit a row and 100 units of height."""
+    """A signal above the text, in a box of one unit a row and 100 units of height."""
 
     name: str
     unit: str
@@ -131,7 +116,7 @@ def trace_view(reading: TraceReading) -> TraceView:
         prompt=cut(reading.prompt, CHARACTERS_SHOWN[1], "the prompt"),
         n_rows=n_rows,
         size="1 token each" if size == 1 else f"{size} tokens each",
-        plots=[_plot(track, n_rows) for track in _tracks(reading, n_rows)],
+        plots=_plots(reading, n_rows),
         bands=spans,
         letters=[
             (band, share((band.start + band.end) / 2, n_rows))
@@ -156,19 +141,20 @@ def _facts(reading: TraceReading, spans: Sequence[Band], n_rows: int) -> list[tu
     ]
 
 
-def _tracks(reading: TraceReading, n_rows: int) -> list[Track]:
-    """The signals that have a value."""
+def _plots(reading: TraceReading, n_rows: int) -> list[Plot]:
+    """Novelty and its z-score, where the response has them."""
     slope_R, z_R = reading.slope_R[:n_rows], reading.z_R[:n_rows]
-    clip = CLIP if any(abs(z) > CLIP for z in z_R) else math.inf
-    note = f", drawn cut at \N{PLUS-MINUS SIGN}{CLIP:g}" if clip == CLIP else ""
-    tracks = [
-        Track("novelty s", "new neurons per token (log scale)", slope_R, log=True),
-        Track(
-            "z", f"novelty against its own trend, in robust deviations{note}", z_R, zero=True,
-            clip=clip,
-        ),
-    ]  # fmt: skip
-    return [track for track in tracks if track.value_R]
+    clipped = any(abs(z) > CLIP for z in z_R)
+    note = f", drawn cut at \N{PLUS-MINUS SIGN}{CLIP:g}" if clipped else ""
+    plots = []
+    if slope_R:
+        points = [(x, math.log1p(max(s, 0.0))) for x, s in _thin(slope_R)]
+        plots.append(_plot("novelty s", "new neurons per token (log scale)", points, log=True))
+    if z_R:
+        points = [(x, min(max(z, -CLIP), CLIP)) for x, z in _thin(z_R)]
+        unit = f"novelty against its own trend, in robust deviations{note}"
+        plots.append(_plot("z", unit, points, log=False))
+    return plots
 
 
 def bands(explore_R: Sequence[bool], n_rows: int) -> list[Band]:
@@ -201,22 +187,19 @@ def _row_ticks(n_rows: int) -> list[float]:
     return [tick for tick in ticks if 1 <= tick <= n_rows and tick == int(tick)]
 
 
-def _plot(track: Track, n_rows: int) -> Plot:
-    points = [(x, min(max(v, -track.clip), track.clip)) for x, v in _thin(track.value_R)]
-    if track.log:
-        points = [(x, math.log1p(max(v, 0.0))) for x, v in points]
+def _plot(name: str, unit: str, points: list[tuple[float, float]], *, log: bool) -> Plot:
+    """The points on a scale of their own: of log(1 + value), or of the value, with a zero line."""
     scale = axis([v for _, v in points], ticks=3)
     rules = [(tick, scale.text(tick)) for tick in scale.ticks]
-    if track.log:
+    if log:
         rules = [(math.log1p(v), f"{v:g}") for v in _log_ticks(scale)]
-    zero = track.zero and scale.low < 0 < scale.high
     return Plot(
-        track.name,
-        track.unit,
-        [(f"{x:g}", _down(scale, v)) for x, v in points],
-        [(_down(scale, at), label) for at, label in rules],
-        _down(scale, 0.0) if zero else "",
-        len(points) <= DOTTED,
+        name,
+        unit,
+        points=[(f"{x:g}", _down(scale, v)) for x, v in points],
+        rules=[(_down(scale, at), label) for at, label in rules],
+        zero=_down(scale, 0.0) if not log and scale.low < 0 < scale.high else "",
+        dotted=len(points) <= DOTTED,
     )
 
 

@@ -11,14 +11,14 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from surgeon.neureasoner.steps import Step
 from surgeon.report.figures import Axis, axis
 from surgeon.report.reading import share
-from surgeon.report.words import finite, signed, times
+from surgeon.report.words import signed, times
 from surgeon.watch.replay import Replay, ReplayFiring, ReplayLevel, ReplayReading
 
 LEVELS = {
@@ -92,8 +92,8 @@ def view_of(replay: Replay) -> MonitoredView:
     )  # fmt: skip
 
 
-def _mean(values: Sequence[Any]) -> float | None:
-    known = [number for value in values if (number := finite(value)) is not None]
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
 
@@ -118,7 +118,33 @@ def lanes(view: MonitoredView, apart: float) -> list[int]:
     return found
 
 
-def tracks(view: MonitoredView, replay: Replay) -> Iterator[dict[str, Any]]:
+class DetectorCurve(NamedTuple):
+    """A detector's probability, its threshold, and the readings at step ends."""
+
+    grid: list[str]
+    ticks: list[tuple[str, str]]
+    threshold: tuple[str, str]
+    lines: list[str]
+    dots: tuple[str, str]
+    """Paths of the readings below the threshold, and of those from it up."""
+    many: bool
+
+
+class LevelTrack(NamedTuple):
+    """A level's channels as a heat map, above its detector's curve."""
+
+    level: str
+    what: str
+    images: list[str]
+    """For the light and the dark scheme."""
+    height: str
+    names: list[tuple[str, str]]
+    between: str
+    """Where the units end and the heads begin, if it has both."""
+    curve: DetectorCurve
+
+
+def tracks(view: MonitoredView, replay: Replay) -> Iterator[LevelTrack]:
     """For each level its channels' heat map and its detector's curve."""
     x_TC = np.asarray(replay.activation_TC, float).reshape(len(view.tokens), -1)
     names = [f"unit {unit}" for unit in replay.units] + [f"head {head}" for head in replay.heads]
@@ -133,16 +159,16 @@ def tracks(view: MonitoredView, replay: Replay) -> Iterator[dict[str, Any]]:
         n = len(channels)
         if n <= NAMED_CHANNELS:
             ticks = [(c, c + 1, name) for c, name in enumerate(channels)]
-        yield {
-            "level": level,
-            "told": f"{LEVELS[level]}; {listed}, read over the "
-            + (f"first {window}" if level == "instance" else f"last {window}"),
-            "images": _heat(x_TC[:, row.columns], view.size),
-            "height": f"{0.8 * n if n <= NAMED_CHANNELS else min(11, max(6, 0.16 * n)):.2f}",
-            "names": [(share((first + last) / 2, n), words) for first, last, words in ticks],
-            "between": share(units, n) if 0 < units < n else "",
-            **_curve(level, view),
-        }
+        span = "first" if level == "instance" else "last"
+        yield LevelTrack(
+            level,
+            what=f"{LEVELS[level]}; {listed}, read over the {span} {window}",
+            images=_heat(x_TC[:, row.columns], view.size),
+            height=f"{0.8 * n if n <= NAMED_CHANNELS else min(11, max(6, 0.16 * n)):.2f}",
+            names=[(share((first + last) / 2, n), words) for first, last, words in ticks],
+            between=share(units, n) if 0 < units < n else "",
+            curve=_curve(level, view),
+        )
 
 
 def _heat(x_TC: np.ndarray, size: int) -> list[str]:
@@ -186,8 +212,7 @@ def down(probability: float) -> float:
     return SCALE.place(min(max(probability, 0.0), 1.0), 100, 0)
 
 
-def _curve(level: str, view: MonitoredView) -> dict[str, Any]:
-    """The detector's probability, its threshold, and the readings at step ends."""
+def _curve(level: str, view: MonitoredView) -> DetectorCurve:
     threshold = view.levels[level].threshold
     lines = []
     for known, run in groupby(enumerate(view.probability_R[level]), lambda at: at[1] is not None):
@@ -197,18 +222,19 @@ def _curve(level: str, view: MonitoredView) -> dict[str, Any]:
             lines.append(" ".join(points if len(points) > 1 else points * 2))
     mine = [reading for reading in view.readings if reading.level == level]
     ticks = [(tick, SCALE.text(tick)) for tick in SCALE.ticks if abs(tick - threshold) > 0.17]
-    return {
-        "grid": [f"{down(tick):.2f}" for tick in SCALE.ticks],
-        "ticks": [(f"{down(value):.2f}", words) for value, words in ticks],
-        "threshold": (f"{down(threshold):.2f}", signed(threshold, 2)),
-        "lines": lines,
-        "dots": [
-            "".join(
-                f"M{reading.position - 0.5:g} {down(reading.probability):.1f}h0"
-                for reading in mine
-                if view.fires(reading) is over
-            )
-            for over in (False, True)
-        ],
-        "many": len(mine) > MANY_READINGS,
-    }
+    below, above = (
+        "".join(
+            f"M{reading.position - 0.5:g} {down(reading.probability):.1f}h0"
+            for reading in mine
+            if view.fires(reading) is over
+        )
+        for over in (False, True)
+    )
+    return DetectorCurve(
+        grid=[f"{down(tick):.2f}" for tick in SCALE.ticks],
+        ticks=[(f"{down(value):.2f}", words) for value, words in ticks],
+        threshold=(f"{down(threshold):.2f}", signed(threshold, 2)),
+        lines=lines,
+        dots=(below, above),
+        many=len(mine) > MANY_READINGS,
+    )

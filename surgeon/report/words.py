@@ -1,31 +1,9 @@
 """Numbers and foreign text as the page shows them: a missing value is a dash, never an error."""
 
-import numbers
-from collections.abc import Mapping
-from typing import Any
-
-Json = Mapping[str, Any]
 DASH = "\N{EN DASH}"
 _PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
 _PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(128, 160), 65533)
 _PICTURES |= dict.fromkeys((65534, 65535), 65533)
-
-
-def finite(value: Any) -> float | None:
-    """The value as a float, or None when it is missing, no number, NaN, infinite or past 1e100."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if abs(number) <= 1e100 else None
-
-
-def integer(value: Any) -> int | None:
-    """The value rounded to an int, or None when it is no finite number."""
-    number = finite(value)
-    return None if number is None else round(number)
 
 
 def visible(text: str) -> str:
