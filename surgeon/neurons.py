@@ -7,6 +7,7 @@ e * units_per_expert + j.
 # Shapes: F units, D model width, E experts.
 
 import re
+import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from surgeon.checkpoint import Checkpoint
@@ -74,12 +75,18 @@ class Site(NamedTuple):
 
 _LAYER = re.compile(
     r"(?:model\.language_model\.|language_model\.model\.|model\.|)layers\.(\d+)\."
-    r"(?:mlp|block_sparse_moe)\.(.+)"
+    r"(?:mlp|block_sparse_moe|feed_forward)\.(.+)"
 )
-_DENSE = re.compile(r"(?:experts\.(\d+)\.)?(gate|up|down|gate_up)_proj\.(weight|bias)")
-_MIXTRAL = re.compile(r"experts\.(\d+)\.w([123])\.weight")
+_DENSE = re.compile(
+    r"(?:experts\.(\d+)\.|(shared_experts?)\.)?(gate|up|down|gate_up)_proj\.(weight|bias)"
+)
+_MIXTRAL = re.compile(r"(?:experts\.(\d+)\.)?w([123])\.weight")
 _ALL_EXPERTS = re.compile(r"experts\.(gate_up|down)_proj(_bias)?")
-_ROUTER = re.compile(r"(?:gate|router)\.(?:weight|bias|e_score_correction_bias)")
+_ROUTER = re.compile(
+    r"(?:gate|router|shared_expert_gate|moe_statics)\.(?:weight|bias|e_score_correction_bias)"
+)
+_SHARED = sys.maxsize
+"""Stands for the number of the expert that all tokens share, whose units follow the others'."""
 _MIXTRAL_ROLES = {"1": "gate", "3": "up", "2": "down"}
 
 
@@ -87,11 +94,11 @@ def sites(checkpoint: Checkpoint) -> list[Site]:
     """Where every FFN unit of a checkpoint is stored, from its headers, by layer and first unit.
 
     Unit j of a layer is row j of gate and up and column j of down (NEX sec. 5.5); unit j of
-    expert e has number e * units_per_expert + j. Known are separate and fused gate and up, one
-    file entry per expert (qwen3_moe, mixtral) or one for all experts, in either orientation, and
-    the alternating columns of gpt_oss. The bias of down belongs to no unit. Raises `BadInput`
-    naming the tensor when a layer's FFN is incomplete, of another shape than the config says, or
-    of a kind not listed here.
+    expert e has number e * units_per_expert + j, and a shared expert's units follow them. Known
+    are separate and fused gate and up, one file entry per expert (qwen3_moe, mixtral) or one for
+    all experts, in either orientation, and the alternating columns of gpt_oss. The bias of down
+    belongs to no unit. Raises `BadInput` naming the tensor when a layer's FFN is incomplete, of
+    another shape than the config says, or of a kind not listed here.
     """
     found: dict[tuple[int, int], list[tuple[Slab, int]]] = {}
     for name, info in checkpoint.tensors.items():
@@ -108,7 +115,12 @@ def sites(checkpoint: Checkpoint) -> list[Site]:
             found.setdefault((int(match[1]), expert), []).append((slab, n_units))
     by_layer: dict[int, list[Site]] = {layer: [] for layer in range(checkpoint.n_layers)}
     for (layer, expert), slabs in sorted(found.items()):
-        by_layer[layer].append(_site(checkpoint, layer, expert, slabs))
+        members = by_layer[layer]
+        if expert == _SHARED:
+            first = members[-1].span.stop if members else 0
+        else:
+            first = expert * slabs[0][1]
+        members.append(_site(checkpoint, layer, first, slabs))
     for layer, members in by_layer.items():
         if not members or members[-1].span.stop > checkpoint.d_ff:
             stored = members[-1].span.stop if members else 0
@@ -128,9 +140,10 @@ def _entries(
     if match := _MIXTRAL.fullmatch(rest):
         role = _MIXTRAL_ROLES[match[2]]
         axis = 1 if role == "down" else 0
-        return [(int(match[1]), Slab(name, role, axis, 0), shape[axis])]
+        return [(int(match[1] or 0), Slab(name, role, axis, 0), shape[axis])]
     if match := _DENSE.fullmatch(rest):
-        expert, part, kind = int(match[1] or 0), match[2], match[3]
+        expert = _SHARED if match[2] else int(match[1] or 0)
+        part, kind = match[3], match[4]
         suffix = "_bias" if kind == "bias" else ""
         if part == "down":
             return [] if suffix else [(expert, Slab(name, "down", 1, 0), shape[1])]
@@ -187,7 +200,7 @@ def _entries_of_all_experts(
 _ROLES = ("gate", "up", "down", "gate_bias", "up_bias")
 
 
-def _site(checkpoint: Checkpoint, layer: int, expert: int, slabs: list[tuple[Slab, int]]) -> Site:
+def _site(checkpoint: Checkpoint, layer: int, first: int, slabs: list[tuple[Slab, int]]) -> Site:
     """One block of units from its slabs; raises `BadInput` where a part is missing or disagrees."""
     roles = [slab.role for slab, _ in slabs]
     sizes = {n_units for _, n_units in slabs}
@@ -205,5 +218,4 @@ def _site(checkpoint: Checkpoint, layer: int, expert: int, slabs: list[tuple[Sla
                 f"size {checkpoint.text_config.get('hidden_size')}."
             )
     ordered = sorted((slab for slab, _ in slabs), key=lambda slab: _ROLES.index(slab.role))
-    n_units = sizes.pop()
-    return Site(layer, expert * n_units, n_units, tuple(ordered))
+    return Site(layer, first, sizes.pop(), tuple(ordered))

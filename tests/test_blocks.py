@@ -1,21 +1,24 @@
 """Layers read off live models: families that no table names, loaded and without weights."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import SIZE
+from conftest import SIZE, write_tokenizer
 
 from surgeon.activations import record
-from surgeon.checkpoint import d_ff_of
+from surgeon.checkpoint import Checkpoint, d_ff_of
 from surgeon.contributions import contributions
 from surgeon.errors import BadInput
 from surgeon.live.architecture import head_of
 from surgeon.live.blocks import block, blocks, d_ff, require_dense
 from surgeon.live.passes import passes
+from surgeon.neurons import sites
 from surgeon.nopsd import contribution
 from surgeon.traces import Trace
+from surgeon.transplant import transplant
 
 ROUTED = dict(num_experts_per_tok=2, moe_intermediate_size=16)
 LATENT = dict(q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8)
@@ -59,10 +62,10 @@ def config_of(model_type: str, **changes: Any) -> Any:
     return AutoConfig.for_model(model_type, **size)
 
 
-def model_of(model_type: str, **changes: Any) -> Any:
+def model_of(model_type: str, seed: int = 0, **changes: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config_of(model_type, **changes)).float().eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -256,3 +259,55 @@ def test_layers_and_heads_that_a_model_lacks_are_named(live: Any):
         block(live("smollm3"), 3)
     with pytest.raises(BadInput, match="'lfm2', whose layer 0 has an output projection"):
         _ = block(live("lfm2"), 0).attention
+
+
+# --- the same units on disk
+
+
+def written(path: Path, model_type: str, seed: int = 0) -> Checkpoint:
+    model = model_of(model_type, seed=seed)
+    model.save_pretrained(path)
+    write_tokenizer(path)
+    return Checkpoint.open(path)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_units_have_one_number_live_and_on_disk(model_type: str, live: Any, tmp_path: Path):
+    """The down projection's columns, unit by unit, and no unit twice."""
+    checkpoint, model = written(tmp_path / "m", model_type), live(model_type)
+    assert checkpoint.d_ff == d_ff(model)
+    stored = sites(checkpoint)
+    for one in blocks(model):
+        down_DF: dict[int, torch.Tensor] = {}
+        for site in one.sites:
+            weight: Any = site.module.weight if not site.experts else site.module.down_proj
+            for e in range(max(site.experts, 1)):
+                part = weight[e] if site.experts else weight
+                part = part.mT if site.experts and site.module.is_transposed else part  # pyright: ignore
+                for j in range(site.n_units):
+                    down_DF[site.first + e * site.n_units + j] = part[:, j].detach()
+        found: dict[int, torch.Tensor] = {}
+        for place in (place for place in stored if place.layer == one.layer):
+            slab = place.slab("down")
+            view_DF = slab.view(checkpoint.tensor(slab.name), place.n_units)
+            for j in range(place.n_units):
+                assert place.first + j not in found
+                found[place.first + j] = view_DF[:, j]
+        assert found.keys() == down_DF.keys()
+        assert all(torch.equal(found[n], down_DF[n]) for n in found)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_units_of_other_families_move_as_a_whole_or_not_at_all(model_type: str, tmp_path: Path):
+    """No unit: the same bytes. All units: every projection is the donor's, the rest is not."""
+    a, b = (written(tmp_path / str(seed), model_type, seed) for seed in (0, 1))
+    exists_LF = np.zeros((a.n_layers, a.d_ff), bool)
+    transplant(a, donor=b, mask=exists_LF, out=tmp_path / "none")
+    assert Checkpoint.open(tmp_path / "none").digest == a.digest
+    for place in sites(a):
+        exists_LF[place.layer, place.span] = True
+    transplant(a, donor=b, mask=exists_LF, out=tmp_path / "all")
+    made = Checkpoint.open(tmp_path / "all")
+    moved = {slab.name for place in sites(a) for slab in place.slabs}
+    for name in a.tensors:
+        assert torch.equal(made.tensor(name), (b if name in moved else a).tensor(name))

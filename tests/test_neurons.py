@@ -179,13 +179,6 @@ def test_dense_layers_of_a_mixture_are_narrower_blocks(tmp_path: Path, make_chec
     assert [s.n_units for s in found if s.layer == 0] == [16, 16, 16, 16]
 
 
-def test_a_shared_expert_is_refused_by_name(tmp_path: Path, make_checkpoint):
-    sizes = dict(num_experts=4, moe_intermediate_size=16, shared_expert_intermediate_size=16)
-    checkpoint = Checkpoint.open(make_checkpoint(tmp_path / "m", "qwen2_moe", **sizes))
-    with pytest.raises(BadInput, match=r"qwen2_moe.*shared_expert"):
-        sites(checkpoint)
-
-
 def test_a_missing_projection_is_named(tmp_path: Path, make_checkpoint):
     checkpoint = Checkpoint.open(make_checkpoint(tmp_path / "m"))
     damaged = change(checkpoint, lambda t: t.pop("model.layers.2.mlp.up_proj.weight"))
