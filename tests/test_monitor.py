@@ -30,7 +30,7 @@ from surgeon.monitor.local import decoded
 from surgeon.monitor.result import DrawnAnswer
 from surgeon.neureasoner.detectors import Detector
 from surgeon.neureasoner.features import FEATURES
-from surgeon.neureasoner.steps import split_steps
+from surgeon.neureasoner.steps import StepEnds, split_steps
 from surgeon.settings.neureasoner import WatchSettings
 from surgeon.traces import Sampling, read_prompts, read_traces, sample
 from surgeon.watch.monitor import Monitor
@@ -109,7 +109,7 @@ def test_every_firing_is_logged_where_its_tokens_are(
             assert row["forced"] == TRIGGERS[row["level"]]
         else:
             assert "</think>" in row["forced"] or trace.finish_reason == "length"
-        steps = split_steps(tokenizer, trace.token_ids)
+        steps = split_steps(StepEnds(tokenizer), trace.token_ids)
         (step,) = [step for step in steps if step.end == row["position"]]
         text = tokenizer.decode(trace.token_ids[step.start : step.end])
         assert row["step"] == str(text).strip()
@@ -138,7 +138,7 @@ def test_a_firing_keeps_quiet_for_a_step_and_three_are_the_most(
     assert max(map(len, positions.values())) == 3
     for trace in read_traces(tmp_path / "out" / "traces.jsonl"):
         found = positions.get((trace.prompt_id, trace.sample), [])
-        ends = [step.end for step in split_steps(tokenizer, trace.token_ids)]
+        ends = [step.end for step in split_steps(StepEnds(tokenizer), trace.token_ids)]
         numbers = [ends.index(position) for position in found]
         assert all(b - a >= 2 for a, b in pairwise(numbers))
 

@@ -107,7 +107,7 @@ def test_steps_are_whole_and_have_text(name: str):
 
     @given(st.lists(st.sampled_from(IDS[name]), max_size=30))
     def check(ids: list[int]) -> None:
-        steps = split_steps(tokenizer if len(ids) < 3 else ENDS[name], ids)
+        steps = split_steps(ENDS[name], ids)
         for i, (start, end) in enumerate(steps):
             assert i == 0 or start == steps[i - 1].end
             text = tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False)
@@ -123,7 +123,7 @@ def test_steps_of_a_built_in_response():
     tokenizer = TOKENIZERS["built-in"]
     text = "<think>\nNext +4: 3 = 7\n\nSo *7 -2: 7 = 7\n</think>\n\nAnswer: 7"
     ids = tokenizer(text)["input_ids"]
-    steps = split_steps(tokenizer, ids)
+    steps = split_steps(StepEnds(tokenizer), ids)
     assert [tokenizer.decode(ids[a:b]) for a, b in steps] == [
         "\nNext +4: 3 = 7\n\n",
         "So *7 -2: 7 = 7\n",
@@ -133,20 +133,23 @@ def test_steps_of_a_built_in_response():
 def test_the_template_may_have_opened_the_thinking():
     tokenizer = TOKENIZERS["built-in"]
     ids = tokenizer("Next +4: 3 = 7\n\nSo *7 -2: 7 = 7\n</think>\n\nAnswer: 7")["input_ids"]
-    assert len(split_steps(tokenizer, ids)) == 2
+    assert len(split_steps(StepEnds(tokenizer), ids)) == 2
 
 
 def test_without_a_thinking_block_the_whole_response_has_steps():
     tokenizer = TOKENIZERS["no thinking"]
     a, dot, end = tokenizer.convert_tokens_to_ids(["a", ".\n\n", "<end>"])
-    assert split_steps(tokenizer, [a, dot, a, a, end]) == [Step(0, 2), Step(2, 4)]
+    assert split_steps(StepEnds(tokenizer), [a, dot, a, a, end]) == [Step(0, 2), Step(2, 4)]
     assert ENDS["no thinking"].close_id is None
 
 
 def test_three_line_breaks_end_one_step():
     tokenizer = TOKENIZERS["line breaks only"]
     a, line = tokenizer.convert_tokens_to_ids(["a", "\n"])
-    assert split_steps(tokenizer, [a, line, line, line, line, a]) == [Step(0, 3), Step(3, 6)]
+    assert split_steps(StepEnds(tokenizer), [a, line, line, line, line, a]) == [
+        Step(0, 3),
+        Step(3, 6),
+    ]
 
 
 def test_a_separator_is_recognised_in_one_token_or_two():
@@ -230,8 +233,8 @@ def test_spans_that_miss_their_trace_are_refused():
     tokenizer = TOKENIZERS["built-in"]
     ids = tokenizer("<think>\nNext +4: 3 = 7\n\nNext -2: 7 = 5\n</think>\n\nAnswer: 5")["input_ids"]
     trace = Trace("p", 0, [1], ids, "", "stop")
-    check_spans([Span("p", 0, "intra", 0, 1)], [trace], tokenizer)
+    check_spans([Span("p", 0, "intra", 0, 1)], [trace], StepEnds(tokenizer))
     with pytest.raises(BadInput, match="ends at step 2, but the trace has 2 steps"):
-        check_spans([Span("p", 0, "intra", 0, 2)], [trace], tokenizer)
+        check_spans([Span("p", 0, "intra", 0, 2)], [trace], StepEnds(tokenizer))
     with pytest.raises(BadInput, match="not among the 1 traces"):
-        check_spans([Span("p", 1, "intra", 0, 0)], [trace], tokenizer)
+        check_spans([Span("p", 1, "intra", 0, 0)], [trace], StepEnds(tokenizer))

@@ -12,7 +12,7 @@ from trigger_labels import MODEL, lines, make_labels, random_labels
 from surgeon import attribution, jsonl
 from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.errors import BadInput
-from surgeon.neureasoner.steps import split_steps
+from surgeon.neureasoner.steps import StepEnds, split_steps
 from surgeon.trigger.artifacts import read_labels
 from surgeon.trigger.identify import (
     Found,
@@ -60,7 +60,7 @@ def test_kept_components_are_in_the_top_of_every_token_of_a_span(labels: Path, f
     for span, row in zip(spans, told, strict=True):
         assert row["level"] == span.level and span.failing
         trace = read.traces[span.prompt_id, span.sample]
-        steps = split_steps(tokenizer, trace.token_ids)
+        steps = split_steps(StepEnds(tokenizer), trace.token_ids)
         at = range(steps[span.first].start, steps[span.last].end)
         ids = [*trace.prompt_token_ids, *trace.token_ids]
         place_T = torch.tensor([len(trace.prompt_token_ids) + t for t in at])

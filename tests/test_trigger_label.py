@@ -68,7 +68,7 @@ def test_failing_spans_are_what_the_checker_finds(labels: Path):
     spans, seen = read_spans(labels / "spans.jsonl"), dict.fromkeys(("intra", "inter"), 0)
     for name, trace in originals(labels).items():
         checked = task.steps(problems()[name], trace.text)
-        assert len(split_steps(TOKENIZER, trace.token_ids)) == len(checked)
+        assert len(split_steps(StepEnds(TOKENIZER), trace.token_ids)) == len(checked)
         for level in seen:
             own = [s for s in spans if (s.prompt_id, s.sample, s.level) == (name, 0, level)]
             bad = [s for s in own if s.failing]
@@ -119,7 +119,7 @@ def test_counterparts_share_all_before_the_failing_step_and_do_not_fail(labels: 
         per_level[bad[:3]] = per_level.get(bad[:3], 0) + 1
         mine, other = traces[good[:2]], traces[bad[:2]]
         assert mine.prompt_token_ids == other.prompt_token_ids
-        start = split_steps(TOKENIZER, other.token_ids)[bad.first].start
+        start = split_steps(StepEnds(TOKENIZER), other.token_ids)[bad.first].start
         assert mine.token_ids[:start] == other.token_ids[:start]
         assert mine.token_ids != other.token_ids[: len(mine.token_ids)]
         assert good.first == bad.first and good.last - good.first <= bad.last - bad.first
@@ -225,7 +225,7 @@ def test_a_function_judges_and_may_say_what_is_fine(tmp_path: Path):
     )  # fmt: skip
     spans = read_spans(tmp_path / "out" / "spans.jsonl")
     for trace in read_traces(tmp_path / "t.jsonl"):
-        n = len(split_steps(TOKENIZER, trace.token_ids))
+        n = len(split_steps(StepEnds(TOKENIZER), trace.token_ids))
         own = [s for s in spans if s.prompt_id == trace.prompt_id]
         assert [(s.level, s.first, s.last) for s in own if s.failing] == [("intra", 1, 1)]
         assert steps_in([s for s in own if s.level == "intra" and not s.failing]) == {

@@ -14,7 +14,7 @@ from surgeon.decoding import Request, decode, stream_key
 from surgeon.errors import BadInput
 from surgeon.neureasoner.detectors import Detector
 from surgeon.neureasoner.features import FEATURES
-from surgeon.neureasoner.steps import split_steps
+from surgeon.neureasoner.steps import StepEnds, split_steps
 from surgeon.settings.neureasoner import WatchSettings
 from surgeon.traces import Trace, encode, read_prompts, stop_ids
 from surgeon.watch.monitor import Monitor
@@ -154,7 +154,7 @@ def test_the_result_fits_the_trace(run: Run):
     assert {len(x_C) for x_C in found.activation_TC} == {channels.size}
     assert "".join(found.tokens) == trace.text
     assert "Apply" in found.prompt and found.finish_reason == trace.finish_reason
-    steps = split_steps(run.tokenizer, trace.token_ids)
+    steps = split_steps(StepEnds(run.tokenizer), trace.token_ids)
     assert found.steps == steps
     for level, row in found.levels.items():
         assert row.threshold == run.monitor.thresholds[level]

@@ -117,7 +117,7 @@ class Scene:
         ]
 
     def step_ends(self, ids: Sequence[int]) -> list[int]:
-        return [step.end for step in split_steps(self.tokenizer, ids)]
+        return [step.end for step in split_steps(StepEnds(self.tokenizer), ids)]
 
     def quantile(self, run: Run, level: str, share: float) -> float:
         found = [r.probability for some in run.readings for r in some if r.level == level]
@@ -153,7 +153,7 @@ def check_readings(scene: Scene, requests: Sequence[Request], run: Run, monitor:
     for trace, readings, x_TC in zip(
         traces, run.readings, read_back(scene.model, traces, channels), strict=True
     ):
-        steps = split_steps(scene.tokenizer, trace.token_ids)
+        steps = split_steps(StepEnds(scene.tokenizer), trace.token_ids)
         for level in LEVELS:
             position_N, features_NCX = trace_features(
                 x_TC, steps, level, monitor.settings, columns[level]
@@ -195,7 +195,7 @@ def test_detectors_are_read_where_they_learned_to_be_read(
     for trace, readings in zip(traces, run.readings, strict=True):
         (x_TC,) = read_back(scene.model, [trace], channels)
         samples = collect([trace], [x_TC], [], StepEnds(scene.tokenizer), columns, settings)
-        start = split_steps(scene.tokenizer, trace.token_ids)[0].start
+        start = split_steps(StepEnds(scene.tokenizer), trace.token_ids)[0].start
         for level in LEVELS:
             ends = (start + 1 + np.flatnonzero(samples[level].end_N)).tolist()
             if ends and ends[-1] == len(trace.token_ids):
@@ -313,10 +313,10 @@ def test_a_trigger_at_the_end_of_the_thinking_gets_its_separator_first(
     rest = []
     for request, ids in zip(quiet[0], quiet[1].ids, strict=True):
         if close in ids:
-            start = split_steps(scene.tokenizer, ids)[-1].start
+            start = split_steps(StepEnds(scene.tokenizer), ids)[-1].start
             rest.append(Request([*request.prompt, *ids[:start]], b"", 60, temperature=0.0))
     plain = scene.run(rest, None).ids
-    ends = [split_steps(scene.tokenizer, ids)[0].end for ids in plain]
+    ends = [split_steps(StepEnds(scene.tokenizer), ids)[0].end for ids in plain]
     closes = [i for i, end in enumerate(ends) if plain[i][end : end + 1] == [close]]
     rest, steps = [rest[i] for i in closes], [plain[i][: ends[i]] for i in closes]
     assert len(rest) > 1 and all(step[-1] == line for step in steps)

@@ -29,7 +29,7 @@ class TokenCounts:
 
 
 @part
-class LevelCounts:
+class FiringCounts:
     """How often a level fired, and how often it could have."""
 
     firings: int
@@ -100,7 +100,7 @@ class MonitoredRun:
     """Share of the answers that came to their end."""
     truncated: float
     """Share of the answers that hit the limit of tokens."""
-    levels: dict[str, LevelCounts]
+    levels: dict[str, FiringCounts]
     """By watched level."""
     pass1: PassRate | None
     """None where no prompt has an answer."""

@@ -13,7 +13,7 @@ from surgeon.monitor.journal import Entry
 from surgeon.monitor.result import (
     AnswerText,
     DrawnAnswer,
-    LevelCounts,
+    FiringCounts,
     MonitoredRun,
     PassRate,
     TextPart,
@@ -57,13 +57,13 @@ def summary(plan: MonitorPlan, entries: Sequence[Entry], drawn: DrawnAnswer | No
     )
 
 
-def level_counts(plan: MonitorPlan, level: str, entries: Sequence[Entry]) -> LevelCounts:
+def level_counts(plan: MonitorPlan, level: str, entries: Sequence[Entry]) -> FiringCounts:
     """How often a level fired, and how often it could have."""
     fired = [sum(one.firing.level == level for one in entry.firings) for entry in entries]
     readings = [r for entry in entries for r in entry.readings if r.level == level]
     chances = sum(reading.open for reading in readings)
     rate = sum(fired) / chances if chances else None
-    return LevelCounts(
+    return FiringCounts(
         firings=sum(fired),
         per_response=sum(fired) / len(entries),
         responses=sum(count > 0 for count in fired),

@@ -60,7 +60,7 @@ def collect(
     """
     labels: dict[tuple[str, int, str], list[Span]] = {}
     for span in spans:
-        labels.setdefault((span.prompt_id, span.sample, span.level), []).append(span)
+        labels.setdefault((*span.key, span.level), []).append(span)
     number: dict[str, int] = {}
     parts: dict[str, list[Samples]] = {level: [] for level in columns}
     for trace, x_TC in zip(traces, activations, strict=True):
@@ -68,7 +68,7 @@ def collect(
         steps = whole_steps(ends, trace)
         problem = number.setdefault(trace.prompt_id, len(number))
         for level, channels in columns.items():
-            found = labels.get((trace.prompt_id, trace.sample, level), [])
+            found = labels.get((*trace.key, level), [])
             state_S = _judge(level, found, len(steps), judged)
             read = steps
             if level == "instance":

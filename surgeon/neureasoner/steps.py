@@ -9,7 +9,7 @@ import numpy as np
 
 from surgeon.errors import BadInput
 from surgeon.settings.neureasoner import THINKING
-from surgeon.traces import Trace
+from surgeon.traces import Key, Trace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -98,14 +98,12 @@ def _complete(previous_B: np.ndarray, flag_B: np.ndarray) -> np.ndarray:
     return joined_B | (flag_B & _BREAK > 0)
 
 
-def split_steps(ends: "StepEnds | PreTrainedTokenizerBase", token_ids: Sequence[int]) -> list[Step]:
+def split_steps(ends: StepEnds, token_ids: Sequence[int]) -> list[Step]:
     """The steps of the thinking part of a response; of all of it where it has no thinking block.
 
     What is left after the last separator is a step as well. An opening token before any text is
     left out, with the white space before it.
     """
-    if not isinstance(ends, StepEnds):
-        ends = StepEnds(ends)
     steps: list[Step] = []
     start, text, previous = 0, False, 0
     end = len(token_ids)
@@ -229,30 +227,28 @@ class Span(NamedTuple):
     """Positive and negative spans with the same number were made to be compared."""
     reason: str = ""
 
+    @property
+    def key(self) -> Key:
+        """The key of its trace."""
+        return self.prompt_id, self.sample
 
-def check_spans(
-    spans: Iterable[Span],
-    traces: Iterable[Trace],
-    ends: "StepEnds | PreTrainedTokenizerBase",
-) -> None:
+
+def check_spans(spans: Iterable[Span], traces: Iterable[Trace], ends: StepEnds) -> None:
     """Raise BadInput for a span that names no trace, or steps that its trace doesn't have."""
-    if not isinstance(ends, StepEnds):
-        ends = StepEnds(ends)
-    by_name = {(trace.prompt_id, trace.sample): trace for trace in traces}
-    counts: dict[tuple[str, int], int] = {}
+    by_key = {trace.key: trace for trace in traces}
+    counts: dict[Key, int] = {}
     for number, span in enumerate(spans, 1):
-        name = (span.prompt_id, span.sample)
         who = f"span {number} is of sample {span.sample} of prompt {span.prompt_id!r}"
-        if name not in by_name:
+        if span.key not in by_key:
             raise BadInput(
-                f"{who}, which is not among the {len(by_name)} traces: give the traces that were "
+                f"{who}, which is not among the {len(by_key)} traces: give the traces that were "
                 "labelled."
             )
-        if name not in counts:
-            counts[name] = len(split_steps(ends, by_name[name].token_ids))
-        if span.last >= counts[name]:
+        if span.key not in counts:
+            counts[span.key] = len(split_steps(ends, by_key[span.key].token_ids))
+        if span.last >= counts[span.key]:
             raise BadInput(
-                f"{who} and ends at step {span.last}, but the trace has {counts[name]} steps "
+                f"{who} and ends at step {span.last}, but the trace has {counts[span.key]} steps "
                 "(numbered from 0): spans and traces don't belong together, or the steps were "
                 "counted in another way."
             )

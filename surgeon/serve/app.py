@@ -23,8 +23,8 @@ from surgeon.serve.replies import (
     COMPLETION,
     END,
     Envelope,
-    Form,
     PartialAnswer,
+    ReplyForm,
     Usage,
     event,
     usage,
@@ -112,7 +112,9 @@ class Front:
         """Go on with text or token ids."""
         return await self._answer(request, read_completion, COMPLETION)
 
-    async def _answer(self, request: Request, read: Callable[..., Query], form: Form) -> ASGIApp:
+    async def _answer(
+        self, request: Request, read: Callable[..., Query], form: ReplyForm
+    ) -> ASGIApp:
         self._authorise(request)
         self.worker.check_room()
         raw = await self._body(request)

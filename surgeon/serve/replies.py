@@ -93,7 +93,7 @@ class PartialAnswer:
         return [firing for firing in self.firings if firing.position < len(self.token_ids)]
 
 
-class Form(NamedTuple):
+class ReplyForm(NamedTuple):
     """How one endpoint words its replies."""
 
     prefix: str
@@ -109,7 +109,7 @@ class Form(NamedTuple):
     """What a choice of a stream begins with."""
 
 
-CHAT = Form(
+CHAT = ReplyForm(
     "chatcmpl-",
     "chat.completion",
     "chat.completion.chunk",
@@ -117,7 +117,7 @@ CHAT = Form(
     lambda text: {"delta": {"content": text} if text else {}},
     {"delta": {"role": "assistant", "content": ""}},
 )
-COMPLETION = Form(
+COMPLETION = ReplyForm(
     "cmpl-",
     "text_completion",
     "text_completion",
@@ -130,7 +130,7 @@ COMPLETION = Form(
 class Envelope(NamedTuple):
     """What all parts of the reply to one request share."""
 
-    form: Form
+    form: ReplyForm
     id: str
     created: int
     """Unix time."""

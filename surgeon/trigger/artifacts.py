@@ -97,7 +97,7 @@ def read_labels(
     spans = read_spans(path / SPANS)
     if not any(span.failing for span in spans):
         raise BadInput(f"{path / SPANS} holds no failing span: there is nothing to learn from.")
-    check_spans(spans, traces, tokenizer)
+    check_spans(spans, traces, StepEnds(tokenizer))
     digest = lineage.digest_of([lineage.file_digest(path / n) for n in (TRACES, PROMPTS, SPANS)])
     return Labels(
         path,

@@ -14,7 +14,7 @@ from surgeon.judges.docket import VERDICTS, Docket
 from surgeon.judges.finding import Finding, Question
 from surgeon.judges.judges import Judge, parse_judge
 from surgeon.judges.prompts import question_of, read_texts
-from surgeon.neureasoner.steps import Span, check_spans
+from surgeon.neureasoner.steps import Span, StepEnds, check_spans
 from surgeon.settings import record, verb
 from surgeon.settings.neureasoner import LEVELS
 from surgeon.settings.trigger_label import LabelSettings
@@ -134,7 +134,7 @@ def prepare(settings: LabelSettings) -> LabelPlan:
         inputs["traces"] = lineage.file_digest(settings.traces)
     if settings.spans:
         spans = read_spans(settings.spans)
-        check_spans(spans, traces or [], checkpoint.tokenizer())
+        check_spans(spans, traces or [], StepEnds(checkpoint.tokenizer()))
         inputs["spans"] = lineage.file_digest(settings.spans)
     if judge is not None and judge.endpoint is not None:
         inputs["texts"] = lineage.digest_of(texts["judge"])
