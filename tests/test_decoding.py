@@ -74,7 +74,7 @@ def requests(n: int, longest: int = 40, seed: int = 0) -> list[Request]:
     ]
 
 
-def run(model: Any, wanted: list[Request], **settings: Any) -> list[Answer]:
+def run(model: Any, wanted: list[Request] | dict[int, Request], **settings: Any) -> list[Answer]:
     settings = dict(stop=STOP, max_tokens=40) | settings
     return sorted(decode(model, wanted, **settings), key=lambda answer: answer.index)
 
@@ -140,6 +140,13 @@ def test_answers_do_not_depend_on_batch_order_or_on_what_is_left_to_do(model: An
             twin = whole[wanted.index(part[answer.index])]
             assert answer.token_ids == twin.token_ids
             assert answer.finish_reason == twin.finish_reason
+
+
+def test_requests_may_have_numbers_of_their_own(model: Any):
+    wanted = requests(3)
+    whole = run(model, wanted)
+    found = run(model, {7: wanted[2], 1: wanted[0]})
+    assert found == [whole[0]._replace(index=1), whole[2]._replace(index=7)]
 
 
 def test_the_seed_and_the_name_of_a_response_choose_its_stream():

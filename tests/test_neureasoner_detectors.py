@@ -362,7 +362,7 @@ def test_failures_that_end_no_step_in_a_fold_are_no_matter():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("hidden", 0), ("dropout", 1.0), ("dropout", -0.1), ("updates", 0), ("batch", 1),
+        ("hidden", 0), ("dropout", 1.0), ("dropout", -0.1), ("updates", 0), ("detector_batch", 1),
         ("lr", 0.0), ("lr", float("inf")), ("weight_decay", -1.0), ("held_out", 0.0),
         ("held_out", 1.0), ("folds", 1), ("positions", "all"), ("criterion", "recall"),
     ],

@@ -5,7 +5,7 @@ go. A `Watcher` looks on and may force tokens. `batch` runs the model, `cache` h
 values, `choosing` draws tokens; `surgeon.live` knows how families differ.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
@@ -29,7 +29,7 @@ __all__ = [
 
 def decode(
     model: nn.Module,
-    requests: Sequence[Request],
+    requests: Sequence[Request] | Mapping[int, Request],
     *,
     stop: frozenset[int],
     max_tokens: int,
@@ -46,17 +46,20 @@ def decode(
     depends on its prompt and stream, not on its neighbours: to the bit on the CPU in float32 on one
     thread (which small models always run on), for families without experts. `max_tokens` counts
     generated tokens; the model's context ends an answer too. A request's own settings come before
-    those given here. `watcher` sees request `requests[i]` as index `i`. Raises BadInput for a
-    prompt that is empty or fills the context, and for settings out of range, before any pass.
+    those given here. `watcher` sees request `requests[i]` as index `i`, which an answer bears too.
+    Raises BadInput for a prompt that is empty or fills the context, and for settings out of range,
+    before any pass.
     """
     if not requests:
         check_decodable(model)
         return
-    longest = max(max_tokens if r.max_tokens is None else r.max_tokens for r in requests)
+    by_index = requests if isinstance(requests, Mapping) else dict(enumerate(requests))
+    every = list(by_index.values())
+    longest = max(max_tokens if r.max_tokens is None else r.max_tokens for r in every)
     decoder = Decoder(
         model,
         stop=stop,
-        rows=plan_rows(model, requests, longest, batch),
+        rows=plan_rows(model, every, longest, batch),
         max_tokens=max_tokens,
         temperature=temperature,
         top_p=top_p,
@@ -64,9 +67,9 @@ def decode(
         sheds=batch == 0,
         watcher=watcher,
     )
-    for index, request in enumerate(requests):
+    for index, request in by_index.items():
         decoder.add(index, request)
-    answers = [Answer(index, [], "length") for index in range(len(requests))]
+    answers = {index: Answer(index, [], "length") for index in by_index}
     forced: dict[int, list[int]] = {}
     with evaluating(model):
         while decoder.busy:
