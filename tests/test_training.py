@@ -31,6 +31,7 @@ from surgeon.training import (
     chunked_nll,
     fit,
     folded,
+    require_plain_logits,
     response_states,
     sequences,
     trainable,
@@ -124,6 +125,23 @@ def test_chunked_nll_and_its_gradient_equal_the_unchunked(model):
     assert totals == pytest.approx([plain_total] * 2, rel=1e-6)
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_whose_logits_are_not_its_unembedding_is_refused(model, make_checkpoint, tmp_path):
+    """A cap that the family applies is known; one that the config doesn't tell is not."""
+    capped: Any = Checkpoint.open(make_checkpoint(tmp_path / "gemma", "gemma2")).model()
+    for good in (model, capped):
+        require_plain_logits(good, PROMPTS[0])
+    forward = model.forward
+
+    def louder(**inputs: Any) -> Any:
+        out = forward(**inputs)
+        out.logits = out.logits * 1.1
+        return out
+
+    model.forward = louder
+    with pytest.raises(BadInput, match=r"Qwen3ForCausalLM, whose logits.*differ by 9%"):
+        require_plain_logits(model, PROMPTS[0])
 
 
 # --- what is tuned

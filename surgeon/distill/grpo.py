@@ -88,7 +88,7 @@ def grpo(
 
             def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
                 if "loss" in logs:
-                    step, seconds = len(journal.history.records) + 1, time.monotonic() - self.begun
+                    step, seconds = len(journal.records) + 1, time.monotonic() - self.begun
                     journal.add(record_of(step, logs, responses, seconds))
                     advance(note=f"reward {logs['reward']:.3f}")
 
@@ -105,7 +105,7 @@ def grpo(
             )
             trainer.remove_callback(PrinterCallback)
             trainer.train()
-        return journal.history
+        return journal.history()
 
     return train
 

@@ -22,6 +22,7 @@ from surgeon.training import (
     grouped,
     nll_loss,
     processes,
+    require_plain_logits,
     sequences,
     share_of,
     tune,
@@ -82,6 +83,7 @@ def train(
 ) -> tuple[Student, History]:
     """Train the model by the plan's method, continuing where `work` left off."""
     bf16 = any(tensor.dtype == torch.bfloat16 for tensor in live.model.parameters())
+    require_plain_logits(live.model, plan.prompt_ids[0])
     adapter = tune(live.model, plan.settings.tuning, seed=plan.settings.seed)
     parallel = plan.settings.batches.parallel
     student = Student(live.model, live.accelerator, adapter, parallel=parallel, bf16=bf16)

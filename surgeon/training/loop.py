@@ -91,14 +91,20 @@ class Journal:
         guards: Guards | None = None,
     ):
         self.accelerator, self.file = accelerator, directory / METRICS
-        self.history, self.guards = history or History([], {}), guards or Guards()
+        before = history or History([], {})
+        self.records, self.warnings = [*before.records], dict(before.warnings)
+        self.guards = guards or Guards()
+
+    def history(self) -> History:
+        """All steps so far."""
+        return History(self.records, self.warnings)
 
     def add(self, record: dict[str, float]) -> None:
         """Record a step."""
-        self.history.records.append(record)
-        collapsed = self.guards.warnings(self.history.records)
-        fresh = {n: text for n, text in collapsed.items() if n not in self.history.warnings}
-        self.history.warnings.update(fresh)
+        self.records.append(record)
+        collapsed = self.guards.warnings(self.records)
+        fresh = {name: text for name, text in collapsed.items() if name not in self.warnings}
+        self.warnings |= fresh
         if self.accelerator.is_main_process:
             for text in fresh.values():
                 print(f"Warning: {text}", file=sys.stderr, flush=True)
@@ -169,7 +175,7 @@ def fit(
                 save(directory, step + 1, student, optimizer, teacher)
     if not schedule.save_every or steps % schedule.save_every:
         save(directory, steps, student, optimizer, teacher)
-    return history
+    return journal.history()
 
 
 def _backward(

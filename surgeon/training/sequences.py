@@ -16,6 +16,8 @@ from surgeon.errors import BadInput
 from surgeon.live.architecture import Head, head_of, text_decoder
 from surgeon.training.loop import Loss
 
+PROBED = 64
+"""Tokens on which a model's logits are compared with its unembedding's."""
 CHUNK = 1024
 """Positions whose logits exist at the same time."""
 
@@ -71,6 +73,23 @@ def response_states(model: nn.Module, sequences: Sequences) -> Tensor:
     """
     states_BTD = text_decoder(model)(input_ids=sequences.ids_BT, use_cache=False).last_hidden_state
     return states_BTD.flatten(0, 1)[sequences.at_P]
+
+
+@torch.no_grad()
+def require_plain_logits(model: nn.Module, ids: Sequence[int]) -> None:
+    """Raise `BadInput` for a model whose logits aren't its unembedding of `response_states`: a loss
+    from those would silently be another one. `ids` is a text to try it on."""
+    ids_BT = torch.tensor([ids[:PROBED]], device=next(model.parameters()).device)
+    at_P = torch.arange(ids_BT.shape[1], device=ids_BT.device)
+    ours_PV = head_of(model).logits(response_states(model, Sequences(ids_BT, at_P)))
+    own_PV = model(input_ids=ids_BT, use_cache=False).logits[0].float()
+    error = (ours_PV - own_PV).norm() / own_PV.norm()
+    if not error < 0.02:
+        raise BadInput(
+            f"found {type(model).__name__}, whose logits are another function of its last states "
+            f"than its unembedding (they differ by {error:.0%}), expected those: surgeon can't "
+            "train it."
+        )
 
 
 def unembedding(model: nn.Module) -> Tensor:

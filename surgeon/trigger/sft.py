@@ -27,6 +27,7 @@ from surgeon.training import (
     fit,
     nll_loss,
     processes,
+    require_plain_logits,
     targets,
     tune,
     write_result,
@@ -275,6 +276,7 @@ def _train(
     micro_tokens = plan.settings.batches.micro_tokens
     model: Any = plan.checkpoint.model(plan.device, plan.dtype).to(accelerator.device)  # pyright: ignore
     grew = prepare_rows(model, plan.new_ids)
+    require_plain_logits(model, plan.learned[0].ids)
     before = loss_by_kind(model, plan.tested, micro_tokens)
     bf16 = accelerator.device.type == "cuda" and model.dtype is torch.bfloat16
     adapter = tune(model, plan.settings.tuning, rows=plan.new_ids, seed=plan.settings.seed)
