@@ -98,7 +98,7 @@ def test_an_unknown_score(place: Path, capsys):
     line = refused(
         capsys, "rank", "a", "--mini-set", "mini.jsonl", "--out", "out", "--select", "acc"
     )
-    assert "acc is no score" in line and "agreement" in line
+    assert "found select = acc, expected" in line and "agreement" in line
 
 
 def test_an_output_that_is_there_already(place: Path, capsys):
