@@ -24,17 +24,17 @@ from surgeon.families import (
     candidate_files,
     cosines,
     description,
-    methods,
+    merge_methods,
     mixing,
     open_checkpoint,
     subjects,
     write_out,
 )
 from surgeon.families.candidate_files import write_side_files, write_weights
-from surgeon.families.config import plain_merge, plain_mix
 from surgeon.families.cosines import cosine, cosines_between, merge_groups
 from surgeon.families.description import candidate_digest, write_family
-from surgeon.families.methods import Mix, recipe
+from surgeon.families.merge_config import plain_merge, plain_mix
+from surgeon.families.merge_methods import Mix, recipe
 from surgeon.live.families import Materialiser, live, smoke_test
 from surgeon.merge import mergekit
 
@@ -285,8 +285,8 @@ def test_slerp_is_the_textbook_formula_to_rounding(
 
 def test_parallel_and_zero_tensors_fall_back_to_linear() -> None:
     x = torch.arange(1.0, 9.0)
-    assert methods.falls_back(cosine(x, 2 * x)) and methods.falls_back(cosine(x, -x))
-    assert not methods.falls_back(cosine(torch.zeros(8), x))  # mergekit takes the dot as 0
+    assert merge_methods.falls_back(cosine(x, 2 * x)) and merge_methods.falls_back(cosine(x, -x))
+    assert not merge_methods.falls_back(cosine(torch.zeros(8), x))  # mergekit takes the dot as 0
     assert recipe(Mix("slerp", 0.25), 1.0, torch.float32).coefficients == (0.75, 0.25)
 
 

@@ -23,8 +23,8 @@ import surgeon.merge
 from surgeon import lineage
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
-from surgeon.families import Family, methods, subjects, write_out
-from surgeon.families.methods import falls_back
+from surgeon.families import Family, merge_methods, subjects, write_out
+from surgeon.families.merge_methods import falls_back
 from surgeon.live.families import live
 from surgeon.merge import preflight, sweep
 from surgeon.merge.members import from_config, parse_ratios
@@ -805,7 +805,9 @@ def test_a_row_is_all_that_a_method_needs(
     def beyond(t: float, cosine: float, dtype: torch.dtype) -> tuple[float, ...]:
         return -t, 1 + t
 
-    monkeypatch.setitem(methods.METHODS, "beyond", methods.Method(beyond, methods.weigh))
+    monkeypatch.setitem(
+        merge_methods.METHODS, "beyond", merge_methods.MergeMethod(beyond, merge_methods.weigh)
+    )
     family = run(pico_pair, tmp_path / "f", method="beyond", ratios="0.5").family
     assert family is not None and [c.name for c in family.candidates] == ["a", "beyond-0.5", "b"]
     a, b = (Checkpoint.open(path) for path in pico_pair)

@@ -25,7 +25,8 @@ from surgeon.ranking import MiniSet, RankedCandidate, Ranking
 from surgeon.settings.transplant import UnitSelection
 from surgeon.transplant import SURGERIES, TransplantReport, transplant
 from surgeon.transplant.difference import squared_difference
-from surgeon.transplant.selection import (
+from surgeon.transplant.surgeries import Surgery, operate, surgery_of
+from surgeon.transplant.units import (
     NeuronWeights,
     choose,
     find_weights,
@@ -35,7 +36,6 @@ from surgeon.transplant.selection import (
     read_weights,
     signed_units,
 )
-from surgeon.transplant.surgeries import Surgery, operate, surgery_of
 
 # Shapes: L layers, F units per layer.
 

@@ -170,7 +170,7 @@ class Checkpoint:
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
         """Every tensor by name, in the order of `shards`, from the headers alone."""
-        found = {}
+        infos = {}
         for shard, names in self.shards.items():
             header = read_header(self.path / shard)
             for name in names:
@@ -178,8 +178,8 @@ class Checkpoint:
                     raise BadInput(
                         f"{self.path / INDEX} places {name!r} in {shard}, which does not hold it."
                     )
-                found[name] = header[name]._replace(shard=shard)
-        return found
+                infos[name] = header[name]._replace(shard=shard)
+        return infos
 
     @property
     def size(self) -> int:
@@ -203,12 +203,12 @@ class Checkpoint:
             if name not in self.tensors:
                 raise KeyError(f"{self.path} has no tensor {name!r}.")
             by_shard.setdefault(self.tensors[name].shard, []).append(name)
-        found = {}
+        tensors = {}
         for shard, members in by_shard.items():
             with safe_open(self.path / shard, framework="pt") as file:
                 for name in members:
-                    found[name] = file.get_tensor(name)
-        return {name: found[name] for name in names}
+                    tensors[name] = file.get_tensor(name)
+        return {name: tensors[name] for name in names}
 
     @property
     def side_files(self) -> list[Path]:
@@ -235,8 +235,8 @@ class Checkpoint:
     def digests(self) -> set[str]:
         """`digest`, and that of what this directory was made from: a virtual candidate, or a base
         and its adapter."""
-        made = lineage.read(self.path) or {}
-        return {self.digest} | ({made["candidate_digest"]} if "candidate_digest" in made else set())
+        origin = (lineage.read(self.path) or {}).get("candidate_digest")
+        return {self.digest} if origin is None else {self.digest, origin}
 
     @cached_property
     def generation_config(self) -> Config:

@@ -49,13 +49,15 @@ def fetch(spec: str) -> Checkpoint:
 
     repository, _, revision = spec.partition("@")
     try:
-        found = snapshot_download(repository, revision=revision or None, allow_patterns=HUB_FILES)
+        directory = snapshot_download(
+            repository, revision=revision or None, allow_patterns=HUB_FILES
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BadInput(
             f"{spec} is no local directory and could not be fetched from the hub: {reason}"
         ) from error
-    return Checkpoint.open(found, spec)
+    return Checkpoint.open(directory, spec)
 
 
 def merge_adapter(base: Checkpoint, adapter: Path, spec: str, work: Path | None) -> Checkpoint:
@@ -72,11 +74,11 @@ def merge_adapter(base: Checkpoint, adapter: Path, spec: str, work: Path | None)
     if not weights.is_file():
         raise BadInput(f"{adapter} has no adapter_model.safetensors (pickles are not read).")
     _require_adapter_fits(base, adapter, read_header(weights))
-    made = lineage.read(adapter) or {}
-    digest = made.get("inputs", {}).get("checkpoint")
+    origin = lineage.read(adapter) or {}
+    digest = origin.get("inputs", {}).get("checkpoint")
     if digest is not None and digest not in base.digests:
         raise BadInput(
-            f"{adapter} was made for another base: {made['arguments'].get('checkpoint')} "
+            f"{adapter} was made for another base: {origin['arguments'].get('checkpoint')} "
             f"({str(digest)[:19]}), not {base.spec} ({base.digest[:19]})."
         )
     if work is None:
@@ -135,9 +137,9 @@ def _require_adapter_fits(base: Checkpoint, adapter: Path, tensors: dict[str, Te
             raise BadInput(f"{adapter} adapts {match[1]}, which {base.spec} does not have.")
         if target is not None:
             wanted = target.shape[1] if match[2] == "A" else target.shape[0]
-            found = info.shape[1] if match[2] == "A" else info.shape[0]
-            if wanted != found:
+            size = info.shape[1] if match[2] == "A" else info.shape[0]
+            if wanted != size:
                 raise BadInput(
-                    f"{adapter} was made for another base: {match[1]} has size {found} in the "
+                    f"{adapter} was made for another base: {match[1]} has size {size} in the "
                     f"adapter and {wanted} in {base.spec}."
                 )

@@ -46,14 +46,14 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         try:
             header = json.loads(stream.read(length))
             header.pop("__metadata__", None)
-            found, end = {}, 0
+            infos, end = {}, 0
             for name, info in header.items():
                 begin, stop = info["data_offsets"]
                 shape, dtype = tuple(info["shape"]), info["dtype"]
                 known = DTYPES.get(dtype)
                 if known is not None and stop - begin != prod(shape) * known.nbytes:
                     raise ValueError(f"{name} has {stop - begin} bytes for {dtype}{list(shape)}")
-                found[name] = TensorInfo(file.name, dtype, shape, stop - begin, 8 + length + begin)
+                infos[name] = TensorInfo(file.name, dtype, shape, stop - begin, 8 + length + begin)
                 end = max(end, stop)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"{file} has a corrupt safetensors header ({error}).") from error
@@ -62,7 +62,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             f"{file} is truncated or corrupt: its header describes {8 + length + end} bytes, the "
             f"file has {size}. Fetch or copy it again."
         )
-    return found
+    return infos
 
 
 def read_tensor(file: FileIO, info: TensorInfo, scratch: "Tensor | None" = None) -> "Tensor":

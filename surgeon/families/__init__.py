@@ -2,8 +2,8 @@
 
 subjects         what every verb takes: checkpoints, families spread into their candidates
 description      the family, its candidates, and the file that says so
-config           mergekit's configs
-methods          the merge methods that are computed here, a row each
+merge_config     mergekit's configs
+merge_methods    the merge methods that are computed here, a row each
 mixing           two checkpoints mixed chunk by chunk, bit-equal to mergekit
 cosines          the angle between two checkpoints, tensor by tensor
 candidate_files  the files of written candidates
@@ -12,7 +12,14 @@ Verbs that take checkpoints need the names below; `merge`, which makes families,
 The one model in memory that becomes each candidate in turn is `surgeon.live.families`.
 """
 
-from surgeon.families import candidate_files, config, cosines, description, methods, mixing
+from surgeon.families import (
+    candidate_files,
+    cosines,
+    description,
+    merge_config,
+    merge_methods,
+    mixing,
+)
 from surgeon.families.description import Candidate, Choices, Family, label
 from surgeon.families.subjects import Subject, open_checkpoint, subjects, write_out
 
@@ -22,11 +29,11 @@ __all__ = [
     "Family",
     "Subject",
     "candidate_files",
-    "config",
     "cosines",
     "description",
     "label",
-    "methods",
+    "merge_config",
+    "merge_methods",
     "mixing",
     "open_checkpoint",
     "subjects",

@@ -43,10 +43,10 @@ from surgeon.checkpoint import (
 )
 from surgeon.errors import BadInput
 from surgeon.families import mixing
-from surgeon.families.config import mergekit_yaml
 from surgeon.families.cosines import merge_groups
 from surgeon.families.description import Candidate, Family
-from surgeon.families.methods import Mix, recipe
+from surgeon.families.merge_config import mergekit_yaml
+from surgeon.families.merge_methods import Mix, recipe
 from surgeon.progress import bar
 from surgeon.threads import one_thread
 
@@ -360,7 +360,7 @@ def begin_candidate(family: Family, candidate: Candidate, out: Path) -> Path | N
         seed=None if candidate.mix else family.seed,
     )
     if work is not None:
-        made = lineage.read(work) or {}
-        if made.get("candidate_digest") != candidate.digest:
-            lineage.write_json(work / lineage.FILE, {**made, "candidate_digest": candidate.digest})
+        record, identity = lineage.read(work) or {}, {"candidate_digest": candidate.digest}
+        if not identity.items() <= record.items():
+            lineage.write_json(work / lineage.FILE, record | identity)
     return work

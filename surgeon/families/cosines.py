@@ -17,7 +17,7 @@ from torch import Tensor
 
 from surgeon.checkpoint import FLOATS, Checkpoint, torch_dtype
 from surgeon.families.description import Family
-from surgeon.families.methods import method_of
+from surgeon.families.merge_methods import method_of
 from surgeon.families.mixing import work_dtype
 from surgeon.progress import bar
 
@@ -64,11 +64,11 @@ def _conversions(model_type: str) -> tuple[list[Any], list[Any]]:
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming
 
-    found = get_checkpoint_conversion_mapping(model_type) or []
-    converters = [t for t in found if isinstance(t, WeightConverter)]
+    transforms = get_checkpoint_conversion_mapping(model_type) or []
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
     # A converter of one fixed name into one is no fusion: mergekit takes the tensor as it is.
     many = [c for c in converters if len(c.source_patterns) > 1 or "*" in c.source_patterns[0]]
-    return [t for t in found if isinstance(t, WeightRenaming)], many
+    return [t for t in transforms if isinstance(t, WeightRenaming)], many
 
 
 def fused(group: MergeGroup, tensors: dict[str, Tensor], model_type: str) -> Tensor:
@@ -143,14 +143,14 @@ def read_as(checkpoint: Checkpoint, names: tuple[str, ...], dtype: str | None) -
 
 def cosines_between(a: Checkpoint, b: Checkpoint, dtype: str | None) -> dict[str, float]:
     """Cosine of every floating-point merge group of two checkpoints, rounded to `dtype` first."""
-    found = {}
+    cosines = {}
     with bar("cosines", len(a.tensors)) as advance:
         for group in merge_groups(a):
             if a.tensors[group.names[0]].dtype in FLOATS:
                 pair = (fused(group, read_as(c, group.names, dtype), a.model_type) for c in (a, b))
-                found[group.key] = cosine(*pair)
+                cosines[group.key] = cosine(*pair)
             advance(len(group.names))
-    return found
+    return cosines
 
 
 def needs_cosines(family: Family) -> bool:

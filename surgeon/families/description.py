@@ -20,8 +20,8 @@ from typing import Any, Literal, NamedTuple
 from surgeon import artifact, lineage
 from surgeon.checkpoint import Checkpoint, hub_id, read_json, resolve
 from surgeon.errors import BadInput
-from surgeon.families.config import plain_mix, with_models
-from surgeon.families.methods import MergeConfig, Mix
+from surgeon.families.merge_config import plain_mix, with_models
+from surgeon.families.merge_methods import MergeConfig, Mix
 
 FILE = "family.json"
 COSINES = "cosines.json"

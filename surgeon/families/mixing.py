@@ -20,7 +20,7 @@ class Recipe(NamedTuple):
     """How one tensor of one candidate is mixed."""
 
     mix: Callable[[Tensor, Tensor, tuple[float, ...], Tensor, Tensor], object]
-    """(a_N, b_N, coefficients, out_N, spare_N); see `methods.Method`."""
+    """(a_N, b_N, coefficients, out_N, spare_N); see `merge_methods.MergeMethod`."""
     coefficients: tuple[float, ...]
 
 

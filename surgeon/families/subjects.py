@@ -41,15 +41,15 @@ def subjects(specs: list[str]) -> list[Subject]:
     A spec is a checkpoint directory, a hub id, `base+adapter`, `builtin:NAME`, a family's directory
     or its `family.json`, or one candidate as `family.json#slerp-0.45`. Raises `BadInput`.
     """
-    found: list[Subject] = []
+    named: list[Subject] = []
     for spec in specs:
         place, member = split_member(spec)
         if member:
             family = Family.open(place)
-            found.append(_member(family, family.candidate(member)))
+            named.append(_member(family, family.candidate(member)))
         elif Path(spec).name == FILE or (Path(spec) / FILE).is_file():
             family = Family.open(spec)
-            found += [_member(family, candidate) for candidate in family.candidates]
+            named += [_member(family, candidate) for candidate in family.candidates]
         else:
             if Path(spec).is_dir() and not (Path(spec) / "config.json").is_file():
                 raise BadInput(
@@ -57,10 +57,10 @@ def subjects(specs: list[str]) -> list[Subject]:
                 )
             checkpoint = resolve(spec)
             name = label(checkpoint)
-            found.append(Subject(name, spec, None, checkpoint.digest, checkpoint))
-    if not found:
+            named.append(Subject(name, spec, None, checkpoint.digest, checkpoint))
+    if not named:
         raise BadInput("No checkpoint was named. Give a directory, a hub id or a family.")
-    return _named_apart(found)
+    return _named_apart(named)
 
 
 def open_checkpoint(spec: str) -> Checkpoint:
@@ -68,12 +68,12 @@ def open_checkpoint(spec: str) -> Checkpoint:
 
     A virtual candidate is written to a temporary directory, which goes with the process.
     """
-    found = subjects([spec])
-    if len(found) != 1:
-        raise BadInput(f"{spec} is a family; name one candidate: {found[0].spec}")
-    if found[0].checkpoint is not None:
-        return found[0].checkpoint
-    return Checkpoint.open(write_out(found[0], lineage.scratch() / found[0].name), spec)
+    named = subjects([spec])
+    if len(named) != 1:
+        raise BadInput(f"{spec} is a family; name one candidate: {named[0].spec}")
+    if named[0].checkpoint is not None:
+        return named[0].checkpoint
+    return Checkpoint.open(write_out(named[0], lineage.scratch() / named[0].name), spec)
 
 
 def _member(family: Family, candidate: Candidate) -> Subject:
@@ -88,18 +88,18 @@ def _member(family: Family, candidate: Candidate) -> Subject:
     )
 
 
-def _named_apart(found: list[Subject]) -> list[Subject]:
+def _named_apart(named: list[Subject]) -> list[Subject]:
     """Drop exact repeats; number different subjects that share a name."""
-    kept: list[Subject] = []
-    for subject in found:
-        if any(_place(subject) == _place(other) for other in kept):
+    apart: list[Subject] = []
+    for subject in named:
+        if any(_place(subject) == _place(other) for other in apart):
             continue
-        taken = {s.name for s in kept}
+        taken = {s.name for s in apart}
         name, n = subject.name, 2
         while name in taken:
             name, n = f"{subject.name}-{n}", n + 1
-        kept.append(subject._replace(name=name))
-    return kept
+        apart.append(subject._replace(name=name))
+    return apart
 
 
 def _place(subject: Subject) -> str:

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from surgeon.checkpoint import Checkpoint, config_differences, torch_dtype
 from surgeon.errors import BadInput
-from surgeon.families import Candidate, Family, Subject, methods, mixing
+from surgeon.families import Candidate, Family, Subject, merge_methods, mixing
 from surgeon.families.cosines import merge_groups, with_cosines
 from surgeon.threads import one_thread
 
@@ -55,7 +55,7 @@ class Materialiser:
                 place.write(self.live, self.state, pieces)
         return self.live
 
-    def _tensor(self, of: int | methods.Mix, name: str) -> Tensor:
+    def _tensor(self, of: int | merge_methods.Mix, name: str) -> Tensor:
         """One tensor of an endpoint or of a mix, as it would lie on disk."""
         a, b = self.stored[0][name], self.stored[1][name]
         dtype = torch_dtype(self.family.dtype) if self.family.dtype else a.dtype
@@ -63,7 +63,7 @@ class Materialiser:
             return (a, b)[of]
         if not a.is_floating_point():
             return a
-        recipes = [methods.recipe(of, self.family.cosines.get(self.keys[name]), dtype)]
+        recipes = [merge_methods.recipe(of, self.family.cosines.get(self.keys[name]), dtype)]
         out = torch.empty(a.shape, dtype=dtype)
         a_N, b_N, out_N = a.reshape(-1), b.reshape(-1), out.view(-1)
 
@@ -100,8 +100,8 @@ class Place(NamedTuple):
         converter = copy.deepcopy(self.converter)
         for name, pattern, piece in zip(self.names, self.patterns, pieces, strict=True):
             converter.add_tensor(self.key, name, pattern, piece)
-        made = converter.convert(self.key, model=model, config=model.config)
-        for key, value in made.items():
+        parameters = converter.convert(self.key, model=model, config=model.config)
+        for key, value in parameters.items():
             state[key].copy_(value[0] if isinstance(value, list) else value)
 
 
@@ -120,7 +120,7 @@ def _places(model: Any, state: dict[str, Tensor], names: list[str]) -> list[Plac
     converters = [t for t in transforms if isinstance(t, WeightConverter)]
     of_pattern = {pattern: c for c in converters for pattern in c.source_patterns}
     prefix = model.base_model_prefix
-    found: dict[str, Place] = {}
+    places: dict[str, Place] = {}
     for name in sorted(names, key=dot_natural_key):
         key, pattern = rename_source_key(name, renamings, converters, prefix, state)
         if key not in state and name in state:
@@ -128,13 +128,13 @@ def _places(model: Any, state: dict[str, Tensor], names: list[str]) -> list[Plac
         if key not in state:
             continue  # from_pretrained ignores it too
         if pattern is None:
-            found[key] = Place(key, (name,), (), None)
+            places[key] = Place(key, (name,), (), None)
             continue
-        before = found.get(key, Place(key, (), (), of_pattern[pattern]))
-        found[key] = before._replace(
+        before = places.get(key, Place(key, (), (), of_pattern[pattern]))
+        places[key] = before._replace(
             names=(*before.names, name), patterns=(*before.patterns, pattern)
         )
-    return list(found.values())
+    return list(places.values())
 
 
 def _require_covered(model: Any, state: dict[str, Tensor], places: list[Place]) -> None:
@@ -151,7 +151,7 @@ def _require_covered(model: Any, state: dict[str, Tensor], places: list[Place]) 
 
 
 def live(
-    found: list[Subject], device: str = "cpu", dtype: torch.dtype | None = None
+    members: list[Subject], device: str = "cpu", dtype: torch.dtype | None = None
 ) -> Iterator[tuple[Subject, Any, Any]]:
     """Yield (subject, model in eval mode, tokenizer), one model in memory at a time.
 
@@ -159,7 +159,7 @@ def live(
     None keeps the one on disk.
     """
     making: Materialiser | None = None
-    for subject in found:
+    for subject in members:
         family, candidate = subject.family, subject.candidate
         shared = family is not None and family.virtual and _shares_config(family, candidate)
         if making is not None and (not shared or making.family.path != family.path):  # pyright: ignore
@@ -221,10 +221,10 @@ def smoke_test(path: Path) -> None:
     prompt = torch.arange(8).remainder(vocabulary)[None]
     model.generation_config = _greedy(model)
     with torch.inference_mode():
-        made = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt))
-    if not all(bool(logits_BV.isfinite().all()) for logits_BV in made.logits):
+        output = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt))
+    if not all(bool(logits_BV.isfinite().all()) for logits_BV in output.logits):
         raise BadInput("its logits are not finite")
-    if made.sequences.shape[1] <= prompt.shape[1]:
+    if output.sequences.shape[1] <= prompt.shape[1]:
         raise BadInput("it generated nothing")
 
 

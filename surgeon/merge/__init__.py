@@ -1,8 +1,8 @@
 """`merge-sweep`: two endpoints in, a family of merged checkpoints out.
 
-The methods of `families.methods` are mixed here, each endpoint tensor read once for all ratios,
-bit-equal to what mergekit writes with the same number of torch threads. Every other method is
-written by mergekit.
+The methods of `families.merge_methods` are mixed here, each endpoint tensor read once for all
+ratios, bit-equal to what mergekit writes with the same number of torch threads. Every other method
+is written by mergekit.
 """
 
 import logging

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from surgeon.errors import BadInput
-from surgeon.families.config import plain_merge, plain_mix
-from surgeon.families.methods import MergeConfig, Mix, method_of, require_method, short_name
+from surgeon.families.merge_config import plain_merge, plain_mix
+from surgeon.families.merge_methods import MergeConfig, Mix, method_of, require_method, short_name
 from surgeon.settings import settings
 
 LIMIT = 1000

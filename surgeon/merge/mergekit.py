@@ -11,8 +11,8 @@ from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
 from surgeon.families import Candidate, Family
 from surgeon.families.candidate_files import copy_choices, model_card, write_index
-from surgeon.families.config import mergekit_yaml, with_models
-from surgeon.families.methods import MergeConfig
+from surgeon.families.merge_config import mergekit_yaml, with_models
+from surgeon.families.merge_methods import MergeConfig
 
 if TYPE_CHECKING:
     from mergekit.config import MergeConfiguration

@@ -12,12 +12,12 @@ from surgeon.families import (
     Choices,
     Family,
     candidate_files,
-    config,
     cosines,
     description,
     label,
+    merge_config,
 )
-from surgeon.families.methods import METHODS, Mix
+from surgeon.families.merge_methods import METHODS, Mix
 from surgeon.merge import mergekit, preflight
 from surgeon.merge.members import Member, Sweep, from_config, from_methods
 from surgeon.settings.merge_sweep import MergeSweepSettings
@@ -73,7 +73,7 @@ def prepare(settings: MergeSweepSettings) -> SweepPlan:
     else:
         wanted = from_config(Path(settings.config), settings.dtype)
     first, second = _endpoints(settings, wanted)
-    models = [m for member in wanted.members for m in config.models_in(member.merge)]
+    models = [m for member in wanted.members for m in merge_config.models_in(member.merge)]
     others = {model: resolve(model) for model in models if model not in ("a", "b")}
     dtype = _one_dtype(wanted, settings.dtype)
     for other in (second, *others.values()):
@@ -160,7 +160,7 @@ def _one_dtype(wanted: Sweep, dtype: str | None) -> str | None:
 def _notices(first: Checkpoint, second: Checkpoint, settings: MergeSweepSettings) -> list[str]:
     """What differs, each with whose files the candidates take; refuses unequal vocabularies."""
     names = {"first": label(first), "second": label(second)}
-    choices, found = _choices(settings), []
+    choices, notices = _choices(settings), []
     vocabulary = preflight.vocabulary_difference(first, second)
     if vocabulary is not None and settings.tokenizer is None:
         raise BadInput(
@@ -168,14 +168,16 @@ def _notices(first: Checkpoint, second: Checkpoint, settings: MergeSweepSettings
             "get: --tokenizer first or --tokenizer second"
         )
     if vocabulary is not None:
-        found.append(f"{vocabulary}; candidates take the tokenizer of {names[choices.tokenizer]}.")
+        notices.append(
+            f"{vocabulary}; candidates take the tokenizer of {names[choices.tokenizer]}."
+        )
     for part, text in preflight.notices(first, second):
         if part == "config":
-            found.append(f"{text}; candidates take the config of {names['first']}.")
+            notices.append(f"{text}; candidates take the config of {names['first']}.")
         else:
             side = names[getattr(choices, part)]
-            found.append(f"{text}; candidates take the {part} of {side} (--{part}).")
-    return found
+            notices.append(f"{text}; candidates take the {part} of {side} (--{part}).")
+    return notices
 
 
 def _with_ends(members: list[Member], first: Checkpoint, dtype: str | None) -> list[Member]:
@@ -184,7 +186,7 @@ def _with_ends(members: list[Member], first: Checkpoint, dtype: str | None) -> l
         return members
     method = next((m for x in members if (m := x.merge["merge_method"]) in METHODS), "linear")
     ends = [
-        Member(f"{method}-{t}", float(t), config.plain_merge(Mix(method, float(t)), dtype))
+        Member(f"{method}-{t}", float(t), merge_config.plain_merge(Mix(method, float(t)), dtype))
         for t in (0, 1)
     ]
     return [ends[0], *members, ends[1]]
@@ -198,7 +200,9 @@ def _by_mergekit(
 ) -> frozenset[str]:
     """Names of the members that mergekit writes; raises `BadInput` for what can't be made."""
     slow = [
-        m for m in members if settings.engine == "mergekit" or config.plain_mix(m.merge) is None
+        m
+        for m in members
+        if settings.engine == "mergekit" or merge_config.plain_mix(m.merge) is None
     ]
     if slow and settings.virtual:
         raise BadInput(
@@ -212,7 +216,7 @@ def _by_mergekit(
 
 def _candidates(family: Family, members: list[Member]) -> tuple[Candidate, ...]:
     """The members with digests, between the two endpoints."""
-    found = [
+    candidates = [
         Candidate(
             name=m.name,
             ratio=m.ratio,
@@ -221,25 +225,25 @@ def _candidates(family: Family, members: list[Member]) -> tuple[Candidate, ...]:
         )
         for m in members
     ]
-    if not any(c.mix and c.mix.t in (0.0, 1.0) for c in found):
+    if not any(c.mix and c.mix.t in (0.0, 1.0) for c in candidates):
         ends = zip(family.endpoint_names, (0.0, 1.0), family.endpoint_digests, strict=True)
         first, last = (
             Candidate(name=name, ratio=ratio, merge={}, written=True, digest=digest)
             for name, ratio, digest in ends
         )
-        found = [first, *found, last]
-    names = [candidate.name for candidate in found]
+        candidates = [first, *candidates, last]
+    names = [candidate.name for candidate in candidates]
     if len(set(names)) != len(names):
         raise BadInput(f"two candidates would be called {max(names, key=names.count)!r}")
-    return tuple(found)
+    return tuple(candidates)
 
 
 def _with_stored_cosines(family: Family, places: tuple[Path, ...]) -> Family:
     """The family with the cosines of an earlier run, where there was one."""
     for place in places:
-        found = description.read_cosines(place / description.COSINES, family.endpoint_digests)
-        if found and cosines.needs_cosines(family):
-            return replace(family, cosines=found)
+        stored = description.read_cosines(place / description.COSINES, family.endpoint_digests)
+        if stored and cosines.needs_cosines(family):
+            return replace(family, cosines=stored)
     return family
 
 

@@ -17,7 +17,7 @@ from surgeon.checkpoint import (
 from surgeon.errors import BadInput
 from surgeon.families import label
 from surgeon.families.cosines import merge_groups
-from surgeon.families.methods import falls_back
+from surgeon.families.merge_methods import falls_back
 
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
@@ -54,11 +54,11 @@ def require_mergeable(a: Checkpoint, b: Checkpoint, dtype: str | None) -> None:
 
 
 def _require_same_architecture(a: Checkpoint, b: Checkpoint) -> None:
-    found = [(c.model_type, (c.config.get("architectures") or ["?"])[0]) for c in (a, b)]
-    if found[0] != found[1]:
+    kinds = [(c.model_type, (c.config.get("architectures") or ["?"])[0]) for c in (a, b)]
+    if kinds[0] != kinds[1]:
         raise BadInput(
-            f"architectures differ: {a.spec} is {found[0][1]} ({found[0][0]}), {b.spec} is "
-            f"{found[1][1]} ({found[1][0]}). Only checkpoints of one architecture can be merged."
+            f"architectures differ: {a.spec} is {kinds[0][1]} ({kinds[0][0]}), {b.spec} is "
+            f"{kinds[1][1]} ({kinds[1][0]}). Only checkpoints of one architecture can be merged."
         )
     from transformers.models.auto.configuration_auto import (
         CONFIG_MAPPING_NAMES,  # pyright: ignore[reportPrivateImportUsage]
@@ -136,10 +136,10 @@ def vocabulary(checkpoint: Checkpoint) -> dict[int, str] | None:
         return None
     entries = (text.get("model") or {}).get("vocab") or {}
     if isinstance(entries, list):  # Unigram: [token, score], the position is the id
-        found = {i: entry[0] for i, entry in enumerate(entries)}
+        tokens = {i: entry[0] for i, entry in enumerate(entries)}
     else:
-        found = {i: token for token, i in entries.items()}
-    return found | {added["id"]: added["content"] for added in text.get("added_tokens") or []}
+        tokens = {i: token for token, i in entries.items()}
+    return tokens | {added["id"]: added["content"] for added in text.get("added_tokens") or []}
 
 
 def vocabulary_difference(a: Checkpoint, b: Checkpoint) -> str | None:
@@ -156,9 +156,9 @@ def vocabulary_difference(a: Checkpoint, b: Checkpoint) -> str | None:
     ids = [i for i in sorted(first.keys() | second.keys()) if first.get(i) != second.get(i)]
     if not ids:
         return None
-    shown = [f"id {i} is {_quoted(first.get(i))} and {_quoted(second.get(i))}" for i in ids[:3]]
+    examples = [f"id {i} is {_quoted(first.get(i))} and {_quoted(second.get(i))}" for i in ids[:3]]
     more = f", and {len(ids) - 3} more" if len(ids) > 3 else ""
-    return f"the vocabularies of {a.spec} and {b.spec} differ: {'; '.join(shown)}{more}"
+    return f"the vocabularies of {a.spec} and {b.spec} differ: {'; '.join(examples)}{more}"
 
 
 def _quoted(token: str | None) -> str:
@@ -170,7 +170,7 @@ def notices(a: Checkpoint, b: Checkpoint) -> list[tuple[str, str]]:
     names = f"{label(a)} and {label(b)}"
     one, two = (read_json(c.path / "tokenizer_config.json") for c in (a, b))
     special = {t: (_content(one.get(t)), _content(two.get(t))) for t in SPECIAL}
-    found = [
+    notices = [
         ("tokenizer", f"{token} differs between {names}: {_quoted(first)} and {_quoted(second)}")
         for token, (first, second) in special.items()
         if first != second
@@ -179,10 +179,12 @@ def notices(a: Checkpoint, b: Checkpoint) -> list[tuple[str, str]]:
         (read_json(c.path / "tokenizer.json").get("model") or {}).get("merges") for c in (a, b)
     ]
     if merges[0] != merges[1]:
-        found.append(("tokenizer", f"BPE merges differ between {names}: they split text otherwise"))
+        notices.append(
+            ("tokenizer", f"BPE merges differ between {names}: they split text otherwise")
+        )
     if a.chat_template != b.chat_template:
         line = _first_difference(a.chat_template, b.chat_template)
-        found.append(("template", f"chat templates differ between {names}, first {line}"))
+        notices.append(("template", f"chat templates differ between {names}, first {line}"))
     keys = [
         key
         for key in sorted(a.generation_config.keys() | b.generation_config.keys())
@@ -190,15 +192,15 @@ def notices(a: Checkpoint, b: Checkpoint) -> list[tuple[str, str]]:
         and a.generation_config.get(key) != b.generation_config.get(key)
     ]
     if keys:
-        shown = ", ".join(
+        examples = ", ".join(
             f"{k} ({a.generation_config.get(k)} and {b.generation_config.get(k)})" for k in keys[:3]
         )
-        found.append(("generation", f"generation configs differ between {names}: {shown}"))
+        notices.append(("generation", f"generation configs differ between {names}: {examples}"))
     differing = config_differences(a.config, b.config)
     if differing:
         text = "; ".join(differing[:3]).replace(" there", "").replace(" here", "")
-        found.append(("config", f"configs differ between {names}: {text}"))
-    return found
+        notices.append(("config", f"configs differ between {names}: {text}"))
+    return notices
 
 
 def _content(token: Any) -> str | None:

@@ -168,8 +168,8 @@ def _describe(plan: TransplantPlan, report: TransplantReport, work: Path) -> Non
     for role in plan.parents:
         card = model_card(f"{name}, {role}", role, report.lines(), plan.parents, plan.run.inputs)
         lineage.write_text(work / role / "README.md", card)
-        made = {**(lineage.read(work) or {}), "part": role}
-        lineage.write_json(work / role / lineage.FILE, made)
+        record = {**(lineage.read(work) or {}), "part": role}
+        lineage.write_json(work / role / lineage.FILE, record)
 
 
 def _report_in_lineage(out: Path) -> TransplantReport | None:

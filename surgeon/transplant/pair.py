@@ -135,10 +135,10 @@ def places(
     pair: Pair, moved_LF: np.ndarray, roles: tuple[str, ...] | None = None
 ) -> dict[str, list[tuple[int, Slab]]]:
     """Tensor name -> the (block, slab) in it with units of the mask, of these roles or of all."""
-    found: dict[str, list[tuple[int, Slab]]] = {}
+    slabs: dict[str, list[tuple[int, Slab]]] = {}
     for index, site in enumerate(pair.recipient_sites):
         if moved_LF[site.layer, site.span].any():
             for slab in site.slabs:
                 if roles is None or slab.role in roles:
-                    found.setdefault(slab.name, []).append((index, slab))
-    return found
+                    slabs.setdefault(slab.name, []).append((index, slab))
+    return slabs

@@ -15,14 +15,14 @@ from surgeon.settings import record
 from surgeon.settings.transplant import TransplantSettings
 from surgeon.transplant.exchange import bytes_needed
 from surgeon.transplant.pair import Pair, corresponding
-from surgeon.transplant.selection import (
+from surgeon.transplant.surgeries import SURGERIES, Surgery, surgery_of
+from surgeon.transplant.units import (
     NeuronWeights,
     choose,
     find_weights,
     read_mask,
     read_weights,
 )
-from surgeon.transplant.surgeries import SURGERIES, Surgery, surgery_of
 
 
 class TransplantPlan(NamedTuple):

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgeon.checkpoint import FLOAT_NAMES
-from surgeon.families.methods import MergeConfig, Mix, method_of
+from surgeon.families.merge_methods import MergeConfig, Mix, method_of
 
 if TYPE_CHECKING:
     from surgeon.families.description import Candidate, Family
@@ -55,18 +55,18 @@ def with_models(merge: MergeConfig, called: dict[str, str]) -> MergeConfig:
 
 def models_in(merge: Any) -> list[str]:
     """The models a mergekit config names, each once, in order."""
-    found: dict[str, None] = {}
+    models: dict[str, None] = {}
     if isinstance(merge, dict):
         for key, value in merge.items():
             if key in MODEL_KEYS and isinstance(value, str):
                 if value not in ("base", "union"):  # words of `tokenizer_source`
-                    found[value] = None
+                    models[value] = None
             else:
-                found |= dict.fromkeys(models_in(value))
+                models |= dict.fromkeys(models_in(value))
     elif isinstance(merge, list):
         for value in merge:
-            found |= dict.fromkeys(models_in(value))
-    return list(found)
+            models |= dict.fromkeys(models_in(value))
+    return list(models)
 
 
 def mergekit_yaml(family: "Family", candidate: "Candidate") -> str:

@@ -68,7 +68,7 @@ def weight_of_last(merge: MergeConfig) -> object:
 # --- rows -----------------------------------------------------------------------------------------
 
 
-class Method(NamedTuple):
+class MergeMethod(NamedTuple):
     """A merge of two tensors, element by element."""
 
     coefficients: Callable[[float, float, torch.dtype], tuple[float, ...]]
@@ -124,8 +124,8 @@ def average(
 
 
 METHODS = {
-    "slerp": Method(slerp, weigh, needs_cosine=True),
-    "linear": Method(linear, average, config=weights_of_both, t_of=weight_of_last),
+    "slerp": MergeMethod(slerp, weigh, needs_cosine=True),
+    "linear": MergeMethod(linear, average, config=weights_of_both, t_of=weight_of_last),
 }
 
 
@@ -137,7 +137,7 @@ def falls_back(cosine: float) -> bool:
 # --- by name --------------------------------------------------------------------------------------
 
 
-def method_of(name: str, *, typed: bool = False) -> Method | None:
+def method_of(name: str, *, typed: bool = False) -> MergeMethod | None:
     """The method of that name; None for one that only mergekit has.
 
     `typed` says that the user named it for this run. A name that was read in a family's file runs
@@ -166,7 +166,7 @@ def short_name(method: str) -> str:
 
 
 @cache
-def _foreign(name: str, function: Callable[..., Tensor]) -> Method:
+def _foreign(name: str, function: Callable[..., Tensor]) -> MergeMethod:
     """A function from outside as a method, after a trial on a small example."""
     needs_cosine = "cosine" in inspect.signature(function).parameters
 
@@ -177,7 +177,7 @@ def _foreign(name: str, function: Callable[..., Tensor]) -> Method:
         out_N.copy_(function(a_N, b_N, *numbers))
 
     _try(name, function, coefficients(0.25, 0.5, torch.float32))
-    return Method(coefficients, mix, needs_cosine)
+    return MergeMethod(coefficients, mix, needs_cosine)
 
 
 def _try(name: str, function: Callable[..., Any], numbers: tuple[float, ...]) -> None:
@@ -186,9 +186,9 @@ def _try(name: str, function: Callable[..., Any], numbers: tuple[float, ...]) ->
     before = a_N.clone(), b_N.clone()
     whole_N = function(a_N, b_N, *numbers)
     if not isinstance(whole_N, Tensor) or (whole_N.shape, whole_N.dtype) != (a_N.shape, a_N.dtype):
-        found = getattr(whole_N, "shape", type(whole_N).__name__)
+        result = getattr(whole_N, "shape", type(whole_N).__name__)
         raise BadInput(
-            f"{name}: found a result of {found}, expected a tensor of its inputs' shape and dtype."
+            f"{name}: found a result of {result}, expected a tensor of its inputs' shape and dtype."
         )
     if not (torch.equal(a_N, before[0]) and torch.equal(b_N, before[1])):
         raise BadInput(f"{name} changes its inputs, expected it to return a new tensor.")
