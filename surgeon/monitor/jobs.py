@@ -16,7 +16,7 @@ from surgeon.monitor.completions import Completions
 from surgeon.monitor.result import FILE, MonitoredRun
 from surgeon.settings import record
 from surgeon.settings.monitor import MonitorSettings
-from surgeon.traces import Key, Prompt, encode, read_prompts
+from surgeon.traces import Key, Prompt, encode_all, read_prompts
 from surgeon.watch.monitor import Monitor, find_monitor, read_levels
 from surgeon.watch.watching import Firing, Reading, check_rates, forced_tokens
 
@@ -85,7 +85,8 @@ def prepare(settings: MonitorSettings) -> MonitorPlan:
     prompts = asked_prompts(settings)
     checkpoint = open_checkpoint(settings.checkpoint)
     tokenizer = checkpoint.tokenizer()
-    prompt_ids = encode_prompts(checkpoint, tokenizer, prompts, settings.sampling.thinking)
+    thinking = settings.sampling.thinking
+    prompt_ids = encode_all(tokenizer, prompts, checkpoint.context, thinking)
     file = find_monitor(settings.checkpoint, checkpoint, settings.monitor_file)
     if file is None:
         raise BadInput(
@@ -123,32 +124,13 @@ def asked_prompts(settings: MonitorSettings) -> list[Prompt]:
     if settings.prompts is None:
         content = str(settings.prompt)
         return [Prompt("prompt", ({"role": "user", "content": content},), None, True)]
-    prompts = read_prompts(settings.prompts)
-    for prompt in prompts:
-        wrong = gold_problem(prompt.answer, settings.check) if prompt.answer is not None else None
-        if wrong:
-            raise BadInput(
-                f"{settings.prompts}: the answer of prompt {prompt.id!r} can't be used: {wrong}."
-            )
+    prompts = read_prompts(
+        settings.prompts,
+        lambda prompt: (
+            None if prompt.answer is None else gold_problem(prompt.answer, settings.check)
+        ),
+    )
     return prompts[: settings.limit]
-
-
-def encode_prompts(
-    checkpoint: Checkpoint,
-    tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[Prompt],
-    thinking: bool | None,
-) -> list[list[int]]:
-    """Each prompt's tokens; raises `BadInput` for one that fills the context."""
-    encoded = [encode(tokenizer, prompt, thinking) for prompt in prompts]
-    limit = checkpoint.context
-    for prompt, ids in zip(prompts, encoded, strict=True):
-        if len(ids) >= limit:
-            raise BadInput(
-                f"prompt {prompt.id!r} has {len(ids)} tokens, expected fewer than the model's "
-                f"context of {limit}: shorten it or leave it out."
-            )
-    return encoded
 
 
 def read_rates(

@@ -18,7 +18,7 @@ from surgeon.traces.records import (
     read_traces,
     stored_traces,
 )
-from surgeon.traces.sampling import encode, sample, sampled, stop_ids
+from surgeon.traces.sampling import encode, encode_all, sample, sampled, stop_ids
 from surgeon.traces.texts import text_of, token_texts
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Trace",
     "append",
     "encode",
+    "encode_all",
     "in_order",
     "keys_of",
     "parse_prompt",

@@ -51,6 +51,24 @@ def encode(
     return list(ids)  # pyright: ignore[reportArgumentType]
 
 
+def encode_all(
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Prompt],
+    context: int,
+    thinking: bool | None = None,
+) -> list[list[int]]:
+    """Each prompt's token ids; raises BadInput as `encode` does, and for a prompt that fills a
+    context of that many tokens."""
+    encoded = [encode(tokenizer, prompt, thinking) for prompt in prompts]
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        if len(ids) >= context:
+            raise BadInput(
+                f"prompt {prompt.id!r} has {len(ids)} tokens, expected fewer than the model's "
+                f"context of {context}: shorten it or leave it out."
+            )
+    return encoded
+
+
 def stop_ids(model: "nn.Module", tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
     """Every token that ends an answer: those of the generation config and of the tokenizer."""
     ends: set[Any] = set()
@@ -78,14 +96,9 @@ def sample(
 
     if tokenizer.chat_template is None:
         print("No chat template: prompts are encoded as plain text.", file=sys.stderr, flush=True)
-    limit, keys, requests = context_limit(model), [], []
-    for prompt in prompts:
-        ids = encode(tokenizer, prompt, sampling.thinking)
-        if len(ids) >= limit:
-            raise BadInput(
-                f"prompt {prompt.id!r} has {len(ids)} tokens, expected fewer than the model's "
-                f"context of {limit}: shorten it or leave it out."
-            )
+    encoded = encode_all(tokenizer, prompts, context_limit(model), sampling.thinking)
+    keys, requests = [], []
+    for prompt, ids in zip(prompts, encoded, strict=True):
         for key in keys_of([prompt], sampling.samples):
             if key not in done:
                 keys.append(key)
