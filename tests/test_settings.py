@@ -21,6 +21,7 @@ from surgeon.settings.schema import (
     Amount,
     Count,
     Many,
+    Metavar,
     Out,
     Positive,
     Share,
@@ -204,3 +205,18 @@ def test_settings_import_nothing_heavy():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_field_that_may_be_left_out_keeps_its_markers():
+    @settings
+    class Optionals:
+        """Fields that may be left out."""
+
+        out: Out | None = None
+        file: Annotated[str | object | None, Metavar("FILE")] = None
+        many: Many[str] | None = None
+
+    by_name = {leaf.name: leaf for leaf in leaves(Optionals)}
+    assert not by_name["out"].recorded and by_name["out"].marker(Metavar) == Metavar("DIR")
+    assert by_name["file"].recorded and by_name["file"].marker(Metavar) == Metavar("FILE")
+    assert set(record(Optionals(out=Path("x")))) == {"file", "many"}

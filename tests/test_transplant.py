@@ -763,7 +763,10 @@ def test_lineage_and_card_name_the_parents(tmp_path: Path, siblings):
     assert found["inputs"] == {
         "recipient": a.digest, "donor": b.digest, "weights": lineage.file_digest(weights)
     }  # fmt: skip
-    assert found["arguments"]["top_fraction"] == 0.5
+    assert found["arguments"] == {
+        "select": "effective", "control": None, "threshold": 0.0, "top_fraction": 0.5,
+        "budget": "global", "layers": None, "alpha": 1.0, "surgery": "replace", "match": None,
+    }  # fmt: skip
     card = (tmp_path / "o" / "README.md").read_text()
     assert a.digest in card and b.digest in card and "the strongest 0.5" in card
     transplant(a, donor=b, weights=weights, surgery="swap", out=tmp_path / "s")

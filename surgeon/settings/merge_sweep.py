@@ -11,9 +11,9 @@ Side = Literal["first", "second"]
 class MergeSweepSettings:
     """Merge checkpoints A and B into a family of candidates between them."""
 
-    a: Annotated[str | None, POSITIONAL, UNRECORDED] = None
+    a: Annotated[str | None, POSITIONAL, UNRECORDED, Metavar("A")] = None
     """The first endpoint: a directory, a hub id, BASE+ADAPTER or builtin:NAME."""
-    b: Annotated[str | None, POSITIONAL, UNRECORDED] = None
+    b: Annotated[str | None, POSITIONAL, UNRECORDED, Metavar("B")] = None
     """The second endpoint."""
     out: Out
     """Directory to write; nothing is written elsewhere."""

@@ -229,8 +229,8 @@ class Leaf(NamedTuple):
 
     @property
     def extra(self) -> tuple[Any, ...]:
-        """Range and markers of the annotation."""
-        return get_args(self.kind)[1:] if get_origin(self.kind) is Annotated else ()
+        """Range and markers of the annotation, those of `Out` in `Out | None` too."""
+        return _metadata(self.kind)
 
     def marker(self, marker: type[T]) -> T | None:
         """The field's marker of this type."""
@@ -256,6 +256,14 @@ class Leaf(NamedTuple):
     def many(self) -> bool:
         origin = get_origin(self.members[0])
         return isinstance(origin, type) and issubclass(origin, Sequence)
+
+
+def _metadata(kind: Any) -> tuple[Any, ...]:
+    if get_origin(kind) is Annotated:
+        inner, *extra = get_args(kind)
+        return (*extra, *_metadata(inner))
+    members = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else ()
+    return tuple(extra for member in members for extra in _metadata(member))
 
 
 def leaves(cls: Any) -> list[Leaf]:

@@ -73,7 +73,7 @@ class TransplantSettings:
     """Seed of everything random."""
     dry_run: Annotated[bool, UNRECORDED] = False
     """Print what would move; write nothing."""
-    out: Annotated[Out | None, Metavar("DIR"), UNRECORDED] = None
+    out: Out | None = None
     """Directory to write; nothing is written elsewhere."""
 
     def __post_init__(self) -> None:
