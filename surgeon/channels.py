@@ -46,10 +46,10 @@ class Tap:
     def last(self) -> Tensor:
         """(B, T, C) float32 on the model's device, every position of the pass, padding included."""
         wanted = ((self.channels.units, self.unit_BTU), (self.channels.heads, self.head_BTH))
-        parts = [part for numbers, part in wanted if numbers]
-        if any(part is None for part in parts):
+        parts = [part for numbers, part in wanted if numbers and part is not None]
+        if len(parts) < sum(bool(numbers) for numbers, _ in wanted):
             raise RuntimeError("the model has made no pass yet, or a compiled one without hooks")
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)  # pyright: ignore
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 @contextmanager

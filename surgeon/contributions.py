@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import BadInput
-from surgeon.live.architecture import head_of
+from surgeon.live.architecture import causal_lm
 from surgeon.live.blocks import Ffn, blocks
 from surgeon.live.passes import check_traces, evaluating, length, passes
 from surgeon.traces import Trace
@@ -71,7 +71,7 @@ def contributions(
     for mixtures of experts and for traces that the model can't read.
     """
     ffns = [block.ffn for block in blocks(model)]
-    unembedding_VD = head_of(model).module.weight
+    unembedding_VD = causal_lm(model).get_output_embeddings().weight
     check_traces(model, traces)
     # By layer: what a pass left of a chunk that goes on in the next one.
     rest: list[Tensor] = []

@@ -8,8 +8,8 @@ the token's own position (the pass that reads the token, as published), and summ
 
 # Shape letters: T response tokens, N tokens of a pass, B batch, F units, C chosen experts, D width.
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from surgeon.activations.rows import Activations, Recording, RowSums
 from surgeon.activations.selection import Held, Top, largest
 from surgeon.activations.statistics import token_statistics
 from surgeon.errors import BadInput
-from surgeon.live.architecture import head_of, text_config
+from surgeon.live.architecture import causal_lm, head_of, text_config
 from surgeon.live.blocks import FfnSite, blocks, d_ff
 from surgeon.live.passes import Pass, check_traces, in_windows, length, passes
 from surgeon.traces import Trace
@@ -41,39 +41,44 @@ HELD_BYTES = 256 << 20
 """Activations are held this far before they are reduced to each token's largest."""
 
 
+Sink = Callable[[FfnSite, Tensor, Tensor | None], None]
+"""Called with a site, h_NF of its units (chosen ones, where it has experts) and the chosen experts
+(N, C), ascending."""
+
+
 @contextmanager
-def tapped(sites: Sequence[FfnSite], sink: Any) -> Iterator[None]:
-    """Call `sink(site, h_NF, expert_NC)` for every site of every pass inside the block."""
-    undo = []
-    try:
+def tapped(sites: Sequence[FfnSite], sink: Sink) -> Iterator[None]:
+    """Call `sink` for every site of every pass inside the block."""
+    with ExitStack() as undo:
         for site in sites:
-            undo += _tap_experts(site, sink) if site.experts else [_tap_dense(site, sink)]
+            if site.experts:
+                _tap_experts(undo, site, sink)
+            else:
+                _tap_dense(undo, site, sink)
         yield
-    finally:
-        for release in undo:
-            release()
 
 
-def _tap_dense(site: FfnSite, sink: Any) -> Any:
+def _tap_dense(undo: ExitStack, site: FfnSite, sink: Sink) -> None:
     def before(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         sink(site, args[0].detach().flatten(0, -2), None)
 
-    return site.module.register_forward_pre_hook(before).remove
+    undo.callback(site.module.register_forward_pre_hook(before).remove)
 
 
-def _tap_experts(site: FfnSite, sink: Any) -> list[Any]:
+def _tap_experts(undo: ExitStack, site: FfnSite, sink: Sink) -> None:
     """The experts' activations come sorted by expert, over all tokens: put them back by token."""
-    module, chosen = site.module, {}
+    module: Any = site.module
+    chosen: dict[str, Tensor] = {}
 
     def before(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         chosen["expert"] = args[1].detach()
 
     def gate(gate_up: Tensor) -> Tensor:
-        h = type(module)._apply_gate(module, gate_up)  # pyright: ignore[reportAttributeAccessIssue]
+        h = type(module)._apply_gate(module, gate_up)
         expert_NC = chosen.pop("expert")
         N, C = expert_NC.shape
         place_NC = torch.arange(N * C, device=h.device).view(N, C)
-        if module.config._experts_implementation == "grouped_mm":  # pyright: ignore
+        if module.config._experts_implementation == "grouped_mm":
             # The same call on the same numbers as the library makes, so the same order.
             _, order = torch.sort(expert_NC.reshape(-1))
             place_NC = torch.empty_like(order).scatter_(0, order, place_NC.flatten()).view(N, C)
@@ -82,11 +87,9 @@ def _tap_experts(site: FfnSite, sink: Any) -> list[Any]:
         sink(site, h.detach()[place_NC.flatten()].view(N, C * site.n_units), expert_NC)
         return h
 
-    module._apply_gate = gate  # pyright: ignore
-    return [
-        module.register_forward_pre_hook(before).remove,
-        lambda: module.__dict__.pop("_apply_gate", None),
-    ]
+    module._apply_gate = gate
+    undo.callback(module.__dict__.pop, "_apply_gate", None)
+    undo.callback(module.register_forward_pre_hook(before).remove)
 
 
 @torch.inference_mode()
@@ -162,19 +165,16 @@ class _Recorder:
     @contextmanager
     def experts_reported(self) -> Iterator[None]:
         """Experts that are computed one by one never report; let them be computed together."""
-        config = text_config(self.model)
-        kind = getattr(config, "_experts_implementation", None)
-        change = any(site.experts for site in self.sites) and kind not in (
-            "grouped_mm",
-            "batched_mm",
-        )
-        if change:
-            self.model.set_experts_implementation("grouped_mm")  # pyright: ignore
+        kind: Any = getattr(text_config(self.model), "_experts_implementation", None)
+        together = kind in ("grouped_mm", "batched_mm")
+        if together or not any(site.experts for site in self.sites):
+            yield
+            return
+        causal_lm(self.model).set_experts_implementation("grouped_mm")
         try:
             yield
         finally:
-            if change:
-                self.model.set_experts_implementation(kind)  # pyright: ignore
+            causal_lm(self.model).set_experts_implementation(kind)
 
     def window(self, traces: list[Trace]) -> list[Recording]:
         """The recordings of these traces, in their order."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from surgeon import lineage
 from surgeon.activations.rows import Activations, Recording
 from surgeon.errors import BadInput
 
@@ -30,21 +31,13 @@ CACHE_FILES = {
 
 def save(path: str | Path, recording: Recording) -> None:
     """Write a recording as one safetensors file, under a temporary name until it is complete."""
-    from safetensors.numpy import save_file
-
-    path = Path(path)
     arrays = {
         **vars(recording.activations),
         "logprob_T": recording.logprob_T,
         "entropy_T": recording.entropy_T,
     }
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     metadata = {"format": FORMAT, "kept_mass": repr(float(recording.kept_mass))}
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file(arrays, temporary, metadata)
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    lineage.write_tensors(path, arrays, metadata)
 
 
 def load(path: str | Path) -> Recording:

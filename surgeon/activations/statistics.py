@@ -2,6 +2,8 @@
 
 # Shape letters: N tokens, V vocabulary (of a tile), D model width.
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +39,8 @@ def _through_tiles(
     head: Head, hidden_ND: Tensor, token_N: Tensor, tile: int
 ) -> tuple[Tensor, Tensor]:
     """The same for few tokens, with sums that run over tiles of the vocabulary."""
-    V = int(head.module.weight.shape[0])  # pyright: ignore
+    weight: Any = head.module.weight
+    V = int(weight.shape[0])
     chosen_N = torch.empty(len(hidden_ND), device=hidden_ND.device)
     most_N = torch.full_like(chosen_N, -torch.inf)
     # Sums of exp(x - most) and of exp(x - most) * (x - most) over the logits x so far.

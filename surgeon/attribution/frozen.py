@@ -46,9 +46,11 @@ def projections(block: Block) -> dict[str, nn.Linear]:
     """
     module = block.attention.module
     for names in (("qkv_proj",), ("q_proj", "k_proj", "v_proj")):
-        found = {name: getattr(module, name, None) for name in names}
-        if all(isinstance(projection, nn.Linear) for projection in found.values()):
-            return found  # pyright: ignore[reportReturnType]
+        found = {
+            n: m for n, m in module.named_children() if n in names and isinstance(m, nn.Linear)
+        }
+        if len(found) == len(names):
+            return found
     raise BadInput(
         f"found the architecture {block.kind!r}, whose layer {block.layer} has no projections to "
         "queries, keys and values, expected some: attribution holds them."
@@ -231,8 +233,8 @@ def linear(model: nn.Module, ids: list[int], layer: int) -> Graph:
         gate = gate.where(gate.abs() >= 1e-6, 1e-6)
         return _through(out, args[0] * (activation.forward(gate) / gate))
 
-    def biased(module: nn.Module, _: Any, out: Tensor) -> Tensor:
-        biases.append(module.bias.detach())  # pyright: ignore
+    def biased(module: nn.Linear, _: Any, out: Tensor) -> Tensor:
+        biases.append(module.bias.detach())
         zeros.append(torch.zeros_like(biases[-1]).requires_grad_())
         return out + zeros[-1]
 

@@ -20,8 +20,8 @@ from torch.nn.functional import linear as project
 
 from surgeon.attribution.frozen import Layer, linear, projections, record, tolerance, wide
 from surgeon.errors import BadInput
-from surgeon.live.architecture import head_of, text_config, text_decoder
-from surgeon.live.blocks import Block, Ffn, block
+from surgeon.live.architecture import causal_lm, head_of, text_config
+from surgeon.live.blocks import Block, Ffn, block, layers_of
 
 
 class Attribution(NamedTuple):
@@ -39,7 +39,7 @@ Read = Callable[[Tensor, Tensor], Attribution]
 
 def middle_layer(model: nn.Module) -> int:
     """L/2, the layer the paper monitors (sec. 2)."""
-    return len(text_decoder(model).layers) // 2  # pyright: ignore[reportArgumentType]
+    return len(layers_of(model)) // 2
 
 
 class _Unembedding:
@@ -250,14 +250,14 @@ def _check_components(components: Sequence[int], count: int) -> None:
 
 
 @contextmanager
-def _eager(model: Any) -> Iterator[None]:
+def _eager(model: nn.Module) -> Iterator[None]:
     """Let the model give its attention weights inside the block."""
     before = text_config(model)._attn_implementation
-    model.set_attn_implementation("eager")
+    causal_lm(model).set_attn_implementation("eager")
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        causal_lm(model).set_attn_implementation(before)
 
 
 def _components(model: nn.Module, found: Layer, here: Block, component_K: Tensor) -> Tensor:

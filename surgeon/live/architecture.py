@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import signature
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +24,31 @@ WINDOW_MASKS = (
 """What a family's module imports from transformers where some of its masks are narrower."""
 
 
+class CausalLM(Protocol):
+    """What a model of transformers that writes text is asked for, beside what every module has."""
+
+    config: Any
+
+    def get_decoder(self) -> Any: ...
+    def get_input_embeddings(self) -> nn.Embedding: ...
+    def get_output_embeddings(self) -> nn.Linear: ...
+    def set_attn_implementation(self, kind: str) -> None: ...
+    def set_experts_implementation(self, kind: str) -> None: ...
+
+
+def causal_lm(model: nn.Module) -> CausalLM:
+    """The same model, by that type."""
+    return cast(CausalLM, model)
+
+
 def text_config(model: nn.Module) -> Any:
     """The configuration of the text decoder, also inside a vision-language model."""
-    return model.config.get_text_config()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    return causal_lm(model).config.get_text_config()
 
 
 def text_decoder(model: nn.Module) -> nn.Module:
     """The stack of layers that turns token ids into hidden states."""
-    decoder: Any = model.get_decoder()  # pyright: ignore[reportCallIssue]
+    decoder = causal_lm(model).get_decoder()
     # Of some families this is the language model inside a wrapper, its unembedding included.
     return decoder.model if hasattr(decoder, "lm_head") else decoder
 
@@ -79,7 +96,7 @@ def head_of(model: nn.Module) -> Head:
             divides = name == "logits_scaling" and "hyperclovax" not in config.model_type
             factor *= 1 / value if divides else value
     cap = next((c for name in CAPS if (c := getattr(config, name, None)) is not None), None)
-    return Head(model.get_output_embeddings(), cap, factor)  # pyright: ignore[reportCallIssue]
+    return Head(causal_lm(model).get_output_embeddings(), cap, factor)
 
 
 def context_limit(model: nn.Module) -> int:
@@ -102,12 +119,12 @@ def refusal(model: nn.Module) -> str | None:
     it does."""
     from transformers import GenerationMixin
 
-    base = base_model(model)
+    base, plain = base_model(model), vars(GenerationMixin)["generate"]
     if getattr(base.config, "is_encoder_decoder", False):
         return "it reads prompts with an encoder of its own"
-    if not isinstance(base, GenerationMixin) or not base.can_generate():
+    if not hasattr(base, "generate") or not base.can_generate():
         return "transformers has no generation for it"
-    if type(base).generate is not GenerationMixin.generate:
+    if type(base).generate is not plain:
         return "it generates by a procedure of its own"
     return None
 

@@ -77,6 +77,7 @@ class Block:
     layer: int
     module: nn.Module
     n_heads: int
+    """0 where the config has none."""
 
     @cached_property
     def sites(self) -> tuple[FfnSite, ...]:
@@ -109,7 +110,7 @@ class Block:
     @cached_property
     def ffn(self) -> Ffn:
         """Its one FFN; raises BadInput for a mixture of experts."""
-        if len(self.sites) > 1 or self.sites[0].experts:
+        if [site.experts for site in self.sites] != [0]:
             raise self._refusal("is a mixture of experts", "one gated FFN: dense models only")
         return next(_ffns(self.module))
 
@@ -118,7 +119,7 @@ class Block:
         """Its attention; raises BadInput where its heads can't be told apart."""
         module: Any = getattr(self.module, "self_attn", None)
         out = getattr(module, "o_proj", None)
-        if not isinstance(out, nn.Linear) or out.in_features % self.n_heads:
+        if not isinstance(out, nn.Linear) or not self.n_heads or out.in_features % self.n_heads:
             width = out.in_features if isinstance(out, nn.Linear) else None
             raise self._refusal(
                 f"has an output projection of input width {width}",
@@ -135,18 +136,19 @@ class Block:
 
 def block(model: nn.Module, layer: int) -> Block:
     """One layer; raises BadInput for a number that the model doesn't have."""
-    config, layers = text_config(model), _layers(model)
+    config, layers = text_config(model), layers_of(model)
     if not 0 <= layer < len(layers):
         raise BadInput(
             f"found layer {layer}; expected 0 to {len(layers) - 1} in this {config.model_type} "
             "model."
         )
-    return Block(config.model_type, layer, layers[layer], config.num_attention_heads)
+    n_heads = getattr(config, "num_attention_heads", None) or 0
+    return Block(config.model_type, layer, layers[layer], n_heads)
 
 
 def blocks(model: nn.Module) -> list[Block]:
     """Every layer; raises BadInput, naming the architecture, where units can't be recorded."""
-    found = [block(model, layer) for layer in range(len(_layers(model)))]
+    found = [block(model, layer) for layer in range(len(layers_of(model)))]
     most = d_ff(model)
     for one in found:
         if one.n_units > most:
@@ -157,18 +159,13 @@ def blocks(model: nn.Module) -> list[Block]:
     return found
 
 
-def require_dense(model: nn.Module) -> None:
-    """Raise BadInput for a model whose layers aren't one gated FFN each."""
-    for one in blocks(model):
-        _ = one.ffn
-
-
 def d_ff(model: nn.Module) -> int:
     """FFN units per layer, the same number as the `d_ff` of its `Checkpoint`."""
     return d_ff_of(text_config(model).to_dict())
 
 
-def _layers(model: nn.Module) -> Any:
+def layers_of(model: nn.Module) -> nn.ModuleList:
+    """Its layers; raises BadInput for a model of another build."""
     layers = getattr(text_decoder(model), "layers", None)
     if not isinstance(layers, nn.ModuleList):
         raise BadInput(

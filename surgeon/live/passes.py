@@ -17,13 +17,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from surgeon.errors import BadInput
 from surgeon.live.architecture import (
+    causal_lm,
     context_limit,
     fitting_threads,
     key_block,
@@ -31,6 +32,9 @@ from surgeon.live.architecture import (
     text_decoder,
 )
 from surgeon.traces import Trace
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
 
 T = TypeVar("T")
 
@@ -65,7 +69,7 @@ class Pass:
     model: nn.Module
     ids_BT: Tensor
     parts: tuple[Part, ...]
-    cache: Any
+    cache: "DynamicCache | None"
     """The model's keys and values of the chunks before; None where one pass holds everything."""
     until: int | None
 
@@ -87,7 +91,7 @@ def forward(
     ids_BT: Tensor,
     *,
     first: int = 0,
-    cache: Any = None,
+    cache: "DynamicCache | None" = None,
     until: int | None = None,
 ) -> Tensor:
     """Feed tokens that follow `first` earlier ones; the final hidden states (B, T, D).
@@ -125,7 +129,7 @@ def length(trace: Trace) -> int:
 def check_traces(model: nn.Module, traces: Sequence[Trace]) -> None:
     """Raise BadInput for a trace that is longer than the context or has unknown tokens."""
     limit = context_limit(model)
-    vocabulary = model.get_input_embeddings().weight.shape[0]  # pyright: ignore
+    vocabulary = causal_lm(model).get_input_embeddings().weight.shape[0]
     for trace in traces:
         name = f"sample {trace.sample} of prompt {trace.prompt_id!r}"
         if not trace.prompt_token_ids or not trace.token_ids:
@@ -245,7 +249,7 @@ class _Batches:
         return tuple(self.padded(tokens) >= edge for edge in (*SUMMATION_EDGES, self.chunk + 1))
 
 
-def _cache(model: nn.Module) -> Any:
+def _cache(model: nn.Module) -> "DynamicCache | None":
     """The model's cache, empty; None where it can't continue a sequence by several tokens at once:
     recurrent layers start anew, and chunks of chunked attention end where the pass does."""
     from transformers.cache_utils import DynamicCache, get_layer_types_and_kwargs

@@ -83,8 +83,6 @@ def _reason(reader: Callable[[Any], object], model: "nn.Module") -> str | None:
         reader(model)
     except BadInput as error:
         return str(error)
-    except AttributeError as error:
-        return f"its layers aren't a list of blocks that attend and then mix ({error})"
     return None
 
 

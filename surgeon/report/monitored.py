@@ -157,7 +157,7 @@ class TokenRun(NamedTuple):
     text: str
 
 
-class Block(NamedTuple):
+class Passage(NamedTuple):
     """The text of a step, or of what lies outside of the steps, and what was read at its end."""
 
     step: int | None
@@ -169,7 +169,7 @@ class Block(NamedTuple):
     """(level, width of the reading or nothing, place of the threshold)"""
 
 
-def _blocks(view: MonitoredView) -> Iterator[Block]:
+def _blocks(view: MonitoredView) -> Iterator[Passage]:
     """The response's text, step by step, and what lies outside of the steps."""
     edges = sorted({0, len(view.tokens), *(edge for step in view.steps for edge in step)})
     starts = {start: s for s, (start, _) in enumerate(view.steps)}
@@ -196,9 +196,9 @@ def _blocks(view: MonitoredView) -> Iterator[Block]:
 
 def _block(
     view: MonitoredView, step: int | None, runs: list[Any], read: Mapping[str, float]
-) -> Block:
+) -> Passage:
     """A block with what the detectors said at its end, by level."""
-    return Block(
+    return Passage(
         step,
         runs,
         fired=[n for n, firing in enumerate(view.firings) if firing.step == step],
