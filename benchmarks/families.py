@@ -73,14 +73,55 @@ SIZES: dict[str, Any] = {
     "altup_num_inputs": 2, "image_size": 32, "patch_size": 8, "out_hidden_size": 32,
     "num_position_embeddings": 16, "output_dim": 32, "projection_dim": 32, "hidden_dim": 32,
     "text_hidden_size": 32, "num_nextn_predict_layers": 0, "tie_word_embeddings": False,
-    "dropout": 0.0, "attention_dropout": 0.0, "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0,
+    "logit_scale": 0.25, "logits_scaling": 4.0, "output_multiplier": 2.0,
+    "lm_head_multiplier": 2.0, "embedding_multiplier": 2.0, "final_logit_softcapping": 5.0,
 }  # fmt: skip
 """What makes a config tiny, by the name of its field."""
+UNSET = ("head_dim", "sliding_window", "attention_chunk_size")
+"""Fields that are set also where the default is None."""
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
 SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id")
+MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+HALF_MROPE = {
+    "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5,
+    "mrope_section": [1, 1, 0],
+}  # fmt: skip
+FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
+GEMMA4: dict[str, Any] = {
+    "num_hidden_layers": 4, "layer_types": [SLIDING, FULL] * 2, "num_kv_shared_layers": 2,
+    "per_layer_config": {"1": {"head_dim": 16}, "3": {"head_dim": 16}},
+}  # fmt: skip
+GEMMA3N: dict[str, Any] = {
+    "num_hidden_layers": 4, "layer_types": [SLIDING, FULL] * 2, "num_kv_shared_layers": 2,
+    "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0],
+}  # fmt: skip
 HINTS: dict[str, dict[str, Any]] = {
-    "deepseek_v3": {"head_dim": None},
+    "bamba": {"attn_layer_indices": [1]},
+    "bert": {"is_decoder": True},
+    "camembert": {"is_decoder": True},
+    "cohere_compass_text": {"num_hidden_layers": 2, "layer_types": [SLIDING, FULL]},
+    "cohere_compass": {"text_config": {"num_hidden_layers": 2, "layer_types": [SLIDING, FULL]}},
+    "electra": {"is_decoder": True},
+    "ernie4_5_vl_moe": {"text_config": {"moe_intermediate_size": [16, 16]}},
+    "gemma3n_text": GEMMA3N,
+    "gemma4": {"text_config": GEMMA4},
+    "gemma4_text": GEMMA4,
+    "gemma4_unified": {"text_config": GEMMA4},
+    "gemma4_unified_text": GEMMA4,
+    "glm46v": {"text_config": {"rope_parameters": HALF_MROPE}},
+    "glm4v": {"text_config": {"rope_parameters": HALF_MROPE}},
+    "glm4v_moe": {"text_config": {"rope_parameters": HALF_MROPE}},
+    "glm_ocr": {"text_config": {"rope_parameters": MROPE}},
+    "glmga": {"text_config": {"rope_parameters": MROPE}},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "granitemoehybrid": {"layer_types": [LINEAR, FULL]},
+    "lfm2": {"layer_types": ["conv", FULL], "num_hidden_layers": 2},
+    "lfm2_moe": {"layer_types": ["conv", FULL], "num_hidden_layers": 2},
+    "mamba2": {"num_heads": 8},
+    "marian": {"pad_token_id": 0, "decoder_vocab_size": VOCABULARY},
+    "paddleocr_vl": {"text_config": {"rope_parameters": MROPE}},
+    "qwen2_5_vl": {"text_config": {"rope_parameters": MROPE}},
+    "qwen2_vl": {"text_config": {"rope_parameters": MROPE}},
 }
 """What a family's fields need beside that, by its `model_type`."""
 
@@ -102,16 +143,16 @@ class Result(NamedTuple):
 def tiny_fields(default: Any, hints: dict[str, Any], text: bool) -> dict[str, Any]:
     """The arguments that make the tiny twin of a config, from what its defaults are."""
     names = {field.name for field in dataclasses.fields(default)}
+    values = default.to_dict()
     made: dict[str, Any] = {
         name: value
         for name, value in SIZES.items()
-        if name in names and getattr(default, name, None) is not None
+        if name in names and (values.get(name) is not None or name in UNSET)
     }
+    if "kv_lora_rank" in names:
+        made["num_key_value_heads"] = made["num_attention_heads"]
     if text:
         made |= {name: i for i, name in enumerate(SPECIAL) if name in names}
-        for name in ("sliding_window", "attention_chunk_size"):
-            if name in names:
-                made[name] = WINDOW
         layers = next((name for name in LAYERS if name in names), None)
         if layers is not None:
             made |= _depth(default, layers, names)

@@ -21,6 +21,7 @@ from surgeon.decoding import (
 )
 from surgeon.decoding.cache import available_bytes, cache_bytes_per_token
 from surgeon.decoding.choosing import choose, uniforms
+from surgeon.decoding.fitting import why_alone
 from surgeon.errors import BadInput
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -53,6 +54,8 @@ def family_model(
             path = tmp_path_factory.mktemp("family") / family
             make_checkpoint(path, family, dtype="float32", **FAMILIES[family])
             made[family] = Checkpoint.open(path).model()
+            # Tried here, not under the hooks of a test.
+            assert why_alone(made[family]) is None
         return made[family]
 
     return model

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from surgeon.decoding import Answer, Decoder, Request, Token, decode, stream_key
 from surgeon.decoding.cache import cache_bytes_per_token
+from surgeon.decoding.fitting import why_alone
 from surgeon.errors import BadInput
 
 STOP = frozenset({2, 5})
@@ -24,7 +25,10 @@ def model(tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Any) -> Any
     from surgeon.checkpoint import Checkpoint
 
     path = tmp_path_factory.mktemp("decoder") / "m"
-    return Checkpoint.open(make_checkpoint(path, dtype="float32")).model()
+    made = Checkpoint.open(make_checkpoint(path, dtype="float32")).model()
+    # Tried here, not under the hooks of a test.
+    assert why_alone(made) is None
+    return made
 
 
 def requests(n: int, longest: int = 40, seed: int = 0, **settings: Any) -> list[Request]:

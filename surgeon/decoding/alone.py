@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.decoding.cache import cache_bytes_per_token
-from surgeon.live.architecture import base_model
+from surgeon.live.architecture import base_model, text_config
 
 
 class _Row:
@@ -67,6 +67,16 @@ def _prepared(model: Any, id_1N: Tensor) -> dict[str, Any]:
     return found
 
 
+def _remembers(model: Any) -> bool:
+    """Whether what is remembered of an answer lies in the model itself: it has states, and no layer
+    of transformers' cache holds any."""
+    from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin
+
+    layers = DynamicCache(config=text_config(model)).layers
+    held = any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
+    return bool(getattr(model, "_is_stateful", False)) and not held
+
+
 class Alone:
     """Rows that don't share passes: any model that `generate` can run, at the speed of one row.
 
@@ -77,6 +87,7 @@ class Alone:
     def __init__(self, model: nn.Module, splits: bool):
         self.model, self.splits = base_model(model), splits
         self.token_bytes = cache_bytes_per_token(model)
+        self.one_at_a_time = _remembers(self.model)
         self.row_by_slot: dict[int, _Row] = {}
         self.capacity = 0
 

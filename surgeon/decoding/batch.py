@@ -121,8 +121,8 @@ class Decoder:
         check_decodable(model)
         with evaluating(model), fitting_threads(model):
             self.passes = passes_of(model, splits=watcher is not None)
-        if watcher is not None and isinstance(self.passes, Alone):
-            # A pass holds one row, and the watcher is told of it as the batch's only one.
+        if isinstance(self.passes, Alone) and (watcher is not None or self.passes.one_at_a_time):
+            # A watcher is told of a pass's only row as of the batch's only one.
             rows = 1
         self.model, self.stop, self.limit = model, stop, context_limit(model)
         self.watcher, self.sheds = watcher, sheds

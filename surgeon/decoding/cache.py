@@ -12,18 +12,15 @@ from torch import Tensor, nn
 
 from surgeon.live.architecture import text_config
 
-HEADS = "num_attention_heads"
-
 
 def cache_bytes_per_token(model: nn.Module) -> int:
     """Bytes of keys and values that one token takes over all layers."""
-    config = text_config(model)
-    heads = getattr(config, "num_key_value_heads", None) or getattr(config, HEADS, None) or 1
-    width = getattr(config, "head_dim", None) or config.hidden_size // (
-        getattr(config, HEADS, None) or heads
-    )
-    size = next(model.parameters()).element_size()
-    return 2 * config.num_hidden_layers * heads * width * size
+    numbers = 0
+    for layer in text_config(model).per_layer_config:
+        heads = getattr(layer, "num_attention_heads", None) or 1
+        width = getattr(layer, "head_dim", None) or layer.hidden_size // heads
+        numbers += 2 * (getattr(layer, "num_key_value_heads", None) or heads) * width
+    return numbers * next(model.parameters()).element_size()
 
 
 def available_bytes(device: torch.device) -> int:
