@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo transplant test test-fast lint format bench family reference clean
+.PHONY: demo transplant test test-fast lint format bench families family reference clean
 
 # One thread: on models this small several only wait for each other.
 demo: $(STAMP)  ## merge, rank and evaluate the built-in family; prints the ranking, writes a report
@@ -34,6 +34,9 @@ bench: $(STAMP)  ## speed and memory against the targets, as ratios within one r
 
 reference: $(STAMP)  ## write docs/reference.md from the settings
 	$(BIN)/python docs/reference.py
+
+families: $(STAMP)  ## decode every family of transformers here and by generate; writes docs/families.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.families
 
 family: $(STAMP)  ## train the built-in family anew (an hour on 2 cores) into runs/family
 	$(BIN)/python -m benchmarks.family.train --out runs/family

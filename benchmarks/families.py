@@ -26,6 +26,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 from torch import nn
 
+from surgeon.architectures import registry
 from surgeon.errors import BadInput
 
 WINDOW, VOCABULARY = 16, 128
@@ -324,16 +325,6 @@ def _line(error: BaseException) -> str:
 
 
 # --- walking --------------------------------------------------------------------------------------
-
-
-def registry() -> list[str]:
-    """The model types that transformers offers for writing text, also after images."""
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    )
-
-    return sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES})
 
 
 def one(model_type: str) -> Result:
