@@ -27,7 +27,9 @@ def append(file: str | Path, row: Mapping[str, Any]) -> None:
             stream.seek(end - 1)
             if stream.read(1) != b"\n":
                 line = _mend(file, end) + line
-        stream.write(line)
+        # A disk that fills up takes a part without a word; only what comes after it is refused.
+        while line:
+            line = line[stream.write(line) :]
 
 
 def write(file: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -1,6 +1,8 @@
 """JSON lines: cut anywhere, a file keeps the whole rows before the cut, and goes on from there."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,22 @@ def test_a_long_torn_line_is_cut_off(tmp_path: Path):
         stream.write(b'{"text": "' + b"x" * 200_000)
     jsonl.append(file, {"a": 2})
     assert file.read_text() == '{"a": 1}\n{"a": 2}\n'
+
+
+def test_a_row_that_finds_no_room_is_an_error_and_is_cut_off_by_the_next(tmp_path: Path):
+    file = tmp_path / "rows.jsonl"
+    code = (
+        "import resource, sys; from surgeon import jsonl\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (30, 30))\n"
+        "jsonl.append(sys.argv[1], {'text': 'short'})\n"
+        "try: jsonl.append(sys.argv[1], {'text': 'of many characters'})\n"
+        "except OSError: sys.exit(7)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(file)], check=False)
+    assert ended.returncode == 7
+    assert file.stat().st_size == 30
+    jsonl.append(file, {"text": "after"})
+    assert [row["text"] for _, row in jsonl.rows(file)] == ["short", "after"]
 
 
 def test_text_is_readable_and_every_row_is_one_line(tmp_path: Path):
