@@ -13,7 +13,7 @@ from surgeon import activations, artifact, nex, rank
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
 from surgeon.rank import candidates, conclusion
-from surgeon.rank.scores import Pool
+from surgeon.rank.scores import Pool, find
 from surgeon.ranking import CandidateScores, RankedCandidate, RankedResponse, Ranking
 from surgeon.settings.rank import RankSettings, Scoring
 from surgeon.settings.sampling import Sampling
@@ -297,6 +297,53 @@ def test_a_measured_score_needs_a_ranking_that_measured_it(examples, ranked, pic
             [str(p) for p in pico_source], mini_set=str(mini_set), out=ranked[0],
             keep_activations=True, select="my_score:weakest", **SMALL,
         )  # fmt: skip
+
+
+def test_another_measured_score_is_measured_where_a_killed_ranking_resumes(
+    examples, pico_source, mini_set, tmp_path, monkeypatch
+):
+    """The first candidate is done and the second begun, both without the score."""
+    arguments: dict[str, Any] = dict(mini_set=str(mini_set), out=tmp_path / "out", **SMALL)
+    specs = [str(p) for p in pico_source]
+    with monkeypatch.context() as patch:
+        saved: list[Path] = []
+
+        def save(file: Path, reduced: candidates.Reduced) -> None:
+            if len(saved) == 13:
+                raise KeyboardInterrupt
+            saved.append(file)
+            save_reduced(file, reduced)
+
+        save_reduced = candidates.save_reduced
+        patch.setattr(candidates, "save_reduced", save)
+        with pytest.raises(KeyboardInterrupt):
+            rank.rank(specs, **arguments)
+    resumed = rank.rank(specs, select="my_score:weakest", **arguments)
+    assert all(c.scores["my_score:weakest"] is not None for c in resumed.candidates)
+
+
+def test_a_score_says_how_it_is_computed_in_one_way(tmp_path, monkeypatch):
+    text = "from surgeon.rank import Score\nneither = Score('N', '', 'none')\n"
+    (tmp_path / "odd_score.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(BadInput, match="found select = odd_score:neither, expected of, measure"):
+        find("odd_score:neither")
+
+
+def test_what_is_no_number_is_no_value():
+    rows = {name: tuple(response(f"q{n}") for n in range(3)) for name in "ab"}
+    pool = Pool(["q0", "q1", "q2"], rows, nex.DEFAULT)
+    values = [1.0, math.nan, None, 2.0, math.inf, 4.0]
+    assert pool.sums(values)[:, :, 0].tolist() == [[1, 2], [0, 0], [0, 4]]
+    assert pool.sums(values)[:, :, 1].tolist() == [[1, 1], [0, 0], [0, 1]]
+
+
+def test_a_response_without_mass_counts_as_the_reading_says():
+    """R4: left out by the reference, 0 as the paper is worded."""
+    rows = {"a": (response("q0"), response("q0", empty=True, nex=0.0))}
+    for preset, expected in (("reference", [0.5, 1]), ("paper", [0.5, 2])):
+        pool = Pool(["q0"], rows, nex.PRESETS[preset])
+        assert rank.SCORES["nex"]("nex", pool)[0, 0].tolist() == expected
 
 
 def test_scores_of_the_first_format_are_read(ranked, tmp_path):

@@ -49,8 +49,8 @@ def rank(settings: RankSettings) -> Ranking:
         return conclude(plan, partial)
 
     ranking = lineage.once(settings.out, Ranking, work, run=plan.run)
-    asked = (settings.select, settings.truth, settings.panels)
-    if ranking.already and (ranking.select, ranking.truth, ranking.panels) != asked:
+    last_stage = (settings.select, settings.truth, settings.panels)
+    if ranking.already and (ranking.select, ranking.truth, ranking.panels) != last_stage:
         ranking = conclude(plan, settings.out)
         artifact.write(settings.out, ranking)
     return ranking

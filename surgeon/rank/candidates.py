@@ -38,13 +38,13 @@ def score_candidates(plan: RankPlan, work: Path) -> None:
         what = f"{place}/{len(plan.subjects)} {subject.name}"
         directory = candidate_dir(work, subject)
         directory.mkdir(parents=True, exist_ok=True)
-        if plan.given is None:
+        if plan.traces is None:
             traces = sampled(
                 directory / TRACES, model, tokenizer, plan.prompts, plan.settings.sampling,
                 what=f"sample {what}",
             )  # fmt: skip
         else:
-            traces = plan.given[subject.name]
+            traces = plan.traces[subject.name]
         reduced = list(reduce_responses(plan, directory, model, traces, what))
         learned = learn(subject, reduced)
         write_weights(plan, directory, subject, learned)
@@ -140,8 +140,8 @@ def save_reduced(file: Path, reduced: Reduced) -> None:
 
 def is_reduced(file: Path, measures: Mapping[str, Any]) -> bool:
     """Whether a reduced recording is on disk, with these measures and in this layout."""
-    wanted = {"evidence.neuron_K", *(f"measured.{name}" for name in measures)}
-    return file.is_file() and wanted <= read_header(file).keys()
+    names = {"evidence.neuron_K", *(f"measured.{name}" for name in measures)}
+    return file.is_file() and names <= read_header(file).keys()
 
 
 def load_reduced(file: Path) -> Reduced:
@@ -244,10 +244,10 @@ def read_closely(
     plan: RankPlan, responses: Sequence[RankedResponse], reduced: Sequence[Reduced]
 ) -> CloseReading:
     """Novelty and phases of the response that the report shows."""
-    chosen = choose_reading(responses)
-    slope_R, explore_R = reduced[chosen].evidence.slope_R, reduced[chosen].evidence.explore_R
+    place = choose_reading(responses)
+    slope_R, explore_R = reduced[place].evidence.slope_R, reduced[place].evidence.explore_R
     return CloseReading(
-        response=chosen,
+        response=place,
         slope_R=tuple(slope_R.tolist()),
         z_R=tuple(nex.standardise(slope_R, plan.readings).z_R.tolist()),
         explore_R=tuple(explore_R.tolist()),

@@ -40,7 +40,7 @@ def conclude(plan: RankPlan, work: Path) -> Ranking:
     stored = {s.name: artifact.read(CandidateScores, candidate_dir(work, s)) for s in plan.subjects}
     pool = Pool(
         [prompt.id for prompt in plan.prompts],
-        {name: found.responses for name, found in stored.items()},
+        {name: scores.responses for name, scores in stored.items()},
         plan.readings,
     )
     candidates = describe(plan, pool)
@@ -87,7 +87,7 @@ def describe(plan: RankPlan, pool: Pool) -> tuple[RankedCandidate, ...]:
         name: ratio(metrics.resampled_means(sums, seed=plan.settings.seed))
         for name, sums in sums_PC2.items()
     }
-    interval_C2 = {name: metrics.percentile_interval(drawn) for name, drawn in drawn_BC.items()}
+    interval_C2 = {name: metrics.percentile_interval(mean_BC) for name, mean_BC in drawn_BC.items()}
     select = plan.settings.select
     order = best_first(point_C[select])
     gap_C2 = metrics.percentile_interval(drawn_BC[select] - drawn_BC[select][:, [order[0]]])
@@ -103,9 +103,9 @@ def describe(plan: RankPlan, pool: Pool) -> tuple[RankedCandidate, ...]:
                 method=method(subject),
                 digest=subject.digest,
                 rank=place + 1,
-                scores={name: known(point_C[name][c]) for name in plan.scores},
+                scores={name: or_none(point_C[name][c]) for name in plan.scores},
                 interval={
-                    name: (known(interval_C2[name][c, 0]), known(interval_C2[name][c, 1]))
+                    name: (or_none(interval_C2[name][c, 0]), or_none(interval_C2[name][c, 1]))
                     for name in plan.scores
                 },
                 not_told_apart_from_best=place == 0 or bool(gap_C2[c, 0] <= 0 <= gap_C2[c, 1]),
@@ -116,7 +116,7 @@ def describe(plan: RankPlan, pool: Pool) -> tuple[RankedCandidate, ...]:
                 gated_cycles=float(np.mean([r.gated for r in rows])),
                 without_evidence=sum(not r.credible for r in rows),
                 kept_mass=float(np.mean([r.kept_mass for r in rows])),
-                saturation=known(nex.saturation(float(point_C["nex"][c]))),
+                saturation=or_none(nex.saturation(float(point_C["nex"][c]))),
                 reward=mean(r.reward for r in rows),
                 bad=mean(r.bad for r in rows),
                 accuracy=plan.accuracy.get(subject.name),
@@ -125,7 +125,7 @@ def describe(plan: RankPlan, pool: Pool) -> tuple[RankedCandidate, ...]:
     return tuple(candidates)
 
 
-def known(value: float) -> float | None:
+def or_none(value: float) -> float | None:
     """None for nan: in an artifact a value that isn't there is null."""
     return float(value) if math.isfinite(value) else None
 
@@ -160,8 +160,10 @@ def selection_quality(
     quality = {}
     for name in plan.scores:
         values = {c.name: math.nan if (v := c.scores[name]) is None else v for c in candidates}
-        found = metrics.selection_quality(values, plan.accuracy)
-        quality[name] = SelectionQuality(**{key: known(value) for key, value in found.items()})
+        by_measure = metrics.selection_quality(values, plan.accuracy)
+        quality[name] = SelectionQuality(
+            **{key: or_none(value) for key, value in by_measure.items()}
+        )
     return quality
 
 
@@ -237,16 +239,16 @@ def headline(
     if agreed is not None and select != "agreement":
         own, other = agreement[best.name], agreement[agreed] or 0.0
         if other > (own or 0.0):
-            shown = "nan" if own is None else f"{own:.3f}"
+            own_text = "nan" if own is None else f"{own:.3f}"
             lines.append(
-                f"Agreement prefers {agreed} ({other:.3f}) to {best.name} ({shown}): "
+                f"Agreement prefers {agreed} ({other:.3f}) to {best.name} ({own_text}): "
                 "its samples agree on their answers more often. Compare both before choosing."
             )
     equal = [c.name for c in candidates[1:] if c.not_told_apart_from_best]
     apart = f"not told apart from it: {', '.join(equal)}" if equal else "told apart from all others"
     value = best.scores[select]
-    shown = "no evidence" if value is None else f"{value:.4g}"
-    lines.append(f"Best by {select}: {best.name} ({shown}); {apart}.")
+    text = "no evidence" if value is None else f"{value:.4g}"
+    lines.append(f"Best by {select}: {best.name} ({text}); {apart}.")
     return tuple(lines)
 
 
@@ -276,8 +278,8 @@ def write_report(plan: RankPlan, work: Path, ranking: Ranking, stored: Candidate
     best, reading = ranking.best.name, stored.reading
     response = stored.responses[reading.response]
     subject = next(s for s in plan.subjects if s.name == best)
-    kept = candidate_dir(work, subject) / TRACES
-    traces = read_traces(kept) if plan.given is None else plan.given[best]
+    file = candidate_dir(work, subject) / TRACES
+    traces = read_traces(file) if plan.traces is None else plan.traces[best]
     trace = next(t for t in traces if t.key == (response.prompt_id, response.sample))
     prompt = next(p for p in plan.prompts if p.id == trace.prompt_id)
     report.write_report(

@@ -41,7 +41,7 @@ class RankPlan(NamedTuple):
     """The answer that a response's text gives."""
     placement: "tuple[str, torch.dtype | None]"
     """Device and dtype."""
-    given: dict[str, list[Trace]] | None
+    traces: dict[str, list[Trace]] | None
     """Candidate -> its traces, where none are sampled."""
     shared_weight_LF: np.ndarray | None
     """Neuron weights that score every candidate; None: each has its own."""
@@ -61,17 +61,19 @@ class RankPlan(NamedTuple):
 
 def prepare(settings: RankSettings) -> RankPlan:
     """Check every input of a ranking against files and headers; raises `BadInput`."""
-    chosen_scores = scores.chosen(settings.select)
-    panels.chosen(settings.panels)
-    placed = placement(settings.machine.device, settings.machine.dtype)
+    rows = scores.rows_for(settings.select)
+    panels.rows_for(settings.panels)
+    device_and_dtype = placement(settings.machine.device, settings.machine.dtype)
     prompts = read_prompts(settings.mini_set)
     extract = parse_extractor(settings.answer)
-    chosen = subjects(list(settings.checkpoints))
-    require("record", *(subject.source for subject in chosen))
-    given = read_given(settings.traces, chosen, prompts) if settings.traces else None
-    shared = read_shared_weights(settings.weights, chosen) if settings.weights else None
-    accuracy = read_truth(settings.truth, chosen) if settings.truth else {}
-    inputs = {subject.name: subject.digest for subject in chosen}
+    candidates = subjects(list(settings.checkpoints))
+    require("record", *(subject.source for subject in candidates))
+    traces = (
+        read_candidate_traces(settings.traces, candidates, prompts) if settings.traces else None
+    )
+    shared = read_shared_weights(settings.weights, candidates) if settings.weights else None
+    accuracy = read_truth(settings.truth, candidates) if settings.truth else {}
+    inputs = {subject.name: subject.digest for subject in candidates}
     # Candidate names hold no spaces, so these can't be taken for one.
     inputs["mini set"] = lineage.digest_of([asdict(prompt) for prompt in prompts])
     inputs |= named.digests(answer=settings.answer)
@@ -85,13 +87,13 @@ def prepare(settings: RankSettings) -> RankPlan:
     scoring = settings.scoring
     plan = RankPlan(
         settings=settings,
-        scores=chosen_scores,
+        scores=rows,
         readings=replace(nex.PRESETS[scoring.preset], credit=scoring.credit),
-        subjects=chosen,
+        subjects=candidates,
         prompts=prompts,
         extract=extract,
-        placement=placed,
-        given=given,
+        placement=device_and_dtype,
+        traces=traces,
         shared_weight_LF=shared,
         accuracy=accuracy,
         run=lineage.Run("rank", arguments, inputs, settings.seed),
@@ -115,27 +117,27 @@ def require_measured(plan: RankPlan) -> None:
                 )
 
 
-def read_given(
-    source: str, chosen: Sequence[Subject], prompts: Sequence[Prompt]
+def read_candidate_traces(
+    source: str, candidates: Sequence[Subject], prompts: Sequence[Prompt]
 ) -> dict[str, list[Trace]]:
     """Candidate name -> its traces, from one JSONL (one candidate) or a directory of NAME.jsonl."""
     path = Path(source)
     if path.is_dir():
-        files = {subject.name: path / f"{subject.name}.jsonl" for subject in chosen}
-    elif len(chosen) == 1:
-        files = {chosen[0].name: path}
+        files = {subject.name: path / f"{subject.name}.jsonl" for subject in candidates}
+    elif len(candidates) == 1:
+        files = {candidates[0].name: path}
     else:
         raise BadInput(
-            f"--traces {source} is one file and there are {len(chosen)} candidates. Give a "
+            f"--traces {source} is one file and there are {len(candidates)} candidates. Give a "
             "directory with one NAME.jsonl per candidate."
         )
-    known = {prompt.id for prompt in prompts}
+    ids = {prompt.id for prompt in prompts}
     traces = {}
     for name, file in files.items():
         if not file.is_file():
             raise BadInput(f"--traces has no {file}, the traces of candidate {name}.")
         traces[name] = read_traces(file)
-        strangers = sorted({trace.prompt_id for trace in traces[name]} - known)
+        strangers = sorted({trace.prompt_id for trace in traces[name]} - ids)
         if strangers:
             raise BadInput(f"{file} answers prompt {strangers[0]!r}, which the mini-set lacks.")
         if not traces[name]:
@@ -143,7 +145,7 @@ def read_given(
     return traces
 
 
-def read_shared_weights(source: str, chosen: Sequence[Subject]) -> np.ndarray:
+def read_shared_weights(source: str, candidates: Sequence[Subject]) -> np.ndarray:
     """The `weight_LF` of another ranking, checked against every candidate's layers and units."""
     from safetensors.numpy import load_file
 
@@ -153,23 +155,24 @@ def read_shared_weights(source: str, chosen: Sequence[Subject]) -> np.ndarray:
     if "weight_LF" not in read_header(file):
         raise BadInput(f"--weights {source} has no tensor weight_LF, so it was not made by rank.")
     weight_LF = load_file(file)["weight_LF"]
-    for subject in chosen:
-        wanted = (subject.source.n_layers, subject.source.d_ff)
-        if weight_LF.shape != wanted:
+    for subject in candidates:
+        shape = (subject.source.n_layers, subject.source.d_ff)
+        if weight_LF.shape != shape:
             raise BadInput(
                 f"--weights {source} is for {weight_LF.shape[0]} layers x {weight_LF.shape[1]} "
-                f"units; {subject.name} has {wanted[0]} x {wanted[1]}."
+                f"units; {subject.name} has {shape[0]} x {shape[1]}."
             )
     return weight_LF
 
 
-def read_truth(source: str, chosen: Sequence[Subject]) -> dict[str, float]:
+def read_truth(source: str, candidates: Sequence[Subject]) -> dict[str, float]:
     """Candidate name -> accuracy in [0, 1]; raises `BadInput` when a candidate is missing."""
     accuracy = read_accuracies(source)
-    missing = [s.name for s in chosen if s.name not in accuracy]
+    missing = [s.name for s in candidates if s.name not in accuracy]
     if missing:
         raise BadInput(
-            f"--truth {source} lacks {len(missing)} of the {len(chosen)} ranked candidates, first "
-            f"{missing[0]} (it has {', '.join(sorted(accuracy)[:3])}, ...). Evaluate them too."
+            f"--truth {source} lacks {len(missing)} of the {len(candidates)} ranked candidates, "
+            f"first {missing[0]} (it has {', '.join(sorted(accuracy)[:3])}, ...). Evaluate them "
+            "too."
         )
-    return {s.name: accuracy[s.name] for s in chosen}
+    return {s.name: accuracy[s.name] for s in candidates}

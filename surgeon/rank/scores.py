@@ -155,15 +155,22 @@ def measures(scores: Mapping[str, Score]) -> dict[str, Measure]:
 def find(name: str) -> Score:
     """The row of that name, or what `module:function` names: a `Score`, or a function of one
     response. Raises `BadInput`."""
-    found = named.row(SCORES, name, "select")
-    if isinstance(found, Score):
-        if [found.of, found.measure, found.pooled].count(None) != 2:
-            raise BadInput(f"found select = {name}, expected one of of, measure and pooled in it.")
-        return found
-    what = (found.__doc__ or "").strip().partition("\n")[0].rstrip(".")
-    return Score(name.partition(":")[2].replace("_", " "), "", what, of=found)
+    row = named.row(SCORES, name, "select")
+    if not isinstance(row, Score):
+        what = (row.__doc__ or "").strip().partition("\n")[0].rstrip(".")
+        return Score(short(name).replace("_", " "), "", what, of=row)
+    if [row.of, row.measure, row.pooled].count(None) != 2:
+        raise BadInput(
+            f"found select = {name}, expected of, measure or pooled in it, and only one."
+        )
+    return row
 
 
-def chosen(select: str) -> dict[str, Score]:
+def short(name: str) -> str:
+    """A score's name without the module of one from outside."""
+    return name.rpartition(":")[2]
+
+
+def rows_for(select: str) -> dict[str, Score]:
     """The scores of a ranking: all rows, and the one that is selected from outside."""
     return SCORES | {select: find(select)}

@@ -4,7 +4,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from surgeon.console import announce, console, say, table, warn
-from surgeon.rank.scores import SCORES
+from surgeon.rank.scores import SCORES, short
 from surgeon.ranking import RankedCandidate, Ranking
 
 WIDE = 118
@@ -20,11 +20,11 @@ def show(ranking: Ranking) -> None:
     for line in ranking.headline:
         say(line, style="bold")
     warn(ranking.warnings)
-    printed = console()
-    printed.print(candidate_table(ranking, printed.width))
+    terminal = console()
+    terminal.print(candidate_table(ranking, terminal.width))
     if ranking.selection_quality is not None:
-        printed.print("\nHow well each score would have chosen:")
-        printed.print(quality_table(ranking))
+        terminal.print("\nHow well each score would have chosen:")
+        terminal.print(quality_table(ranking))
     say(f"Report: {ranking.out}/report.html")
 
 
@@ -42,12 +42,12 @@ def candidate_table(ranking: Ranking, width: int = 80) -> Table:
             return DASH
         return f"[bold]{number(value)}[/]" if ranking.favourites[name] == c.name else number(value)
 
-    made = table("", "candidate", select, "95% interval", left=["candidate"])
-    made.columns[0].justify = "right"
-    made.columns[3].justify, made.columns[3].style = "center", "dim"
+    rows = table("", "candidate", short(select), "95% interval", left=["candidate"])
+    rows.columns[0].justify = "right"
+    rows.columns[3].justify, rows.columns[3].style = "center", "dim"
     titles = [SCORES[name].column or name if name in SCORES else name for name in scores]
     for title in [*titles, "cycles", *(["accuracy"] if with_truth else [])]:
-        made.add_column(title, justify="right", no_wrap=True)
+        rows.add_column(title, justify="right", no_wrap=True)
     for c in ranking.candidates:
         low, high = c.interval[select]
         interval = DASH if low is None or high is None else f"{number(low)} {number(high)}"
@@ -56,8 +56,8 @@ def candidate_table(ranking: Ranking, width: int = 80) -> Table:
         row += [*(cell(c, name) for name in scores), f"{c.cycles:.1f}"]
         if with_truth:
             row.append(DASH if c.accuracy is None else f"{c.accuracy:.3f}")
-        made.add_row(*row)
-    return made
+        rows.add_row(*row)
+    return rows
 
 
 def number(value: float) -> str:
@@ -67,7 +67,7 @@ def number(value: float) -> str:
 
 def quality_table(ranking: Ranking) -> Table:
     """How well each score would have chosen, where true accuracies are known."""
-    made = table(
+    rows = table(
         "score", "Pearson r", "Spearman", "Regret@1 (pp)", "Hit@3", "its favourite",
         left=["its favourite"],
     )  # fmt: skip
@@ -75,5 +75,5 @@ def quality_table(ranking: Ranking) -> Table:
         numbers = [DASH if value is None else f"{value:.2f}" for value in (q.pearson, q.spearman)]
         regret = DASH if q.regret_at_1 is None else f"{q.regret_at_1:.1f}"
         hit = DASH if q.hit_at_3 is None else ("yes" if q.hit_at_3 else "no")
-        made.add_row(score, *numbers, regret, hit, ranking.favourites[score] or DASH)
-    return made
+        rows.add_row(score, *numbers, regret, hit, ranking.favourites[score] or DASH)
+    return rows

@@ -87,7 +87,7 @@ def scatter_figures(page: RankingPage) -> list[Figure]:
     for line, members in enumerate(series(page).values()):
         for n in members:
             line_of.setdefault(n, line)
-    drawn = []
+    scatters = []
     for score, measure in page.scores.items():
         if score == "accuracy":
             continue
@@ -104,8 +104,8 @@ def scatter_figures(page: RankingPage) -> list[Figure]:
             note = f"r = {r}, regret {regret} pp"
         title = f"Accuracy in % against {measure.label}, {len(dots)} candidates; {note}"
         chart = figures.scatter_chart(dots, label=title, favourite=page.favourites.get(score))
-        drawn.append(Figure(measure.label, measure.unit, note, chart))
-    return drawn
+        scatters.append(Figure(measure.label, measure.unit, note, chart))
+    return scatters
 
 
 def series(page: RankingPage) -> dict[str, list[int]]:
@@ -146,8 +146,8 @@ def _groups(
         measure, favourite = curve.measure, curve.favourite
         note = "" if any(value is not None for value in curve.value) else "no values"
         if favourite is not None:
-            shown = number(measure, curve.value[favourite])
-            note = f"{curve.verb} {candidates[favourite].name}: {shown}"
+            text = number(measure, curve.value[favourite])
+            note = f"{curve.verb} {candidates[favourite].name}: {text}"
         title = f"{measure.label} {measure.unit}".strip() + (f"; {note}" if note else "")
         marks: dict[str, Any] = dict(favourite=favourite, most_accurate=most_accurate)
         if placed:

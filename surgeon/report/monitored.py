@@ -64,13 +64,13 @@ def _headline(view: MonitoredView) -> str:
 def _ending(view: MonitoredView, replay: Replay, random: bool) -> str:
     cut = replay.finish_reason == "length"
     how = "was cut at the token limit" if cut else "ended by itself"
-    said = f"The response {how} after {times(len(view.steps), 'step')}"
+    text = f"The response {how} after {times(len(view.steps), 'step')}"
     if forced := int((view.firing_T >= 0).sum()):
         part = f"{100 * forced / len(view.tokens):.1f}%"
-        said += f"; {times(forced, 'token')} ({part}) {'was' if forced == 1 else 'were'} forced"
+        text += f"; {times(forced, 'token')} ({part}) {'was' if forced == 1 else 'were'} forced"
     if random:
-        said += ". The monitor fired at random; what its detectors say was read afterwards"
-    return f"{said}."
+        text += ". The monitor fired at random; what its detectors say was read afterwards"
+    return f"{text}."
 
 
 def _facts(
@@ -212,28 +212,28 @@ def _block(
 
 def _pieces(view: MonitoredView, start: int, end: int) -> list[TokenRun]:
     """Tokens [start, end), cut at rows and where forcing begins and ends."""
-    at, found = start, []
+    at, runs = start, []
     while at < end:
         row, firing, to = at // view.size, int(view.firing_T[at]), at + 1
         while to < min(end, (row + 1) * view.size) and view.firing_T[to] == firing:
             to += 1
-        found.append(TokenRun(at, row, firing, "".join(view.tokens[at:to])))
+        runs.append(TokenRun(at, row, firing, "".join(view.tokens[at:to])))
         at = to
-    return found
+    return runs
 
 
 def _trimmed(pieces: Sequence[TokenRun]) -> list[tuple[TokenRun, str]]:
     """The pieces with the text to show, without the line breaks at both ends of a block."""
-    found = [piece.text for piece in pieces]
-    for i in range(len(found)):
-        found[i] = found[i].lstrip("\n")
-        if found[i]:
+    texts = [piece.text for piece in pieces]
+    for i in range(len(texts)):
+        texts[i] = texts[i].lstrip("\n")
+        if texts[i]:
             break
-    for i in reversed(range(len(found))):
-        found[i] = found[i].rstrip("\n")
-        if found[i]:
+    for i in reversed(range(len(texts))):
+        texts[i] = texts[i].rstrip("\n")
+        if texts[i]:
             break
-    return list(zip(pieces, found, strict=True))
+    return list(zip(pieces, texts, strict=True))
 
 
 def _span(
@@ -260,5 +260,5 @@ def _title(view: MonitoredView, row: int) -> str:
     first, last = row * view.size, min((row + 1) * view.size, len(view.tokens)) - 1
     s = int(view.step_T[first])
     where = f"token {first + 1:,}" if first == last else f"tokens {first + 1:,} to {last + 1:,}"
-    said = ", ".join(f"{level} {signed(p[row], 2)}" for level, p in view.probability_R.items())
-    return f"{where}, {f'step {s + 1}' if s >= 0 else 'no step'}: {said}"
+    readings = ", ".join(f"{level} {signed(p[row], 2)}" for level, p in view.probability_R.items())
+    return f"{where}, {f'step {s + 1}' if s >= 0 else 'no step'}: {readings}"

@@ -137,18 +137,18 @@ def find(name: str) -> Panel:
 
     Raises `BadInput`.
     """
-    found = named.row(PANELS, name, "panels")
-    if isinstance(found, Panel):
-        return found
+    row = named.row(PANELS, name, "panels")
+    if isinstance(row, Panel):
+        return row
     title = name.partition(":")[2].replace("_", " ").capitalize()
-    heading = (found.__doc__ or title).strip().partition("\n")[0].rstrip(".")
-    return Panel(title, heading, found)
+    heading = (row.__doc__ or title).strip().partition("\n")[0].rstrip(".")
+    return Panel(title, heading, row)
 
 
-def chosen(extra: Iterable[str]) -> dict[str, Panel]:
-    """The panels of a page: all rows, and those asked for from outside."""
+def rows_for(extra: Iterable[str]) -> dict[str, Panel]:
+    """The panels of a page: all rows, and before the last one those from outside."""
     panels = PANELS | {name: find(name) for name in extra}
-    return {name: panels[name] for name in sorted(panels, key="settings".__eq__)}
+    return {name: panels[name] for name in sorted(panels, key=lambda name: name == "settings")}
 
 
 # ---------------------------------------------------------------- in words
@@ -176,8 +176,8 @@ def _quality_rows(
     columns = {"pearson": max, "spearman": max, "regret_at_1": min, "hit_at_3": max}
     best = {}
     for field, pick in columns.items():
-        known = [v for q in quality.values() if (v := getattr(q, field)) is not None]
-        best[field] = pick(known) if known else None
+        values = [v for q in quality.values() if (v := getattr(q, field)) is not None]
+        best[field] = pick(values) if values else None
     rows = []
     for score in page.scores:
         if score not in quality:
@@ -185,11 +185,11 @@ def _quality_rows(
         cells = []
         for field in columns:
             value = getattr(quality[score], field)
-            shown = signed(value, 1 if field == "regret_at_1" else 3)
+            text = signed(value, 1 if field == "regret_at_1" else 3)
             if field == "hit_at_3" and value in (0, 1):
-                shown = "yes" if value else "no"
+                text = "yes" if value else "no"
             marked = value is not None and value == best[field]
-            cells.append(Cell(shown, sort_key(value), "", marked))
+            cells.append(Cell(text, sort_key(value), "", marked))
         rows.append((page.scores[score].label, cells))
     return rows
 

@@ -51,9 +51,9 @@ def render(
     content of surgeon.json.
     """
     page = ranking_page(ranking, measures, reading, truth, lineage)
-    drawn = [
+    bodies = [
         (name, panel, body)
-        for name, panel in panels.chosen(ranking.panels).items()
+        for name, panel in panels.rows_for(ranking.panels).items()
         if (body := panel(page)) is not None
     ]
     return filled(
@@ -62,7 +62,7 @@ def render(
         page=page,
         facts=_facts(page),
         preferences=_preferences(page),
-        panels=drawn,
+        panels=bodies,
     )
 
 
@@ -79,8 +79,8 @@ def _facts(page: RankingPage) -> list[tuple[str, str, str]]:
     if others:
         ties = [candidate.name for candidate in others if candidate.not_told_apart_from_best]
         more = len(ties) - TIES_NAMED
-        listed = ", ".join(ties[:TIES_NAMED]) + (f" and {more} more" if more > 0 else "")
-        facts.append(("not told apart from it", str(len(ties)), listed))
+        names = ", ".join(ties[:TIES_NAMED]) + (f" and {more} more" if more > 0 else "")
+        facts.append(("not told apart from it", str(len(ties)), names))
     responses, truncated = page.total("responses"), page.total("truncated")
     share = f"{100 * truncated / responses:.1f}%"
     mini_set = page.ranking.mini_set

@@ -219,16 +219,16 @@ def _thin(value_R: Sequence[float]) -> list[tuple[float, float]]:
 
 
 def _log_ticks(scale: Axis) -> list[float]:
-    """Values at round numbers, kept at least a fifth of the scale apart."""
-    kept: list[float] = []
+    """Values at round numbers, at least a fifth of the scale apart."""
+    ticks: list[float] = []
     every = [0.0, *(digit * 10.0**power for power in range(-2, 7) for digit in (1, 2, 5))]
     for value in every:
         height = math.log1p(value)
         if scale.low <= height <= scale.high and (
-            not kept or height - math.log1p(kept[-1]) >= 0.2 * (scale.high - scale.low)
+            not ticks or height - math.log1p(ticks[-1]) >= 0.2 * (scale.high - scale.low)
         ):
-            kept.append(value)
-    return kept
+            ticks.append(value)
+    return ticks
 
 
 # ---------------------------------------------------------------- text
@@ -278,13 +278,13 @@ def shown_rows(rows: Sequence[str]) -> list[int]:
     """Indices of the rows whose text is shown, within the limits at the head of this file."""
 
     def fitting(order: Sequence[int], most: int, characters: int) -> list[int]:
-        kept: list[int] = []
+        fits: list[int] = []
         for row in order[:most]:
             characters -= min(len(rows[row]), ROW_CHARACTERS)
             if characters < 0:
                 break
-            kept.append(row)
-        return kept
+            fits.append(row)
+        return fits
 
     head = fitting(range(len(rows)), ROWS_SHOWN[0], CHARACTERS_SHOWN[0])
     rest = range(len(rows) - 1, len(head) - 1, -1)

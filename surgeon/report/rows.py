@@ -64,7 +64,7 @@ EVIDENCE: tuple[tuple[Measure, Callable[[RankedCandidate], float | None]], ...] 
 class Cell(NamedTuple):
     """A number in a table, its interval, and whether its column prefers this row."""
 
-    shown: str
+    text: str
     sort: str
     interval: str = ""
     favourite: bool = False
@@ -139,10 +139,10 @@ def number(measure: Measure, value: float | None) -> str:
 
 
 def with_unit(measure: Measure, value: float | None) -> str:
-    shown = number(measure, value)
+    text = number(measure, value)
     if value is None or not measure.unit:
-        return shown
-    return f"{shown}%" if measure.unit.startswith("%") else f"{shown} {measure.unit}"
+        return text
+    return f"{text}%" if measure.unit.startswith("%") else f"{text} {measure.unit}"
 
 
 def interval_text(measure: Measure, ends: Interval) -> str:
@@ -163,8 +163,8 @@ def score_cells(page: RankingPage, place: int) -> list[Cell]:
     for score, measure in page.scores.items():
         value, ends = value_of(candidate, score), candidate.interval.get(score, NO_INTERVAL)
         favourite = page.favourites.get(score) == place
-        shown = number(measure, value)
-        cells.append(Cell(shown, sort_key(value), interval_text(measure, ends), favourite))
+        text = number(measure, value)
+        cells.append(Cell(text, sort_key(value), interval_text(measure, ends), favourite))
     return cells
 
 
@@ -181,6 +181,6 @@ def count_cells(candidate: RankedCandidate) -> list[Cell]:
 
 def span_text(values: Iterable[float], decimals: int = 1) -> str:
     """`1.1 to 4.1`, or one number where both ends are written alike."""
-    known = list(values)
-    low, high = (f"{end:.{decimals}f}" for end in (min(known), max(known)))
+    every = list(values)
+    low, high = (f"{end:.{decimals}f}" for end in (min(every), max(every)))
     return low if low == high else f"{low} to {high}"

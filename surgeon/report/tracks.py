@@ -109,13 +109,13 @@ def lanes(view: MonitoredView, apart: float) -> list[int]:
     """The lane of each firing's flag: those less than that share of the chart's width apart would
     overlap, and stand above each other."""
     ends: list[float] = []
-    found = []
+    rows = []
     for firing in view.firings:
         left = firing.start / view.width
         lane = next((i for i, end in enumerate(ends) if left - end >= apart), len(ends))
         ends[lane : lane + 1] = [left]
-        found.append(lane)
-    return found
+        rows.append(lane)
+    return rows
 
 
 class DetectorCurve(NamedTuple):
