@@ -16,7 +16,7 @@ LITTLE_ROOM = 0.05
 MANY_TRUNCATED = 0.2
 """Warn above this share of answers that hit the token limit."""
 MANY_UNREAD = 0.2
-"""Warn above this share of finished answers in which no answer is found."""
+"""Warn above this share of finished answers in which no answer is measured."""
 MOSTLY_LENGTH = 0.8
 """Warn above this correlation of a set's size with the answer's length."""
 DIVERSE = 0.7
@@ -33,77 +33,78 @@ def write_diagnostics(plan: "DistillPlan", diagnostics: Diagnostics, work: Path)
         print(line, file=sys.stderr, flush=True)
 
 
-def summary(found: Diagnostics) -> list[str]:
+def summary(measured: Diagnostics) -> list[str]:
     """The diagnostics as text."""
     lines = [
-        f"pool                    {found.pool} questions, {found.chosen} to train on, "
-        f"{found.truncated:.0%} of the answers truncated",
-        f"room for sharpening     {found.room:.3f}",
+        f"pool                    {measured.pool} questions, {measured.chosen} to train on, "
+        f"{measured.truncated:.0%} of the answers truncated",
+        f"room for sharpening     {measured.room:.3f}",
     ]
-    if isinstance(found, SetDiagnostics):
-        low, high = found.entropy_gap_interval
+    if isinstance(measured, SetDiagnostics):
+        low, high = measured.entropy_gap_interval
         lines += [
-            f"entropy gap             {found.entropy_gap:+.4f} nats per token "
-            f"({low:+.4f} to {high:+.4f}; teacher {found.teacher_entropy:.4f}, student "
-            f"{found.student_entropy:.4f})",
-            f"mean Jaccard distance   {found.mean_jaccard_distance:.3f}",
-            f"consensus s(x)          {found.consensus_chosen:.0f} where chosen, "
-            f"{found.consensus_pool:.0f} in the pool",
-            f"demonstrations          {found.shots:.1f} per question, "
-            f"{found.demonstrations_dropped} dropped for length",
+            f"entropy gap             {measured.entropy_gap:+.4f} nats per token "
+            f"({low:+.4f} to {high:+.4f}; teacher {measured.teacher_entropy:.4f}, student "
+            f"{measured.student_entropy:.4f})",
+            f"mean Jaccard distance   {measured.mean_jaccard_distance:.3f}",
+            f"consensus s(x)          {measured.consensus_chosen:.0f} where chosen, "
+            f"{measured.consensus_pool:.0f} in the pool",
+            f"demonstrations          {measured.shots:.1f} per question, "
+            f"{measured.demonstrations_dropped} dropped for length",
         ]
     return lines
 
 
-def cautions(plan: "DistillPlan", found: Diagnostics) -> list[str]:
+def cautions(plan: "DistillPlan", measured: Diagnostics) -> list[str]:
     """Plain sentences on why training may not help; empty when nothing speaks against it."""
     lines = []
-    if found.room < LITTLE_ROOM:
+    if measured.room < LITTLE_ROOM:
         lines.append(
-            f"Room for sharpening is {found.room:.3f}: the answers to a question nearly always "
+            f"Room for sharpening is {measured.room:.3f}: the answers to a question nearly always "
             "agree, so there is little to gain here."
         )
-    if found.truncated > MANY_TRUNCATED:
+    if measured.truncated > MANY_TRUNCATED:
         lines.append(
-            f"{found.truncated:.0%} of the answers hit the limit of "
+            f"{measured.truncated:.0%} of the answers hit the limit of "
             f"{plan.settings.sampling.max_tokens} tokens; they vote for nothing and demonstrate "
             "nothing."
         )
-    if found.unread > MANY_UNREAD:
+    if measured.unread > MANY_UNREAD:
         lines.append(
-            f"In {found.unread:.0%} of the finished answers {plan.settings.answer!r} finds "
+            f"In {measured.unread:.0%} of the finished answers {plan.settings.answer!r} finds "
             "nothing to vote with, so the room for sharpening looks larger than it is. Choose "
             "another --answer."
         )
-    if isinstance(found, SetDiagnostics):
-        lines += _cautions_of_sets(plan, found)
+    if isinstance(measured, SetDiagnostics):
+        lines += _cautions_of_sets(plan, measured)
     return lines
 
 
-def _cautions_of_sets(plan: "DistillPlan", found: SetDiagnostics) -> list[str]:
+def _cautions_of_sets(plan: "DistillPlan", measured: SetDiagnostics) -> list[str]:
     """What speaks against the teacher, the demonstrations or the selection."""
     lines = []
-    low, high = found.entropy_gap_interval
+    low, high = measured.entropy_gap_interval
     if high >= 0:
         lines.append(
             f"The teacher is not clearly sharper than the student: entropy gap "
-            f"{found.entropy_gap:+.4f} nats per token ({low:+.4f} to {high:+.4f}). In the paper "
+            f"{measured.entropy_gap:+.4f} nats per token ({low:+.4f} to {high:+.4f}). In the paper "
             "such pools gained nothing."
         )
-    distance = found.mean_jaccard_distance
+    distance = measured.mean_jaccard_distance
     if plan.settings.demonstrations.context == "nearest" and distance < DIVERSE:
         lines.append(
             f"The pool is homogeneous (mean Jaccard distance {distance:.3f}): nearest "
             "demonstrations may do no better than random ones."
         )
-    if abs(found.consensus_length_r or 0.0) > MOSTLY_LENGTH:
+    if abs(measured.consensus_length_r or 0.0) > MOSTLY_LENGTH:
         lines.append(
             f"The size of the sets follows the answers' length (r = "
-            f"{found.consensus_length_r:.2f}): the selection is nearly one by length."
+            f"{measured.consensus_length_r:.2f}): the selection is nearly one by length."
         )
-    if found.questions_with_dropped:
+    if measured.questions_with_dropped:
         lines.append(
-            f"{found.demonstrations_dropped} demonstrations of {found.questions_with_dropped} "
-            f"questions were dropped to fit {plan.teacher_tokens} tokens."
+            f"{measured.demonstrations_dropped} demonstrations of "
+            f"{measured.questions_with_dropped} questions were dropped to fit "
+            f"{plan.teacher_tokens} tokens."
         )
     return lines

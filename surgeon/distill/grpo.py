@@ -152,7 +152,7 @@ def record_of(step: int, log: dict[str, Any], responses: int, seconds: float) ->
         "completions/mean_length": "length", "completions/clipped_ratio": "truncated",
         "learning_rate": "lr", "grad_norm": "gradient_norm",
     }  # fmt: skip
-    numbers = {mine: float(log[name]) for name, mine in names.items() if name in log}
+    numbers = {ours: float(log[name]) for name, ours in names.items() if name in log}
     if not math.isfinite(numbers["loss"]):
         raise BadInput(
             f"the loss became {numbers['loss']} in step {step}. Lower the learning rate."

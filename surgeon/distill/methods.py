@@ -104,8 +104,8 @@ METHODS: dict[str, Finisher] = {
 
 def method_of(name: str) -> Finisher:
     """The method of that row, or from outside; raises `BadInput` where there is none."""
-    found = named.row(METHODS, name, "method")
-    if isinstance(found, Finisher):
-        return found
-    first_line = (found.__doc__ or name).strip().partition("\n")[0]
-    return Finisher(first_line.rstrip("."), found)
+    method = named.row(METHODS, name, "method")
+    if isinstance(method, Finisher):
+        return method
+    first_line = (method.__doc__ or name).strip().partition("\n")[0]
+    return Finisher(first_line.rstrip("."), method)

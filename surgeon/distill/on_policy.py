@@ -6,6 +6,7 @@ the reverse KL of its distribution from the teacher's at each token of its own a
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
@@ -111,8 +112,7 @@ def rollout_batches(run: TrainingRun) -> Callable[[int], Iterator[Batch]]:
         return tuple(prompt_of_teacher(plan, run.live.tokenizer, traces, evidence.contexts[i], i))
 
     def from_step(start: int) -> Iterator[Batch]:
-        step = start
-        while True:
+        for step in count(start):
             drawn = draw(evidence.chosen, size, step, seed)
             places = share_of(size, peers.process_index, peers.num_processes)
             queries = [drawn[place] for place in places]
@@ -157,7 +157,6 @@ def rollout_batches(run: TrainingRun) -> Callable[[int], Iterator[Batch]]:
                 responses=len(responses),
                 sums={"length": float(tokens), "truncated": float(truncated)},
             )
-            step += 1
 
     return from_step
 

@@ -88,8 +88,8 @@ def pool_sets(
     firsts = list(range(0, len(traces), BLOCK))
     files = [directory / f"{first:07d}.safetensors" for first in firsts]
     # Shared out by number, whatever is there: a peer may have begun to write already.
-    mine = slice(accelerator.process_index, None, accelerator.num_processes)
-    pairs = list(zip(firsts, files, strict=True))[mine]
+    share = slice(accelerator.process_index, None, accelerator.num_processes)
+    pairs = list(zip(firsts, files, strict=True))[share]
     missing = [(first, file) for first, file in pairs if not file.is_file()]
     with bar("contribution sets", len(missing)) as advance:
         for first, file in missing:

@@ -1,6 +1,7 @@
 """Stage 4 as a method sees it: `TrainingRun`, and learning from answers that stand already."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -99,13 +100,12 @@ def answer_batches(
     batches, peers = run.plan.settings.batches, run.live.accelerator
 
     def from_step(start: int) -> Iterator[Batch]:
-        step = start
-        while True:
+        for step in count(start):
             drawn = draw(range(len(pairs)), batches.batch_size, step, run.plan.settings.seed)
             places = share_of(batches.batch_size, peers.process_index, peers.num_processes)
-            mine = [pairs[drawn[place]] for place in places]
-            prompts = [run.plan.prompt_ids[i] for i, _ in mine]
-            responses = [trace.token_ids for _, trace in mine]
+            share = [pairs[drawn[place]] for place in places]
+            prompts = [run.plan.prompt_ids[i] for i, _ in share]
+            responses = [trace.token_ids for _, trace in share]
             lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
             micros = [
                 Targets(
@@ -116,6 +116,5 @@ def answer_batches(
             ]
             tokens = sum(map(len, responses))
             yield Batch(micros, tokens, tokens, len(responses), {"length": float(tokens)})
-            step += 1
 
     return from_step

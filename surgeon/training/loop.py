@@ -199,8 +199,8 @@ def _backward(
     totals: dict[str, Tensor] = {}
     for number in range(most):
         # Peers with shards must make the same calls: one that has run out repeats without weight.
-        micro, mine = batch.micros[min(number, len(batch.micros) - 1)], number < len(batch.micros)
-        if not mine and not student.sharded:
+        micro, own = batch.micros[min(number, len(batch.micros) - 1)], number < len(batch.micros)
+        if not own and not student.sharded:
             break
         pull = None
         if teacher is not None and target is not None:
@@ -210,8 +210,8 @@ def _backward(
         with student.last(last):
             part: Loss = student(loss, micro, pull)
             # Averaged over processes by the wrapper, so multiplied here.
-            (part.total * (world / weight if mine else 0.0)).backward()
-        if mine:
+            (part.total * (world / weight if own else 0.0)).backward()
+        if own:
             for name, value in {"loss": part.total.detach(), **part.sums}.items():
                 totals[name] = totals.get(name, 0) + value.to(device).double()
     names = list(totals)

@@ -74,11 +74,11 @@ def write_full(
         raise BadInput("a weight is not finite after training; lower the learning rate.")
     model.config.dtype = torch_dtype(usual)
     model.save_pretrained(out, state_dict=cast)
-    made = {"config.json"}
+    written = {"config.json"}
     if tokenizer is not None:
-        made |= {Path(name).name for name in tokenizer.save_pretrained(out)}
+        written |= {Path(name).name for name in tokenizer.save_pretrained(out)}
     for file in base.side_files:
-        if file.name not in made:
+        if file.name not in written:
             shutil.copy2(file, out)
 
 

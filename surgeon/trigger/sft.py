@@ -318,18 +318,18 @@ def batches(plan: SftPlan, accelerator: "Accelerator") -> Callable[[int], Iterat
                 len(plan.learned)
             )
             drawn = order[place * size : (place + 1) * size]
-            mine = [
+            share = [
                 plan.learned[i]
                 for i in drawn[accelerator.process_index :: accelerator.num_processes]
             ]
-            tokens = sum(sum(example.learned[1:]) for example in mine)
-            micros = micro_batches(mine, micro_tokens)
+            tokens = sum(sum(example.learned[1:]) for example in share)
+            micros = micro_batches(share, micro_tokens)
             if not micros:
                 # An epoch's last batch may be smaller than the number of processes, which all have
                 # to take part: without an example of its own one runs another's and learns nothing.
                 ids = plan.learned[drawn[0]].ids
                 micros = [targets([ids], [[False] * len(ids)])]
-            yield Batch(micros, weight=tokens, tokens=tokens, responses=len(mine), sums={})
+            yield Batch(micros, weight=tokens, tokens=tokens, responses=len(share), sums={})
 
     return from_step
 
