@@ -150,6 +150,19 @@ def test_the_engines_answers_are_those_made_here(
         assert set(map(str, stops)) == {"['\\n\\n']"}
 
 
+def test_a_model_whose_memory_cant_be_continued_reads_all_anew(
+    engine: Any, run: Callable[..., MonitoredRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Recurrent layers, say, whose state takes one token after others."""
+    server, url = engine
+    server.reset()
+    monkeypatch.setattr("surgeon.monitor.relay.chunk_cache", lambda _: None)
+    run("there", engine=url, limit=2)
+    run("here", limit=2)
+    assert of(tmp_path / "there") == of(tmp_path / "here")
+    assert of(tmp_path / "here")[1]
+
+
 def test_whole_answers_come_back_with_their_end(engine: Any, tmp_path: Path):
     """Without a watched level nothing is cut: the stop token ends the trace, as it does here."""
     server, url = engine

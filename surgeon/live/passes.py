@@ -207,7 +207,7 @@ def passes(
                 [*traces[i].prompt_token_ids, *traces[i].token_ids]
             )
         ids_BT = ids_BT.to(device)
-        cache = _cache(model) if longest > batches.chunk else None
+        cache = chunk_cache(model) if longest > batches.chunk else None
         step = longest if cache is None else batches.chunk
         for first in range(0, longest, step):
             part_BT = ids_BT[:, first : first + step]
@@ -249,7 +249,7 @@ class _Batches:
         return tuple(self.padded(tokens) >= edge for edge in (*SUMMATION_EDGES, self.chunk + 1))
 
 
-def _cache(model: nn.Module) -> "DynamicCache | None":
+def chunk_cache(model: nn.Module) -> "DynamicCache | None":
     """The model's cache, empty; None where it can't continue a sequence by several tokens at once:
     recurrent layers start anew, and chunks of chunked attention end where the pass does."""
     from transformers.cache_utils import DynamicCache, get_layer_types_and_kwargs

@@ -76,14 +76,14 @@ def respond(
     if not jobs:
         return None, entries
     model = plan.checkpoint.model(plan.device, plan.dtype)
-    made = list(entries)
+    every = list(entries)
     firings = sum(len(entry.firings) for entry in entries)
     with bar("monitor", len(jobs)) as advance:
         for answer in (decoded if plan.endpoint is None else relayed)(plan, model, jobs):
             entry = journal.entry_of(answer, plan.tokenizer)
             if work is not None:
                 journal.append(work, entry)
-            made.append(entry)
+            every.append(entry)
             firings += len(entry.firings)
             advance(note=f"{firings} firings")
-    return model, made
+    return model, every

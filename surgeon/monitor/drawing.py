@@ -23,8 +23,8 @@ def draw(
 ) -> DrawnAnswer | None:
     """Write `report.html` of the answer with the most firings, and return which one it is.
 
-    The answer is read again for it; `model` is loaded where it isn't at hand. Where no level was
-    watched there is nothing to draw, and None.
+    The model reads the answer again for it, and is loaded where it isn't at hand. Returns None, and
+    writes nothing, where no level was watched.
     """
     if not plan.levels:
         return None
@@ -36,8 +36,8 @@ def draw(
         channels={level: plan.monitor.channels[level] for level in plan.levels},
         detectors={level: plan.monitor.detectors[level] for level in plan.levels},
     )
-    found = replay(model, plan.tokenizer, monitor, trace, [one.firing for one in firings])
-    lineage.write_text(work / REPORT, page(found, plan.rates))
+    content = replay(model, plan.tokenizer, monitor, trace, [one.firing for one in firings])
+    lineage.write_text(work / REPORT, page(content, plan.rates))
     return DrawnAnswer(prompt_id=trace.prompt_id, sample=trace.sample)
 
 

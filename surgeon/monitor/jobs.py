@@ -12,6 +12,7 @@ from surgeon.decoding.requests import FinishReason
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
 from surgeon.lineage import Run
+from surgeon.live import support
 from surgeon.monitor.completions import Completions
 from surgeon.monitor.result import FILE, MonitoredRun
 from surgeon.settings import record
@@ -84,6 +85,7 @@ def prepare(settings: MonitorSettings) -> MonitorPlan:
     parse_check(settings.check)
     prompts = asked_prompts(settings)
     checkpoint = open_checkpoint(settings.checkpoint)
+    support.require("decode", checkpoint)
     tokenizer = checkpoint.tokenizer()
     thinking = settings.sampling.thinking
     prompt_ids = encode_all(tokenizer, prompts, checkpoint.context, thinking)

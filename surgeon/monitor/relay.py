@@ -1,8 +1,8 @@
-"""Monitored answers from an engine that shows no activations: it writes, the model here reads.
+"""Monitored answers of an engine that shows no activations: it writes, and the model here reads.
 
 The engine writes to the end of a step. The model here is fed the step in one pass, as far as the
 monitored layer, and the detectors read it; where one fires, the forced tokens are appended and the
-engine goes on from there. It is sent token ids, so what it continues is what was read.
+engine continues from there. The engine is sent token ids, so it continues exactly what was read.
 """
 
 # Shapes: T tokens of a pass, C channels.
@@ -19,8 +19,8 @@ from torch import Tensor
 from surgeon.channels import tapped
 from surgeon.decoding import context_limit, stream_key
 from surgeon.errors import BadInput
-from surgeon.live.architecture import fitting_threads, text_config
-from surgeon.live.passes import forward
+from surgeon.live.architecture import fitting_threads
+from surgeon.live.passes import chunk_cache, forward
 from surgeon.monitor.completions import Completions, Continuation
 from surgeon.monitor.jobs import Job, MonitoredAnswer, MonitorPlan
 from surgeon.neureasoner.steps import SEPARATOR, StepEnds
@@ -48,7 +48,7 @@ class _Draft:
     cache: Any
     ids: list[int] = field(default_factory=list)
     read: int = 0
-    """How many of them the model here was fed."""
+    """How many of `ids` the model here was fed."""
     forced: list[int] = field(default_factory=list)
     over: bool = False
     """The last token ends it."""
@@ -110,7 +110,7 @@ def _ask(plan: MonitorPlan, endpoint: Completions, answer: _Draft, stops: bool) 
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
-        # Another one for each piece, or an engine would draw the same numbers again.
+        # Each piece has its own seed, or an engine would draw the same numbers again.
         "seed": int.from_bytes(stream_key(len(answer.ids), key, 0)[:4], "little") >> 1,
     }
     stop = SEPARATOR if stops else None
@@ -133,10 +133,8 @@ class _Reader:
 
     def begin(self, job: Job, slot: int) -> _Draft:
         """An answer that has its row, and whose prompt has been read."""
-        from transformers import DynamicCache
-
-        cache = DynamicCache(config=text_config(self.model))
-        answer = _Draft(job, slot, min(self.most, self.limit - len(job.ids)), cache)
+        most = min(self.most, self.limit - len(job.ids))
+        answer = _Draft(job, slot, most, chunk_cache(self.model))
         self.watch.seat(slot, job.index)
         self._activations(answer, job.ids, 0)
         self._forced(answer, None, job.ids[-1], 0)
@@ -177,8 +175,8 @@ class _Reader:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore
 
     def _end_id(self) -> int:
-        found: Any = self.tokenizer.eos_token_id
-        return int(found) if found is not None else min(self.stop)
+        end: Any = self.tokenizer.eos_token_id
+        return int(end) if end is not None else min(self.stop)
 
     @property
     def _name(self) -> str:
@@ -234,15 +232,20 @@ class _Reader:
         if self.watch.channels is None:
             return None
         channels, device = self.watch.channels, self.device
+        count, step = len(ids), PASS_TOKENS
+        if answer.cache is None:
+            # What the model remembers can't be continued by a step: all is read anew.
+            ids = [*answer.job.ids, *answer.ids][: position + count]
+            position, step = 0, len(ids)
         parts = []
         with fitting_threads(self.model), tapped(self.model, channels) as tap:
-            for first in range(0, len(ids), PASS_TOKENS):
+            for first in range(0, len(ids), step):
                 forward(
                     self.model,
-                    torch.tensor([ids[first : first + PASS_TOKENS]], device=device),
+                    torch.tensor([ids[first : first + step]], device=device),
                     first=position + first,
                     cache=answer.cache,
                     until=channels.layer,
                 )
                 parts.append(tap.last[0])
-        return torch.cat(parts)
+        return torch.cat(parts)[-count:]

@@ -68,8 +68,8 @@ def collect(
         steps = whole_steps(ends, trace)
         problem = number.setdefault(trace.prompt_id, len(number))
         for level, channels in columns.items():
-            found = labels.get((*trace.key, level), [])
-            state_S = _judge(level, found, len(steps), judged)
+            own = labels.get((*trace.key, level), [])
+            state_S = _judge(level, own, len(steps), judged)
             read = steps
             if level == "instance":
                 # Where nothing of the thinking would follow, it isn't read.
@@ -415,7 +415,7 @@ def _auroc(
     order = np.argsort(probability_N, kind="stable")
     score_N, failing_N, problem_N = probability_N[order], failing_N[order], problem_N[order]
     first_G = np.flatnonzero(np.append(True, score_N[1:] != score_N[:-1]))
-    found = []
+    area_parts = []
     # Some resamples at a time: each needs two numbers per sample.
     for some_RP in np.array_split(weight_RP, math.ceil(weight_RP.shape[0] * len(order) / 1e7)):
         weight_RN = some_RP[:, problem_N]
@@ -424,5 +424,7 @@ def _auroc(
         below_RG = fine_RG.cumsum(1) - fine_RG / 2
         pairs_R = bad_RG.sum(1) * fine_RG.sum(1)
         won_R = (bad_RG * below_RG).sum(1)
-        found.append(np.divide(won_R, pairs_R, out=np.full_like(won_R, np.nan), where=pairs_R > 0))
-    return np.concatenate(found)
+        area_parts.append(
+            np.divide(won_R, pairs_R, out=np.full_like(won_R, np.nan), where=pairs_R > 0)
+        )
+    return np.concatenate(area_parts)

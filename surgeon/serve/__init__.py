@@ -1,16 +1,17 @@
 """`surgeon serve`: a checkpoint, with the monitor it carries, behind OpenAI's endpoints.
 
     POST /v1/chat/completions   messages in; at once or as a stream
-    POST /v1/completions        text or token ids in, to be gone on with; likewise
+    POST /v1/completions        text or token ids in, to be continued; likewise
     GET  /v1/models             the one model
     GET  /health                {"status": "ok", "running": ..., "waiting": ...}
 
 Taken are `model`, `messages` or `prompt`, `temperature`, `top_p`, `max_tokens` (in chats also
 `max_completion_tokens`), `n`, `seed`, `stop`, `stream` and `stream_options.include_usage`; beyond
 OpenAI, as other servers spell it, `top_k`, `include_stop_str_in_output`, `return_token_ids`,
-`add_special_tokens` and `chat_template_kwargs.enable_thinking`. What would change the answer and
-isn't offered (tools, log-probabilities, penalties, ...) is refused. Temperature, top-p and top-k
-are the checkpoint's own (generation_config.json) where a request doesn't say.
+`add_special_tokens` and `chat_template_kwargs.enable_thinking`. Parameters that would change the
+answer but aren't supported (tools, log-probabilities, penalties, ...) are refused, not ignored.
+Temperature, top-p and top-k are the checkpoint's own (generation_config.json) where a request
+doesn't say.
 
 The text is what the model wrote, as in a trace: with its thinking, special and trigger tokens, and
 without the stop token. Each choice of a monitored model, in a stream the last piece of it, has

@@ -131,8 +131,8 @@ class Front:
     def _authorise(self, request: Request) -> None:
         if self.api_key is None:
             return
-        kind, _, given = request.headers.get("authorization", "").partition(" ")
-        good = hmac.compare_digest(given.strip().encode("latin-1"), self.api_key.encode())
+        kind, _, key = request.headers.get("authorization", "").partition(" ")
+        good = hmac.compare_digest(key.strip().encode("latin-1"), self.api_key.encode())
         if kind.lower() != "bearer" or not good:
             raise Refusal(
                 401, "Incorrect API key provided; send it as `Authorization: Bearer KEY`.",
@@ -185,7 +185,7 @@ class Follower:
         with self._joined():
             listening = asyncio.create_task(self._listen(receive))
             try:
-                # Where the client is gone, the batch has a free row again, which is all to do.
+                # A client that is gone needs no reply; leaving the batch frees its row.
                 with suppress(ClientDisconnect):
                     await (self._stream if self.query.stream else self._whole)(send)
             finally:
@@ -197,7 +197,7 @@ class Follower:
         loop = asyncio.get_running_loop()
 
         def deliver(news: NextToken | Breakoff) -> None:
-            # After a shutdown that could not wait there is no loop to tell.
+            # After a shutdown that could not wait the loop is closed.
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._arrive, news)
 
@@ -213,7 +213,7 @@ class Follower:
         """Take what comes at once: an answer that ends frees its row, however slow its reader."""
         answer = self.answers[self.choice[news.index]]
         if answer.finish_reason is not None:
-            # The worker hasn't heard yet that a stop string ended it: nothing is lost any more.
+            # A stop string ended the answer, and the worker hasn't heard of it yet.
             return
         if isinstance(news, Breakoff):
             self.broken = news.why

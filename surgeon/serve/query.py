@@ -1,4 +1,4 @@
-"""What a request asks for, read from its JSON as OpenAI's endpoints take it.
+"""A request, read from its JSON as OpenAI's endpoints take it.
 
 Parameters that would change the answer and aren't offered here are refused, not ignored; unknown
 ones are refused too, as OpenAI does.
@@ -164,7 +164,7 @@ def _read(raw: bytes, known: frozenset[str], offer: Offer) -> Mapping[str, objec
 
 
 def unknown_model(name: object, offer: Offer) -> Refusal:
-    """Another model was asked for."""
+    """The request names a model that isn't here."""
     return Refusal(
         404, f"The model {str(name)[:80]!r} does not exist here; this server has "
         f"{offer.names[0]!r}.", param="model", code="model_not_found",
@@ -216,12 +216,12 @@ def _query(
 # --- single parameters ----------------------------------------------------------------------------
 
 
-def _messages(found: object) -> tuple[dict[str, str], ...]:
+def _messages(messages: object) -> tuple[dict[str, str], ...]:
     """The conversation, each message's parts of text joined by line breaks."""
-    if not isinstance(found, list) or not found:
+    if not isinstance(messages, list) or not messages:
         raise Refusal(400, "messages must be a list of at least one message.", param="messages")
-    messages = []
-    for n, message in enumerate(found):
+    plain = []
+    for n, message in enumerate(messages):
         param = f"messages[{n}]"
         if not isinstance(message, dict):
             raise Refusal(400, f"{param} is no object.", param=param)
@@ -244,12 +244,12 @@ def _messages(found: object) -> tuple[dict[str, str], ...]:
                     param=f"{param}.content",
                 )  # fmt: skip
             texts.append(_encodable(text, f"{param}.content"))
-        messages.append({"role": ROLES[role], "content": "\n".join(texts)})
-    return tuple(messages)
+        plain.append({"role": ROLES[role], "content": "\n".join(texts)})
+    return tuple(plain)
 
 
-def _thinking(found: object, default: bool | None) -> bool | None:
-    kwargs = {} if found is None else found
+def _thinking(kwargs: object, default: bool | None) -> bool | None:
+    kwargs = {} if kwargs is None else kwargs
     value = kwargs.get("enable_thinking", default) if isinstance(kwargs, dict) else kwargs
     alone = isinstance(kwargs, dict) and set(kwargs) <= {"enable_thinking"}
     if not alone or not isinstance(value, bool | None):
@@ -261,20 +261,20 @@ def _thinking(found: object, default: bool | None) -> bool | None:
     return value
 
 
-def _prompts(found: object, offer: Offer) -> list[str | list[int]]:
+def _prompts(prompt: object, offer: Offer) -> list[str | list[int]]:
     """Text, token ids, or a list of either."""
 
     def is_ids(value: object) -> bool:
         return isinstance(value, list) and bool(value) and all(type(i) is int for i in value)
 
-    several: list[Any] = found if isinstance(found, list) and not is_ids(found) else [found]
+    several: list[Any] = prompt if isinstance(prompt, list) and not is_ids(prompt) else [prompt]
     if not several or not all(isinstance(p, str) or is_ids(p) for p in several):
         raise Refusal(400, "prompt must be text or token ids, or a list of either.", param="prompt")
     _check_answers(len(several), "prompt", offer)
-    for prompt in several:
-        if isinstance(prompt, str):
-            _encodable(prompt, "prompt")
-        elif not all(0 <= i < offer.vocabulary for i in prompt):
+    for one in several:
+        if isinstance(one, str):
+            _encodable(one, "prompt")
+        elif not all(0 <= i < offer.vocabulary for i in one):
             raise Refusal(
                 400, f"prompt holds token ids outside the model's 0 to {offer.vocabulary - 1}.",
                 param="prompt",
@@ -282,16 +282,16 @@ def _prompts(found: object, offer: Offer) -> list[str | list[int]]:
     return several
 
 
-def _check_answers(asked: int, param: str, offer: Offer) -> None:
-    if asked > offer.most_answers:
+def _check_answers(count: int, param: str, offer: Offer) -> None:
+    if count > offer.most_answers:
         raise Refusal(
-            400, f"The request asks for {asked} answers; this server takes {offer.most_answers} at "
+            400, f"The request asks for {count} answers; this server takes {offer.most_answers} at "
             "once.", param=param,
         )  # fmt: skip
 
 
-def _stops(found: object) -> tuple[str, ...]:
-    stops = [found] if isinstance(found, str) else [] if found is None else found
+def _stops(stop: object) -> tuple[str, ...]:
+    stops = [stop] if isinstance(stop, str) else [] if stop is None else stop
     if (
         not isinstance(stops, list)
         or len(stops) > STOPS
@@ -301,7 +301,7 @@ def _stops(found: object) -> tuple[str, ...]:
             400, f"stop must be text of 1 to {STOP_LENGTH} characters, or a list of up to {STOPS}.",
             param="stop",
         )  # fmt: skip
-    return tuple(_encodable(stop, "stop") for stop in stops)
+    return tuple(_encodable(text, "stop") for text in stops)
 
 
 def _tokens(body: Mapping[str, object], name: str, default: int, offer: Offer) -> int:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from surgeon.checkpoint import placement
 from surgeon.decoding import context_limit
 from surgeon.families import open_checkpoint
+from surgeon.live import support
 from surgeon.serve.query import Offer
 from surgeon.serve.worker import Worker
 from surgeon.settings.serve import ServeSettings
@@ -33,6 +34,7 @@ def load(settings: ServeSettings) -> Service:
     """Load what `serve` is asked to serve; raises `BadInput`."""
     device, dtype = placement(settings.machine.device, settings.machine.dtype)
     checkpoint = open_checkpoint(settings.checkpoint)
+    support.require("decode", checkpoint)
     tokenizer = checkpoint.tokenizer()
     file = find_monitor(settings.checkpoint, checkpoint, settings.monitor_file)
     monitor = None if file is None else Monitor.load(file, checkpoint)

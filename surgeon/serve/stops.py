@@ -20,9 +20,9 @@ class StopStrings:
         if self.hit is not None:
             return ""
         text = self.waiting + piece
-        found = [(text.find(stop), stop) for stop in self.stops if stop in text]
-        if found:
-            at, self.hit = min(found)
+        hits = [(text.find(stop), stop) for stop in self.stops if stop in text]
+        if hits:
+            at, self.hit = min(hits)
             self.waiting = ""
             return text[: at + len(self.hit) if self.keep else at]
         length = next(

@@ -65,7 +65,7 @@ class _Client:
 
 
 class Worker:
-    """Decodes whatever is asked, `rows` answers at once; at most `max_waiting` more wait."""
+    """Decodes requests, `rows` answers at once; at most `max_waiting` more wait."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Worker:
         self.model, self.stop, self.rows, self.max_tokens = model, stop, rows, max_tokens
         self.max_waiting, self.watching = max_waiting, watching
         self.decoder = self._decoder()
-        # Which may have fewer.
+        # The decoder may have fewer than it was asked for.
         self.rows = self.decoder.rows
         self.closing = False
         """No new requests are taken."""
@@ -187,7 +187,7 @@ class Worker:
         try:
             tokens = self.decoder.step()
         except (BadInput, RuntimeError, MemoryError) as error:
-            # Memory that ended, or weights that give no numbers: keep serving.
+            # Out of memory, or weights that give no numbers: keep serving.
             if not isinstance(error, BadInput):
                 traceback.print_exc()
             reason = " ".join(str(error).split())[:300]

@@ -52,10 +52,13 @@ class Monitor:
         if len({channels.layer for channels in self.channels.values()}) > 1:
             raise BadInput("found channels of several layers, expected one layer for all levels.")
         for level, detector in self.detectors.items():
-            found, expected = len(detector.mean_X), self.channels[level].size * len(FEATURES[level])
-            if found != expected:
+            inputs, expected = (
+                len(detector.mean_X),
+                self.channels[level].size * len(FEATURES[level]),
+            )
+            if inputs != expected:
                 raise BadInput(
-                    f"found a detector of {found} inputs for {level}, expected {expected}: "
+                    f"found a detector of {inputs} inputs for {level}, expected {expected}: "
                     f"{len(FEATURES[level])} features of {self.channels[level].size} channels."
                 )
 
@@ -88,8 +91,8 @@ class Monitor:
     def load(cls, path: str | Path, checkpoint: "Checkpoint | None" = None) -> "Monitor":
         """Read a monitor from its file, or from the directory it lies in.
 
-        Raises BadInput for a file that is damaged, of another version or no monitor, and when
-        `checkpoint` is given and not the one that the monitor was made for.
+        Raises BadInput for a file that is damaged, of another version or no monitor, and for a
+        monitor of another checkpoint than `checkpoint`.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -106,8 +109,8 @@ class Monitor:
         except (SafetensorError, OSError) as error:
             raise BadInput(f"{path} is not a readable monitor: {error}") from error
         if FORMAT not in metadata:
-            found = next((name for name in metadata if name.startswith("surgeon-")), "no monitor")
-            raise BadInput(f"{path} is {found!r}, expected {FORMAT!r}: make it again.")
+            kind = next((name for name in metadata if name.startswith("surgeon-")), "no monitor")
+            raise BadInput(f"{path} is {kind!r}, expected {FORMAT!r}: make it again.")
         try:
             monitor = _parse(json.loads(metadata[FORMAT]), tensors)
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:

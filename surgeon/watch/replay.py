@@ -160,13 +160,13 @@ def _probabilities(
 ) -> list[float | None]:
     """The detector's answer after each token; None outside of the level's steps."""
     position_N, features_NCX = trace_features(x_TC, steps, level, monitor.settings, columns)
-    found: list[float | None] = [None] * len(x_TC)
+    probability_T: list[float | None] = [None] * len(x_TC)
     if len(position_N):
         detector = monitor.detectors[level]
         probability_N = detector.probability(features_NCX.flatten(1).to(detector.mean_X.device))
         for position, probability in zip(position_N.tolist(), probability_N.tolist(), strict=True):
-            found[position] = probability
-    return found
+            probability_T[position] = probability
+    return probability_T
 
 
 def _place(
@@ -232,25 +232,25 @@ def _readings(
     ]
     known = {position for position, _, _ in moments}
     moments += [(at, _step_at(steps, at), True) for at in by_place if at not in known]
-    found: list[Reading] = []
-    quiet, made, forced = 0, 0, range(0)
+    readings: list[Reading] = []
+    quiet, fires, forced = 0, 0, range(0)
     for position, s, closing in sorted(moments):
         busy = position in forced
         if closing and busy:
             continue
-        may = not busy and s >= quiet and made < settings.cap
+        may = not busy and s >= quiet and fires < settings.cap
         for level in PRECEDENCE:
             early = not closing and s == settings.instance_steps - 1
             if level in monitor.levels and (level != "instance" or early):
                 probability = probability_T[level][position - 1]
                 assert probability is not None
-                found.append(Reading(position, level, probability, may))
+                readings.append(Reading(position, level, probability, may))
             may &= position not in by_place or by_place[position].firing.level != level
         if position in by_place:
-            made, quiet = made + 1, s + 1 + settings.cooldown
+            fires, quiet = fires + 1, s + 1 + settings.cooldown
             # Read after each forced token but the last.
             forced = range(position + 1, position + by_place[position].forced)
-    return found
+    return readings
 
 
 def _step_at(steps: Sequence[Step], position: int) -> int:
