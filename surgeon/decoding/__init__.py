@@ -5,7 +5,7 @@ go. A `Watcher` looks on and may force tokens. `batch` runs the model, `cache` h
 values, `choosing` draws tokens; `surgeon.live` knows how families differ.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import nn
 
@@ -38,6 +38,7 @@ def decode(
     top_k: int = 0,
     batch: int = 0,
     watcher: Watcher | None = None,
+    until: Callable[[int, Sequence[int]], bool] | None = None,
 ) -> Iterator[Answer]:
     """Decode every request and yield each answer when it ends.
 
@@ -47,6 +48,7 @@ def decode(
     thread (which small models always run on), for families without experts. `max_tokens` counts
     generated tokens; the model's context ends an answer too. A request's own settings come before
     those given here. `watcher` sees request `requests[i]` as index `i`, which an answer bears too.
+    An answer is cut where `until`, asked with its index and its tokens after each one, says so.
     Raises BadInput for a prompt that is empty or fills the context, and for settings out of range,
     before any pass.
     """
@@ -78,6 +80,9 @@ def decode(
                 if is_forced:
                     forced.setdefault(index, []).append(len(token_ids))
                 token_ids.append(token_id)
+                if finish_reason is None and until is not None and until(index, token_ids):
+                    decoder.cancel(index)
+                    finish_reason = "length"
                 if finish_reason is not None:
                     places = tuple(forced.pop(index, ()))
                     yield Answer(index, token_ids, finish_reason, places)

@@ -216,7 +216,7 @@ def resample(
     it grows far longer than the span.
     """
     # Not at the top: whoever plans the stage needs no torch.
-    from surgeon.decoding import Decoder, Request, plan_rows, stream_key
+    from surgeon.decoding import Request, decode, stream_key
 
     if not tries:
         return
@@ -229,34 +229,23 @@ def resample(
         for f, number in tries
     ]
     stop = stop_ids(model, tokenizer)
-    longest = max(request.max_tokens or 0 for request in requests)
-    decoder = Decoder(
-        model, stop=stop, rows=plan_rows(model, requests, longest, sampling.batch),
-        max_tokens=longest, temperature=sampling.temperature, top_p=sampling.top_p,
-        top_k=sampling.top_k, sheds=sampling.batch == 0,
-    )  # fmt: skip
-    for index, request in enumerate(requests):
-        decoder.add(index, request)
-    answers: list[list[int]] = [[] for _ in tries]
-    left = [f.last - f.first + 1 for f, _ in tries]
-    while decoder.busy:
-        for token in decoder.step():
-            ids = answers[token.index]
-            ids.append(token.token_id)
-            left[token.index] -= _ends_step(ends, ids)
-            over = bool(ends.thinking_over([token.token_id])[0])
-            if token.finish_reason is None and not over and left[token.index]:
-                continue
-            decoder.cancel(token.index)
-            yield _counterpart(tokenizer, *tries[token.index], ids, stop)
+    for answer in decode(
+        model, requests, stop=stop, max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k,
+        batch=sampling.batch, until=lambda i, ids: _complete(ends, tries[i][0], ids),
+    ):  # fmt: skip
+        yield _counterpart(tokenizer, *tries[answer.index], answer.token_ids, stop)
 
 
-def _ends_step(ends: StepEnds, ids: Sequence[int]) -> bool:
-    """Whether the last of these tokens, which begin with a step's first, ends a step."""
+def _complete(ends: StepEnds, failure: Failure, ids: Sequence[int]) -> bool:
+    """Whether a counterpart, whose tokens begin with a step's first, is at its end."""
+    if ends.thinking_over(ids[-1:])[0]:
+        return True
     if not ends.after(ids[-2:-1] or ids[-1:], ids[-1:])[0]:
         return False
     steps = split_steps(ends, ids)
-    return bool(steps) and steps[-1].end == len(ids)
+    ended = bool(steps) and steps[-1].end == len(ids)
+    return ended and len(steps) > failure.last - failure.first
 
 
 def _counterpart(

@@ -177,7 +177,7 @@ def fit_detectors(
     remains.
     """
     spans = learned_spans(labels, negatives)
-    named = {(span.prompt_id, span.sample) for span in spans}
+    named = {span.key for span in spans}
     traces = [trace for key, trace in labels.traces.items() if key in named]
     watched, columns = union(channels)
     activations = track(

@@ -184,7 +184,7 @@ def draw(labels: Labels, most: int, seed: int) -> list[Span]:
         own = [span for span in labels.spans if span.failing and span.level == level]
         chosen += Random(f"{seed} {level}").sample(own, min(most, len(own)))
     place = {key: i for i, key in enumerate(labels.traces)}
-    return sorted(chosen, key=lambda s: (place[s.prompt_id, s.sample], s.level, s.first, s.last))
+    return sorted(chosen, key=lambda s: (place[s.key], s.level, s.first, s.last))
 
 
 def _attributed(
@@ -197,12 +197,12 @@ def _attributed(
     places: dict[Key, int] = {}
     wanted = []
     for span in rest:
-        key = (span.prompt_id, span.sample)
-        if key not in places:
-            places[key] = len(traces)
-            traces.append(plan.labels.traces[key])
-        steps = split_steps(plan.ends, plan.labels.traces[key].token_ids)
-        wanted.append(Where(places[key], ((steps[span.first].start, steps[span.last].end),)))
+        trace = plan.labels.traces[span.key]
+        if span.key not in places:
+            places[span.key] = len(traces)
+            traces.append(trace)
+        steps = split_steps(plan.ends, trace.token_ids)
+        wanted.append(Where(places[span.key], ((steps[span.first].start, steps[span.last].end),)))
     settings = plan.settings
     components = attribution.attribute(
         model, traces, wanted, method=settings.method, layer=plan.layer, k=plan.k,

@@ -267,10 +267,10 @@ def _conclusion(
 def _counts(spans: Sequence[Span]) -> LabelCounts:
     failing = [span for span in spans if span.failing]
     return LabelCounts(
-        traces=len({(s.prompt_id, s.sample) for s in spans}),
+        traces=len({s.key for s in spans}),
         failing=len(failing),
         failing_steps=sum(s.last - s.first + 1 for s in failing),
-        failing_traces=len({(s.prompt_id, s.sample) for s in failing}),
+        failing_traces=len({s.key for s in failing}),
         pairs=len({s.pair for s in failing if s.pair is not None}),
     )
 

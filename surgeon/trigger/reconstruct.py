@@ -127,7 +127,7 @@ def choose_cases(
     """
     by_trace: dict[Key, list[Span]] = {}
     for span in labels.spans:
-        by_trace.setdefault((span.prompt_id, span.sample), []).append(span)
+        by_trace.setdefault(span.key, []).append(span)
     for key, trace in labels.traces.items():
         spans, prompt = by_trace.get(key, []), labels.prompts[key[0]]
         bad = [s for s in spans if s.failing and s.level in STEPWISE]
