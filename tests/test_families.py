@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from surgeon import lineage
+from surgeon import artifact, lineage
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
 from surgeon.families import (
@@ -32,7 +33,7 @@ from surgeon.families import (
 )
 from surgeon.families.candidate_files import write_side_files, write_weights
 from surgeon.families.cosines import cosine, cosines_between, merge_groups
-from surgeon.families.description import candidate_digest, write_family
+from surgeon.families.description import candidate_digest
 from surgeon.families.merge_config import plain_merge, plain_mix
 from surgeon.families.merge_methods import Mix, recipe
 from surgeon.live.families import Materialiser, live, smoke_test
@@ -88,7 +89,7 @@ def describe(root: Path, a: Path, b: Path, mixes: list[Mix], dtype: str | None =
         root, root.name, ends, digests, ("slerp", "linear"), dtype,
         (first, *candidates, second), cosines=angles,
     )  # fmt: skip
-    write_family(family)
+    artifact.write(family.path, family.described())
     description.write_cosines(family, torch.get_num_threads())
     return family
 
@@ -453,7 +454,7 @@ def test_a_family_can_be_moved_with_its_endpoints(
     describe(home / "f", a, b, MIXES)
     home.rename(tmp_path / "elsewhere")
     family = Family.open(tmp_path / "elsewhere" / "f")
-    family.require_endpoints_unchanged()
+    family.require_unchanged()
 
 
 @pytest.mark.parametrize(
@@ -548,7 +549,12 @@ def test_live_gives_candidates_the_chosen_template_and_endpoints_their_own(
     (b / "generation_config.json").write_text(json.dumps({"eos_token_id": 5}))
     family = describe(tmp_path / "f", a, b, [Mix("slerp", 0.5)])
     chosen = Family(**{**vars(family), "choices": Choices("first", "second", "second")})
-    write_family(chosen)
+    candidates = (
+        replace(c, digest=candidate_digest(c.merge, chosen)) if c.merge else c
+        for c in family.candidates
+    )
+    chosen = replace(chosen, candidates=tuple(candidates))
+    artifact.write(chosen.path, chosen.described())
     seen = {
         s.name: (tokenizer.chat_template[:5], model.generation_config.eos_token_id)
         for s, model, tokenizer in live(subjects([str(tmp_path / "f")]))

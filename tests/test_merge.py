@@ -653,7 +653,7 @@ def test_an_adapter_endpoint_is_merged_and_kept_with_the_family(
     assert [c.name for c in report.family.candidates] == ["a", "slerp-0.5", "a+lora"]
     assert (tmp_path / "f" / "endpoints" / "a+lora" / "config.json").is_file()
     again = Family.open(tmp_path / "f")
-    again.require_endpoints_unchanged()
+    again.require_unchanged()
     assert not equal(tmp_path / "f" / "slerp-0.5", pico_pair[0])
     assert [s.name for s in subjects([str(tmp_path / "f")])] == ["a", "slerp-0.5", "a+lora"]
 
@@ -768,6 +768,9 @@ def test_a_family_that_was_read_runs_no_code_of_the_current_directory(
     assert refused.returncode != 0 and "PYTHONPATH=." in refused.stderr
     assert not (tmp_path / "out").exists()
     assert start(read, ".").returncode == 0 and (tmp_path / "out" / "config.json").is_file()
+    (tmp_path / "found_beside.py").write_text("def merge(a, b, t):\n    return a - t * (b - a)\n")
+    edited = start(read.replace("'out'", "'again'"), ".")
+    assert edited.returncode != 0 and "the code of found_beside:merge changed" in edited.stderr
 
 
 def returns_less(a: Any, b: Any, t: float) -> Any:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from surgeon import artifact, lineage
+from surgeon import artifact, lineage, named
 from surgeon.checkpoint import Checkpoint, hub_id, read_json, resolve
 from surgeon.errors import BadInput
 from surgeon.families.merge_config import plain_mix, with_models
@@ -190,11 +190,6 @@ class Family:
         return ends | {Path(spec).name: digest for spec, digest in self.others.items()}
 
     @property
-    def method(self) -> str:
-        """The methods' names in one string."""
-        return "+".join(self.methods)
-
-    @property
     def virtual(self) -> bool:
         """True when at least one candidate has to be made in memory."""
         return not all(candidate.written for candidate in self.candidates)
@@ -208,13 +203,21 @@ class Family:
         near = difflib.get_close_matches(name, names, 3) or names
         raise BadInput(f"{self.path} has no candidate {name!r}. It has: {', '.join(near)}.")
 
-    def require_endpoints_unchanged(self) -> None:
-        """Raise `BadInput` when an endpoint's files are not those the family was described with."""
+    def require_unchanged(self) -> None:
+        """Raise `BadInput` when an endpoint's files, or the code of a method from outside, are not
+        those the family was described with."""
         for endpoint, digest in zip(self.endpoints, self.endpoint_digests, strict=True):
             if endpoint.digest != digest:
                 raise BadInput(
                     f"{endpoint.path} changed since {self.path / FILE} was written (digest "
                     f"{endpoint.digest[:19]}, then {digest[:19]}). Run merge-sweep again."
+                )
+        for candidate in self.candidates:
+            virtual = candidate.merge and not candidate.written
+            if virtual and candidate_digest(candidate.merge, self) != candidate.digest:
+                raise BadInput(
+                    f"{candidate.name} is no longer what {self.path / FILE} says: its recipe or "
+                    f"the code of {candidate.merge['merge_method']} changed. Run merge-sweep again."
                 )
 
     def source(self, part: str) -> Checkpoint:
@@ -232,14 +235,12 @@ def candidate_digest(merge: MergeConfig, family: Family) -> str:
         "endpoints": list(family.endpoint_digests),
         "choices": family.choices._asdict(),
     }
-    if plain_mix(merge) is None:  # slerp and linear draw nothing
+    mix = plain_mix(merge)
+    if mix is None:  # the methods that are computed here draw nothing
         recipe["seed"] = family.seed
+    elif code := named.digests(method=mix.method):
+        recipe["code"] = code
     return lineage.digest_of(recipe)
-
-
-def write_family(family: Family) -> None:
-    """Write `family.json` into the family's directory, atomically."""
-    artifact.write(family.path, family.described())
 
 
 def label(checkpoint: Checkpoint) -> str:

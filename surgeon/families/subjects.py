@@ -117,7 +117,7 @@ def write_out(subject: Subject, out: str | Path) -> Path:
     family, candidate, out = subject.family, subject.candidate, Path(out)
     if family is None or candidate is None:
         raise ValueError(f"{subject.spec} has neither a directory nor a family")
-    family.require_endpoints_unchanged()
+    family.require_unchanged()
     size = candidate_files.candidate_bytes(family.endpoints[0], family.dtype)
     lineage.require_room(out, size, f"Writing {candidate.name}")
     work = candidate_files.begin_candidate(family, candidate, out)

@@ -29,7 +29,7 @@ class Materialiser:
         self, family: Family, device: str = "cpu", dtype: torch.dtype | None = None
     ) -> None:
         """Load the first endpoint, map both files, and compute the cosines if not stored."""
-        family.require_endpoints_unchanged()
+        family.require_unchanged()
         self.family = with_cosines(family)
         a, b = family.endpoints[0], family.endpoints[-1]
         if dtype is None and family.dtype is not None:

@@ -40,6 +40,8 @@ class SweepPlan(NamedTuple):
     run: lineage.Run
     n_bytes: int
     """Bytes to be added to the disk."""
+    free_bytes: int
+    """Bytes free on it before."""
     notices: tuple[str, ...]
     """Differences between the endpoints and what was decided about them."""
     fallback: preflight.Fallback | None
@@ -60,8 +62,8 @@ class SweepPlan(NamedTuple):
         written = "written by mergekit" if self.by_mergekit else "written in one pass"
         how = "virtual" if self.settings.virtual else written
         lines.append(f"{counted(len(names), 'candidate')} ({how}){ends}: {span or 'none'}")
-        free = lineage.free_bytes(self.settings.out)
-        lines.append(f"to write: {size_text(self.n_bytes)}, free on that disk: {size_text(free)}")
+        free = size_text(self.free_bytes)
+        lines.append(f"to write: {size_text(self.n_bytes)}, free on that disk: {free}")
         return lines if self.fallback is None else [*lines, self.fallback.line()]
 
 
@@ -113,6 +115,7 @@ def prepare(settings: MergeSweepSettings) -> SweepPlan:
         kept=_published(family, places),
         run=run,
         n_bytes=n_bytes,
+        free_bytes=lineage.free_bytes(settings.out),
         notices=tuple(notices),
         fallback=preflight.fallback(first, family.cosines) if slerp else None,
     )
@@ -142,7 +145,7 @@ def _run(
         "choices": family.choices._asdict(),
     }
     inputs = dict(family.inputs)
-    for method in settings.method:
+    for method in family.methods:
         inputs |= named.digests(method=method)
     return lineage.Run(VERB, arguments, inputs, settings.seed if by_mergekit else None)
 
