@@ -99,16 +99,11 @@ def train_here(path: Path) -> Taken:
     from surgeon.checkpoint import Checkpoint
     from surgeon.decoding import Request, decode, stream_key
     from surgeon.distill.on_policy import Imitation, reverse_kl_loss, teacher_states
-    from surgeon.training import (
-        AveragedWeights,
-        Batch,
-        Schedule,
-        Student,
-        Tuning,
-        fit,
-        sequences,
-        tune,
-    )  # fmt: skip
+    from surgeon.settings.training import Schedule, Tuning
+    from surgeon.training.loop import Batch, fit
+    from surgeon.training.sequences import sequences
+    from surgeon.training.student import Student
+    from surgeon.training.tuning import AveragedWeights, tune
 
     imported, starts, lengths = peak_mib(), [], []
     checkpoint = Checkpoint.open(path)

@@ -7,7 +7,7 @@ It learns, for each question, the shortest of the answers that came to an end.
 
 from surgeon.distill import TrainingRun
 from surgeon.errors import BadInput
-from surgeon.training import History
+from surgeon.training.state import History
 
 
 def brevity(run: TrainingRun) -> History:

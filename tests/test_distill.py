@@ -35,7 +35,7 @@ from surgeon.settings import bind
 from surgeon.settings.distill import DistillSettings
 from surgeon.threads import one_thread
 from surgeon.traces import Prompt, Trace, read_traces
-from surgeon.training import draw, grouped, share_of
+from surgeon.training.sequences import draw, grouped, share_of
 
 SMALL: dict[str, Any] = dict(
     top_global=0.1, max_tokens=80, temperature=1.0, top_p=1.0, share=0.4, shots=2, samples=2,

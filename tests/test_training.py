@@ -18,28 +18,18 @@ from torch import nn
 
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
-from surgeon.training import (
-    METRICS,
-    AveragedChange,
-    AveragedWeights,
-    Batch,
-    Guards,
-    Loss,
-    Schedule,
-    Student,
-    Tuning,
+from surgeon.settings.training import Schedule, Tuning
+from surgeon.training.loop import Batch, Guards, Loss, fit, seed_everything
+from surgeon.training.sequences import (
     chunked_nll,
-    fit,
-    folded,
     require_plain_logits,
     response_states,
     sequences,
-    trainable,
-    tune,
     unembedding,
 )
-from surgeon.training.loop import seed_everything
-from surgeon.training.state import states
+from surgeon.training.state import METRICS, states
+from surgeon.training.student import Student
+from surgeon.training.tuning import AveragedChange, AveragedWeights, folded, trainable, tune
 
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [14]]
 RESPONSES = [[20, 21, 22], [23, 24, 25, 26, 27], [28], [29, 30, 31, 32]]

@@ -31,7 +31,7 @@ from surgeon.errors import BadInput
 from surgeon.monitor import monitor as watch
 from surgeon.settings import bind
 from surgeon.settings.trigger_sft import SftSettings
-from surgeon.training import Batch
+from surgeon.training.loop import Batch
 from surgeon.trigger.artifacts import read_labels
 from surgeon.trigger.detectors import detectors, fit_detectors
 from surgeon.trigger.examples import encode_example, read_examples

@@ -9,8 +9,9 @@ from trigger_labels import MODEL, TRIGGERS, make_labels, write_examples
 
 from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.errors import BadInput
+from surgeon.settings.training import Tuning
 from surgeon.traces import Prompt, encode
-from surgeon.training import Tuning, trainable, tune
+from surgeon.training.tuning import trainable, tune
 from surgeon.trigger.examples import (
     Example,
     Segment,

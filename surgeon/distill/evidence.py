@@ -19,7 +19,7 @@ from surgeon.distill.demonstrations import Context, find_contexts, prompt_of_tea
 from surgeon.distill.pool import Answers, LiveModel, answer_pool, pool_sets
 from surgeon.live.architecture import head_of
 from surgeon.traces import Prompt, Trace
-from surgeon.training import response_states, sequences, unembedding
+from surgeon.training.sequences import response_states, sequences, unembedding
 
 if TYPE_CHECKING:
     from surgeon.distill.plan import DistillPlan

@@ -25,7 +25,9 @@ from surgeon.errors import BadInput
 from surgeon.live.architecture import Head, head_of
 from surgeon.progress import bar
 from surgeon.traces import stop_ids, text_of
-from surgeon.training import METRICS, History, Journal, response_states, sequences
+from surgeon.training.loop import Journal
+from surgeon.training.sequences import response_states, sequences
+from surgeon.training.state import METRICS, History
 
 if TYPE_CHECKING:
     from trl import GRPOConfig  # pyright: ignore

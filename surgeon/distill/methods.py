@@ -18,7 +18,7 @@ from surgeon.distill.pool import LiveModel
 from surgeon.distill.run import TrainingRun
 from surgeon.errors import BadInput
 from surgeon.traces import Trace
-from surgeon.training import History
+from surgeon.training.state import History
 
 if TYPE_CHECKING:
     from surgeon.distill.plan import DistillPlan

@@ -18,22 +18,19 @@ from surgeon.distill.run import GUARDS, TrainingRun
 from surgeon.errors import BadInput
 from surgeon.live.architecture import head_of
 from surgeon.traces import stop_ids
-from surgeon.training import (
-    AveragedChange,
-    AveragedWeights,
-    Batch,
-    History,
-    Loss,
+from surgeon.training.loop import Batch, Loss
+from surgeon.training.sequences import (
     Sequences,
-    Teacher,
     draw,
     grouped,
-    is_sharded,
     response_states,
     sequences,
     share_of,
     unembedding,
 )
+from surgeon.training.state import History
+from surgeon.training.student import is_sharded
+from surgeon.training.tuning import AveragedChange, AveragedWeights, Teacher
 
 if TYPE_CHECKING:
     from surgeon.distill.plan import DistillPlan

@@ -10,24 +10,20 @@ import torch
 from surgeon.distill.evidence import PoolEvidence
 from surgeon.distill.pool import LiveModel
 from surgeon.traces import Trace
-from surgeon.training import (
-    Batch,
-    Guards,
-    History,
-    Loss,
-    Student,
+from surgeon.training import processes
+from surgeon.training.loop import Batch, Guards, Loss, fit
+from surgeon.training.sequences import (
     Targets,
-    Teacher,
     draw,
-    fit,
     grouped,
     nll_loss,
-    processes,
     require_plain_logits,
     sequences,
     share_of,
-    tune,
 )
+from surgeon.training.state import History
+from surgeon.training.student import Student
+from surgeon.training.tuning import Teacher, tune
 
 if TYPE_CHECKING:
     from surgeon.distill.plan import DistillPlan

@@ -15,7 +15,10 @@ from surgeon.console import announce, console, say, table, warn
 from surgeon.distill.diagnostics import cautions, summary
 from surgeon.distill.evidence import Diagnostics, PoolEvidence, SetDiagnostics
 from surgeon.distill.plan import DistillPlan
-from surgeon.training import Base, History, Student, processes, write_result
+from surgeon.training import processes
+from surgeon.training.state import History
+from surgeon.training.student import Student
+from surgeon.training.writing import Base, write_result
 
 WINDOW = 10
 """Steps at both ends of training that are averaged for the report."""

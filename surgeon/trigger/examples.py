@@ -13,7 +13,7 @@ from torch import nn
 from surgeon import jsonl
 from surgeon.errors import BadInput
 from surgeon.traces import Prompt, encode, parse_prompt
-from surgeon.training import Targets, grouped, targets, token_nll
+from surgeon.training.sequences import Targets, grouped, targets, token_nll
 from surgeon.trigger.artifacts import KINDS
 from surgeon.trigger.reconstruct import EXAMPLES as FILE
 

@@ -18,20 +18,14 @@ from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
 from surgeon.settings import record, verb
 from surgeon.settings.neureasoner import DetectorTraining, WatchSettings
+from surgeon.settings.training import Schedule
 from surgeon.settings.trigger_sft import SftSettings
-from surgeon.training import (
-    Base,
-    Batch,
-    Schedule,
-    Student,
-    fit,
-    nll_loss,
-    processes,
-    require_plain_logits,
-    targets,
-    tune,
-    write_result,
-)
+from surgeon.training import processes
+from surgeon.training.loop import Batch, fit
+from surgeon.training.sequences import nll_loss, require_plain_logits, targets
+from surgeon.training.student import Student
+from surgeon.training.tuning import tune
+from surgeon.training.writing import Base, write_result
 from surgeon.trigger.artifacts import Labels, read_labels
 from surgeon.trigger.card import card, loss_table
 from surgeon.trigger.detectors import Detection, detector_table, fit_detectors, require_labels
