@@ -1,6 +1,6 @@
 """The batched decoder against transformers' own, family by family, and against itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,20 @@ def test_requests_may_have_numbers_of_their_own(model: Any):
     whole = run(model, wanted)
     found = run(model, {7: wanted[2], 1: wanted[0]})
     assert found == [whole[0]._replace(index=1), whole[2]._replace(index=7)]
+
+
+def test_an_answer_is_cut_where_it_is_told_to_and_the_others_go_on(model: Any):
+    whole = {answer.index: answer.token_ids for answer in run(model, requests(5), batch=2)}
+    assert all(len(ids) > 3 for ids in whole.values())
+
+    def until(index: int, token_ids: Sequence[int]) -> bool:
+        assert list(token_ids) == whole[index][: len(token_ids)]
+        return index in (1, 3) and len(token_ids) == 3
+
+    cut = {answer.index: answer for answer in run(model, requests(5), batch=2, until=until)}
+    for index, ids in whole.items():
+        assert cut[index].token_ids == (ids[:3] if index in (1, 3) else ids)
+    assert {cut[1].finish_reason, cut[3].finish_reason} == {"length"}
 
 
 def test_the_seed_and_the_name_of_a_response_choose_its_stream():

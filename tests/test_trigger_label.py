@@ -447,3 +447,13 @@ def test_wrong_input_is_refused_in_one_line(place: Path, changes: dict[str, Any]
     with pytest.raises(BadInput, match=said) as caught:
         label(out=place / "out", **given)
     assert "\n" not in str(caught.value) and sorted(place.iterdir()) == before
+
+
+def test_importing_a_stage_leaves_the_others_alone():
+    code = (
+        "import sys, surgeon.trigger.label\n"
+        "stages = ('identify', 'detectors', 'reconstruct', 'sft')\n"
+        "loaded = {f'surgeon.trigger.{name}' for name in stages} & set(sys.modules)\n"
+        "assert not loaded, loaded"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
