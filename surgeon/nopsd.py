@@ -47,7 +47,7 @@ Readings: places where the paper is silent or contradicts itself, held by
 # L layers, F units per layer, T tokens, D model width, V vocabulary.
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -55,6 +55,9 @@ from torch import Tensor
 
 from surgeon.settings.nopsd import NopsdReadings as Readings
 from surgeon.settings.nopsd import Selection
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 
 def budget(amount: float, n: int) -> int:
@@ -180,12 +183,17 @@ class Neighbours(NamedTuple):
 
 
 class _Overlaps:
-    """Sizes of intersections, block against block: sparse products over the rare neurons, dense
-    ones over the common."""
+    """Sizes of intersections, block against block.
+
+    A sparse product of two blocks costs, for each neuron, the product of how many sets of either
+    hold it; a dense one costs the same for every neuron. So rare neurons are counted by a sparse
+    product and common ones by dense products, `COLUMNS` at a time.
+    """
 
     def __init__(self, sets: Sets, order_N: np.ndarray, edges: Sequence[slice]):
         count = _popularity(sets)
-        # Which part a neuron is in (-1: in one set only, so in no intersection), and its column.
+        # Part 0 holds the rare neurons, the next ones the common. A neuron of one set only is in
+        # no intersection, thus in no part (-1).
         common = count > COMMON * len(sets.size_N)
         part = np.where(count < 2, -1, np.where(common, 1 + (np.cumsum(common) - 1) // COLUMNS, 0))
         self.n_parts = 2 + (int(common.sum()) - 1) // COLUMNS
@@ -204,7 +212,7 @@ class _Overlaps:
 
     def _rows(
         self, sets: Sets, members: np.ndarray, part: np.ndarray, column: np.ndarray, widths: list
-    ) -> list[Any]:
+    ) -> list["csr_matrix"]:
         """The sets of a block as one sparse matrix per part."""
         from scipy import sparse
 
@@ -223,8 +231,8 @@ class _Overlaps:
             found.append(self._with_ones(matrix))
         return found
 
-    def _with_ones(self, matrix: Any) -> Any:
-        """Every entry is 1, and all matrices share the memory that says so."""
+    def _with_ones(self, matrix: "csr_matrix") -> "csr_matrix":
+        """Every entry is 1: all matrices share one array of ones."""
         if matrix.nnz > len(self.ones):
             self.ones = np.ones(matrix.nnz, np.float32)
         matrix.data = self.ones[: matrix.nnz]

@@ -13,7 +13,7 @@ from torch import Tensor
 from surgeon.live.blocks import FfnSite
 
 SAMPLE_ABOVE = 8192
-"""Rows of values longer than this find their threshold through a sample first."""
+"""Rows longer than this aren't sorted whole: a sample tells their threshold."""
 BLOCK_VALUES, BLOCK_VALUES_ELSEWHERE = 1 << 20, 1 << 27
 """Values compared at a time, on the CPU and on other devices: on the CPU they stay in its cache."""
 
@@ -85,6 +85,7 @@ def largest(held: Sequence[Held], rows: slice, k: int, d_ff: int, before: Top | 
 
 def _keys(held: Sequence[Held], W: int, d_ff: int) -> np.ndarray:
     """The neuron keys of a token's values, int64 (W,), as if its experts were the first ones."""
+    # One row of keys serves all tokens; `_place_experts` moves the few that are kept.
     keys = [
         np.arange(entry.h_NF.shape[1]) + entry.site.layer * d_ff + entry.site.first
         for entry in held
@@ -115,12 +116,14 @@ def _place_experts(
 def _select_on_cpu(
     value_NW: Tensor, k: int, fresh: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """`_select` for the CPU: by the bits of the values, which order positive numbers as integers
-    do, and integers are sorted and compared fastest."""
+    """`_select` for the CPU: by the bits of the values."""
     N, W = value_NW.shape
+    # The bits of positive floats are in the order of the floats, and integers are sorted and
+    # compared fastest. Negative floats have the sign bit set: as integers they clamp to 0.
     bits = value_NW.view(torch.int16 if value_NW.dtype.itemsize == 2 else torch.int32)
     bits_NW = bits.clamp_(min=0).numpy()
     total_N = _row_sums(value_NW[:, fresh:]).double().numpy()
+    # Each row's threshold: the k-th largest value, or 1, the bits of the smallest positive number.
     if k >= W:
         least_N = np.ones(N, bits_NW.dtype)
     elif W <= SAMPLE_ABOVE:
@@ -128,6 +131,7 @@ def _select_on_cpu(
     else:
         least_N = np.maximum(_sampled_threshold(bits_NW, k), 1)
     flat_E, count_N = _reached(bits_NW, least_N)
+    # A sampled threshold may be too high. Only those rows are sorted whole.
     short_N = (count_N < k) & (least_N > 1)
     if short_N.any():
         exact = np.sort(bits_NW[short_N], axis=1)[:, W - k]
@@ -142,8 +146,9 @@ def _select_on_cpu(
 
 
 def _row_sums(value_NW: Tensor) -> Tensor:
-    """Sums of rows, float32 (N,); to about 1e-4 for 16-bit values, as their own kind of sum over
-    short parts is much faster than one in float32."""
+    """Sums of rows, float32 (N,); to about 1e-4 for 16-bit values."""
+    # 16-bit values are summed in their own precision over short parts, which is much faster than
+    # in float32; the parts' sums are added in float32, so the error doesn't grow with the row.
     if value_NW.dtype.itemsize > 2:
         return value_NW.sum(-1)
     whole = value_NW.shape[1] // 128 * 128
@@ -154,7 +159,8 @@ def _row_sums(value_NW: Tensor) -> Tensor:
 def _reached(bits_NW: np.ndarray, least_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Flat places of the values that reach their row's threshold, and how many in each row."""
     N, W = bits_NW.shape
-    # `np.flatnonzero` of a sparse mask, by way of its bytes of eight.
+    # `np.flatnonzero` of the mask would look at every value. Few reach the threshold, so most
+    # bytes of eight are 0: those are skipped, and only the others are unpacked.
     packed = np.packbits(bits_NW >= least_N[:, None])
     byte_E = np.flatnonzero(packed != 0)
     bit_E = np.flatnonzero(np.unpackbits(packed[byte_E]).view(bool))
@@ -164,6 +170,8 @@ def _reached(bits_NW: np.ndarray, least_N: np.ndarray) -> tuple[np.ndarray, np.n
 
 def _sampled_threshold(bits_NW: np.ndarray, k: int) -> np.ndarray:
     """A value per row that, going by a sample, at least `k` entries reach, and not many more."""
+    # Every 16th value. Of the sample, k / 16 are expected above the row's k-th value, with a
+    # deviation of sqrt(k / 16): four of them more make it rare that too few are above.
     step = 16
     sample_NS = np.sort(bits_NW[:, ::step], axis=1)
     rank = int(k / step + 4 * (k / step) ** 0.5) + 1
@@ -173,6 +181,7 @@ def _sampled_threshold(bits_NW: np.ndarray, k: int) -> np.ndarray:
 def _first_largest(bits_E: np.ndarray, count_N: np.ndarray, k: int) -> np.ndarray:
     """Which of the candidates (`count_N` per row) are among the `k` largest of their row, the first
     of equal ones first."""
+    # Rows have different numbers of candidates: padded with 0, below every candidate's bits.
     widest = int(count_N.max())
     padded_NC = np.zeros((len(count_N), widest), bits_E.dtype)
     padded_NC[np.arange(widest) < count_N[:, None]] = bits_E

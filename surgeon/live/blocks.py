@@ -142,7 +142,8 @@ def block(model: nn.Module, layer: int) -> Block:
             f"found layer {layer}; expected 0 to {len(layers) - 1} in this {config.model_type} "
             "model."
         )
-    n_heads = getattr(config, "num_attention_heads", None) or 0
+    own = config.per_layer_config[layer] if config.is_heterogeneous else config
+    n_heads = getattr(own, "num_attention_heads", None) or 0
     return Block(config.model_type, layer, layers[layer], n_heads)
 
 
