@@ -34,10 +34,14 @@ class Pool(NamedTuple):
         """All responses, candidate after candidate."""
         return [r for rows in self.responses.values() for r in rows]
 
+    def places(self) -> dict[str, int]:
+        """Prompt -> its place among all."""
+        return {prompt_id: n for n, prompt_id in enumerate(self.prompt_ids)}
+
     def sums(self, values: Iterable[float | None]) -> np.ndarray:
         """float64_PC2 from one value for each of `everything`: by prompt and candidate the sum of
         the values, and how many there are; None and what isn't finite are none."""
-        place = {prompt_id: n for n, prompt_id in enumerate(self.prompt_ids)}
+        place = self.places()
         sums_PC2 = np.zeros((len(self.prompt_ids), len(self.responses), 2))
         remaining = iter(values)
         for c, rows in enumerate(self.responses.values()):
@@ -95,7 +99,8 @@ def entropy_top20(pool: Pool) -> np.ndarray:
 
 def agreement(pool: Pool) -> np.ndarray:
     """One value per prompt and candidate: samples agree with each other, not with themselves."""
-    sums_PC2 = np.zeros((len(pool.prompt_ids), len(pool.responses), 2))
+    place = pool.places()
+    sums_PC2 = np.zeros((len(place), len(pool.responses), 2))
     for c, rows in enumerate(pool.responses.values()):
         answers: dict[str, list[str | None]] = {}
         for r in rows:
@@ -104,7 +109,7 @@ def agreement(pool: Pool) -> np.ndarray:
         voted = {prompt_id: votes for prompt_id, votes in answers.items() if len(votes) > 1}
         shares = metrics.agreement_by_prompt(list(voted.values()))
         for prompt_id, share in zip(voted, shares, strict=True):
-            sums_PC2[pool.prompt_ids.index(prompt_id), c] = (share, 1)
+            sums_PC2[place[prompt_id], c] = (share, 1)
     return sums_PC2
 
 

@@ -7,6 +7,7 @@ computed here, the template figures.html.j2 draws.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
+from operator import attrgetter
 from typing import NamedTuple
 
 WIDTH = 340
@@ -191,15 +192,12 @@ def ratio_chart(
     truth = next((dot for dot in placed if dot.index == most_accurate), None)
     if truth is not None:
         lines.append(("best-line", truth.x, TOP, truth.x, HEIGHT - BOTTOM))
+    series = attrgetter("series")
     curves = [
         _curve(sorted(run, key=lambda dot: (dot.x, dot.index)), lines)
-        for _, run in groupby(sorted(placed, key=_series_of), _series_of)
+        for _, run in groupby(sorted(placed, key=series), series)
     ]
     return Chart(label, HEIGHT, lines, ticks, placed, favourite, truth, curves)
-
-
-def _series_of(dot: Dot) -> int:
-    return dot.series
 
 
 def rank_chart(
