@@ -33,7 +33,7 @@ from surgeon.neureasoner.detectors import Detector
 from surgeon.neureasoner.features import FEATURES
 from surgeon.settings.neureasoner import WatchSettings
 from surgeon.watch.monitor import Monitor
-from surgeon.watch.watching import Watching
+from surgeon.watch.watching import Watching, union
 
 TARGET = 1.05
 VOCABULARY, PROMPT, LAYER = 151_936, 64, 14
@@ -150,9 +150,9 @@ def main() -> None:
         f"peak {peak_mib() / 1024:.1f} GiB"
     )
     ends = sum(r.level == "intra" for rows in watcher.readings.values() for r in rows)
-    firings = sum(map(len, watcher.firings.values()))
+    firings, size = sum(map(len, watcher.firings.values())), union(watcher.monitor.channels)[0].size
     print(
-        f"  {watcher.channels.size} channels of layer {LAYER}, {ends} step ends in "
+        f"  {size} channels of layer {LAYER}, {ends} step ends in "
         f"{args.batch * len(answers[1])} tokens, {firings} firings; "
         f"the same answers: {'yes' if same else 'NO'}"
     )

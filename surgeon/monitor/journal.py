@@ -5,7 +5,7 @@ An answer's trace is written last: where there is one, all of the answer is on d
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from surgeon import jsonl, traces
 from surgeon.monitor.jobs import MonitoredAnswer
@@ -15,6 +15,7 @@ from surgeon.watch.watching import Firing, Reading
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+R = TypeVar("R", Firing, Reading)
 TRACES, FIRINGS, READINGS = "traces.jsonl", "firings.jsonl", "readings.jsonl"
 
 
@@ -53,7 +54,7 @@ def entry_of(answer: MonitoredAnswer, tokenizer: "PreTrainedTokenizerBase") -> E
     return Entry(trace, firings, [_rounded(reading) for reading in answer.readings])
 
 
-def _rounded(one: Any) -> Any:
+def _rounded(one: R) -> R:
     return one._replace(probability=round(float(one.probability), 6))
 
 

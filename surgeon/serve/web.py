@@ -40,8 +40,6 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
 
     Who connects is turned away until a server takes it up.
     """
-    if not 0 <= port <= 65535:
-        raise BadInput(f"found port = {port}, expected 0 (any free one) to 65535.")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
