@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.decoding.cache import cache_bytes_per_token
-from surgeon.live.architecture import base_model, text_config
+from surgeon.live.architecture import base_model
 
 
 class _Row:
@@ -68,13 +68,13 @@ def _prepared(model: Any, id_1N: Tensor) -> dict[str, Any]:
 
 
 def _remembers(model: Any) -> bool:
-    """Whether what is remembered of an answer lies in the model itself: it has states, and no layer
-    of transformers' cache holds any."""
-    from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin
-
-    layers = DynamicCache(config=text_config(model)).layers
-    held = any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
-    return bool(getattr(model, "_is_stateful", False)) and not held
+    """Whether what is remembered of an answer lies in the model itself, as an attribute of its
+    modules (RecurrentGemma), so that two answers would write over one another."""
+    return any(
+        name.endswith(("_state", "_states")) and not name.startswith("_")
+        for module in model.modules()
+        for name in vars(module)
+    )
 
 
 class Alone:

@@ -14,6 +14,7 @@ from surgeon.judges.docket import VERDICTS, Docket
 from surgeon.judges.finding import Finding, Question
 from surgeon.judges.judges import Judge, parse_judge
 from surgeon.judges.prompts import question_of, read_texts
+from surgeon.live import support
 from surgeon.neureasoner.steps import Span, StepEnds, check_spans
 from surgeon.settings import record, verb
 from surgeon.settings.neureasoner import LEVELS
@@ -123,6 +124,7 @@ def prepare(settings: LabelSettings) -> LabelPlan:
     if judge is not None:
         judge.check(question_of(p.messages) for p in prompts if group[p.id] == "prompts")
     checkpoint = open_checkpoint(settings.checkpoint)
+    support.require("triggers", checkpoint)
     inputs = {
         "checkpoint": checkpoint.digest,
         "prompts": lineage.digest_of([[asdict(p), group[p.id]] for p in prompts]),
