@@ -28,6 +28,7 @@ from torch import nn
 
 from surgeon.architectures import registry
 from surgeon.errors import BadInput
+from surgeon.live.architecture import refusal
 
 WINDOW, VOCABULARY = 16, 128
 PROMPT_LENGTHS = (3, 37, 21, 1, 33)
@@ -299,6 +300,9 @@ def difference(ours: Steps, theirs: Steps) -> float:
 def compare(model: nn.Module) -> Result:
     """Decode with both and say what came out."""
     name = model.config.model_type  # pyright: ignore
+    reason = refusal(model)
+    if reason is not None:
+        return Result(name, "refused", note=reason)
     wanted = prompts()
     try:
         theirs = [generated(model, prompt) for prompt in wanted]

@@ -25,6 +25,8 @@ def context_of(config: Any) -> int:
     make answers depend on their neighbours; such a model is used up to its original length.
     """
     limit = getattr(config, "max_position_embeddings", None) or UNLIMITED
+    # -1 where a family has relative positions only (XLNet).
+    limit = limit if limit > 0 else UNLIMITED
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") not in RESCALED:
         return int(limit)
