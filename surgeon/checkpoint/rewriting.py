@@ -30,11 +30,10 @@ def rewrite(
     """Copy `source` into the existing directory `out`, passing the touched tensors through `edit`.
 
     Shards without a touched tensor are hard-linked where the file system allows (copied
-    otherwise); the others are written anew, `threads` shards at a time and of each one tensor in
-    memory. `edit(name, tensor)` must keep shape and dtype; it may change the tensor it is given
-    and return it, and must not keep it. Shards that are already there (from a run that was killed)
-    are kept. Nothing of `source` is changed. Publishing `out` is the
-    caller's.
+    otherwise). The others are written anew, `threads` shards at a time and of each one tensor in
+    memory. `edit(name, tensor)` must keep shape and dtype. It may change its tensor in place and
+    return it, and must not keep it. Shards that an earlier, killed run wrote are kept. Nothing of
+    `source` is changed. The caller renames `out` into place.
     """
     for file in source.side_files:
         shutil.copy2(file, out / file.name)

@@ -68,7 +68,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
 def read_tensor(file: FileIO, info: TensorInfo, scratch: "Tensor | None" = None) -> "Tensor":
     """One tensor's bytes from an open shard, in memory of its own (not a mapping of the file).
 
-    `scratch` (uint8) is used as that memory where it is given.
+    That memory is `scratch` (uint8) where there is one.
     """
     import torch
 

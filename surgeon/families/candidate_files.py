@@ -124,6 +124,7 @@ def write_weights(family: Family, candidates: list[Candidate], outs: list[Path])
             ThreadPoolExecutor(workers) as pool,
         ):
             for shard in a.shards:
+                # Every candidate's file is open at once: a chunk that was read is mixed for all.
                 todo = [(c, out) for c, out in pairs if not (out / shard).exists()]
                 plan = layout(a, shard, family.dtype)
                 with _reserved([out / f".{shard}.tmp" for _, out in todo], plan) as files:

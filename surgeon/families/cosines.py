@@ -104,6 +104,8 @@ def cosine(a: Tensor, b: Tensor) -> float:
             n = min(ANGLE_CHUNK, a_N.numel() - start)
             yield slice(start, start + n), x_1N[:, :n], y_1N[:, :n]
 
+    # Two readings, as mergekit's: the norms first, then the product of normalised elements. A
+    # product divided afterwards by both norms would round otherwise.
     norms: list[tuple[Tensor, Tensor]] = []
     for span, x, y in spans():
         for wide, source in ((x, a_N[span]), (y, b_N[span])):
@@ -122,6 +124,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
         for block in serial_blocks(x.shape[1]):
             x[0, block], y[0, block] = first[block], second[block]
             x[0, block].div_(norm_a).mul_(y[0, block].div_(norm_b))
+        # This sum is split among threads, and the split decides the last bit.
         dots.append(x.sum(dim=1, keepdim=True))
     return torch.stack(dots).sum(dim=0).clamp(-1, 1).item()
 

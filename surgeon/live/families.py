@@ -159,30 +159,32 @@ def live(
     None keeps the one on disk.
     """
     making: Materialiser | None = None
-    for subject in members:
-        family, candidate = subject.family, subject.candidate
-        shared = family is not None and family.virtual and _shares_config(family, candidate)
-        if making is not None and (not shared or making.family.path != family.path):  # pyright: ignore
+    try:
+        for subject in members:
+            family, candidate = subject.family, subject.candidate
+            shared = family is not None and family.virtual and _shares_config(family, candidate)
+            if making and (family is None or not shared or making.family.path != family.path):
+                making.close()
+                making = None
+            if family is None or candidate is None or not shared:
+                checkpoint = subject.checkpoint
+                if checkpoint is None:
+                    raise ValueError(f"{subject.spec} has neither a directory nor a family")
+                yield subject, checkpoint.model(device=device, dtype=dtype), checkpoint.tokenizer()
+                continue
+            if making is None:
+                making = Materialiser(family, device, dtype)
+            model: Any = making.model(candidate)
+            if candidate.endpoint is None:
+                use_generation_config(model, family.source("generation"))
+                yield subject, model, tokenizer(family)
+            else:
+                endpoint = family.endpoints[candidate.endpoint]
+                use_generation_config(model, endpoint)
+                yield subject, model, endpoint.tokenizer()
+    finally:
+        if making is not None:
             making.close()
-            making = None
-        if family is None or candidate is None or not shared:
-            checkpoint = subject.checkpoint
-            if checkpoint is None:
-                raise ValueError(f"{subject.spec} has neither a directory nor a family")
-            yield subject, checkpoint.model(device=device, dtype=dtype), checkpoint.tokenizer()
-            continue
-        if making is None:
-            making = Materialiser(family, device, dtype)
-        model: Any = making.model(candidate)
-        if candidate.endpoint is None:
-            use_generation_config(model, family.source("generation"))
-            yield subject, model, tokenizer(family)
-        else:
-            endpoint = family.endpoints[candidate.endpoint]
-            use_generation_config(model, endpoint)
-            yield subject, model, endpoint.tokenizer()
-    if making is not None:
-        making.close()
 
 
 def _shares_config(family: Family, candidate: Candidate | None) -> bool:

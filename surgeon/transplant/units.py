@@ -209,12 +209,12 @@ def mass_matched_units(
 ) -> np.ndarray:
     """(L, F) bool: the chosen units, cut down to the activation mass of those of the other sign.
 
-    Layer by layer. Where the chosen units together weigh no more than the others, all stay: there
-    it is the other sign that is heavier, and that is cut when it is the one chosen, so the two
-    runs move equal masses. Else the units that stay are found in two passes. First each unit of
-    the other sign, in seeded order, takes the free chosen unit of the nearest mass, if that brings
-    the total nearer to the other sign's. Then, while a free unit brings it nearer still, the one
-    whose mass is nearest to what is missing is added. Ties go to the lower unit.
+    Layer by layer. Where the chosen units together weigh no more than the others, all stay: then
+    the other sign is the heavier one and is cut in its own run, so that both runs move equal mass.
+    Else the units that stay are found in two passes. First each unit of the other sign, in seeded
+    order, takes the free chosen unit of the nearest mass, if that brings the total nearer to the
+    other sign's. Then, while a free unit brings the total nearer still, the free unit nearest to
+    the missing mass is added. Ties go to the lower unit.
     """
     kept_LF = np.zeros_like(chosen_LF)
     for layer, (chosen_F, other_F) in enumerate(zip(chosen_LF, other_LF, strict=True)):
