@@ -167,15 +167,17 @@ def in_windows(
     windows the caller may use the model.
     """
     window: list[Trace] = []
+    tokens = 0
     with evaluating(model):
         for i, trace in enumerate(traces):
             window.append(trace)
+            tokens += length(trace)
             following = length(traces[i + 1]) if i + 1 < len(traces) else math.inf
-            if sum(map(length, window)) + following > WINDOW_PASSES * batch_tokens:
+            if tokens + following > WINDOW_PASSES * batch_tokens:
                 with fitting_threads(model):
                     results = read(window)
                 yield from results
-                window = []
+                window, tokens = [], 0
 
 
 def passes(
