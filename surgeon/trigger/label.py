@@ -20,6 +20,7 @@ from surgeon.settings import record, verb
 from surgeon.settings.neureasoner import LEVELS
 from surgeon.settings.trigger_label import LabelSettings
 from surgeon.traces import (
+    Key,
     Prompt,
     Trace,
     in_order,
@@ -222,30 +223,34 @@ def _judged(
     by_file = "easy" in plan.group.values()
     # What the files of easy and hard questions say, the judge isn't asked.
     levels = [level for level in plan.levels if level != "instance" or not by_file]
-    verdicts.ask_all(
-        [
-            Question(*trace.key, level, questions[trace.prompt_id], steps)
-            for trace in originals
-            for steps in [live.steps(trace)]
-            for level in levels
-        ],
-        "judge",
-    )
+    asked: list[Question] = []
+    for trace in originals:
+        text, steps = questions[trace.prompt_id], live.steps(trace)
+        asked += [Question(*trace.key, level, text, steps) for level in levels]
+    verdicts.ask_all(asked, "judge")
     solved = counterparts(plan.settings, live, verdicts, questions, originals, file)
     spans = list(step_spans(live, verdicts, originals, levels, solved))
     if "instance" in plan.levels:
-        findings = {
-            trace.key: [Finding("instance", 0, 0, f"in the file of {group} questions",
-                                CONTRAST[group], not CONTRAST[group])]
-            if group in CONTRAST
-            else verdicts.replies[(*trace.key, "instance")].findings
-            for trace in traces
-            for group in [plan.group[trace.prompt_id]]
-            if group in CONTRAST or not by_file
-        }  # fmt: skip
+        findings = _instance_findings(plan, verdicts, traces)
         begin = max((span.pair for span in spans if span.pair is not None), default=-1) + 1
         spans += instance_spans(plan.settings, live, findings, traces, begin)
     return spans, len(solved)
+
+
+def _instance_findings(
+    plan: LabelPlan, verdicts: Verdicts, traces: Sequence[Trace]
+) -> dict[Key, list[Finding]]:
+    """What is said of whole traces: by the files of easy and hard questions, else by the judge."""
+    by_file = "easy" in plan.group.values()
+    findings: dict[Key, list[Finding]] = {}
+    for trace in traces:
+        group = plan.group[trace.prompt_id]
+        if group in CONTRAST:
+            over, reason = CONTRAST[group], f"in the file of {group} questions"
+            findings[trace.key] = [Finding("instance", 0, 0, reason, over, contrast=not over)]
+        elif not by_file:
+            findings[trace.key] = verdicts.replies[(*trace.key, "instance")].findings
+    return findings
 
 
 def _conclusion(
