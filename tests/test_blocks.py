@@ -9,6 +9,7 @@ import torch
 from conftest import SIZE, write_tokenizer
 
 from surgeon.activations import record
+from surgeon.channels import Channels, read_back, tapped
 from surgeon.checkpoint import Checkpoint, d_ff_of
 from surgeon.contributions import contributions
 from surgeon.errors import BadInput
@@ -213,9 +214,12 @@ def test_a_model_without_weights_says_the_same(model_type: str, live: Any):
 def test_contributions_of_other_families_follow_the_definition(model_type: str, live: Any):
     model, (trace, *_) = live(model_type), some_traces()
     kind = "gated" if model_type == "lfm2" else "gate"
-    score_TLF = torch.cat(
-        [s for _, s in contributions(model, [trace], contribution, activation=kind)]
+    settings: Any = dict(activation=kind, chunk_tokens=7)
+    score_TLF, parts_TLF = (
+        torch.cat([score for _, score in contributions(model, [trace], contribution, **how)])
+        for how in (settings, settings | dict(batch_tokens=16))
     )
+    torch.testing.assert_close(parts_TLF, score_TLF, rtol=1e-3, atol=1e-4)
     gates: dict[int, torch.Tensor] = {}
     undo = []
     for one in blocks(model):
@@ -259,6 +263,22 @@ def test_layers_and_heads_that_a_model_lacks_are_named(live: Any):
         block(live("smollm3"), 3)
     with pytest.raises(BadInput, match="'lfm2', whose layer 0 has an output projection"):
         _ = block(live("lfm2"), 0).attention
+
+
+@pytest.mark.parametrize("model_type", [m for m in DENSE if m != "lfm2"])
+def test_channels_of_other_families_are_read_back_as_a_plain_pass_shows_them(
+    model_type: str, live: Any
+):
+    """At layer 1, which attends fully in all of them; the layers above are never reached."""
+    model, traces, channels = live(model_type), some_traces(), Channels(1, (40, 0), (3, 1))
+    for batch_tokens in (16, 4096):
+        read = read_back(model, traces, channels, batch_tokens=batch_tokens)
+        for trace, x_TC in zip(traces, read, strict=True):
+            ids = torch.tensor([[*trace.prompt_token_ids, *trace.token_ids]])
+            with torch.no_grad(), tapped(model, channels) as tap:
+                model(input_ids=ids, use_cache=False)
+            expected = tap.last[0, len(trace.prompt_token_ids) :]
+            torch.testing.assert_close(x_TC, expected, rtol=1e-3, atol=1e-5)
 
 
 # --- the same units on disk
