@@ -87,9 +87,14 @@ def corresponding(recipient: Checkpoint, donor: Checkpoint) -> Pair:
 
 
 def _activation(checkpoint: Checkpoint) -> str:
-    text = checkpoint.full_config.get_text_config()
     # Gemma configs carry both, and the model reads the first.
-    return str(getattr(text, "hidden_activation", None) or getattr(text, "hidden_act", None))
+    keys = ("hidden_activation", "hidden_act")
+    named = next((checkpoint.text_config[k] for k in keys if checkpoint.text_config.get(k)), None)
+    if named is None:
+        # Left to the architecture's default. transformers knows it, and takes seconds to import.
+        text = checkpoint.full_config.get_text_config()
+        named = next((value for k in keys if (value := getattr(text, k, None))), None)
+    return str(named)
 
 
 _TRAITS: dict[str, Callable[[Checkpoint], object]] = {
