@@ -1,8 +1,15 @@
 """The batched decoder: rows of a batch are slots, refilled as soon as an answer ends.
 
 `decode` answers a list of requests; a `Decoder` is the batch behind it, for requests that come and
-go. A `Watcher` looks on and may force tokens. `batch` runs the model, `cache` holds keys and
-values, `choosing` draws tokens; `surgeon.live` knows how families differ.
+go. A `Watcher` looks on and may force tokens.
+
+batch.py       which request sits in which row, and how many rows there are
+fitting.py     whether a model's rows can share passes: asked of the model, once
+slots.py       rows that share passes, at positions of their own; cache.py their keys and values,
+               attention.py their masks
+alone.py       rows that don't: a row a pass, with the cache that `generate` would use
+choosing.py    the next token of every row, from the row's own random stream
+requests.py    what goes in and comes out
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

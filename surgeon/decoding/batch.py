@@ -207,10 +207,13 @@ class Decoder:
         if self.waiting:
             self._make_room()
             free = [b for b, row in enumerate(self.row_B) if row is None]
+            # Prompts are read together: a pass for one row costs about as much as for several, so
+            # in a large batch a few free rows wait for others.
             if len(free) > len(self.row_B) // 32:
                 self._seat(free[: len(self.waiting)])
             return True
         n, seated = len(self.row_B), self._seated()
+        # Moving rows costs a copy of their keys: not for each that ends.
         if n - seated > n // 16:
             self._shrink(min(n, round_up(seated, self._whole())))
         return True
@@ -225,6 +228,7 @@ class Decoder:
     def _needed(self, row: _Row) -> int:
         """Positions to make room for where this request is seated."""
         length = len(row.prompt)
+        # Room for 128 tokens of the answer: most short ones then end without a copy of the cache.
         return max(self.passes.positions(length - 1), length + min(row.most, 128))
 
     def _make_room(self) -> None:
@@ -234,6 +238,7 @@ class Decoder:
             # What memory once ended at may be free again.
             self.most = self.rows
             capacity = round_up(self.longest, self.block)
+            # A cache that is somewhat too large is kept, as making one costs more than its memory.
             if not capacity <= self.passes.capacity <= 4 * capacity:
                 self.passes.fresh(len(self.row_B), capacity)
         elif seated < self.most:
@@ -327,6 +332,7 @@ class Decoder:
             if row is None:
                 continue
             row.count += 1
+            # An answer that was given up is made again up to where it was: not emitted twice.
             if row.count > len(row.token_ids):
                 row.token_ids.append(token)
                 reason: FinishReason | None = None
