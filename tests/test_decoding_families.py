@@ -215,3 +215,22 @@ def test_bfloat16_shares_passes_and_follows_the_window():
     if n < 8:
         logits_V = theirs.logits_TV[n]
         assert logits_V.max() - logits_V[ours[n]] < 0.1 * logits_V.std()
+
+
+def test_an_adapter_in_training_shares_passes():
+    """With dropout, which is off while it decodes."""
+    import peft
+
+    base = tiny("qwen3")
+    adapter = peft.LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.5)
+    model: Any = peft.get_peft_model(base, adapter)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora" in name:
+                parameter.normal_(0, 0.1)
+    (request,) = requests([20])
+    theirs = generated(model.eval(), list(request.prompt))
+    model.train()
+    assert why_alone(model) is None
+    assert answers(model, [request], temperature=0) == [theirs.ids[:12]]
+    assert model.training

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import nn
 
-from surgeon.decoding.batch import Decoder, evaluating, plan_rows
+from surgeon.decoding.batch import Decoder, plan_rows
 from surgeon.decoding.choosing import stream_key
+from surgeon.decoding.fitting import evaluating
 from surgeon.decoding.requests import Answer, Request, Token, Watcher
 from surgeon.live.architecture import check_decodable, context_limit
 

@@ -3,8 +3,8 @@
 # Shape letters: B rows of the batch (slots), V vocabulary, S numbers of a random stream.
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from surgeon.decoding.alone import Alone
 from surgeon.decoding.cache import available_bytes, cache_bytes_per_token, round_up
 from surgeon.decoding.choosing import STREAM_BLOCK, DrawSettings, choose, uniforms
-from surgeon.decoding.fitting import passes_of
+from surgeon.decoding.fitting import evaluating, passes_of
 from surgeon.decoding.requests import FinishReason, Request, Token, Watcher
 from surgeon.errors import BadInput
 from surgeon.live.architecture import (
@@ -52,19 +52,6 @@ def whole_rows(n: int, model: nn.Module) -> int:
 def memory_for_cache(model: nn.Module) -> int:
     """Bytes that keys and values may take: 70% of what is free."""
     return int(0.7 * available_bytes(next(model.parameters()).device))
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model is in eval mode inside the block."""
-    was_training = model.training
-    if was_training:
-        model.eval()
-    try:
-        yield
-    finally:
-        if was_training:
-            model.train()
 
 
 @dataclass(eq=False)
@@ -119,8 +106,7 @@ class Decoder:
         watcher: Watcher | None = None,
     ):
         check_decodable(model)
-        with evaluating(model), fitting_threads(model):
-            self.passes = passes_of(model, splits=watcher is not None)
+        self.passes = passes_of(model, splits=watcher is not None)
         if isinstance(self.passes, Alone) and (watcher is not None or self.passes.one_at_a_time):
             # A watcher is told of a pass's only row as of the batch's only one.
             rows = 1

@@ -1,6 +1,8 @@
 """Whether rows at different positions can share this model's passes: tried once per model."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from weakref import WeakKeyDictionary
 
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from surgeon.decoding.alone import Alone
 from surgeon.decoding.slots import Slots
-from surgeon.live.architecture import misfit, text_config
+from surgeon.live.architecture import fitting_threads, misfit, text_config
 
 TOLERANCE = {torch.float32: 0.02, torch.float64: 0.02}
 COARSE_TOLERANCE = 0.3
@@ -21,6 +23,19 @@ TRIAL_LENGTHS = (5, 2)
 _REASONS: "WeakKeyDictionary[nn.Module, str | None]" = WeakKeyDictionary()
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model is in eval mode inside the block."""
+    was_training = model.training
+    if was_training:
+        model.eval()
+    try:
+        yield
+    finally:
+        if was_training:
+            model.train()
+
+
 def why_alone(model: nn.Module) -> str | None:
     """Why this model's rows can't share passes; None where they can.
 
@@ -29,7 +44,8 @@ def why_alone(model: nn.Module) -> str | None:
     masks that a wrapper makes, a cache that is asked for something else.
     """
     if model not in _REASONS:
-        _REASONS[model] = misfit(model) or _trial(model)
+        with evaluating(model), fitting_threads(model):
+            _REASONS[model] = misfit(model) or _trial(model)
     return _REASONS[model]
 
 
