@@ -9,6 +9,7 @@ import torch
 from conftest import SIZE, write_tokenizer
 
 from surgeon.activations import record
+from surgeon.attribution import direct
 from surgeon.channels import Channels, read_back, tapped
 from surgeon.checkpoint import Checkpoint, d_ff_of
 from surgeon.contributions import contributions
@@ -279,6 +280,17 @@ def test_channels_of_other_families_are_read_back_as_a_plain_pass_shows_them(
                 model(input_ids=ids, use_cache=False)
             expected = tap.last[0, len(trace.prompt_token_ids) :]
             torch.testing.assert_close(x_TC, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_that_scales_what_it_writes_is_refused_by_the_logit_lens(dtype: torch.dtype):
+    """Granite multiplies both blocks' outputs; half precision is too coarse to check the sum."""
+    trace = some_traces(1)[0]
+    ids = [*trace.prompt_token_ids, *trace.token_ids]
+    direct(model_of("granite", residual_multiplier=1.0).to(dtype), ids)
+    with pytest.raises(BadInput, match="'granite', whose components don't sum"):
+        read = direct(model_of("granite", residual_multiplier=0.3).to(dtype), ids)
+        read(torch.tensor([3]), torch.tensor([7]))
 
 
 # --- the same units on disk

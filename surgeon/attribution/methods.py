@@ -91,6 +91,7 @@ def direct(model: nn.Module, ids: list[int], *, layer: int | None = None) -> Rea
     down_DF, out_DE = wide(here.ffn.down.weight.detach()), wide(here.attention.out.weight.detach())
     rest_ND = wide(values.x_ND) + _biases(values, here)
     rest_ND += wide(x_ND) - wide(values.y_ND)
+    _check_writes(model, values, here)
 
     @torch.no_grad()
     def read(position_T: Tensor, token_T: Tensor) -> Attribution:
@@ -163,6 +164,22 @@ def _check_sum(model: nn.Module, sum_T: Tensor, logit_T: Tensor, phi_TC: Tensor)
         return  # The rounding of a few huge dimensions of the stream would hide or fake it.
     size_T = phi_TC.abs().sum(-1) + logit_T.abs()
     if not bool(((sum_T - logit_T).abs() <= tolerance(dtype) * size_T).all()):
+        raise _unknown_part(model)
+
+
+def _check_writes(model: nn.Module, values: Layer, here: Block) -> None:
+    """A layer that scales what its two blocks write, checked in every precision.
+
+    What it adds to the stream is projected on what the blocks write: rounding averages out over
+    tokens and dimensions, and a factor other than 1 stays.
+    """
+    attended_ND = wide(values.mixed_NE) @ wide(here.attention.out.weight).mT
+    written_ND = wide(values.h_NF) @ wide(here.ffn.down.weight).mT
+    written_ND = _scaled(written_ND, values.scales.get("from_mlp"))
+    written_ND += _scaled(attended_ND, values.scales.get("from_attention")) + _biases(values, here)
+    added_ND = wide(values.y_ND) - wide(values.x_ND)
+    size = written_ND.square().sum()
+    if bool(((added_ND * written_ND).sum() - size).abs() > 0.1 * size):
         raise _unknown_part(model)
 
 
