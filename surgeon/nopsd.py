@@ -244,7 +244,8 @@ class _Overlaps:
         Not for a set with itself: neurons of one set only are left out.
         """
         rare, *common = self.parts[rows.start]
-        shared = (rare @ self.by_neuron[others.start]).toarray()
+        product: Any = rare @ self.by_neuron[others.start]
+        shared = product.toarray()
         for left, right in zip(common, self.parts[others.start][1:], strict=True):
             a = torch.from_numpy(left.toarray())
             b = a if rows == others else torch.from_numpy(right.toarray())
