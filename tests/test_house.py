@@ -39,7 +39,7 @@ TIERS = [
 ]
 TIER = {module: tier for tier, modules in enumerate(TIERS) for module in modules}
 PAPERS, VERBS = {"nex", "nopsd", "neureasoner"}, TIERS[5]
-UPWARD = {("checkpoint", "builtin"), ("families", "builtin"), ("traces", "builtin")}
+UPWARD = {("checkpoint", "builtin"), ("traces", "builtin")}
 """`builtin:NAME` is a way to name a path: these ask the family for one, and nothing else."""
 FORBIDDEN = {"utils", "common", "helpers", "manager", "handler", "builder", "misc"}
 SOURCES = sorted((ROOT / "surgeon").rglob("*.py"))
@@ -100,3 +100,76 @@ def test_help_imports_neither_torch_nor_transformers():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+# --- the shape of the code ------------------------------------------------------------------------
+
+MOST_LINES, MOST_PARAMETERS, MOST_UNTYPED = 80, 12, 20
+UNTYPED = {"Any", "dict[str, Any]", "list[dict[str, Any]]"}
+EQUATIONS_ONLY = {"transformers", "pathlib", "json", "os", "surgeon.decoding", "surgeon.traces"}
+"""What a paper's module never imports: equations take arrays and return arrays."""
+TREES = {file: ast.parse(file.read_text()) for file in SOURCES}
+
+
+def functions() -> list[tuple[Path, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return [(f, n) for f, tree in TREES.items() for n in ast.walk(tree) if isinstance(n, kinds)]
+
+
+def test_functions_are_short_and_take_few_parameters():
+    for file, node in functions():
+        lines = (node.end_lineno or node.lineno) - node.lineno + 1
+        assert lines <= MOST_LINES, f"{file}: {node.name} has {lines} lines"
+        given = node.args
+        n = len(given.posonlyargs) + len(given.args) + len(given.kwonlyargs)
+        assert n <= MOST_PARAMETERS, f"{file}: {node.name} has {n} parameters"
+
+
+def test_no_type_has_the_name_of_another():
+    seen: dict[str, Path] = {}
+    for file, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                assert node.name not in seen, f"{node.name}: {file} and {seen[node.name]}"
+                seen[node.name] = file
+
+
+def test_results_have_types():
+    untyped = [
+        f"{file}: {node.name}"
+        for file, node in functions()
+        if node.returns is not None
+        and ast.unparse(node.returns).strip("'").removesuffix(" | None") in UNTYPED
+    ]
+    assert len(untyped) < MOST_UNTYPED, untyped
+
+
+def test_private_names_stay_in_their_module():
+    for file, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("surgeon"):
+                private = [a.name for a in node.names if a.name.startswith("_")]
+                assert not private, f"{file} imports {private} from {node.module}"
+
+
+def test_papers_touch_neither_models_nor_files():
+    for file, tree in TREES.items():
+        if module_of(file) not in PAPERS:
+            continue
+        for node in ast.walk(tree):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            for name in names:
+                outside = {name, name.split(".")[0], ".".join(name.split(".")[:2])}
+                assert not outside & EQUATIONS_ONLY, f"{file} imports {name}"
+
+
+def test_the_lists_of_this_file_name_what_exists():
+    here = {module_of(file) for file in SOURCES} - {"__init__"}
+    assert set(TIER) == here
+    for lower, upper in UPWARD:
+        files = [f for f in SOURCES if module_of(f) == lower]
+        assert any(upper in imported(f) for f in files), f"{lower} doesn't import {upper}"
