@@ -183,7 +183,7 @@ def short(value: Any, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """`value` as it comes back from JSON: tuples become lists, paths become strings."""
     return json.loads(json.dumps(value, default=str))
 

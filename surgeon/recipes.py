@@ -60,7 +60,7 @@ def run(path: str | Path, overrides: Sequence[str] = ()) -> None:
         step.run()
 
 
-def parameters_of(path: str | Path, verb: str) -> dict[str, Any]:
+def parameters_of(path: str | Path, verb: str) -> dict[str, object]:
     """The parameters of the only step of that verb in a recipe."""
     steps = [step for step in load(path) if step.verb == verb]
     if len(steps) != 1:
