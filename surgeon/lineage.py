@@ -154,11 +154,15 @@ def refuse_foreign(out: str | Path) -> None:
 
 
 def refuse_other_run(path: Path, found: dict[str, Any], run: dict[str, Any]) -> None:
-    """Raise `BadInput` listing, argument by argument, how the run at `path` differs from `run`."""
-    differing = differences(
-        {key: found.get(key) for key in run},
-        run,
-    )
+    """Raise `BadInput` listing, argument by argument, how the run at `path` differs from `run`.
+
+    A run of format 1 may lack an argument: it was made before there was such a setting.
+    """
+    if "format" not in found:
+        there = found.get("arguments") or {}
+        known = {name: value for name, value in run["arguments"].items() if name in there}
+        run = {**run, "arguments": known}
+    differing = differences({key: found.get(key) for key in run}, run)
     if differing:
         raise BadInput(
             f"{path} holds another run: {'; '.join(differing)}. "

@@ -79,3 +79,16 @@ def test_json_refuses_nan(tmp_path: Path):
 def test_too_little_room_is_said_in_gigabytes(tmp_path: Path):
     with pytest.raises(BadInput, match=r"copy needs 1000000\.00 GB .* has .* GB free"):
         lineage.require_room(tmp_path / "not/yet/there", 10**15, "copy")
+
+
+def test_a_run_of_the_first_format_may_lack_a_setting_that_is_newer(tmp_path: Path):
+    out = tmp_path / "o"
+    out.mkdir()
+    old = {"verb": "v", "arguments": {"n": 1}, "inputs": {}, "seed": 0, "versions": {}}
+    (out / lineage.FILE).write_text(json.dumps(old))
+    assert lineage.begin(out, verb="v", arguments={"n": 1, "top_k": 0}, inputs={}, seed=0) is None
+    with pytest.raises(BadInput, match=r"arguments\.n is 1 there and 2 here"):
+        lineage.begin(out, verb="v", arguments={"n": 2, "top_k": 0}, inputs={}, seed=0)
+    (out / lineage.FILE).write_text(json.dumps({"format": lineage.FORMAT, **old}))
+    with pytest.raises(BadInput, match=r"arguments\.top_k is null there and 0 here"):
+        lineage.begin(out, verb="v", arguments={"n": 1, "top_k": 0}, inputs={}, seed=0)
