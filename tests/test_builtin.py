@@ -315,7 +315,7 @@ def test_unknown_name_is_bad_input():
 
 def test_package_is_imported_without_heavy_libraries():
     code = (
-        "import sys, surgeon.builtin.task, surgeon.builtin.reconstruct, benchmarks.family.sets;"
+        "import sys, surgeon.builtin.task, surgeon.builtin.repairs, benchmarks.family.sets;"
         "print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

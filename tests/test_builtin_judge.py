@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from benchmarks.family import writer
 from surgeon.builtin import task
 from surgeon.builtin.judge import judge
-from surgeon.builtin.reconstruct import make_up, rewrite
+from surgeon.builtin.repairs import make_up, rewrite
 from surgeon.errors import BadInput
 from surgeon.judges.finding import Finding, Rewritten
 

@@ -21,7 +21,7 @@ from surgeon.judges import docket
 from surgeon.judges.chat import Chat, Shape, in_parallel, read_value, strict
 from surgeon.judges.finding import Finding, Question
 from surgeon.judges.judges import SHAPES, EndpointJudge, parse_judge
-from surgeon.judges.prompts import FILE, read_texts
+from surgeon.judges.wording import FILE, read_texts
 from surgeon.settings.asking import EndpointSettings
 from surgeon.traces import read_traces
 from surgeon.trigger.artifacts import Spending, StepReader

@@ -18,7 +18,7 @@ from surgeon.builtin import task
 from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.errors import BadInput
 from surgeon.judges.finding import Assignment, Draft, Rewritten
-from surgeon.judges.prompts import read_texts
+from surgeon.judges.wording import read_texts
 from surgeon.judges.writers import parse_writer
 from surgeon.settings.asking import EndpointSettings
 from surgeon.traces import read_traces

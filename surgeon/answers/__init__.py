@@ -21,6 +21,7 @@ in canonical form, or equal to math-verify), `module:function`, called as
 `function(answer, gold) -> bool`.
 """
 
+from surgeon.answers.check_worker import check_many
 from surgeon.answers.checks import (
     CHECKS,
     Check,
@@ -38,7 +39,6 @@ from surgeon.answers.extractors import (
     read_answers,
 )
 from surgeon.answers.forms import canonical
-from surgeon.answers.worker import check_many
 
 __all__ = [
     "CHECKS",

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from surgeon.attribution.methods import Attribution, Read, adjoint, direct, middle_layer, softmax
+from surgeon.attribution.shares import Attribution, Read, adjoint, direct, middle_layer, softmax
 from surgeon.errors import BadInput
 from surgeon.live.architecture import fitting_threads
 from surgeon.live.blocks import block

@@ -18,7 +18,7 @@ diagnostics.py      the measurements in words
 run.py              stage 4 as a method sees it
 on_policy.py        stage 4 of Neuron-OPSD: rollouts, teacher and loss
 grpo.py             stage 4 of the baselines TTRL and Intuitor, through TRL
-writing.py          the adapter or checkpoint, its card, what is printed
+outcome.py          the adapter or checkpoint, its card, what is printed
 """
 
 from pathlib import Path
@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING
 
 from surgeon.distill.diagnostics import write_diagnostics
 from surgeon.distill.methods import METHODS, Finisher
+from surgeon.distill.outcome import Distillation, show, write
 from surgeon.distill.plan import DistillPlan, prepare
 from surgeon.distill.pool import load
 from surgeon.distill.run import TrainingRun, train
-from surgeon.distill.writing import Distillation, show, write
 from surgeon.settings import verb
 from surgeon.settings.distill import DistillSettings
 from surgeon.training import processes

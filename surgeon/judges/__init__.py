@@ -7,5 +7,5 @@ Both are asked in one way: many questions, a reply each, kept on disk as they co
     writers.py     who writes: the same three
     docket.py      the questions of a run and the replies so far; a killed run asks the rest
     chat.py        the conversation with an endpoint: JSON of a given shape, or a complaint
-    prompts.py     what an endpoint is asked with (prompts.yaml, or a file like it)
+    wording.py     what an endpoint is asked with (wording.yaml, or a file like it)
 """

@@ -13,7 +13,7 @@ from surgeon.errors import BadInput
 from surgeon.judges.chat import Chat, Shape, is_endpoint, tokens_of
 from surgeon.judges.docket import Source
 from surgeon.judges.finding import Finding, JudgeVerdict, Question
-from surgeon.judges.prompts import JudgeText, Texts, conversation, filled
+from surgeon.judges.wording import JudgeText, Texts, conversation, filled
 from surgeon.settings.asking import EndpointSettings
 from surgeon.settings.neureasoner import LEVELS
 

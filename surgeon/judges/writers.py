@@ -16,11 +16,11 @@ from surgeon.errors import BadInput
 from surgeon.judges.chat import Chat, Shape, is_endpoint, tokens_of
 from surgeon.judges.docket import Source
 from surgeon.judges.finding import Assignment, Draft, Rewritten
-from surgeon.judges.prompts import Texts, WriterTexts, conversation, filled
+from surgeon.judges.wording import Texts, WriterTexts, conversation, filled
 from surgeon.settings.asking import EndpointSettings
 from surgeon.settings.neureasoner import THINKING, WatchSettings
 
-WRITERS = {"builtin": "surgeon.builtin.reconstruct:write"}
+WRITERS = {"builtin": "surgeon.builtin.repairs:write"}
 """Writers of this package by name, each as `module:function`. They raise `BadInput` for a question
 that they don't know, also when there are no steps."""
 TOKENS_PER_EXAMPLE = 800

@@ -1,9 +1,9 @@
-"""Pages: a ranking (ranking.py) and a monitored trace (monitored.py), each one file."""
+"""Pages: a ranking (ranking_page.py) and a monitored trace (monitored.py), each one file."""
 
+from surgeon.report.measures import Measure, RankingPage
 from surgeon.report.page import fragment
 from surgeon.report.panels import Panel
-from surgeon.report.ranking import render, write_report
+from surgeon.report.ranking_page import render, write_report
 from surgeon.report.reading import TraceReading
-from surgeon.report.rows import Measure, RankingPage
 
 __all__ = ["Measure", "Panel", "RankingPage", "TraceReading", "fragment", "render", "write_report"]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from surgeon.ranking import Interval, RankedCandidate
 from surgeon.report import figures
 from surgeon.report.figures import Chart, Dot
-from surgeon.report.rows import (
+from surgeon.report.measures import (
     EVIDENCE,
     NO_INTERVAL,
     Measure,

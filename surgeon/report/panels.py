@@ -16,9 +16,7 @@ from markupsafe import Markup
 from surgeon import named
 from surgeon.ranking import SelectionQuality
 from surgeon.report.charts import evidence_groups, scatter_figures, score_groups
-from surgeon.report.page import part
-from surgeon.report.reading import trace_view
-from surgeon.report.rows import (
+from surgeon.report.measures import (
     Cell,
     RankingPage,
     count_cells,
@@ -26,6 +24,8 @@ from surgeon.report.rows import (
     sort_key,
     span_text,
 )
+from surgeon.report.page import part
+from surgeon.report.reading import trace_view
 from surgeon.report.words import DASH, grouped, signed, times
 
 TEMPLATE = "panels.html.j2"

@@ -13,7 +13,7 @@ class EndpointSettings:
     """How the form of a reply is asked for: the server enforces it (json_schema), the server
     enforces any JSON (json_object), or the words of the request ask alone (none)."""
     prompt_file: Annotated[File | None, UNRECORDED] = None
-    """Other wording for the endpoint: YAML in the form of surgeon/judges/prompts.yaml."""
+    """Other wording for the endpoint: YAML in the form of surgeon/judges/wording.yaml."""
     parallel: Annotated[Count, UNRECORDED] = 8
     """Requests at a time."""
     timeout: Annotated[Positive, UNRECORDED] = 300.0

@@ -13,6 +13,6 @@ own, each resumed after a kill:
 counterparts.py  1: failing spans decoded anew
 examples.py      5: examples as tokens
 tokens.py        5: the triggers as tokens
-card.py          5: the model card
+sft_card.py      5: the model card
 artifacts.py     what the stages hand each other
 """

@@ -13,7 +13,7 @@ from surgeon.families import open_checkpoint
 from surgeon.judges.docket import VERDICTS, Docket
 from surgeon.judges.finding import Finding, Question
 from surgeon.judges.judges import Judge, parse_judge
-from surgeon.judges.prompts import question_of, read_texts
+from surgeon.judges.wording import question_of, read_texts
 from surgeon.live import support
 from surgeon.neureasoner.steps import Span, StepEnds, check_spans
 from surgeon.settings import record, verb

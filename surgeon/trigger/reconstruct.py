@@ -17,7 +17,7 @@ from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
 from surgeon.judges.docket import DRAFTS, Docket
 from surgeon.judges.finding import Assignment, Draft
-from surgeon.judges.prompts import question_of, read_texts
+from surgeon.judges.wording import question_of, read_texts
 from surgeon.judges.writers import Writer, parse_writer
 from surgeon.neureasoner.steps import Span, StepEnds, split_steps, whole_steps
 from surgeon.settings import record, verb

@@ -22,12 +22,11 @@ from surgeon.settings.training import Schedule
 from surgeon.settings.trigger_sft import SftSettings
 from surgeon.training import processes
 from surgeon.training.loop import Batch, fit
+from surgeon.training.result import Base, write_result
 from surgeon.training.sequences import nll_loss, require_plain_logits, targets
 from surgeon.training.student import Student
 from surgeon.training.tuning import tune
-from surgeon.training.writing import Base, write_result
 from surgeon.trigger.artifacts import Labels, read_labels
-from surgeon.trigger.card import card, loss_table
 from surgeon.trigger.detectors import Detection, detector_table, fit_detectors, require_labels
 from surgeon.trigger.examples import (
     Encoded,
@@ -37,6 +36,7 @@ from surgeon.trigger.examples import (
     micro_batches,
     read_examples,
 )
+from surgeon.trigger.sft_card import card, loss_table
 from surgeon.trigger.tokens import add_triggers, prepare_rows, rows_of
 from surgeon.watch.monitor import Monitor, locate
 

@@ -16,9 +16,9 @@ from surgeon.distill.diagnostics import cautions, summary
 from surgeon.distill.evidence import Diagnostics, PoolEvidence, SetDiagnostics
 from surgeon.distill.plan import DistillPlan
 from surgeon.training import processes
+from surgeon.training.result import Base, write_result
 from surgeon.training.state import History
 from surgeon.training.student import Student
-from surgeon.training.writing import Base, write_result
 
 WINDOW = 10
 """Steps at both ends of training that are averaged for the report."""

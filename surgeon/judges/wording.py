@@ -1,4 +1,4 @@
-"""The texts that judges and writers are asked with, from `prompts.yaml` or a file like it."""
+"""The texts that judges and writers are asked with, from `wording.yaml` or a file like it."""
 
 import re
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 from surgeon.errors import BadInput
 
-FILE = Path(__file__).with_name("prompts.yaml")
+FILE = Path(__file__).with_name("wording.yaml")
 _NAME = re.compile(r"\{\{(\w+)\}\}")
 
 

@@ -7,15 +7,15 @@ from typing import Any
 from surgeon.lineage import write_text
 from surgeon.ranking import Ranking
 from surgeon.report import panels
-from surgeon.report.page import filled
-from surgeon.report.reading import TraceReading
-from surgeon.report.rows import (
+from surgeon.report.measures import (
     Measure,
     RankingPage,
     interval_text,
     ranking_page,
     with_unit,
 )
+from surgeon.report.page import filled
+from surgeon.report.reading import TraceReading
 from surgeon.report.words import grouped
 from surgeon.truth import Evaluation
 

@@ -197,7 +197,7 @@ def _kill(process: "subprocess.Popen[str]") -> None:
 _BOOT = (
     "import json, sys; places = json.loads(sys.argv[1]); "
     "sys.path[:] = places + [place for place in sys.path if place not in places]; "
-    "from surgeon.answers.worker import serve; serve()"
+    "from surgeon.answers.check_worker import serve; serve()"
 )
 
 
