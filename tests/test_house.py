@@ -135,6 +135,16 @@ def test_no_type_has_the_name_of_another():
                 seen[node.name] = file
 
 
+ONE_KIND = {"__init__", "plan", "detectors"}
+"""File names that stand in several rooms for one kind of thing: a verb's checked inputs; the paper's
+detectors, and the stage that trains them."""
+
+
+def test_no_two_files_of_one_name_hide_different_things():
+    names = [f.stem for f in SOURCES if "settings" not in f.parts and f.stem not in ONE_KIND]
+    assert not {name for name in names if names.count(name) > 1}
+
+
 def test_results_have_types():
     untyped = [
         f"{file}: {node.name}"

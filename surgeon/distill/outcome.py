@@ -16,7 +16,7 @@ from surgeon.distill.diagnostics import cautions, summary
 from surgeon.distill.evidence import Diagnostics, PoolEvidence, SetDiagnostics
 from surgeon.distill.plan import DistillPlan
 from surgeon.training import processes
-from surgeon.training.result import Base, write_result
+from surgeon.training.outputs import Base, write_result
 from surgeon.training.state import History
 from surgeon.training.student import Student
 

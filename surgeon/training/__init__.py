@@ -6,5 +6,5 @@ student.py     the model on them
 sequences.py   token sequences, the loss of their tokens, and how a step shares them out
 loop.py        `fit`: batches from a generator, steps, records, warnings
 state.py       what is saved, and brought back
-result.py      what is left at the end: a checkpoint or an adapter
+outputs.py     what is left at the end: a checkpoint or an adapter
 """

@@ -22,7 +22,7 @@ from surgeon.settings.training import Schedule
 from surgeon.settings.trigger_sft import SftSettings
 from surgeon.training import processes
 from surgeon.training.loop import Batch, fit
-from surgeon.training.result import Base, write_result
+from surgeon.training.outputs import Base, write_result
 from surgeon.training.sequences import nll_loss, require_plain_logits, targets
 from surgeon.training.student import Student
 from surgeon.training.tuning import tune
