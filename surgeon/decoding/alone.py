@@ -13,7 +13,7 @@ from surgeon.decoding.cache import cache_bytes_per_token
 from surgeon.live.architecture import base_model
 
 
-class _Row:
+class _LoneRow:
     """What `generate` would hold for one answer between two passes."""
 
     def __init__(self, model: Any, unread: Sequence[int]):
@@ -88,7 +88,7 @@ class Alone:
         self.model, self.splits = base_model(model), splits
         self.token_bytes = cache_bytes_per_token(model)
         self.one_at_a_time = _remembers(self.model)
-        self.row_by_slot: dict[int, _Row] = {}
+        self.row_by_slot: dict[int, _LoneRow] = {}
         self.capacity = 0
 
     def positions(self, length: int) -> int:
@@ -122,7 +122,7 @@ class Alone:
     def read(self, prompts: Sequence[tuple[int, Sequence[int]]]) -> None:
         """Read tokens into rows (slot, tokens) that hold nothing yet."""
         for slot, ids in prompts:
-            self.row_by_slot[slot] = row = _Row(self.model, ids)
+            self.row_by_slot[slot] = row = _LoneRow(self.model, ids)
             if self.splits and ids:
                 row.feed([])
 
