@@ -136,8 +136,8 @@ def test_no_type_has_the_name_of_another():
 
 
 ONE_KIND = {"__init__", "plan", "detectors"}
-"""File names that stand in several rooms for one kind of thing: a verb's checked inputs; the paper's
-detectors, and the stage that trains them."""
+"""File names that stand in several rooms for one kind of thing: a verb's checked inputs; detectors
+in the paper, and in the stage that trains them."""
 
 
 def test_no_two_files_of_one_name_hide_different_things():
