@@ -17,8 +17,8 @@ from surgeon.attribution import (
     adjoint,
     attribute,
     direct,
-    methods,
     persistent,
+    shares,
     softmax,
     top_k,
 )
@@ -68,7 +68,7 @@ def logits(model, ids=IDS) -> torch.Tensor:
     return model.get_output_embeddings()(hidden)[0]
 
 
-def total(found: methods.Attribution) -> torch.Tensor:
+def total(found: shares.Attribution) -> torch.Tensor:
     return found.phi_TC.sum(-1) + found.rest_T
 
 
@@ -100,7 +100,7 @@ def test_one_backward_pass_equals_the_ratio_rule_forwards(model_of, model_type):
     model = model_of(model_type)
     phi_TC = adjoint(model, IDS, layer=1)(POSITION_T, TOKEN_T).phi_TC
     for shortlist in (range(C), [40, 3, 49]):
-        read = methods._forward(model, IDS, [*shortlist], 1, ratio, 1 << 24)
+        read = shares._forward(model, IDS, [*shortlist], 1, ratio, 1 << 24)
         found = read(POSITION_T, TOKEN_T)
         equal(found.phi_TC, phi_TC[:, [*shortlist]], 1e-5)
 
