@@ -92,3 +92,19 @@ def parse(kind: type[A], content: dict[str, Any], file: Path) -> A:
             f"{file}: found {where or 'its content'} unusable ({first['msg']}). The file is "
             "damaged: make it again."
         ) from error
+
+
+def once(out: str | Path, kind: type[A], work: Callable[[Path], A], *, run: lineage.Run) -> A:
+    """The artifact of a run: read where `out` holds this very run, else made by `work`.
+
+    `work` gets the directory to write in (it resumes what a killed run left there) and returns the
+    artifact, which is written and given its final name. Raises `BadInput` as `begin` does.
+    """
+    out = Path(out)
+    partial = lineage.begin(out, **run._asdict())
+    if partial is None:
+        return dataclasses.replace(read(kind, out), already=True)  # pyright: ignore
+    value = work(partial)
+    write(partial, value)
+    lineage.finish(partial, out)
+    return dataclasses.replace(value, out=out)  # pyright: ignore

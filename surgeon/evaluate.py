@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from surgeon import console, jsonl, lineage, metrics, named
+from surgeon import artifact, console, jsonl, lineage, metrics, named
 from surgeon.answers import (
     CheckVerdict,
     Extractor,
@@ -99,7 +99,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     """
     plan = prepare(settings)
     run = lineage.Run("evaluate", record(settings), plan.inputs, settings.sampling.seed)
-    return lineage.once(settings.out, Evaluation, partial(measure, plan), run=run)
+    return artifact.once(settings.out, Evaluation, partial(measure, plan), run=run)
 
 
 def prepare(settings: EvaluateSettings) -> EvaluatePlan:

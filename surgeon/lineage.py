@@ -12,12 +12,11 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from surgeon import __version__
 from surgeon.errors import BadInput
@@ -25,7 +24,6 @@ from surgeon.errors import BadInput
 if TYPE_CHECKING:
     import numpy as np
 
-A = TypeVar("A")
 FILE = "surgeon.json"
 FORMAT = 2
 """Of `surgeon.json`; files without one are of version 1 and lack the command line."""
@@ -44,24 +42,6 @@ class Run(NamedTuple):
     inputs: dict[str, str]
     """Name -> digest."""
     seed: int | None = None
-
-
-def once(out: str | Path, kind: type[A], work: Callable[[Path], A], *, run: Run) -> A:
-    """The artifact of a run: read where `out` holds this very run, else made by `work`.
-
-    `work` gets the directory to write in (it resumes what a killed run left there) and returns the
-    artifact, which is written and given its final name. Raises `BadInput` as `begin` does.
-    """
-    from surgeon import artifact
-
-    out = Path(out)
-    partial = begin(out, **run._asdict())
-    if partial is None:
-        return replace(artifact.read(kind, out), already=True)  # pyright: ignore
-    value = work(partial)
-    artifact.write(partial, value)
-    finish(partial, out)
-    return replace(value, out=out)  # pyright: ignore
 
 
 def begin(

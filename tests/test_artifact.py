@@ -69,12 +69,12 @@ def test_once_works_once_and_then_reads(tmp_path: Path):
         calls.append(partial)
         return THINGS
 
-    first = lineage.once(tmp_path / "o", Things, work, run=run)
-    again = lineage.once(tmp_path / "o", Things, work, run=run)
+    first = artifact.once(tmp_path / "o", Things, work, run=run)
+    again = artifact.once(tmp_path / "o", Things, work, run=run)
     assert len(calls) == 1 and not first.already and again.already
     assert again.rows == first.rows == THINGS.rows and first.out == again.out == tmp_path / "o"
     with pytest.raises(BadInput, match=r"arguments\.n is 1 there and 2 here"):
-        lineage.once(tmp_path / "o", Things, work, run=run._replace(arguments={"n": 2}))
+        artifact.once(tmp_path / "o", Things, work, run=run._replace(arguments={"n": 2}))
     with pytest.raises(BadInput, match=r"arguments\.n is 1 there and 2 here"):
         lineage.check(tmp_path / "o", run._replace(arguments={"n": 2}))
 
@@ -87,26 +87,28 @@ def test_once_resumes_what_was_interrupted(tmp_path: Path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        lineage.once(tmp_path / "o", Things, killed, run=run)
+        artifact.once(tmp_path / "o", Things, killed, run=run)
     assert not (tmp_path / "o").exists()
 
     def resumed(partial: Path) -> Things:
         assert (partial / "half").read_text() == "done"
         return THINGS
 
-    assert lineage.once(tmp_path / "o", Things, resumed, run=run).rows == THINGS.rows
+    assert artifact.once(tmp_path / "o", Things, resumed, run=run).rows == THINGS.rows
 
 
 def test_the_command_line_is_kept(tmp_path: Path):
     token = lineage.COMMAND.set("surgeon thing --n 1")
     try:
-        lineage.once(tmp_path / "o", Things, lambda _: THINGS, run=lineage.Run("thing", {}, {}))
+        artifact.once(tmp_path / "o", Things, lambda _: THINGS, run=lineage.Run("thing", {}, {}))
     finally:
         lineage.COMMAND.reset(token)
     kept = lineage.read(tmp_path / "o") or {}
     assert kept["command"] == "surgeon thing --n 1" and kept["format"] == lineage.FORMAT
     # Another spelling of the same run is the same run.
-    again = lineage.once(tmp_path / "o", Things, lambda _: THINGS, run=lineage.Run("thing", {}, {}))
+    again = artifact.once(
+        tmp_path / "o", Things, lambda _: THINGS, run=lineage.Run("thing", {}, {})
+    )
     assert again.already
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from surgeon import console, lineage
+from surgeon import artifact, console, lineage
 from surgeon.checkpoint import Checkpoint, link_or_copy
 from surgeon.errors import BadInput
 from surgeon.families import Candidate, Family, candidate_files, description
@@ -64,7 +64,7 @@ def sweep(settings: MergeSweepSettings) -> SweepReport:
         return SweepReport(plan, None)
     for line in (*plan.lines(), *plan.notices):
         log.info(line)
-    described = lineage.once(
+    described = artifact.once(
         settings.out, description.Description, lambda work: write(plan, work), run=plan.run
     )
     family = Family.of(described)

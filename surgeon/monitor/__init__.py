@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from surgeon import lineage
+from surgeon import artifact
 from surgeon.monitor import journal
 from surgeon.monitor.drawing import draw
 from surgeon.monitor.jobs import MonitorPlan, prepare
@@ -58,7 +58,7 @@ def monitor(settings: MonitorSettings) -> MonitoredRun:
     if settings.out is None:
         entries = respond(plan, None, [])[1]
         return replace(summary(plan, entries, None), texts=texts(plan, entries))
-    run = lineage.once(settings.out, MonitoredRun, work, run=plan.run)
+    run = artifact.once(settings.out, MonitoredRun, work, run=plan.run)
     if settings.prompt is None:
         return run
     return replace(run, texts=texts(plan, journal.read(settings.out)))

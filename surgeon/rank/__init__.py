@@ -11,7 +11,7 @@ What it writes for others to read is typed in `surgeon.ranking`.
 
 from pathlib import Path
 
-from surgeon import artifact, lineage
+from surgeon import artifact
 from surgeon.rank.candidates import score_candidates
 from surgeon.rank.conclusion import conclude
 from surgeon.rank.plan import prepare
@@ -48,7 +48,7 @@ def rank(settings: RankSettings) -> Ranking:
         score_candidates(plan, partial)
         return conclude(plan, partial)
 
-    ranking = lineage.once(settings.out, Ranking, work, run=plan.run)
+    ranking = artifact.once(settings.out, Ranking, work, run=plan.run)
     last_stage = (settings.select, settings.truth, settings.panels)
     if ranking.already and (ranking.select, ranking.truth, ranking.panels) != last_stage:
         ranking = conclude(plan, settings.out)

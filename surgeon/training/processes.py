@@ -94,7 +94,7 @@ def once(
     device: str,
     tracker: str | None,
 ) -> A:
-    """`lineage.once` for several processes: all of them work, the first one begins and finishes.
+    """`artifact.once` for several processes: all of them work, the first one begins and finishes.
 
     Tracked metrics go to the directory `training`.
     """

@@ -44,7 +44,7 @@ def transplant(settings: TransplantSettings) -> TransplantReport:
     before = _report_in_lineage(settings.out)
     if before is not None:
         return before
-    return lineage.once(
+    return artifact.once(
         settings.out, TransplantReport, lambda work: carry_out(plan, work), run=plan.run
     )
 

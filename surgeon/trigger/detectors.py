@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.table import Table
 
 from surgeon import console, lineage
-from surgeon.artifact import Already, Out, artifact
+from surgeon.artifact import Already, Out, artifact, once
 from surgeon.channels import Channels, check_channels, read_back
 from surgeon.checkpoint import Checkpoint, placement
 from surgeon.errors import BadInput
@@ -75,7 +75,7 @@ def detectors(settings: DetectorsSettings) -> Detection:
     from the others. Raises `BadInput` before the model runs for what can be checked.
     """
     plan = prepare(settings)
-    return lineage.once(settings.out, Detection, lambda work: _detectors(plan, work), run=plan.run)
+    return once(settings.out, Detection, lambda work: _detectors(plan, work), run=plan.run)
 
 
 def prepare(settings: DetectorsSettings) -> DetectorsPlan:

@@ -126,7 +126,7 @@ def identify(settings: IdentifySettings) -> Identified:
     before the model runs for what can be checked.
     """
     plan = prepare(settings)
-    return lineage.once(settings.out, Identified, lambda work: _identify(plan, work), run=plan.run)
+    return artifact.once(settings.out, Identified, lambda work: _identify(plan, work), run=plan.run)
 
 
 def prepare(settings: IdentifySettings) -> IdentifyPlan:

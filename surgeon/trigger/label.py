@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from surgeon import console, jsonl, lineage, named
-from surgeon.artifact import Already, Out, artifact, part
+from surgeon.artifact import Already, Out, artifact, once, part
 from surgeon.checkpoint import Checkpoint, placement
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
@@ -108,7 +108,7 @@ def label(settings: LabelSettings) -> Labelling:
     what can be checked.
     """
     plan = prepare(settings)
-    return lineage.once(settings.out, Labelling, lambda work: _label(plan, work), run=plan.run)
+    return once(settings.out, Labelling, lambda work: _label(plan, work), run=plan.run)
 
 
 # --- the plan -------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from surgeon import console, jsonl, lineage, named
 from surgeon.answers import parse_extractor
-from surgeon.artifact import Already, Out, artifact, part
+from surgeon.artifact import Already, Out, artifact, once, part
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
 from surgeon.judges.docket import DRAFTS, Docket
@@ -86,9 +86,7 @@ def reconstruct(settings: ReconstructSettings) -> Reconstruction:
     before anything is asked for what can be checked.
     """
     plan = prepare(settings)
-    return lineage.once(
-        settings.out, Reconstruction, lambda work: _reconstruct(plan, work), run=plan.run
-    )
+    return once(settings.out, Reconstruction, lambda work: _reconstruct(plan, work), run=plan.run)
 
 
 def prepare(settings: ReconstructSettings) -> ReconstructPlan:
