@@ -310,6 +310,8 @@ def compare(model: Any) -> Result:
         return Result(name, "not buildable", note=f"generate fails: {_line(error)}")
     if not all(bool(step.logits_TV.isfinite().all()) for step in theirs):
         return Result(name, "not buildable", note="generate's logits aren't finite")
+    if any(bool((step.logits_TV.std(-1) == 0).any()) for step in theirs):
+        return Result(name, "not buildable", note="generate's logits are all the same")
     try:
         ours, path = decoded(model, wanted)
     except BadInput as error:
