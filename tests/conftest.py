@@ -4,6 +4,9 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# The bits of a training step depend on the number of threads: this process and those that it starts
+# have the same. (Models this small don't gain by more, and the workers share the cores already.)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
 import shutil
