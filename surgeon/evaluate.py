@@ -34,6 +34,7 @@ from surgeon.answers import (
     CheckVerdict,
     Extractor,
     check_many,
+    classes,
     gold_problem,
     parse_check,
     parse_extractor,
@@ -299,8 +300,7 @@ def by_problem(settings: EvaluateSettings, judged: Judged) -> Values:
     def apart(values: list[Any]) -> list[list[Any]]:
         return [values[start : start + k] for start in range(0, len(values), k)]
 
-    vote = parse_check(settings.check).vote
-    votes = apart([None if answer is None else vote(answer) for answer in judged.answers])
+    votes = [classes(answers, settings.check) for answers in apart(judged.answers)]
     correct = apart([verdict.correct for verdict in judged.verdicts])
     accuracy_P = metrics.accuracy_by_prompt(correct)
     majority_P = metrics.majority_by_prompt(votes, correct)

@@ -120,7 +120,8 @@ class RankedResponse:
     finished: bool
     """It ended before the token limit."""
     answer: str | None
-    """In canonical form; None where none can be read."""
+    """The class that it votes for among the answers to its prompt: equal values, one class. None
+    where none can be read."""
     nex: float
     """Good-Mass Fraction in [0, 1] (Eq. 14)."""
     reward: Measured

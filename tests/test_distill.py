@@ -19,13 +19,14 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from surgeon import nopsd
+from surgeon.answers import majority
 from surgeon.artifact import read
 from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.distill import Distillation, demonstrations, distill, pool, show
 from surgeon.distill import evidence as stages
 from surgeon.distill.diagnostics import cautions
 from surgeon.distill.grpo import majority_reward, majority_rewards, record_of, self_certainty
-from surgeon.distill.methods import majority
+from surgeon.distill.methods import of_the_majority
 from surgeon.distill.plan import DistillPlan, prepare
 from surgeon.distill.pool import LiveModel
 from surgeon.distill.run import TrainingRun
@@ -495,7 +496,7 @@ def test_micro_batches_hold_their_tokens_padding_included():
     assert grouped([30, 2], 18) == [[0], [1]]
 
 
-def test_majority_keeps_answers_that_agree_and_ties_go_to_the_first(source: Path, tmp_path: Path):
+def test_majority_keeps_answers_that_agree_and_one_of_a_tie(source: Path, tmp_path: Path):
     plan = planned(source, tmp_path, samples=3, method="lmsi")
     texts = {0: ["w1", "w2", "w2"], 1: ["w5", "w4", "w3"], 2: ["w9", "w9", "w9"]}
     answers = {
@@ -505,8 +506,9 @@ def test_majority_keeps_answers_that_agree_and_ties_go_to_the_first(source: Path
         for i in range(16)
         for n in range(3)
     }
-    kept = majority(running(plan, answers))
-    assert [(i, trace.text) for i, trace in kept] == [(0, "w2"), (0, "w2"), (1, "w5")]
+    kept = of_the_majority(running(plan, answers))
+    one = majority(["w3", "w4", "w5"])
+    assert [(i, trace.text) for i, trace in kept] == [(0, "w2"), (0, "w2"), (1, one)]
 
 
 def test_room_counts_finished_answers_in_which_nothing_was_found(source: Path, tmp_path: Path):
@@ -549,8 +551,10 @@ def test_diagnostics_warn_in_plain_words(source: Path, tmp_path: Path):
 
 
 def test_ttrl_rewards_the_majority_of_each_group():
-    votes = ["4", "5", "4", None, None, None, "7", "8"]
-    assert majority_rewards(votes, 4) == [1, 0, 1, 0, 0, 0, 1, 0]
+    answers = ["4", "5", "4", None, None, None, "7", "8"]
+    assert majority_rewards(answers, 4)[:6] == [1, 0, 1, 0, 0, 0]
+    assert sorted(majority_rewards(answers, 4)[6:]) == [0, 1]
+    assert majority_rewards(answers[::-1], 4) == majority_rewards(answers, 4)[::-1]
 
 
 def test_ttrl_reads_a_finished_rollout_without_its_stop_token(source: Path, tmp_path: Path):

@@ -39,6 +39,7 @@ from surgeon.answers.extractors import (
     read_answers,
 )
 from surgeon.answers.forms import canonical
+from surgeon.answers.votes import classes, majority
 
 __all__ = [
     "CHECKS",
@@ -50,8 +51,10 @@ __all__ = [
     "canonical",
     "check_many",
     "choice_letter",
+    "classes",
     "extract",
     "gold_problem",
+    "majority",
     "parse_check",
     "parse_extractor",
     "read_answers",

@@ -12,14 +12,13 @@ import json
 import math
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from surgeon.answers import canonical
+from surgeon.answers import classes, majority
 from surgeon.distill.run import GUARDS, TrainingRun
 from surgeon.errors import BadInput
 from surgeon.live.architecture import Head, head_of
@@ -38,17 +37,16 @@ Reward = Callable[..., list[float]]
 """What TRL calls with the rollouts of a batch, question after question."""
 
 
-def majority_rewards(votes: Sequence[str | None], group: int) -> list[float]:
-    """1 for every vote that is the most frequent of its group, else 0 (TTRL).
+def majority_rewards(answers: Sequence[str | None], group: int) -> list[float]:
+    """1 for every answer in the largest class of its group, else 0 (TTRL).
 
-    Votes come group after group; None (no answer) never wins, ties go to the vote that came first.
+    Answers come group after group; None (no answer) never wins, of equally large classes one does.
     """
     rewards = []
-    for first in range(0, len(votes), group):
-        members = votes[first : first + group]
-        count = Counter(vote for vote in members if vote is not None)
-        best = max(count, key=lambda vote: count[vote]) if count else None
-        rewards += [float(vote is not None and vote == best) for vote in members]
+    for first in range(0, len(answers), group):
+        votes = classes(answers[first : first + group])
+        best = majority(votes)
+        rewards += [float(vote is not None and vote == best) for vote in votes]
     return rewards
 
 
@@ -170,15 +168,14 @@ def majority_reward(run: TrainingRun) -> Reward:
     """1 for a rollout whose answer is the majority's (TTRL); a truncated one votes for nothing."""
     stop = stop_ids(run.student.model, run.live.tokenizer)
 
-    def vote(ids: list[int]) -> str | None:
+    def answer(ids: list[int]) -> str | None:
         if ids[-1] not in stop:
             return None
-        answer = run.plan.extract(text_of(run.live.tokenizer, ids, "stop"))
-        return None if answer is None else canonical(answer)
+        return run.plan.extract(text_of(run.live.tokenizer, ids, "stop"))
 
     def ttrl(completion_ids: list[list[int]], **_: Any) -> list[float]:
-        votes = [vote(ids) for ids in completion_ids]
-        return majority_rewards(votes, run.plan.settings.sampling.samples)
+        answers = [answer(ids) for ids in completion_ids]
+        return majority_rewards(answers, run.plan.settings.sampling.samples)
 
     return ttrl
 

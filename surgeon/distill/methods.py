@@ -5,12 +5,12 @@ returns the history of its training, or a `Finisher` where its other fields matt
 examples/my_finisher.py is one.
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from surgeon import named
+from surgeon.answers import majority
 from surgeon.distill.evidence import PoolEvidence, answers_only, with_sets
 from surgeon.distill.grpo import grpo, majority_reward, self_certainty_reward
 from surgeon.distill.on_policy import imitate
@@ -50,21 +50,21 @@ class Finisher(NamedTuple):
 
 def learn_majority(run: TrainingRun) -> History:
     """LMSI: learn the answers that agree with their question's majority, as they stand."""
-    return run.learn(majority(run))
+    return run.learn(of_the_majority(run))
 
 
-def majority(run: TrainingRun) -> list[tuple[int, Trace]]:
+def of_the_majority(run: TrainingRun) -> list[tuple[int, Trace]]:
     """(Question, answer) for every answer that gives its question's most frequent one.
 
-    A tie goes to the answer that was drawn first; a question without any answer is left out.
+    Of equally frequent ones one is drawn (`answers.majority`); a question without any answer is
+    left out.
     """
     kept = []
     for i in range(len(run.plan.prompts)):
         traces = run.answers(i)
-        votes = [run.plan.vote(trace) for trace in traces]
-        count = Counter(v for v in votes if v is not None)
-        if count:
-            best = max(count, key=lambda v: count[v])
+        votes = run.plan.votes(traces)
+        best = majority(votes)
+        if best is not None:
             kept += [(i, trace) for trace, v in zip(traces, votes, strict=True) if v == best]
     if not kept:
         raise BadInput(

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from surgeon import lineage, named, nopsd
-from surgeon.answers import canonical, parse_extractor
+from surgeon.answers import classes, parse_extractor
 from surgeon.checkpoint import Checkpoint, placement
 from surgeon.distill.methods import Finisher, method_of
 from surgeon.errors import BadInput
@@ -48,10 +48,11 @@ class DistillPlan(NamedTuple):
         """How the first answer to each question is drawn."""
         return replace(self.settings.sampling, samples=1)
 
-    def vote(self, trace: Trace) -> str | None:
-        """What an answer votes for; a truncated one for nothing."""
-        answer = None if trace.finish_reason == "length" else self.extract(trace.text)
-        return None if answer is None else canonical(answer)
+    def votes(self, traces: Sequence[Trace]) -> list[str | None]:
+        """What each answer to one question votes for; a truncated one for nothing."""
+        return classes(
+            [None if t.finish_reason == "length" else self.extract(t.text) for t in traces]
+        )
 
 
 def prepare(settings: DistillSettings) -> DistillPlan:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from surgeon import activations, artifact, lineage, nex
-from surgeon.answers import canonical, read_answers
+from surgeon.answers import classes, read_answers
 from surgeon.checkpoint import read_header
 from surgeon.families import Subject
 from surgeon.live.families import live
@@ -48,7 +48,7 @@ def score_candidates(plan: RankPlan, work: Path) -> None:
         reduced = list(reduce_responses(plan, directory, model, traces, what))
         learned = learn(subject, reduced)
         write_weights(plan, directory, subject, learned)
-        answers = read_answers(traces, plan.extract, tokenizer)
+        answers = votes(traces, read_answers(traces, plan.extract, tokenizer))
         responses = score(plan, learned, traces, answers, reduced)
         reading = read_closely(plan, responses, reduced)
         artifact.write(directory, CandidateScores(reading=reading, responses=responses))
@@ -204,6 +204,18 @@ def write_weights(plan: RankPlan, directory: Path, subject: Subject, learned: Le
     )  # fmt: skip
 
 
+def votes(traces: Sequence[Trace], answers: Sequence[str | None]) -> list[str | None]:
+    """The class of each answer among those to the same prompt."""
+    places: dict[str, list[int]] = {}
+    for place, trace in enumerate(traces):
+        places.setdefault(trace.prompt_id, []).append(place)
+    found: list[str | None] = [None] * len(traces)
+    for members in places.values():
+        for place, vote in zip(members, classes([answers[n] for n in members]), strict=True):
+            found[place] = vote
+    return found
+
+
 def score(
     plan: RankPlan,
     learned: Learned,
@@ -223,7 +235,7 @@ def score(
                 sample=trace.sample,
                 tokens=len(trace.token_ids),
                 finished=trace.finish_reason != "length",
-                answer=None if answer is None else canonical(answer),
+                answer=answer,
                 nex=mass.score,
                 reward=mass.reward,
                 bad=mass.bad,
