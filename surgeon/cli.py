@@ -11,6 +11,7 @@ import shlex
 import sys
 import textwrap
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -44,14 +45,17 @@ class Command(click.Command):
         super().__init__(name, help=settings.__doc__, params=[*parameters, *_everywhere()],
                          callback=self.call)  # fmt: skip
 
-    def call(self, recipe: str | None, settings: tuple[str, ...], **given: Any) -> None:
+    def call(
+        self, recipe: str | None, settings: tuple[str, ...], no_cache: bool, **given: Any
+    ) -> None:
         """Bind recipe, settings and options (the last wins) to the verb's function; run; print."""
-        from surgeon import recipes
+        from surgeon import recipes, store
 
         values = recipes.parameters_of(recipe, self.verb) if recipe else {}
         values |= dict(recipes.parse_setting(text) for text in settings)
         values |= {name: value for name, value in given.items() if value not in (None, ())}
-        recipes.RecipeStep(self.verb, values).run()
+        with store.unused() if no_cache else nullcontext():
+            recipes.RecipeStep(self.verb, values).run()
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Options by group, in the order of the settings; no word is broken."""
@@ -92,7 +96,15 @@ def _everywhere() -> list[click.Parameter]:
                      help="Take parameters from this command's step in a recipe."),
         click.Option(["--set", "settings"], multiple=True, metavar="NAME=VALUE",
                      help="Set a parameter by its name; dotted names work too."),
+        _no_cache(),
     ]  # fmt: skip
+
+
+def _no_cache() -> click.Option:
+    return click.Option(
+        ["--no-cache"], is_flag=True,
+        help="Keep nothing in ~/.cache/surgeon for later runs (its size: SURGEON_CACHE_LIMIT).",
+    )  # fmt: skip
 
 
 def _parameters(leaf: Leaf) -> list[click.Parameter]:
@@ -200,11 +212,13 @@ def cli() -> None:
     metavar="VERB.NAME=VALUE",
     help="Override a parameter of a step.",
 )
-def run(recipe: str, settings: tuple[str, ...]) -> None:
+@click.option("--no-cache", is_flag=True, help="Keep nothing in ~/.cache/surgeon for later runs.")
+def run(recipe: str, settings: tuple[str, ...], no_cache: bool) -> None:
     """Run the steps of a recipe in order; finished steps are not done again."""
-    from surgeon import recipes
+    from surgeon import recipes, store
 
-    recipes.run(recipe, settings)
+    with store.unused() if no_cache else nullcontext():
+        recipes.run(recipe, settings)
 
 
 def main(arguments: list[str] | None = None) -> None:

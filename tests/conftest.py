@@ -122,6 +122,18 @@ def write_checkpoint(
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_tests(tmp_path_factory: pytest.TempPathFactory):
+    """The cache is the session's own, in the processes that it starts too."""
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["XDG_CACHE_HOME"]
+    else:
+        os.environ["XDG_CACHE_HOME"] = before
+
+
 @pytest.fixture(scope="session")
 def make_checkpoint():
     """`make_checkpoint(path, model_type=..., dtype=..., tied=..., seed=..., shards=...)`."""

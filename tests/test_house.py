@@ -18,6 +18,7 @@ TIERS = [
         "named",
         "console",
         "artifact",
+        "store",
         "settings",
     },
     {"checkpoint", "neurons", "families"},

@@ -17,7 +17,7 @@ from surgeon.checkpoint.directory import (
 )
 from surgeon.checkpoint.dtypes import DTYPES, FLOAT_NAMES, FLOATS, disk_name, torch_dtype
 from surgeon.checkpoint.resolving import adapter_digest, merge_adapter, resolve
-from surgeon.checkpoint.rewriting import link_or_copy, rewrite
+from surgeon.checkpoint.rewriting import link_directory, link_or_copy, rewrite
 from surgeon.checkpoint.specs import hub_id, split_member
 from surgeon.checkpoint.tensors import TensorInfo, map_tensor, read_header, read_json
 
@@ -40,6 +40,7 @@ __all__ = [
     "disk_name",
     "fenced",
     "hub_id",
+    "link_directory",
     "link_or_copy",
     "map_tensor",
     "markdown_table",

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from surgeon import lineage
+from surgeon import lineage, store
 from surgeon.checkpoint.directory import TEMPLATE_FILES, TOKENIZER_FILES, Checkpoint
 from surgeon.checkpoint.specs import hub_id
 from surgeon.checkpoint.tensors import TensorInfo, read_header
@@ -13,6 +13,8 @@ from surgeon.errors import BadInput
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 """Files of which a tokenizer has one at least."""
+MERGED = 1
+"""Changes whenever a base and its adapter come out otherwise than before."""
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja",
              *(name for name in TOKENIZER_FILES if not name.endswith(".json"))]  # fmt: skip
 
@@ -20,8 +22,8 @@ HUB_FILES = ["*.json", "*.safetensors", "*.jinja",
 def resolve(spec: str, work: Path | None = None) -> Checkpoint:
     """Open what the user named: a directory, `builtin:NAME`, `base+adapter` or `hub/id[@revision]`.
 
-    An adapter is merged in float32, cast back, and kept under `work` (a temporary directory that
-    goes with the process by default). The network is used for hub ids only.
+    An adapter is merged in float32, cast back, and kept under `work` (by default in the cache,
+    `surgeon.store`). The network is used for hub ids only.
     """
     if spec.startswith("builtin:"):
         from surgeon import builtin
@@ -81,14 +83,9 @@ def merge_adapter(base: Checkpoint, adapter: Path, spec: str, work: Path | None)
             f"{adapter} was made for another base: {origin['arguments'].get('checkpoint')} "
             f"({str(digest)[:19]}), not {base.spec} ({base.digest[:19]})."
         )
-    if work is None:
-        work = lineage.scratch()
     identity = adapter_digest(base, adapter)
-    out = work / f"merged-{identity[7:19]}"
-    if not out.is_dir():
-        partial = out.with_name(out.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+
+    def make(partial: Path) -> None:
         stored: Any = base.model()
         dtype = stored.dtype
         tuned: Any = PeftModel.from_pretrained(stored.to(torch.float32), str(adapter))
@@ -103,6 +100,16 @@ def merge_adapter(base: Checkpoint, adapter: Path, spec: str, work: Path | None)
             shutil.copy2(file, partial)
         # Bytes may differ in a last bit from machine to machine; what they were made of doesn't.
         lineage.write_json(partial / lineage.FILE, {"candidate_digest": identity})
+
+    if work is None:
+        out = store.kept("merged", lineage.digest_of([MERGED, identity]), make, n_bytes=base.size)
+        return Checkpoint.open(out, spec)
+    out = work / f"merged-{identity[7:19]}"
+    if not out.is_dir():
+        partial = out.with_name(out.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        make(partial)
         partial.rename(out)
     return Checkpoint.open(out, spec)
 

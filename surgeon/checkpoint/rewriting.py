@@ -120,3 +120,13 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(real, temporary)
         lineage.sync(temporary)
         os.replace(temporary, target)
+
+
+def link_directory(source: Path, target: Path) -> None:
+    """A directory of finished files once more, each hard-linked or copied; it has its name last."""
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    for file in source.iterdir():
+        link_or_copy(file, partial / file.name)
+    partial.rename(target)

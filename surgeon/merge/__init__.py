@@ -6,7 +6,6 @@ is written by mergekit.
 """
 
 import logging
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from surgeon import artifact, console, lineage
-from surgeon.checkpoint import Checkpoint, link_or_copy
+from surgeon.checkpoint import Checkpoint, link_directory
 from surgeon.errors import BadInput
 from surgeon.families import Candidate, Family, candidate_files, description
 from surgeon.live.families import smoke_test
@@ -96,12 +95,8 @@ def _at_home(family: Family) -> Family:
             continue
         home = family.path / "endpoints" / name
         if not home.is_dir():
-            moving = home.with_name(name + ".partial")
-            shutil.rmtree(moving, ignore_errors=True)
-            moving.mkdir(parents=True)
-            for file in endpoint.path.iterdir():
-                link_or_copy(file, moving / file.name)
-            moving.rename(home)
+            home.parent.mkdir(exist_ok=True)
+            link_directory(endpoint.path, home)
         endpoints.append(Checkpoint.open(home, endpoint.spec))
     return replace(family, endpoints=tuple(endpoints))
 

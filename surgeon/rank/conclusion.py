@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from surgeon import artifact, lineage, metrics, nex, report
+from surgeon import artifact, lineage, metrics, nex, report, store
+from surgeon.checkpoint import link_directory
 from surgeon.families import Subject, write_out
 from surgeon.rank.candidates import TRACES, candidate_dir
 from surgeon.rank.plan import RankPlan
@@ -258,13 +259,16 @@ def headline(
 def link_best(plan: RankPlan, work: Path, name: str) -> None:
     """Point `best` at the chosen checkpoint; a virtual candidate is written out first."""
     subject = next(s for s in plan.subjects if s.name == name)
-    if subject.checkpoint is not None:
+    if subject.checkpoint is not None and not store.owns(subject.checkpoint.path):
         target = str(subject.checkpoint.path.resolve())
     else:
         directory = work / "checkpoints" / name
         if not directory.exists():
             directory.parent.mkdir(exist_ok=True)
-            write_out(subject, directory)
+            if subject.checkpoint is None:
+                write_out(subject, directory)
+            else:  # the cache forgets
+                link_directory(subject.checkpoint.path, directory)
         target = str(directory.relative_to(work))
     link = work / "best"
     temporary = work / ".best.tmp"
