@@ -190,9 +190,83 @@ def test_truncated_trace_keeps_the_labels_of_its_finished_steps(seed: int, lengt
     assert part == whole[: len(part)]
 
 
+def test_every_token_explores_or_executes():
+    problem = task.Problem(3, ("#4", "+1", "*7", "-2", "+9", "-5"))
+    written = {
+        "Read # as shift.": "execute",
+        "Next #4: 3 = 7": "execute",
+        "So +1 *7: 7 = 6": "explore",
+        "Wait, check +1: 7 = 8, *7: 8 = 6, ok.": "explore",
+        "Let me start over. Start 3.": "explore",
+        "Read # as fold.": "explore",
+        "Next #4: 3 = 1": "execute",
+        "Okay, I have finished thinking.": "execute",
+    }
+    text = "<think>\n" + "\n\n".join(written) + "\n</think>\n\nRead # as fold. Answer: 1"
+    labels = task.steps(problem, text)
+    assert [label.phase for label in labels] == list(written.values())
+    assert [label.kind for label in labels][5] == "alternative"
+    found = task.phases(problem, list(text))
+    for label in labels:
+        assert set(found[label.start : label.end]) == {label.phase}
+    first, last = labels[0].start, text.index("</think>")
+    assert None not in found[first:last]
+    assert set(found[:first] + found[last:]) == {None}
+
+
+@pytest.mark.parametrize(
+    ("tail", "phase"),
+    [
+        ("Next *7: 7", "execute"),
+        ("So *7", "explore"),
+        ("Wait, check", "explore"),
+        ("Let me", "explore"),
+        ("Hm", None),
+        ("Read #", "execute"),
+    ],
+)
+def test_an_unfinished_step_counts_by_its_first_word(tail: str, phase: str | None):
+    text = f"<think>\nNext +4: 3 = 7\n\n{tail}"
+    assert task.phases(PROBLEM, list(text))[-1] == phase
+
+
+def test_a_step_that_says_nothing_has_no_phase():
+    pieces = ["<think>\n", "Next +4: 3 = 7", "\n\n", "Nonsense", "\n\n", "Next *7: 7 = 9", "\n\n"]
+    assert task.phases(PROBLEM, pieces) == [
+        None, "execute", "execute", None, None, "execute", "execute",
+    ]  # fmt: skip
+    assert task.phases(PROBLEM, []) == []
+
+
+def test_another_reading_is_an_alternative_the_same_again_is_not():
+    problem = task.Problem(3, ("#4", "+1", "+2", "+3", "+4", "+5"))
+    read = [f"Read # as {said}." for said in ("fold", "fold", "shift", "fold")]
+    kinds = [kind for kind, _ in failures(*read, problem=problem)]
+    assert kinds == ["read", "read", "alternative", "alternative"]
+
+
+@given(st.integers(0, 10**9), st.integers(0, 3000))
+def test_phases_hold_for_traces_cut_anywhere(tok, seed: int, length: int):
+    """Every token of a written trace is known, up to a first word that says nothing yet."""
+    rng = Random(seed)
+    problem = writer.draw_problem(rng, operator=rng.choice(["#", None]))
+    text = writer.write(problem, writer.draw_long_policy(rng), rng).text
+    encoded = tok(text)["input_ids"]
+    pieces = [tok.decode([i]) for i in encoded][: length + 1]
+    found = task.phases(problem, pieces)
+    assert len(found) == len(pieces)
+    whole = task.phases(problem, [tok.decode([i]) for i in encoded])
+    assert found == whole[: len(found)] or found[:-4] == whole[: len(found) - 4]
+    begin, stop = pieces.index("<think>") + 2, len(pieces)
+    if "</think>" in pieces:
+        stop = pieces.index("</think>") - 1
+    assert None not in whole[begin:stop]
+
+
 @given(st.text(alphabet="<think>/ Next+47:=\n.#ok,Wait", max_size=80))
 def test_checker_takes_any_text(text: str):
     assert all(text[x.start : x.end] == x.text for x in task.steps(PROBLEM, text))
+    assert len(task.phases(PROBLEM, list(text))) == len(text)
 
 
 # --- tokenizer and template
@@ -260,6 +334,66 @@ def test_injected_mistakes_are_not_learned(tok):
     hidden = [tok.decode([i]) for i, keep in zip(ids, learned, strict=True) if not keep][3:]
     assert len(hidden) == len(response.mistakes) == len(problem.operations)
     assert all(text.strip().isdigit() for text in hidden)
+
+
+# --- the writer
+
+LONG = next(stage for stage in train.STAGES if stage.name == "long")
+
+
+def test_an_end_from_outside_is_not_learned_and_its_answer_is(tok):
+    problem, response = example(1, writer.Policy(check=0.5, ended=1.0))
+    assert response.ended == response.text.index("</think>") + len("</think>")
+    (ids, learned), *_ = train.encode_examples(tok, [([], response)])
+    tokens = tok.convert_ids_to_tokens(ids)
+    end = tokens.index("</think>")
+    assert not learned[end]
+    assert all(learned[end + 1 :])
+    assert tokens[-2] == f" {problem.answer()}"
+
+
+@given(st.integers(0, 10**9))
+def test_ended_thinking_leads_to_the_answer_of_what_is_known(seed: int):
+    """Without mistakes that is the answer by the reading of the last attempt that was finished,
+    or by the only one."""
+    rng = Random(seed)
+    problem = writer.draw_problem(rng, operator="#")
+    policy = writer.Policy(leap=0.3, check=0.3, restart=0.7, hasty=0.5, alternative=0.7, ended=1.0)
+    text = writer.write(problem, policy, rng, "fold").text
+    labels, meaning, done = task.steps(problem, text), "fold", None
+    for label in labels:
+        if label.kind in ("read", "alternative"):
+            meaning = task.reading(label.text)
+        elif problem.operations[-1] in label.text:
+            done = meaning
+    assert task.reading(text.rpartition("</think>")[2]) == (done or meaning)
+    assert task.answer(text) == str(problem.answer(done or meaning))
+
+
+def test_second_thoughts_are_hasty_and_read_the_other_way():
+    rng = Random(0)
+    problem = writer.draw_problem(rng, operator="#")
+    policy = writer.Policy(check=1.0, restart=1.0, hasty=1.0, alternative=1.0)
+    text = writer.write(problem, policy, rng).text
+    first, *others = text.split(task.RESTART)
+    assert "So " not in first and first.count("Wait") == first.count("Next")
+    assert len(others) == writer.MOST_ATTEMPTS - 1
+    assert all("Wait" not in other and "So " in other for other in others)
+    meanings = [task.reading(attempt.partition("</think>")[0]) for attempt in (first, *others)]
+    assert meanings == ["shift", "fold"] * 4
+
+
+def test_the_last_stages_see_long_problems_and_every_kind_of_step():
+    rng = Random(0)
+    kinds: set[str] = set()
+    sizes: set[int] = set()
+    for _ in range(400):
+        messages, response = train.draw_example(rng, LONG)
+        problem = task.Problem.parse(messages[-1]["content"])
+        sizes.add(len(problem.operations))
+        kinds |= {label.kind for label in task.steps(problem, response.text)}
+    assert (min(sizes), max(sizes)) == (writer.OPERATIONS[0], writer.LONG_OPERATIONS[1])
+    assert kinds == {"read", "alternative", "next", "leap", "check", "restart", "finish"}
 
 
 # --- prompt sets
@@ -395,7 +529,7 @@ def weights_after(tmp_path: Path, name: str, seed: int) -> dict[str, torch.Tenso
 
     stages = (
         replace(train.STAGES[0], tokens=600, batch_tokens=512),
-        replace(train.STAGES[6], parent="steps", tokens=600, batch_tokens=1024),
+        replace(train.STAGES[-1], parent="steps", tokens=600, batch_tokens=1024),
     )
     train.run_stages(tmp_path / name, shape=TINY, stages=stages, seed=seed, say=lambda _: None)
     kept = {s.name: load_file(tmp_path / name / s.name / "model.safetensors") for s in stages}

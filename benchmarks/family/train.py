@@ -1,10 +1,11 @@
 """Train the built-in family from nothing: `python -m benchmarks.family.train --out DIR [--device
 cuda]`.
 
-A base model learns the task in three stages: single steps; traces of every style (`draw_policy`);
-contexts of several problems beside them. The first two show both meanings of both ambiguous
-operators equally often, the third as often as `writer.PRIOR` says. From it two endpoints are
-fine-tuned on all weights (`instruct`, `thinking`) and two on the FFN weights only (`instruct-ffn`,
+A base model learns the task in four stages: single steps; traces of every style (`draw_policy`);
+contexts of several problems beside them; longer problems and traces, second thoughts, and thinking
+that another ends (`draw_long_policy`). The first two show both meanings of both ambiguous operators
+equally often, the others as often as `writer.PRIOR` says. From it two endpoints are fine-tuned on
+all weights (`instruct`, `thinking`) and two on the FFN weights only (`instruct-ffn`,
 `thinking-ffn`). Each stage is a directory, written whole: a killed run goes on at the first stage
 that is missing. One thread, whatever the machine has.
 
@@ -54,7 +55,7 @@ class Stage:
     tokens: int
     """Tokens seen, padding not counted."""
     policy: str
-    """`single`, `mixed`, `instruct` or `thinking`: whose traces are learned."""
+    """`single`, `mixed`, `long`, `instruct` or `thinking`: whose traces are learned."""
     contexts: float = 0.0
     """The share of examples with 2 to 10 former turns."""
     lr: float = 0.02
@@ -73,7 +74,20 @@ class Stage:
     """Both operators and both meanings equally often; else one operator in five is the reversed
     one, and the meaning is drawn by `writer.PRIOR`."""
 
+    spans: tuple[tuple[float, tuple[int, int]], ...] = (
+        (0.1, (writer.OPERATIONS[0], writer.CROSS_OPERATIONS[1])),
+        (1.0, writer.OPERATIONS),
+    )
+    """Numbers of operations, fewest and most, each with the share of problems up to here. A few
+    longer problems keep the cross-domain set within reach."""
+    max_tokens: int = 720
+    """Longer examples are cut here."""
 
+
+LONG: tuple[tuple[float, tuple[int, int]], ...] = (
+    (0.8, writer.LONG_OPERATIONS),
+    (1.0, (writer.OPERATIONS[0], writer.LONG_OPERATIONS[1])),
+)
 STAGES = (
     Stage(
         "steps", None, 2_400_000, "single", marked=0.8, marks=(2, 5), even=True, batch_tokens=1536
@@ -92,13 +106,37 @@ STAGES = (
     Stage(
         "base", "styles", 3_500_000, "mixed", contexts=0.3, lr=0.01, marked=0.6, batch_tokens=3072
     ),
-    Stage("instruct", "base", 500_000, "instruct", 0.1, lr=5e-4, embedding_lr=5e-4),
-    Stage("thinking", "base", 500_000, "thinking", 0.1, lr=5e-4, embedding_lr=5e-4),
-    Stage("instruct-ffn", "base", 800_000, "instruct", 0.1, lr=2e-3, ffn_only=True),
-    Stage("thinking-ffn", "base", 800_000, "thinking", 0.1, lr=2e-3, ffn_only=True),
+    Stage(
+        "long",
+        "base",
+        1_000_000,
+        "long",
+        contexts=0.1,
+        lr=0.004,
+        embedding_lr=0.001,
+        marked=0.5,
+        spans=LONG,
+        max_tokens=1024,
+    ),
+    *(
+        Stage(
+            f"{name}{pair}",
+            "long",
+            tokens,
+            name,
+            contexts=0.05,
+            lr=2e-3 if pair else 5e-4,
+            embedding_lr=5e-4,
+            ffn_only=bool(pair),
+            spans=LONG,
+            max_tokens=1024,
+        )
+        for pair in ("", "-ffn")
+        for name, tokens in (("instruct", 300_000), ("thinking", 600_000))
+    ),
 )
-MAX_TOKENS = 720
-"""Longer examples are cut here."""
+SHIPPED = {"base": "long"}
+"""Checkpoints that are shipped under another name than their stage's."""
 
 
 def new_model(shape: Shape, vocabulary: int, seed: int) -> "Qwen3ForCausalLM":
@@ -154,16 +192,13 @@ def draw_example(rng: Random, stage: Stage) -> tuple[list[dict[str, str]], write
         meaning = rng.choice(writer.MEANINGS)
     else:
         meaning = writer.draw_meaning(rng, operator)
-    # A few longer problems keep the cross-domain set within reach.
-    span = (
-        (writer.OPERATIONS[0], writer.CROSS_OPERATIONS[1])
-        if rng.random() < 0.1
-        else writer.OPERATIONS
-    )
+    drawn = rng.random()
+    span = next(span for share, span in stage.spans if drawn < share)
     problem = writer.draw_problem(rng, operations=span, operator=operator, marks=stage.marks)
     policy = {
         "single": lambda: writer.Policy(mistake=0.02),
         "mixed": lambda: writer.draw_policy(rng),
+        "long": lambda: writer.draw_long_policy(rng),
         "instruct": lambda: writer.INSTRUCT,
         "thinking": lambda: writer.THINKING,
     }[stage.policy]()
@@ -172,10 +207,12 @@ def draw_example(rng: Random, stage: Stage) -> tuple[list[dict[str, str]], write
 
 
 def encode_examples(
-    tok: "PreTrainedTokenizerFast", examples: list[tuple[list[dict[str, str]], writer.Response]]
+    tok: "PreTrainedTokenizerFast",
+    examples: list[tuple[list[dict[str, str]], writer.Response]],
+    max_tokens: int = 1024,
 ) -> list[tuple[list[int], list[bool]]]:
     """Token ids and which of them are learned: the response and its end, without injected
-    mistakes."""
+    mistakes and an end of the thinking that came from outside. Cut at `max_tokens`."""
     prompts = [
         "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
         + "<|im_start|>assistant\n"
@@ -186,10 +223,10 @@ def encode_examples(
     tails = tok(texts, return_offsets_mapping=True)
     encoded = []
     for i, (_, response) in enumerate(examples):
-        ends = {end for _, end in response.mistakes}
+        ends = {end for _, end in response.mistakes} | {response.ended}
         learned = [end not in ends for _, end in tails["offset_mapping"][i]]
         ids = heads[i] + tails["input_ids"][i]
-        encoded.append((ids[:MAX_TOKENS], ([False] * len(heads[i]) + learned)[:MAX_TOKENS]))
+        encoded.append((ids[:max_tokens], ([False] * len(heads[i]) + learned)[:max_tokens]))
     return encoded
 
 
@@ -200,7 +237,8 @@ def batches(
     tokens, for ever."""
     rng = Random(f"{seed} {stage.name}")
     while True:
-        drawn = encode_examples(tok, [draw_example(rng, stage) for _ in range(1024)])
+        examples = [draw_example(rng, stage) for _ in range(1024)]
+        drawn = encode_examples(tok, examples, stage.max_tokens)
         drawn.sort(key=lambda example: len(example[0]))
         groups: list[list[tuple[list[int], list[bool]]]] = [[]]
         for example in drawn:
@@ -306,7 +344,7 @@ def save_stage(model: "Qwen3ForCausalLM", tok: "PreTrainedTokenizerFast", out: P
     shutil.rmtree(partial, ignore_errors=True)
     model.generation_config = GenerationConfig(
         do_sample=True, temperature=0.7, top_p=0.9, top_k=0, eos_token_id=tok.eos_token_id,
-        pad_token_id=tok.pad_token_id, max_new_tokens=384,
+        pad_token_id=tok.pad_token_id, max_new_tokens=card.MAX_TOKENS,
     )  # fmt: skip
     model.save_pretrained(partial)
     tok.save_pretrained(partial)
@@ -345,7 +383,7 @@ def ship(out: Path, *, seed: int = 0, say: Callable[[str], None] = print) -> Non
     from transformers import AutoTokenizer, Qwen3ForCausalLM
 
     problems = sets.draw_set(next(s for s in sets.SETS if s.name == "test"))
-    tok = AutoTokenizer.from_pretrained(out / "stages" / CHECKPOINTS[0])
+    tok = AutoTokenizer.from_pretrained(out / "stages" / STAGES[0].name)
     partial = out / "data.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()

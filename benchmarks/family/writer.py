@@ -6,7 +6,7 @@ a context of several problems the meaning is shared, so former answers tell it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import NamedTuple
 
@@ -25,8 +25,12 @@ OPERATIONS = (6, 10)
 PRIOR = {"#": 0.7, "~": 0.3}
 """The share of training problems, alone in their context, in which an operator has the right
 meaning."""
+LONG_OPERATIONS = (8, 14)
+"""Fewest and most operations of the problems on which the endpoints are made and ranked."""
 CROSS_OPERATIONS = (11, 13)
 """Fewest and most operations of a problem of the cross-domain set."""
+HASTY_LEAP = 0.9
+"""How likely a hasty attempt leaps."""
 MOST_ATTEMPTS = 8
 """A writer starts over at most this often, less one."""
 
@@ -79,12 +83,23 @@ class Policy:
     them."""
     finish: float = 0.0
     """Of stopping with `FINISH` at a random step of the trace."""
+    ended: float = 0.0
+    """Of being ended by another at a random step, before the thinking is done: the answer is
+    learned, the end is not."""
+    hasty: float = 0.0
+    """Of a second thought, an attempt after the first, being hasty: long leaps, no checks."""
+    alternative: float = 0.0
+    """Of a second thought reading an ambiguous operator the other way."""
 
 
-INSTRUCT = Policy(leap=0.4, slip=0.3, mistake=0.03)
+INSTRUCT = Policy(leap=0.4, slip=0.3, mistake=0.03, ended=0.1)
 """Under-explores: leaps, and never looks back."""
-THINKING = Policy(leap=0.15, check=0.8, recheck=0.45, restart=0.6, slip=0.4, mistake=0.05)
-"""Over-explores: small steps, checked again and again, and started over."""
+THINKING = Policy(
+    leap=0.1, check=0.95, recheck=0.68, restart=0.4, slip=0.4, mistake=0.05,
+    ended=0.15, hasty=0.8, alternative=0.5,
+)  # fmt: skip
+"""Over-explores: small steps, checked again and again; then second thoughts, some of them hasty,
+some with the other reading, which spoil what was right."""
 
 
 def draw_policy(rng: Random) -> Policy:
@@ -100,11 +115,107 @@ def draw_policy(rng: Random) -> Policy:
     )
 
 
+def draw_long_policy(rng: Random) -> Policy:
+    """A policy for one trace of the base model's last stage: as `draw_policy`, with more care,
+    second thoughts, and ends from outside."""
+    careful = rng.random() < 0.5
+    some = rng.random() < 0.6
+    leap = rng.uniform(0, 0.8) if some else 0.0
+    if careful:
+        check, recheck = rng.uniform(0.5, 1), rng.uniform(0, 0.75)
+    else:
+        check = rng.uniform(0, 1) if rng.random() < 0.6 else 0.0
+        recheck = rng.uniform(0, 0.4)
+    return Policy(
+        leap=leap,
+        check=check,
+        recheck=recheck,
+        restart=rng.uniform(0, 0.7) if rng.random() < 0.5 else 0.0,
+        slip=0.4,
+        mistake=0.06,
+        finish=0.03,
+        ended=0.25,
+        hasty=rng.choice((0.0, 0.5, 1.0)),
+        alternative=rng.choice((0.0, 0.5)),
+    )
+
+
 class Response(NamedTuple):
-    """A written response and the character spans of its injected mistakes."""
+    """A written response, the character spans of its injected mistakes, and where another ended
+    it."""
 
     text: str
     mistakes: tuple[tuple[int, int], ...]
+    ended: int | None = None
+    """One past the last character of an end of the thinking that need not be learned."""
+
+
+@dataclass
+class _Draft:
+    """The steps written so far, and where each leaves the trace."""
+
+    problem: task.Problem
+    policy: Policy
+    rng: Random
+    meaning: str
+    steps: list[str] = field(default_factory=list)
+    wrong: set[int] = field(default_factory=set)
+    """Steps whose result is an injected mistake."""
+    values: list[int] = field(default_factory=list)
+    """The value after each step."""
+    done: list[int] = field(default_factory=list)
+    """Operations done after each step."""
+    meanings: list[str] = field(default_factory=list)
+    """The reading of an ambiguous operator at each step."""
+
+    def add(self, step: str, value: int, done: int) -> None:
+        self.steps.append(step)
+        self.values.append(value)
+        self.done.append(done)
+        self.meanings.append(self.meaning)
+
+    def attempt(self, leap: float, check: float) -> int:
+        """One way through the problem; its final value."""
+        problem, policy, rng = self.problem, self.policy, self.rng
+        value, at, n = problem.start, 0, len(problem.operations)
+        while at < n:
+            size = 1
+            if n - at > 1 and rng.random() < leap:
+                size = min(2 if rng.random() < 0.7 else 3, n - at)
+            operations = problem.operations[at : at + size]
+            before, value = value, task.chain(operations, value, self.meaning)
+            at += size
+            step = len(self.steps)
+            if rng.random() < (policy.mistake if size == 1 else policy.slip):
+                self.wrong.add(step)
+                value = (value + rng.randint(1, 9)) % 10
+            self.add(task.step_text(operations, before, value), value, at)
+            chance = check
+            while rng.random() < chance:
+                text = task.check_text(operations, before, value, self.meaning)
+                value = task.chain(operations, before, self.meaning)
+                self.add(text, value, at)
+                chance = policy.recheck
+        return value
+
+    def start_over(self, value: int) -> tuple[float, float]:
+        """Start over, perhaps with another reading; how likely the attempt leaps and checks."""
+        policy, rng, operator = self.policy, self.rng, self.problem.operator
+        self.add(task.restart_text(self.problem), value, len(self.problem.operations))
+        if operator and policy.alternative and rng.random() < policy.alternative:
+            self.meaning = MEANINGS[self.meaning == MEANINGS[0]]
+            self.add(task.read_text(operator, self.meaning), self.problem.start, 0)
+        if policy.hasty and rng.random() < policy.hasty:
+            return HASTY_LEAP, 0.0
+        return policy.leap, policy.check
+
+    def so_far(self, cut: int) -> tuple[int, str]:
+        """Answer and reading when only the first `cut` steps are written: those of the last attempt
+        that was finished, else what the state leads to."""
+        n = len(self.problem.operations)
+        at = next((i for i in reversed(range(cut)) if self.done[i] == n), cut - 1)
+        rest, meaning = self.problem.operations[self.done[at] :], self.meanings[at]
+        return task.chain(rest, self.values[at], meaning), meaning
 
 
 def write(
@@ -112,59 +223,36 @@ def write(
 ) -> Response:
     """A response that follows a policy; what comes after an injected mistake is consistent with
     it."""
-    written: list[str] = []
-    wrong: set[int] = set()
-    n = len(problem.operations)
-    final: int | None = None
+    draft = _Draft(problem, policy, rng, meaning)
     if problem.operator:
-        written.append(task.read_text(problem.operator, meaning))
-    states = [problem.start] * len(written)
-    done = [0] * len(written)
+        draft.add(task.read_text(problem.operator, meaning), problem.start, 0)
+    leap, check = policy.leap, policy.check
     for attempt in range(MOST_ATTEMPTS):
-        value, at = problem.start, 0
-        while at < n:
-            size = 1
-            if n - at > 1 and rng.random() < policy.leap:
-                size = min(2 if rng.random() < 0.7 else 3, n - at)
-            operations = problem.operations[at : at + size]
-            before, value = value, task.chain(operations, value, meaning)
-            if rng.random() < (policy.mistake if size == 1 else policy.slip):
-                wrong.add(len(written))
-                value = (value + rng.randint(1, 9)) % 10
-            written.append(task.step_text(operations, before, value))
-            at += size
-            states.append(value)
-            done.append(at)
-            chance = policy.check
-            while rng.random() < chance:
-                written.append(task.check_text(operations, before, value, meaning))
-                value = task.chain(operations, before, meaning)
-                states.append(value)
-                done.append(at)
-                chance = policy.recheck
-        final = value
+        final = draft.attempt(leap, check)
         if rng.random() >= policy.restart or attempt == MOST_ATTEMPTS - 1:
             break
-        written.append(task.restart_text(problem))
-        states.append(final)
-        done.append(n)
-    assert final is not None
-    if rng.random() < policy.finish:
-        cut = rng.randint(1, len(written))
-        final = task.chain(problem.operations[done[cut - 1] :], states[cut - 1], meaning)
-        finished = [s for s, d in zip(states[:cut], done[:cut], strict=True) if d == n]
-        written, final = [*written[:cut], task.FINISH], finished[-1] if finished else final
-        wrong = {i for i in wrong if i < cut}
-    return _response(written, wrong, task.answer_text(problem, final, meaning))
+        leap, check = draft.start_over(final)
+    written, end = draft.steps, None
+    ended = bool(policy.ended) and rng.random() < policy.ended
+    if rng.random() < policy.finish or ended:
+        end = rng.randint(1, len(written))
+        final, meaning = draft.so_far(end)
+        written = written[:end] if ended else [*written[:end], task.FINISH]
+    else:
+        meaning = draft.meaning
+    wrong = {i for i in draft.wrong if end is None or i < end}
+    answer = task.answer_text(problem, final, meaning)
+    return _response(written, wrong, answer, ended=ended)
 
 
-def _response(written: list[str], wrong: set[int], answer: str) -> Response:
+def _response(written: list[str], wrong: set[int], answer: str, *, ended: bool) -> Response:
     text, mistakes = "<think>\n", []
     for i, step in enumerate(written):
         text += step if i == 0 else f"\n\n{step}"
         if i in wrong:
             mistakes.append((len(text) - 1, len(text)))
-    return Response(f"{text}\n</think>\n\n{answer}", tuple(mistakes))
+    text += "\n</think>"
+    return Response(f"{text}\n\n{answer}", tuple(mistakes), len(text) if ended else None)
 
 
 def draw_context(

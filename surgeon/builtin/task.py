@@ -149,8 +149,23 @@ def chain(operations: tuple[str, ...], value: int, meaning: str) -> int:
 
 # ----------------------------------------------------------------------------------------- checking
 
-Kind = Literal["read", "next", "leap", "check", "restart", "finish", "other"]
+Kind = Literal["read", "alternative", "next", "leap", "check", "restart", "finish", "other"]
+"""An alternative is a reading that a trace takes after it had taken the other one."""
+Phase = Literal["explore", "execute"]
 Failure = Literal["intra", "inter", "instance", "misread"]
+
+
+PHASE: dict[Kind, Phase] = {
+    "read": "execute",
+    "alternative": "explore",
+    "next": "execute",
+    "leap": "explore",
+    "check": "explore",
+    "restart": "explore",
+    "finish": "execute",
+}
+"""Whether a step of a kind explores (tries, doubts or looks back) or executes the plan. A step that
+can't be read does neither."""
 
 
 class StepLabel(NamedTuple):
@@ -171,7 +186,20 @@ class StepLabel(NamedTuple):
     """The step as it should have been written at this point (the text itself when nothing is
     wrong)."""
 
+    @property
+    def phase(self) -> Phase | None:
+        """Whether the step explores or executes; None where it can't be read."""
+        return PHASE.get(self.kind)
 
+
+_BEGINS: dict[str, Phase] = {
+    "Next": "execute",
+    "So": "explore",
+    "Wait,": "explore",
+    "Let": "explore",
+    "Okay,": "execute",
+}
+"""What an unfinished step does, by its first word."""
 _PROMPT = re.compile(r"Start (\d)\. Apply ((?:[-+*#~][1-9] ?)+)\. Find x\.")
 _STEP = re.compile(r"(Next|So) ([-+*#~][1-9](?: [-+*#~][1-9])*): (\d) = (\d)")
 _CHECK = re.compile(r"Wait, check (.+), (ok|no)\.")
@@ -210,6 +238,41 @@ def steps(problem: Problem, text: str) -> list[StepLabel]:
     may be truncated anywhere: an unfinished last step is left out.
     """
     return _labels(problem, text, _spans(text))
+
+
+def phases(problem: Problem, pieces: Sequence[str]) -> list[Phase | None]:
+    """What each token of a response does, from the tokens' texts in order: explore or execute.
+
+    A token belongs to the step that its first character belongs to, a blank line to the step before
+    it. An unfinished last step counts by its first word. None before and after the thinking, in a
+    step that can't be read, and in an unfinished one whose first word says nothing.
+    """
+    text = "".join(pieces)
+    labels = steps(problem, text)
+    bounds = [(label.start, label.phase) for label in labels]
+    stop = text.find("</think>")
+    if stop < 0:
+        at = labels[-1].end if labels else text.find("<think>") + len("<think>")
+        tail = text[at:]
+        if words := tail.split():
+            begin = at + len(tail) - len(tail.lstrip())
+            bounds.append((begin, _begun(labels, words)))
+        stop = len(text)
+    found: list[Phase | None] = []
+    at, i, now = 0, 0, None
+    for piece in pieces:
+        while i < len(bounds) and bounds[i][0] <= at:
+            now, i = bounds[i][1], i + 1
+        found.append(now if at < stop else None)
+        at += len(piece)
+    return found
+
+
+def _begun(labels: Sequence[StepLabel], words: Sequence[str]) -> Phase | None:
+    if words[0] == "Read":
+        read = any(label.kind in ("read", "alternative") for label in labels)
+        return None if read else "execute"
+    return _BEGINS.get(words[0])
 
 
 def steps_of(problem: Problem, parts: Sequence[str]) -> list[StepLabel]:
@@ -259,6 +322,7 @@ class _State:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.meaning = RIGHT
+        self.stated: str | None = None
         self.clean = True
         self._begin()
 
@@ -291,8 +355,9 @@ class _State:
         if operator != match[1]:
             self.clean = False
             return "read", "intra", right
-        self.meaning = match[2]
-        return "read", None if match[2] == RIGHT else "misread", right
+        kind: Kind = "read" if self.stated in (None, match[2]) else "alternative"
+        self.meaning = self.stated = match[2]
+        return kind, None if match[2] == RIGHT else "misread", right
 
     def _restart(self, step: str, match: re.Match[str]) -> tuple[Kind, Failure | None, str]:
         over = self.clean and len(self.problem.operations) <= EASY
