@@ -384,13 +384,14 @@ def widen(path: Path) -> None:
             for k, v in t.items()
         },
     )
+    edit_json(path / "config.json", vocab_size=132)
 
 
 def drop_norm(path: Path) -> None:
+    edit_tensors(path, lambda t: {k: v for k, v in t.items() if k != "model.norm.weight"})
     index = path / "model.safetensors.index.json"
     weight_map = json.loads(index.read_text())["weight_map"]
-    weight_map.pop("model.norm.weight")
-    edit_json(index, weight_map=weight_map)
+    edit_json(index, weight_map={k: v for k, v in weight_map.items() if k != "model.norm.weight"})
 
 
 def other_word(path: Path) -> None:
@@ -421,11 +422,11 @@ def poison(path: Path) -> None:
             lambda p: edit_json(p / "config.json", architectures=["LlamaForCausalLM"]),
             "architectures differ: .* is Qwen3ForCausalLM .* is LlamaForCausalLM",
         ),
-        (untie, "only .*a ties its embeddings"),
+        (untie, "tie_word_embeddings is false"),
         (widen, r"embed_tokens.weight has shape \[128, 32\] .* \[132, 32\] .* vocabularies"),
-        (drop_norm, r"has 1 tensors that .* lacks, first model\.norm\.weight"),
+        (drop_norm, r"lacks 1 weights .*, first model\.norm\.weight"),
         (to_float32, "is BF16 in .* and F32 in .* --dtype"),
-        (quantize, "is quantized"),
+        (quantize, "is quantised .*dequantise it once"),
         (other_word, r'differ: id \d+ is "w0" and "zero"; id \d+ is "w1" and "one"'),
         (lambda p: (p / "tokenizer.json").unlink(), "b has no tokenizer.json"),
         (poison, "holds NaN or infinity"),

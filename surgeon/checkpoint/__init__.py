@@ -16,6 +16,7 @@ from surgeon.checkpoint.directory import (
     placement,
 )
 from surgeon.checkpoint.dtypes import DTYPES, FLOAT_NAMES, FLOATS, disk_name, torch_dtype
+from surgeon.checkpoint.loading import model_class, stored_dtype
 from surgeon.checkpoint.resolving import adapter_digest, merge_adapter, resolve
 from surgeon.checkpoint.rewriting import link_directory, link_or_copy, rewrite
 from surgeon.checkpoint.specs import hub_id, split_member
@@ -45,11 +46,13 @@ __all__ = [
     "map_tensor",
     "markdown_table",
     "merge_adapter",
+    "model_class",
     "placement",
     "read_header",
     "read_json",
     "resolve",
     "rewrite",
     "split_member",
+    "stored_dtype",
     "torch_dtype",
 ]

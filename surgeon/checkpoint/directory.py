@@ -4,6 +4,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,11 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 RECORDS = (lineage.FILE, "transplant.json")
 """Files that say how a directory was made; they are no part of the checkpoint."""
+UNUSABLE = (
+    ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError, RuntimeError,
+    AssertionError,
+)  # fmt: skip
+"""What transformers raises for a config that makes no model."""
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
@@ -70,7 +76,11 @@ class Checkpoint:
         if not file.is_file():
             raise BadInput(f"{self.path} is not a checkpoint: it has no config.json.")
         config = read_json(file)
-        if "model_type" not in config:
+        if nan := _nan_in(config):
+            raise BadInput(
+                f"{file} has {nan} = NaN, expected a number. Write the real value there."
+            )
+        if not isinstance(config.get("model_type"), str):
             raise BadInput(f"{file} names no model_type, so it is not a transformers config.")
         if "auto_map" in config:
             from transformers import CONFIG_MAPPING
@@ -86,7 +96,7 @@ class Checkpoint:
     @property
     def text_config(self) -> Config:
         """The language model's part of the config (all of it for text-only models)."""
-        return self.config.get("text_config", self.config)
+        return self.config.get("text_config") or self.config
 
     @property
     def model_type(self) -> str:
@@ -113,13 +123,18 @@ class Checkpoint:
         Raises `BadInput` where transformers refuses what the file says.
         """
         from huggingface_hub.errors import StrictDataclassError
-        from transformers import AutoConfig
+        from transformers import CONFIG_MAPPING, AutoConfig
 
+        if self.model_type not in CONFIG_MAPPING:
+            raise BadInput(
+                f"transformers does not know the architecture {self.model_type!r} of {self.spec}. "
+                "Update transformers, or correct model_type in config.json."
+            )
         try:
             return AutoConfig.from_pretrained(
                 self.path, local_files_only=True, trust_remote_code=False
             )
-        except (StrictDataclassError, ValueError, KeyError, TypeError) as error:
+        except (*UNUSABLE, StrictDataclassError, ImportError, OSError) as error:
             reason = " ".join(str(error).split())
             raise BadInput(f"{self.path}/config.json is refused: {reason}") from error
 
@@ -130,11 +145,70 @@ class Checkpoint:
 
     @cached_property
     def shards(self) -> dict[str, list[str]]:
-        """Shard file name -> the tensor names inside it, in the index's order."""
-        if (self.path / INDEX).is_file():
-            return self._indexed_shards()
-        if (self.path / SINGLE).is_file():
-            return {SINGLE: list(read_header(self.path / SINGLE))}
+        """Shard file name -> the tensor names inside it: the files that transformers would read.
+
+        Where a single file lies beside an index that places tensors elsewhere, transformers takes
+        the first and other readers the second; such a directory is refused with `BadInput`.
+        """
+        headers, index = self._headers, self._weight_map
+        shards: dict[str, list[str]] = {shard: [] for shard in headers}
+        for name, shard in (index or {}).items():
+            if name not in headers[shard]:
+                raise BadInput(
+                    f"{self.path / INDEX} places {name!r} in {shard}, which does not hold it. "
+                    "Fetch or copy both again."
+                )
+            shards[shard].append(name)
+        seen: dict[str, str] = {}
+        for shard, header in headers.items():
+            for name in header:
+                if name in seen:
+                    raise BadInput(
+                        f"{self.path} holds {name!r} twice, in {seen[name]} and in {shard}: "
+                        "readers differ in which they take. Save the model again."
+                    )
+                seen[name] = shard
+            # transformers reads a tensor that the index leaves out.
+            listed = set(shards[shard])
+            shards[shard] += [name for name in header if name not in listed]
+        return shards
+
+    @cached_property
+    def _headers(self) -> dict[str, dict[str, TensorInfo]]:
+        """Each weights file's header, in the order of the index."""
+        files = [SINGLE] if self._weight_map is None else dict.fromkeys(self._weight_map.values())
+        return {shard: read_header(self.path / shard) for shard in files}
+
+    @property
+    def indexed(self) -> bool:
+        """Whether the weights are found through an index."""
+        return self._weight_map is not None
+
+    @cached_property
+    def _weight_map(self) -> dict[str, str] | None:
+        """Tensor name -> shard, from the index; None where one file holds all weights."""
+        named = self.config.get("transformers_weights")
+        if named not in (None, SINGLE):
+            raise BadInput(
+                f"{self.path}/config.json names its weights itself (transformers_weights = "
+                f"{named!r}). Save the model again under the usual name, {SINGLE}."
+            )
+        single = (self.path / SINGLE).is_file()
+        if not (self.path / INDEX).is_file():
+            if not single:
+                self._refuse_without_weights()
+            return None
+        places = self._read_index()
+        others = sorted({shard for shard in places.values() if shard != SINGLE})
+        if single and others:
+            raise BadInput(
+                f"{self.path} holds {SINGLE} and an index of other files ({others[0]}): "
+                f"transformers reads the first, other programs the shards. Remove {SINGLE}, or "
+                f"{INDEX} and its shards, whichever isn't meant."
+            )
+        return None if single else places
+
+    def _refuse_without_weights(self) -> None:
         pickles = sorted(p.name for p in self.path.glob("*.bin")) or sorted(
             p.name for p in self.path.glob("*.pt*")
         )
@@ -143,43 +217,53 @@ class Checkpoint:
                 f"{self.path} holds pickled weights only ({pickles[0]}). Pickle can run code: "
                 "convert them to safetensors first."
             )
-        raise BadInput(f"{self.path} has no weights: neither {SINGLE} nor {INDEX} is there.")
+        hint = ""
+        if gguf := sorted(p.name for p in self.path.glob("*.gguf")):
+            hint = f" Name its GGUF file instead: {self.path / gguf[0]}"
+        elif loose := sorted(p.name for p in self.path.glob("*.safetensors")):
+            hint = (
+                f" {loose[0]} is there, under a name that transformers doesn't look for: call a "
+                f"single file {SINGLE}, or fetch the index of the shards."
+            )
+        raise BadInput(f"{self.path} has no weights: neither {SINGLE} nor {INDEX} is there.{hint}")
 
-    def _indexed_shards(self) -> dict[str, list[str]]:
+    def _read_index(self) -> dict[str, str]:
+        """The index, checked: plain file names that exist."""
         file = self.path / INDEX
         try:
-            items = list(read_json(file)["weight_map"].items())
+            content = read_json(file)
+            items = dict(content["weight_map"].items())
         except (KeyError, AttributeError) as error:
             raise BadInput(f"{file} is not a safetensors index ({error!r}).") from error
-        shards: dict[str, list[str]] = {}
-        for name, shard in items:
+        if not isinstance(content.get("metadata"), dict):
+            raise BadInput(
+                f'{file} has no metadata, which transformers asks for. Add "metadata": {{}} to it.'
+            )
+        if not items:
+            raise BadInput(f"{file} is empty: its weight_map names no tensor. Fetch it again.")
+        for shard in items.values():
             if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", "..", "."):
                 raise BadInput(
                     f"{file} names the shard {shard!r}, which is outside the directory. "
                     "Shards must be plain file names beside the index."
                 )
-            shards.setdefault(shard, []).append(name)
+        shards = dict.fromkeys(items.values())
         missing = [shard for shard in shards if not (self.path / shard).is_file()]
         if missing:
             raise BadInput(
                 f"{self.path} lacks {len(missing)} of its {len(shards)} shards ({missing[0]}). "
                 "Fetch or copy it again."
             )
-        return shards
+        return items
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
         """Every tensor by name, in the order of `shards`, from the headers alone."""
-        infos = {}
-        for shard, names in self.shards.items():
-            header = read_header(self.path / shard)
-            for name in names:
-                if name not in header:
-                    raise BadInput(
-                        f"{self.path / INDEX} places {name!r} in {shard}, which does not hold it."
-                    )
-                infos[name] = header[name]._replace(shard=shard)
-        return infos
+        return {
+            name: self._headers[shard][name]._replace(shard=shard)
+            for shard, names in self.shards.items()
+            for name in names
+        }
 
     @property
     def size(self) -> int:
@@ -264,36 +348,24 @@ class Checkpoint:
 
         Raises `BadInput` when the weights don't fit the architecture the config names.
         """
-        import transformers
-        from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+        from surgeon.checkpoint import loading
 
-        conditional = any(
-            name.endswith("ForConditionalGeneration")
-            for name in self.full_config.architectures or []
-        )
-        auto: Any = AutoModelForImageTextToText if conditional else AutoModelForCausalLM
-        verbosity = transformers.logging.get_verbosity()
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
-        try:
-            model, info = auto.from_pretrained(
-                self.path,
-                dtype=dtype or "auto",
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported in `info`, and refused below
-            )
-        finally:
-            transformers.logging.set_verbosity(verbosity)
-        wrong = [*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])]
-        if wrong:
-            raise BadInput(
-                f"{self.path} lacks {len(wrong)} weights of a {self.model_type} model or has them "
-                f"in another shape, first {sorted(wrong)[0]}. Config and weights don't match."
-            )
-        return model.to(device).eval()
+        return loading.load(self, device, dtype)
+
+
+def _nan_in(config: Config, where: str = "") -> str | None:
+    """The name of the first value that is not a number."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            if found := _nan_in(value, f"{where}{key}."):
+                return found
+        elif any(isinstance(v, float) and isnan(v) for v in (value, *_items(value))):
+            return f"{where}{key}"
+    return None
+
+
+def _items(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def placement(device: str, dtype: str) -> "tuple[str, torch.dtype | None]":

@@ -7,6 +7,7 @@ from typing import Any
 
 from surgeon import lineage, store
 from surgeon.checkpoint.directory import TEMPLATE_FILES, TOKENIZER_FILES, Checkpoint
+from surgeon.checkpoint.loading import require_fit
 from surgeon.checkpoint.specs import hub_id
 from surgeon.checkpoint.tensors import TensorInfo, read_header
 from surgeon.errors import BadInput
@@ -33,7 +34,7 @@ def resolve(spec: str, work: Path | None = None) -> Checkpoint:
     if path.is_dir():
         if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
             raise BadInput(f"{spec} is a PEFT adapter. Name its base too: BASE+{spec}")
-        return Checkpoint.open(path, spec)
+        return opened(path, spec)
     if "+" in spec:
         base, _, adapter = spec.rpartition("+")
         return merge_adapter(resolve(base, work), Path(adapter).expanduser(), spec, work)
@@ -59,7 +60,14 @@ def fetch(spec: str) -> Checkpoint:
         raise BadInput(
             f"{spec} is no local directory and could not be fetched from the hub: {reason}"
         ) from error
-    return Checkpoint.open(directory, spec)
+    return opened(directory, spec)
+
+
+def opened(path: str | Path, spec: str) -> Checkpoint:
+    """A user's checkpoint: its files, and that its weights are those its config describes."""
+    checkpoint = Checkpoint.open(path, spec)
+    require_fit(checkpoint)
+    return checkpoint
 
 
 def merge_adapter(base: Checkpoint, adapter: Path, spec: str, work: Path | None) -> Checkpoint:

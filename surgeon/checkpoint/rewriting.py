@@ -37,7 +37,7 @@ def rewrite(
     """
     for file in source.side_files:
         shutil.copy2(file, out / file.name)
-    if (source.path / INDEX).is_file():
+    if source.indexed:
         shutil.copy2(source.path / INDEX, out / INDEX)
     waiting = []
     # A shard is flushed to the disk while the next ones are computed.

@@ -55,14 +55,29 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
                     raise ValueError(f"{name} has {stop - begin} bytes for {dtype}{list(shape)}")
                 infos[name] = TensorInfo(file.name, dtype, shape, stop - begin, 8 + length + begin)
                 end = max(end, stop)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BadInput(f"{file} has a corrupt safetensors header ({error}).") from error
     if 8 + length + end != size:
         raise BadInput(
             f"{file} is truncated or corrupt: its header describes {8 + length + end} bytes, the "
             f"file has {size}. Fetch or copy it again."
         )
+    _require_loadable(file)
     return infos
+
+
+def _require_loadable(file: Path) -> None:
+    """Raise `BadInput` where the library that loads the weights refuses the header: tensors that
+    overlap, gaps between them, dtypes it doesn't know."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy"):
+            pass
+    except SafetensorError as error:
+        raise BadInput(
+            f"{file} has a corrupt safetensors header ({error}). Fetch or copy it again."
+        ) from error
 
 
 def read_tensor(file: FileIO, info: TensorInfo, scratch: "Tensor | None" = None) -> "Tensor":

@@ -269,12 +269,13 @@ def _publish(file: int, out: Path, plan: Layout) -> None:
 
 def write_index(a: Checkpoint, out: Path, dtype: str | None) -> None:
     """The shard index, as in the first endpoint."""
-    if not (a.path / INDEX).is_file():
+    if not a.indexed:
         return
     index = read_json(a.path / INDEX)
+    places = {name: shard for shard, names in a.shards.items() for name in names}
     size = sum(in_dtype(info, dtype).nbytes for info in a.tensors.values())
     metadata = {**(index.get("metadata") or {}), "total_size": size}
-    lineage.write_json(out / INDEX, {"metadata": metadata, "weight_map": index["weight_map"]})
+    lineage.write_json(out / INDEX, {"metadata": metadata, "weight_map": places})
 
 
 def write_side_files(family: Family, candidate: Candidate, out: Path) -> None:

@@ -34,21 +34,12 @@ def skeleton(config: Any) -> "nn.Module":
     """The model of a transformers config, without weights. Raises ValueError where there is none
     that writes text."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING,
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    )
 
-    named = (config.architectures or [""])[0]
-    first: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    second: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
-    if first is None and second is None:
-        raise ValueError(f"transformers has no model that writes text for {config.model_type!r}")
-    causal = second is None or (first is not None and named != second.__name__)
-    auto = AutoModelForCausalLM if causal else AutoModelForImageTextToText
+    from surgeon.checkpoint import model_class
+
+    kind = model_class(config)
     with torch.device("meta"):
-        return auto.from_config(config)
+        return kind._from_config(config)
 
 
 def support(config: Any) -> Support:
