@@ -33,13 +33,13 @@ TIERS = [
         "attribution",
         "contributions",
     },
-    {"nex", "nopsd", "neureasoner", "metrics", "answers", "truth", "ranking"},
+    {"nex", "nopsd", "neureasoner", "estimate", "metrics", "answers", "truth", "ranking"},
     {"watch", "judges", "builtin", "report"},
     {"merge", "rank", "transplant", "evaluate", "distill", "trigger", "monitor", "serve"},
     {"recipes", "cli", "architectures", "__main__"},
 ]
 TIER = {module: tier for tier, modules in enumerate(TIERS) for module in modules}
-PAPERS, VERBS = {"nex", "nopsd", "neureasoner"}, TIERS[5]
+PAPERS, VERBS = {"nex", "nopsd", "neureasoner", "estimate"}, TIERS[5]
 UPWARD = {("checkpoint", "builtin"), ("traces", "builtin")}
 """`builtin:NAME` is a way to name a path: these ask the family for one, and nothing else."""
 FORBIDDEN = {"utils", "common", "helpers", "manager", "handler", "builder", "misc"}
