@@ -84,8 +84,8 @@ def likeness(answer_PCS: np.ndarray, copies_CC: np.ndarray | None = None) -> np.
     """float64_CC in [0, 1]: 0 for candidates whose errors are independent of each other, 1 for
     copies; every candidate is its own copy.
 
-    An error is an answer that the pool votes down. Two candidates are alike as far as their errors on
-    the same prompts coincide more often than those of the pool's middle pair, less `DEVIATIONS`
+    An error is an answer that the pool votes down. Two candidates are alike as far as their errors
+    on the same prompts coincide more often than those of the pool's middle pair, less `DEVIATIONS`
     standard deviations of that. Where candidates differ only in being right, nobody is alike.
     `copies_CC` names pairs that are known to be copies, and are taken as such.
     """
