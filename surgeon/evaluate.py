@@ -22,7 +22,6 @@ read out of it, and whether it is right).
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -49,6 +48,7 @@ from surgeon.settings.evaluate import EvaluateSettings
 from surgeon.traces import (
     Prompt,
     Trace,
+    digest_of_prompts,
     in_order,
     keys_of,
     read_prompts,
@@ -108,14 +108,14 @@ def prepare(settings: EvaluateSettings) -> EvaluatePlan:
     device, dtype = placement(settings.machine.device, settings.machine.dtype)
     extract = parse_extractor(settings.answer)
     parse_check(settings.check)
-    problems = read_problems(settings.task, settings.check)[: settings.limit]
+    problems = read_problems(settings)[: settings.limit]
     chosen = subjects(list(settings.checkpoints))
     foreign = read_responses(settings, problems, taken=[subject.name for subject in chosen])
     require_names(settings, [*(subject.name for subject in chosen), *foreign])
     # Names of candidates hold no spaces, so nothing else here can be taken for one.
     inputs = {subject.name: subject.digest for subject in chosen}
     inputs |= {name: lineage.file_digest((settings.responses or {})[name]) for name in foreign}
-    inputs["labelled task"] = lineage.digest_of([asdict(problem) for problem in problems])
+    inputs["labelled task"] = digest_of_prompts(problems)
     inputs |= named.digests(answer=settings.answer, check=settings.check)
     return EvaluatePlan(settings, chosen, foreign, problems, extract, device, dtype, inputs)
 
@@ -163,15 +163,15 @@ def require_names(settings: EvaluateSettings, names: Sequence[str]) -> None:
             raise BadInput(f"group {group} holds no candidate. Name some of: {known}.")
 
 
-def read_problems(task: str, check: str) -> list[Prompt]:
+def read_problems(settings: EvaluateSettings) -> list[Prompt]:
     """The prompts of a labelled task; raises `BadInput` naming the line without a usable answer."""
 
     def complaint(problem: Prompt) -> str | None:
         if problem.answer is None:
             return "no answer, expected the correct one in the field `answer` of every problem"
-        return gold_problem(problem.answer, check)
+        return gold_problem(problem.answer, settings.check)
 
-    return read_prompts(task, complaint)
+    return read_prompts(settings.task, complaint, settings.columns)
 
 
 # Responses ---------------------------------------------------------------------------------------

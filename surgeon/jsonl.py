@@ -55,9 +55,13 @@ def rows(file: str | Path) -> Iterator[tuple[str, Any]]:
 def parse(line: bytes, place: str) -> object:
     """The JSON value of one line; raises `BadInput` that begins with `place`."""
     try:
-        return json.loads(line.decode("utf-8"))
+        # Editors on Windows put a mark before the first line.
+        return json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise BadInput(f"{place}: found bytes that are not UTF-8 text ({error.reason}).") from error
+        raise BadInput(
+            f"{place}: found bytes that are not UTF-8 text ({error.reason}, byte "
+            f"{error.start + 1}). Save the file as UTF-8."
+        ) from error
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{place}: found no valid JSON ({error}), expected one object.") from error
 
@@ -72,7 +76,7 @@ def _torn(line: bytes) -> bool:
     """Whether a last line without a line break was cut short: rows are objects, and an object
     without its end isn't valid JSON."""
     try:
-        json.loads(line.decode("utf-8"))
+        json.loads(line.decode("utf-8-sig"))
     except ValueError:
         return True
     return False

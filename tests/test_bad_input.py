@@ -81,7 +81,7 @@ def test_checkpoints_of_different_vocabulary_name_the_first_differing_token(plac
     [
         ("", "mini.jsonl"),
         ('{"prompt": "w1"}\n{"prompt": \n', "mini.jsonl:2"),
-        ('{"prompt": "w1"}\n{"question": "w1"}\n', "mini.jsonl:2"),
+        ('{"prompt": "w1"}\n{"text": "w1"}\n', "mini.jsonl:2"),
         ('{"id": 1, "prompt": "w1"}\n{"id": 1, "prompt": "w2"}\n', "mini.jsonl:2"),
         ('["w1"]\n', "mini.jsonl:1"),
         ('{"messages": [{"role": "user"}]}\n', "mini.jsonl:1"),

@@ -78,8 +78,8 @@ def test_parquet_is_read_like_jsonl(tmp_path: Path):
     [
         ("not json", r"found no valid JSON"),
         ("[1]", "found a list, expected an object"),
-        ("{}", r"found the fields \[\], expected either prompt or messages"),
-        ('{"question": "x"}', r"found the fields \['question'\]"),
+        ("{}", "found no columns, expected either prompt or messages"),
+        ('{"text": "x"}', "found the columns text, expected either prompt or messages"),
         ('{"prompt": "a", "messages": []}', "found both prompt and messages"),
         ('{"prompt": " "}', "found an empty prompt"),
         ('{"prompt": 3}', "found a int, expected a list of messages"),
@@ -343,12 +343,12 @@ def test_a_prompt_ends_where_the_answer_begins(pico: tuple[Any, Any]):
 
 def test_thinking_reaches_the_template(pico: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch):
     _, tokenizer = pico
-    template = "{{ enable_thinking if enable_thinking is defined else 'w9' }}"
-    monkeypatch.setattr(tokenizer, "chat_template", template.replace("}}", "}} w1"))
+    template = "{{ enable_thinking if enable_thinking is defined else 'w9' }} "
+    monkeypatch.setattr(tokenizer, "chat_template", template + "{{ messages[0].content }}")
     given_ = {t: encode(tokenizer, PROMPTS[0], t) for t in (None, True, False)}
-    assert tokenizer.decode(given_[None]) == "w9 w1"
+    assert tokenizer.decode(given_[None]) == "w9 w0 w0"
     # "True" and "False" are no words of this vocabulary.
-    assert given_[True] == given_[False] == tokenizer("True w1")["input_ids"]
+    assert given_[True] == given_[False] == tokenizer("True w0 w0")["input_ids"]
     monkeypatch.setattr(tokenizer, "chat_template", "{{ raise_exception('roles must alternate') }}")
     with pytest.raises(BadInput, match=r"prompt '0': the chat template refuses it \(roles must"):
         encode(tokenizer, PROMPTS[0])

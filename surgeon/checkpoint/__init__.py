@@ -10,16 +10,17 @@ from surgeon.checkpoint.config import Config, config_differences, context_of, d_
 from surgeon.checkpoint.directory import (
     INDEX,
     SINGLE,
-    TEMPLATE_FILES,
     TOKENIZER_FILES,
     Checkpoint,
     placement,
+    use_templates,
 )
 from surgeon.checkpoint.dtypes import DTYPES, FLOAT_NAMES, FLOATS, disk_name, torch_dtype
 from surgeon.checkpoint.loading import model_class, stored_dtype
 from surgeon.checkpoint.resolving import adapter_digest, merge_adapter, resolve
 from surgeon.checkpoint.rewriting import link_directory, link_or_copy, rewrite
 from surgeon.checkpoint.specs import hub_id, split_member
+from surgeon.checkpoint.templates import TEMPLATE_FILES, read_templates, write_templates
 from surgeon.checkpoint.tensors import TensorInfo, map_tensor, read_header, read_json
 
 __all__ = [
@@ -50,9 +51,12 @@ __all__ = [
     "placement",
     "read_header",
     "read_json",
+    "read_templates",
     "resolve",
     "rewrite",
     "split_member",
     "stored_dtype",
     "torch_dtype",
+    "use_templates",
+    "write_templates",
 ]

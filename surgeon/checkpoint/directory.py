@@ -1,6 +1,8 @@
 """The checkpoint directory, and the live model and tokenizer in it."""
 
 import os
+import shutil
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +14,7 @@ from surgeon import lineage
 from surgeon.checkpoint import specs
 from surgeon.checkpoint.config import Config, context_of, d_ff_of
 from surgeon.checkpoint.dtypes import LIVE_DTYPES, torch_dtype
+from surgeon.checkpoint.templates import DEFAULT, named_template_files, read_templates
 from surgeon.checkpoint.tensors import TensorInfo, read_header, read_json, read_tensor
 from surgeon.errors import BadInput
 
@@ -33,7 +36,6 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
 )  # fmt: skip
-TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 
 
 @dataclass(frozen=True)
@@ -296,15 +298,31 @@ class Checkpoint:
 
     @property
     def side_files(self) -> list[Path]:
-        """Files that belong to the checkpoint beside weights and lineage: config, tokenizer, ..."""
+        """Files that belong to the checkpoint beside weights and lineage: config, tokenizer, ...
+
+        Named templates lie in a directory of their own: see `side_name`.
+        """
         weights = {*self.shards, INDEX, SINGLE}
-        return sorted(
+        beside = sorted(
             p
             for p in self.path.iterdir()
             if p.is_file() and p.name not in weights and p.name not in RECORDS
             and p.suffix not in {".safetensors", ".bin", ".pt", ".pth", ".md", ".tmp"}
             and not p.name.startswith(".")
         )  # fmt: skip
+        return [*beside, *named_template_files(self.path)]
+
+    def side_name(self, file: Path) -> str:
+        """A side file's path inside the checkpoint."""
+        return file.relative_to(self.path).as_posix()
+
+    def copy_side_files(self, out: Path, skip: Collection[str] = ()) -> None:
+        """Copy the side files into a directory, but those whose path inside is in `skip`."""
+        for file in self.side_files:
+            name = self.side_name(file)
+            if name not in skip:
+                (out / name).parent.mkdir(exist_ok=True)
+                shutil.copy2(file, out / name)
 
     @cached_property
     def digest(self) -> str:
@@ -312,7 +330,7 @@ class Checkpoint:
         files = [*self.side_files, *(self.path / shard for shard in self.shards)]
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             digests = list(pool.map(lineage.file_digest, files))
-        by_name = dict(zip((f.name for f in files), digests, strict=True))
+        by_name = dict(zip(map(self.side_name, files), digests, strict=True))
         return lineage.digest_of(by_name)
 
     @property
@@ -328,20 +346,26 @@ class Checkpoint:
         return read_json(self.path / "generation_config.json")
 
     @property
+    def chat_templates(self) -> dict[str, str]:
+        """Name -> chat template, wherever they live; the one without a name is "default"."""
+        return read_templates(self.path)
+
+    @property
     def chat_template(self) -> str | None:
-        """The chat template's text, from its own file or from the tokenizer's config."""
-        file = self.path / "chat_template.jinja"
-        if file.is_file():
-            return file.read_text(encoding="utf-8")
-        return read_json(self.path / "tokenizer_config.json").get("chat_template")
+        """The default chat template's text; None where there is none."""
+        return self.chat_templates.get(DEFAULT)
 
     def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """The tokenizer; raises `BadInput` when the directory holds none."""
+        """The tokenizer, with the checkpoint's chat templates; raises `BadInput` when the
+        directory holds none."""
         from transformers import AutoTokenizer
 
         if not any((self.path / f).is_file() for f in ("tokenizer.json", "tokenizer_config.json")):
             raise BadInput(f"{self.path} has no tokenizer (tokenizer.json). Copy it beside config.")
-        return AutoTokenizer.from_pretrained(self.path, local_files_only=True)
+        templates = self.chat_templates
+        tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
+        use_templates(tokenizer, templates)
+        return tokenizer
 
     def model(self, device: str = "cpu", dtype: "torch.dtype | None" = None) -> "nn.Module":
         """The model in eval mode on `device`, in `dtype` (by default the one on disk).
@@ -366,6 +390,12 @@ def _nan_in(config: Config, where: str = "") -> str | None:
 
 def _items(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
+
+
+def use_templates(tokenizer: Any, templates: Mapping[str, str]) -> None:
+    """Give a tokenizer these chat templates, in the form that transformers keeps them in."""
+    alone = set(templates) <= {DEFAULT}
+    tokenizer.chat_template = templates.get(DEFAULT) if alone else dict(templates)
 
 
 def placement(device: str, dtype: str) -> "tuple[str, torch.dtype | None]":

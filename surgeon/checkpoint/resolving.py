@@ -6,9 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from surgeon import lineage, store
-from surgeon.checkpoint.directory import TEMPLATE_FILES, TOKENIZER_FILES, Checkpoint
+from surgeon.checkpoint.directory import TOKENIZER_FILES, Checkpoint
 from surgeon.checkpoint.loading import require_fit
 from surgeon.checkpoint.specs import hub_id
+from surgeon.checkpoint.templates import (
+    TEMPLATE_FILES,
+    named_template_files,
+    read_templates,
+    write_templates,
+)
 from surgeon.checkpoint.tensors import TensorInfo, read_header
 from surgeon.errors import BadInput
 
@@ -101,11 +107,12 @@ def merge_adapter(base: Checkpoint, adapter: Path, spec: str, work: Path | None)
         merged.save_pretrained(partial)
         own_tokenizer = _tokenizer_files(adapter)
         replaced = TOKENIZER_FILES if own_tokenizer else ()
-        for file in base.side_files:
-            if file.name not in replaced and not (partial / file.name).exists():
-                shutil.copy2(file, partial)
+        base.copy_side_files(partial, {*replaced, *(file.name for file in partial.iterdir())})
         for file in own_tokenizer:
-            shutil.copy2(file, partial)
+            if file.parent == adapter:
+                shutil.copy2(file, partial)
+        if own_tokenizer:
+            write_templates(partial, read_templates(adapter) or base.chat_templates)
         # Bytes may differ in a last bit from machine to machine; what they were made of doesn't.
         lineage.write_json(partial / lineage.FILE, {"candidate_digest": identity})
 
@@ -134,7 +141,8 @@ def _tokenizer_files(adapter: Path) -> list[Path]:
     if not any((adapter / name).is_file() for name in VOCABULARIES):
         return []
     names = (*TOKENIZER_FILES, *TEMPLATE_FILES)
-    return [adapter / name for name in names if (adapter / name).is_file()]
+    beside = [adapter / name for name in names if (adapter / name).is_file()]
+    return [*beside, *named_template_files(adapter)]
 
 
 def _require_adapter_fits(base: Checkpoint, adapter: Path, tensors: dict[str, TensorInfo]) -> None:

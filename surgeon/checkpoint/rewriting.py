@@ -35,8 +35,7 @@ def rewrite(
     return it, and must not keep it. Shards that an earlier, killed run wrote are kept. Nothing of
     `source` is changed. The caller renames `out` into place.
     """
-    for file in source.side_files:
-        shutil.copy2(file, out / file.name)
+    source.copy_side_files(out)
     if source.indexed:
         shutil.copy2(source.path / INDEX, out / INDEX)
     waiting = []

@@ -45,6 +45,7 @@ def teacher_prompt(
     query: Prompt,
     shots: Sequence[tuple[Prompt, str]],
     thinking: bool | None,
+    template: str | None = None,
 ) -> list[int]:
     """Tokens of a conversation: each demonstration as a turn, the nearest last, then the question.
 
@@ -60,8 +61,8 @@ def teacher_prompt(
             {"role": "assistant", "content": text},
         )
     ]
-    conversation = Prompt(query.id, (*system, *turns, *question))
-    return encode(tokenizer, conversation, thinking)
+    conversation = Prompt(query.id, (*system, *turns, *question), tools=query.tools)
+    return encode(tokenizer, conversation, thinking, template)
 
 
 def find_contexts(
@@ -153,4 +154,7 @@ def prompt_of_teacher(
     shots = [
         (plan.prompts[i], str(demonstrated(traces[i], how))) for i in context.shot_K[: context.kept]
     ]
-    return teacher_prompt(tokenizer, plan.prompts[query], shots, plan.settings.sampling.thinking)
+    sampling = plan.settings.sampling
+    return teacher_prompt(
+        tokenizer, plan.prompts[query], shots, sampling.thinking, sampling.template
+    )

@@ -23,7 +23,7 @@ from surgeon.distill.run import GUARDS, TrainingRun
 from surgeon.errors import BadInput
 from surgeon.live.architecture import Head, head_of
 from surgeon.progress import bar
-from surgeon.traces import stop_ids, text_of
+from surgeon.traces import chosen_template, stop_ids, text_of
 from surgeon.training.loop import Journal
 from surgeon.training.sequences import response_states, sequences
 from surgeon.training.state import METRICS, History
@@ -93,6 +93,8 @@ def grpo(
                     advance(note=f"reward {logs['reward']:.3f}")
 
         rows = [{"prompt": list(prompt.messages)} for prompt in run.plan.prompts]
+        template = run.plan.settings.sampling.template
+        run.live.tokenizer.chat_template = chosen_template(run.live.tokenizer, template)
         with bar(run.what, settings.steps) as advance, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trainer = GRPOTrainer(

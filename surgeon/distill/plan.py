@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from surgeon import lineage, named, nopsd
@@ -16,11 +16,21 @@ from surgeon.settings import record
 from surgeon.settings.distill import DistillSettings
 from surgeon.settings.nopsd import NopsdReadings, Selection
 from surgeon.settings.training import Schedule
-from surgeon.traces import Prompt, Sampling, Trace, encode, read_prompts
+from surgeon.traces import (
+    Prompt,
+    Sampling,
+    Trace,
+    chosen_template,
+    conversation,
+    digest_of_prompts,
+    encode,
+    read_prompts,
+)
 from surgeon.training import processes
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerBase
 
 
 class DistillPlan(NamedTuple):
@@ -67,7 +77,8 @@ def prepare(settings: DistillSettings) -> DistillPlan:
     extract = parse_extractor(settings.answer)
     device, dtype = placement(settings.machine.device, settings.machine.dtype)
     # No label may reach anything below.
-    prompts = [replace(prompt, answer=None) for prompt in read_prompts(settings.pool)]
+    prompts = read_prompts(settings.pool, columns=settings.columns)
+    prompts = [replace(prompt, answer=None) for prompt in prompts]
     if len(prompts) < 2:
         raise BadInput(
             f"{settings.pool} holds 1 question, expected 2 or more: the others demonstrate."
@@ -82,7 +93,7 @@ def prepare(settings: DistillSettings) -> DistillPlan:
         record(settings) | {"checkpoint": checkpoint.spec, "select": selection.select, "lr": lr},
         {
             "checkpoint": checkpoint.digest,
-            "pool": lineage.digest_of([asdict(prompt) for prompt in prompts]),
+            "pool": digest_of_prompts(prompts),
             **named.digests(method=settings.method, answer=settings.answer),
         },
         settings.seed,
@@ -128,19 +139,37 @@ def require_budget(checkpoint: Checkpoint, readings: NopsdReadings) -> None:
             )
 
 
+def require_text(
+    tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt], sampling: Sampling
+) -> None:
+    """Raise `BadInput` for a prompt that TRL, which renders them itself, would render otherwise."""
+    for prompt in prompts:
+        text = str(chosen_template(tokenizer, sampling.template))
+        given = conversation(tokenizer, prompt, text, sampling.thinking)
+        if given.tools or given.messages != list(prompt.messages):
+            raise BadInput(
+                f"prompt {prompt.id!r} has tools, calls or reasoning, or its chat template takes "
+                "content as parts: TRL's methods render text only. Use method nopsd or lmsi."
+            )
+
+
 def measure_prompts(
     checkpoint: Checkpoint, prompts: Sequence[Prompt], settings: DistillSettings
 ) -> tuple[list[list[int]], int]:
     """Each question's tokens, and the most a teacher's prompt may have; raises `BadInput` where a
     question and its response don't fit the context."""
-    if checkpoint.chat_template is None:
+    if not checkpoint.chat_templates:
         raise BadInput(
             f"{checkpoint.spec} has no chat template, so demonstrations can't be shown as turns of "
             "a conversation. Add chat_template.jinja to it."
         )
     tokenizer, sampling = checkpoint.tokenizer(), settings.sampling
     teacher_tokens = settings.demonstrations.teacher_tokens
-    prompt_ids = [encode(tokenizer, prompt, sampling.thinking) for prompt in prompts]
+    prompt_ids = [
+        encode(tokenizer, prompt, sampling.thinking, sampling.template) for prompt in prompts
+    ]
+    if method_of(settings.method).extra == "trl":
+        require_text(tokenizer, prompts, sampling)
     budget = checkpoint.context - sampling.max_tokens
     longest = max(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))
     length, name = len(prompt_ids[longest]), prompts[longest].id

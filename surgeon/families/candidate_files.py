@@ -39,7 +39,9 @@ from surgeon.checkpoint import (
     markdown_table,
     read_header,
     read_json,
+    read_templates,
     torch_dtype,
+    write_templates,
 )
 from surgeon.errors import BadInput
 from surgeon.families import mixing
@@ -281,9 +283,7 @@ def write_index(a: Checkpoint, out: Path, dtype: str | None) -> None:
 def write_side_files(family: Family, candidate: Candidate, out: Path) -> None:
     """Config, tokenizer, template, generation config, merge config and model card."""
     a = family.endpoints[0]
-    for file in a.side_files:
-        if file.name not in (*CHOSEN, *OWN_FILES):
-            shutil.copyfile(file, out / file.name)
+    a.copy_side_files(out, {*CHOSEN, *OWN_FILES})
     if family.dtype is not None or "_name_or_path" in a.config:
         # Older versions of transformers noted where a model was loaded from: a path, often.
         config = {k: v for k, v in a.config.items() if k != "_name_or_path"}
@@ -301,13 +301,10 @@ def copy_choices(family: Family, out: Path) -> None:
         for file in family.source(part).side_files:
             if file.name in names:
                 shutil.copyfile(file, out / file.name)
-    if family.choices.template != family.choices.tokenizer:
-        settings = read_json(out / "tokenizer_config.json")
-        if settings.pop("chat_template", None) is not None:
-            lineage.write_json(out / "tokenizer_config.json", settings)
-        template = family.source("template").chat_template
-        if isinstance(template, str):
-            lineage.write_text(out / "chat_template.jinja", template)
+    # Those of the tokenizer's own endpoint stay where they live, unless another file hides them.
+    templates = family.source("template").chat_templates
+    if templates != read_templates(out):
+        write_templates(out, templates)
 
 
 def _config_in(config: Config, dtype: str | None) -> Config:

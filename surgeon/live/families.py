@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from surgeon.checkpoint import Checkpoint, config_differences, torch_dtype
+from surgeon.checkpoint import Checkpoint, config_differences, torch_dtype, use_templates
 from surgeon.errors import BadInput
 from surgeon.families import Candidate, Family, Subject, merge_methods, mixing
 from surgeon.families.cosines import merge_groups, with_cosines
@@ -198,7 +198,7 @@ def tokenizer(family: Family) -> PreTrainedTokenizerBase:
     """The tokenizer a family's merged candidates use, with the chosen chat template."""
     chosen = family.source("tokenizer").tokenizer()
     if family.choices.template != family.choices.tokenizer:
-        chosen.chat_template = family.source("template").chat_template
+        use_templates(chosen, family.source("template").chat_templates)
     return chosen
 
 

@@ -85,8 +85,7 @@ def write(family: Family, candidate: Candidate, work: Path, others: dict[str, Ch
         for shard, names in a.shards.items():
             save_file(merged.read_many(names), work / shard, metadata={"format": "pt"})
         write_index(a, work, family.dtype)
-        for file in merged.side_files:
-            file.rename(work / file.name)
+        merged.copy_side_files(work)
         shutil.rmtree(raw)
     else:
         for file in raw.iterdir():

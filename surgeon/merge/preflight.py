@@ -182,9 +182,12 @@ def notices(a: Checkpoint, b: Checkpoint) -> list[tuple[str, str]]:
         notices.append(
             ("tokenizer", f"BPE merges differ between {names}: they split text otherwise")
         )
-    if a.chat_template != b.chat_template:
-        line = _first_difference(a.chat_template, b.chat_template)
-        notices.append(("template", f"chat templates differ between {names}, first {line}"))
+    ours, theirs = a.chat_templates, b.chat_templates
+    if ours != theirs:
+        name = next(n for n in sorted(ours | theirs) if ours.get(n) != theirs.get(n))
+        line = _first_difference(ours.get(name), theirs.get(name))
+        of = "" if name == "default" else f" of the name {name!r}"
+        notices.append(("template", f"chat templates{of} differ between {names}, first {line}"))
     keys = [
         key
         for key in sorted(a.generation_config.keys() | b.generation_config.keys())

@@ -1,7 +1,6 @@
 """A monitored run, checked against files and headers: its prompts, its monitor, its answers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,7 +16,7 @@ from surgeon.monitor.completions import Completions
 from surgeon.monitor.result import FILE, MonitoredRun
 from surgeon.settings import record
 from surgeon.settings.monitor import MonitorSettings
-from surgeon.traces import Key, Prompt, encode_all, read_prompts
+from surgeon.traces import Key, Prompt, digest_of_prompts, encode_all, read_prompts
 from surgeon.watch.monitor import Monitor, find_monitor, read_levels
 from surgeon.watch.watching import Firing, Reading, check_rates, forced_tokens
 
@@ -88,7 +87,9 @@ def prepare(settings: MonitorSettings) -> MonitorPlan:
     support.require("decode", checkpoint)
     tokenizer = checkpoint.tokenizer()
     thinking = settings.sampling.thinking
-    prompt_ids = encode_all(tokenizer, prompts, checkpoint.context, thinking)
+    prompt_ids = encode_all(
+        tokenizer, prompts, checkpoint.context, thinking, settings.sampling.template
+    )
     file = find_monitor(settings.checkpoint, checkpoint, settings.monitor_file)
     if file is None:
         raise BadInput(
@@ -110,7 +111,7 @@ def prepare(settings: MonitorSettings) -> MonitorPlan:
     inputs = {
         "checkpoint": checkpoint.digest,
         "monitor": lineage.file_digest(file),
-        "prompts": lineage.digest_of([asdict(prompt) for prompt in prompts]),
+        "prompts": digest_of_prompts(prompts),
         **named.digests(answer=settings.answer, check=settings.check),
     }
     arguments = record(settings) | {"levels": list(levels), "random_rate": rates}
@@ -131,6 +132,7 @@ def asked_prompts(settings: MonitorSettings) -> list[Prompt]:
         lambda prompt: (
             None if prompt.answer is None else gold_problem(prompt.answer, settings.check)
         ),
+        settings.columns,
     )
     return prompts[: settings.limit]
 

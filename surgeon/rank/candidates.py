@@ -7,6 +7,8 @@ its `scores.json` is there. Recordings are reduced at once to what scoring needs
 # Shape letters: L layers, F units per layer, N neurons (layer * d_ff + unit), K neurons of one
 # response, R rows, T tokens.
 
+import hashlib
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +29,7 @@ from surgeon.traces import Trace, sampled
 if TYPE_CHECKING:
     from torch import nn
 
+PLAIN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 TRACES, SCORES = "traces.jsonl", "scores.json"
 
 
@@ -108,8 +111,17 @@ def reduce_responses(
 def keep(directory: Path, trace: Trace, recording: activations.Recording) -> None:
     """Keep a recording as it is, for `--keep-activations`."""
     directory.mkdir(exist_ok=True)
-    name = f"{trace.prompt_id.replace('/', '_')}-{trace.sample}.safetensors"
+    name = f"{file_stem(trace.prompt_id)}-{trace.sample}.safetensors"
     activations.save(directory / name, recording)
+
+
+def file_stem(prompt_id: str) -> str:
+    """A file name for a prompt's id, another one for every id, on file systems that tell no case
+    apart too: short plain ids as they are, others as their letters and digits and a hash."""
+    if PLAIN_ID.fullmatch(prompt_id):
+        return prompt_id
+    letters = re.sub(r"[^a-z0-9]+", "-", prompt_id.lower()).strip("-")[:40]
+    return f"{letters}~{hashlib.sha256(prompt_id.encode()).hexdigest()[:16]}"
 
 
 def reduce(

@@ -3,7 +3,7 @@
 # Shape letters: L layers, F units per layer.
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,7 +22,7 @@ from surgeon.ranking import CandidateScores
 from surgeon.report import panels
 from surgeon.settings import record
 from surgeon.settings.rank import RankSettings
-from surgeon.traces import Prompt, Trace, read_prompts, read_traces
+from surgeon.traces import Prompt, Trace, digest_of_prompts, read_prompts, read_traces
 from surgeon.truth import read_accuracies
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def prepare(settings: RankSettings) -> RankPlan:
     rows = scores.rows_for(settings.select)
     panels.rows_for(settings.panels)
     device_and_dtype = placement(settings.machine.device, settings.machine.dtype)
-    prompts = read_prompts(settings.mini_set)
+    prompts = read_prompts(settings.mini_set, columns=settings.columns)
     extract = parse_extractor(settings.answer)
     candidates = subjects(list(settings.checkpoints))
     require("record", *(subject.source for subject in candidates))
@@ -75,7 +75,7 @@ def prepare(settings: RankSettings) -> RankPlan:
     accuracy = read_truth(settings.truth, candidates) if settings.truth else {}
     inputs = {subject.name: subject.digest for subject in candidates}
     # Candidate names hold no spaces, so these can't be taken for one.
-    inputs["mini set"] = lineage.digest_of([asdict(prompt) for prompt in prompts])
+    inputs["mini set"] = digest_of_prompts(prompts)
     inputs |= named.digests(answer=settings.answer)
     for name, file in (("given traces", settings.traces), ("given weights", settings.weights)):
         if file and Path(file).is_file():
@@ -120,10 +120,13 @@ def require_measured(plan: RankPlan) -> None:
 def read_candidate_traces(
     source: str, candidates: Sequence[Subject], prompts: Sequence[Prompt]
 ) -> dict[str, list[Trace]]:
-    """Candidate name -> its traces, from one JSONL (one candidate) or a directory of NAME.jsonl."""
+    """Candidate name -> its traces, from one JSONL (one candidate), a directory of NAME.jsonl, or
+    the directory of a ranking or an evaluation."""
     path = Path(source)
     if path.is_dir():
-        files = {subject.name: path / f"{subject.name}.jsonl" for subject in candidates}
+        forms = ("{}.jsonl", "candidates/{}/traces.jsonl", "traces/{}.jsonl")
+        places = [{s.name: path / form.format(s.name) for s in candidates} for form in forms]
+        files = next((f for f in places if any(p.is_file() for p in f.values())), places[0])
     elif len(candidates) == 1:
         files = {candidates[0].name: path}
     else:
@@ -135,7 +138,10 @@ def read_candidate_traces(
     traces = {}
     for name, file in files.items():
         if not file.is_file():
-            raise BadInput(f"--traces has no {file}, the traces of candidate {name}.")
+            raise BadInput(
+                f"--traces has no {file}, the traces of candidate {name}. Give one NAME.jsonl per "
+                "candidate, or the directory of a ranking or an evaluation of them."
+            )
         traces[name] = read_traces(file)
         strangers = sorted({trace.prompt_id for trace in traces[name]} - ids)
         if strangers:

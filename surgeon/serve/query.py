@@ -64,6 +64,8 @@ class Offer(NamedTuple):
     top_p: float
     top_k: int
     thinking: bool | None
+    template: str | None = None
+    """Name of the chat template."""
 
 
 class Query(NamedTuple):
@@ -113,7 +115,7 @@ def read_chat(raw: bytes, tokenizer: "PreTrainedTokenizerBase", offer: Offer) ->
     messages = _messages(body.get("messages"))
     thinking = _thinking(body.get("chat_template_kwargs"), offer.thinking)
     try:
-        ids = encode(tokenizer, Prompt("messages", messages), thinking)
+        ids = encode(tokenizer, Prompt("messages", messages), thinking, offer.template)
     except BadInput as error:
         raise Refusal(400, str(error), param="messages") from error
     return _query(body, offer, [ids], "messages", _tokens(body, most, offer.max_tokens, offer))

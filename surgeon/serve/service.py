@@ -54,6 +54,7 @@ def load(settings: ServeSettings) -> Service:
         top_p=_or(own.top_p, 1.0),
         top_k=_or(own.top_k, 0),
         thinking=settings.thinking,
+        template=settings.template,
     )
     watching = None
     if monitor is not None and levels:

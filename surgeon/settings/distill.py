@@ -6,7 +6,7 @@ from annotated_types import Gt, Le
 
 from surgeon.errors import BadInput
 from surgeon.settings.nopsd import NopsdReadings, Selection
-from surgeon.settings.sampling import Machine, Sampling
+from surgeon.settings.sampling import Columns, Machine, Sampling
 from surgeon.settings.schema import (
     POSITIONAL,
     SHARED,
@@ -62,9 +62,13 @@ class DistillSettings:
     checkpoint: Annotated[str, POSITIONAL, Metavar("CHECKPOINT")]
     """The checkpoint to distil."""
     pool: File
-    """Unlabelled questions: JSONL, Parquet, or a datasets id; answers in it are not read."""
+    """Unlabelled questions: JSON lines, a JSON array, CSV, Parquet, builtin:NAME, or a data set
+    on the hub, hf:OWNER/NAME[#CONFIG][@REVISION][:SPLIT]; answers in it are not read."""
     out: Out
     """Directory to write; nothing is written elsewhere."""
+    columns: Columns = None
+    """Columns with other names than the usual ones: prompt=problem,answer=solution, of prompt,
+    messages, answer, id, tools and system."""
     method: str = "nopsd"
     """nopsd, lmsi, ttrl, intuitor, or module:function."""
     merge: bool = False

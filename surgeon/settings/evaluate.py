@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from surgeon.settings.sampling import Machine, Sampling
+from surgeon.settings.sampling import Columns, Machine, Sampling
 from surgeon.settings.schema import (
     POSITIONAL,
     UNRECORDED,
@@ -27,9 +27,13 @@ class EvaluateSettings:
     checkpoints: Annotated[Many[str], Metavar("CHECKPOINT..."), POSITIONAL, UNRECORDED]
     """Checkpoints, or a family."""
     task: File
-    """Labelled prompts, each with its answer: JSONL, Parquet, builtin:NAME, or a hub data set."""
+    """Labelled prompts, each with its answer: JSON lines, a JSON array, CSV, Parquet,
+    builtin:NAME, or a data set on the hub, hf:OWNER/NAME[#CONFIG][@REVISION][:SPLIT]."""
     out: Out
     """The directory to write."""
+    columns: Columns = None
+    """Columns with other names than the usual ones: prompt=problem,answer=solution, of prompt,
+    messages, answer, id, tools and system."""
     sampling: Sampling = Sampling(samples=8)
     check: str = "exact"
     """How answers are compared: exact, choice, math, or module:function."""

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from surgeon.errors import BadInput
-from surgeon.settings.sampling import Machine, Sampling
+from surgeon.settings.sampling import Columns, Machine, Sampling
 from surgeon.settings.schema import (
     POSITIONAL,
     UNRECORDED,
@@ -23,8 +23,11 @@ class MonitorSettings:
     checkpoint: Annotated[str, POSITIONAL, UNRECORDED, Metavar("CHECKPOINT")]
     """The checkpoint that answers."""
     prompts: Annotated[str | None, Metavar("FILE")] = None
-    """Questions: JSONL, Parquet, builtin:NAME, or a datasets id. Those with an `answer` are
-    judged."""
+    """Questions: JSON lines, a JSON array, CSV, Parquet, builtin:NAME, or a data set on the hub,
+    hf:OWNER/NAME[#CONFIG][@REVISION][:SPLIT]. Those with an answer are judged."""
+    columns: Columns = None
+    """Columns with other names than the usual ones: prompt=problem,answer=solution, of prompt,
+    messages, answer, id, tools and system."""
     prompt: str | None = None
     """One question instead; its answer is shown."""
     out: Annotated[Path | None, Metavar("DIR"), UNRECORDED] = None

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from surgeon.settings.sampling import Machine, Sampling
+from surgeon.settings.sampling import Columns, Machine, Sampling
 from surgeon.settings.schema import (
     POSITIONAL,
     SHARED,
@@ -37,15 +37,20 @@ class RankSettings:
     checkpoints: Annotated[Many[str], POSITIONAL, UNRECORDED, Metavar("CHECKPOINT|FAMILY...")]
     """Directories, hub ids, BASE+ADAPTER, families, or FAMILY/family.json#CANDIDATE."""
     mini_set: Annotated[str, Metavar("FILE")]
-    """Unlabelled prompts: JSONL, Parquet, or a datasets id."""
+    """Unlabelled prompts: JSON lines, a JSON array, CSV, Parquet, builtin:NAME, or a data set on
+    the hub, hf:OWNER/NAME[#CONFIG][@REVISION][:SPLIT]."""
     out: Out
     """Directory to write; nothing is written elsewhere."""
+    columns: Columns = None
+    """Columns with other names than the usual ones: prompt=problem,answer=solution, of prompt,
+    messages, answer, id, tools and system."""
     seed: Annotated[int, SHARED] = 0
     """Seed of everything random."""
     select: Annotated[str, UNRECORDED, Metavar("SCORE")] = "nex"
     """The score that orders the candidates: one of the table's columns, or module:function."""
     traces: Annotated[str | None, Metavar("FILE|DIR")] = None
-    """Use these responses instead of sampling."""
+    """Use these responses instead of sampling: a file, one NAME.jsonl per candidate, or the
+    directory of another ranking or evaluation."""
     weights: Annotated[str | None, Metavar("FILE")] = None
     """Score with another ranking's neuron weights."""
     answer: Annotated[str, Metavar("HOW")] = "auto"

@@ -2,7 +2,19 @@
 
 from typing import Annotated
 
-from surgeon.settings.schema import UNRECORDED, Amount, Count, Number, Probability, settings
+from surgeon.settings.schema import (
+    UNRECORDED,
+    Amount,
+    Count,
+    Metavar,
+    Number,
+    Probability,
+    settings,
+)
+
+Columns = Annotated[str | dict[str, str] | None, UNRECORDED, Metavar("NAME=COLUMN,...")]
+"""Which columns hold prompts, answers and ids. (Prompts have a digest.)"""
+Template = Annotated[str | None, Metavar("NAME")]
 
 
 @settings
@@ -25,6 +37,9 @@ class Sampling:
     """Answers decoded at once; 0: as many as memory is likely to hold. Changes no answer."""
     thinking: bool | None = None
     """Passed to the chat template as `enable_thinking`; by default the template decides."""
+    template: Template = None
+    """Name of the chat template that prompts are rendered with, where the checkpoint has several;
+    by default its `default`, and `tool_use` for prompts with tools."""
 
 
 @settings

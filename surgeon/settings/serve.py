@@ -4,7 +4,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from surgeon.settings.sampling import Machine
+from surgeon.settings.sampling import Machine, Template
 from surgeon.settings.schema import POSITIONAL, Amount, Count, Many, Metavar, Number, settings
 
 
@@ -36,6 +36,9 @@ class ServeSettings:
     """Another monitor than the checkpoint's own."""
     thinking: bool | None = None
     """Passed to the chat template as `enable_thinking`; by default the template decides."""
+    template: Template = None
+    """Name of the chat template that conversations are rendered with, where the checkpoint has
+    several; by default its `default`, and `tool_use` for requests with tools."""
     api_key: Annotated[str | None, Metavar("KEY")] = None
     """Key that clients have to send; without it that of the environment variable SURGEON_API_KEY,
     which other users of the machine can't read."""

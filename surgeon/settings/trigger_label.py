@@ -5,7 +5,7 @@ from typing import Annotated
 from surgeon.errors import BadInput
 from surgeon.settings.asking import EndpointSettings
 from surgeon.settings.neureasoner import LEVELS, Level
-from surgeon.settings.sampling import Machine, Sampling
+from surgeon.settings.sampling import Columns, Machine, Sampling
 from surgeon.settings.schema import (
     POSITIONAL,
     SHARED,
@@ -31,9 +31,13 @@ class LabelSettings:
     checkpoint: Annotated[str, POSITIONAL]
     """Whose traces are judged."""
     prompts: File
-    """Questions: JSONL, Parquet, builtin:NAME, or a datasets id."""
+    """Questions: JSON lines, a JSON array, CSV, Parquet, builtin:NAME, or a data set on the hub,
+    hf:OWNER/NAME[#CONFIG][@REVISION][:SPLIT]."""
     out: Out
     """Directory to write."""
+    columns: Columns = None
+    """Columns with other names than the usual ones: prompt=problem,answer=solution, of prompt,
+    messages, answer, id, tools and system."""
     judge: Annotated[str, Metavar("builtin|URL#MODEL|MODULE:FUNCTION")] = "builtin"
     """Who says which steps fail."""
     judge_temperature: Amount | None = None

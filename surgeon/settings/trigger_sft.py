@@ -6,7 +6,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Lt
 
 from surgeon.errors import BadInput
-from surgeon.settings.sampling import Machine
+from surgeon.settings.sampling import Machine, Template
 from surgeon.settings.schema import POSITIONAL, SHARED, UNRECORDED, Metavar, Out, Switches, settings
 from surgeon.settings.training import Batches, Schedule, Tuning
 
@@ -49,6 +49,9 @@ class SftSettings:
     """Share of the problems kept from training, to measure the loss on."""
     thinking: bool | None = None
     """Passed to the chat template as `enable_thinking`; by default the template decides."""
+    template: Template = None
+    """Name of the chat template that examples are rendered with, where the checkpoint has several;
+    by default its `default`."""
     seed: Annotated[int, SHARED, UNRECORDED] = 0
     """Seed of everything random."""
     tuning: Tuning = Tuning(weights="full")

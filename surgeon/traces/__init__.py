@@ -1,13 +1,17 @@
 """Prompts in, traces out: what is asked, how answers are drawn, and how they are kept.
 
-prompts.py    Prompt, and the files and data sets of prompts
+prompts.py    Prompt, and reading many of them
+sources.py    rows of files and data sets
+columns.py    which column of a row holds what
+messages.py   messages of a conversation, in every spelling that files have
+rendering.py  prompts through chat templates, with nothing left out
 records.py    Trace, and its JSONL file
 texts.py      tokens as text
 sampling.py   the engine that samples in this process, and `sampled`, which resumes
 """
 
 from surgeon.settings.sampling import Sampling
-from surgeon.traces.prompts import Prompt, parse_prompt, read_prompts
+from surgeon.traces.prompts import Prompt, digest_of_prompts, parse_prompt, read_prompts
 from surgeon.traces.records import (
     Key,
     Trace,
@@ -18,7 +22,8 @@ from surgeon.traces.records import (
     read_traces,
     stored_traces,
 )
-from surgeon.traces.sampling import encode, encode_all, sample, sampled, stop_ids
+from surgeon.traces.rendering import chosen_template, conversation, encode
+from surgeon.traces.sampling import encode_all, sample, sampled, stop_ids
 from surgeon.traces.texts import text_of, token_texts
 
 __all__ = [
@@ -27,6 +32,9 @@ __all__ = [
     "Sampling",
     "Trace",
     "append",
+    "chosen_template",
+    "conversation",
+    "digest_of_prompts",
     "encode",
     "encode_all",
     "in_order",

@@ -1,15 +1,22 @@
 """Prompts: the problems to answer, from files, the built-in family or the hub."""
 
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from surgeon import jsonl
+from surgeon import lineage
 from surgeon.errors import BadInput
-
-DATASET_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.\[\]:%+-]+)?")
-FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
+from surgeon.traces.columns import HOW, Columns
+from surgeon.traces.messages import (
+    Message,
+    decoded,
+    ends_answered,
+    kind_of,
+    parse_messages,
+    parse_tools,
+)
+from surgeon.traces.sources import read_rows
 
 
 @dataclass(frozen=True)
@@ -17,41 +24,49 @@ class Prompt:
     """One problem to answer."""
 
     id: str
-    messages: tuple[dict[str, str], ...]
-    """The conversation so far, each `{"role": ..., "content": ...}`."""
+    messages: tuple[Message, ...]
+    """The conversation so far, each `{"role": ..., "content": ...}` and what else it said."""
     answer: str | None = None
     """The true answer, where the source has one; sampling never sees it."""
     plain: bool = False
     """The source gave bare text: without a chat template it may be encoded as it is."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """Functions that the model may call, as the chat template takes them."""
+
+    @property
+    def record(self) -> dict[str, object]:
+        """All of it as plain values, without what it doesn't have."""
+        fields = asdict(self)
+        if not self.tools:
+            # Digests of prompts are older than tools.
+            del fields["tools"]
+        return fields
+
+
+def digest_of_prompts(prompts: Iterable[Prompt]) -> str:
+    """`sha256:` over all that prompts say, in their order."""
+    return lineage.digest_of([prompt.record for prompt in prompts])
 
 
 def read_prompts(
-    source: str, complaint: Callable[[Prompt], str | None] = lambda prompt: None
+    source: str,
+    complaint: Callable[[Prompt], str | None] = lambda prompt: None,
+    columns: str | Mapping[str, str] | None = None,
 ) -> list[Prompt]:
-    """Read prompts from a JSONL or Parquet file, `builtin:NAME`, or a hub data set "name[:split]".
+    """Read prompts from a file (JSON lines, a JSON array, CSV, TSV, Parquet), `builtin:NAME`, or a
+    data set on the hub, `[hf:]OWNER/NAME[#CONFIG][@REVISION][:SPLIT]`.
 
-    Each row holds `prompt` (text, or a list of messages) or `messages`, and may hold `id` (else the
-    row's number, from 1) and `answer`; other fields are ignored. The hub is asked only where no
-    such file exists and the source is written like an id. Raises BadInput naming file and line,
-    also for a prompt that `complaint` returns words for: what was found, and what is expected.
+    Each row holds a question or a conversation, and may hold an id (else the row's number, from 1),
+    the answer, and tools, in columns of their usual names (see docs/inputs.md) or in those that
+    `columns` names; other columns are ignored. Raises BadInput naming file and line, also for a
+    prompt that `complaint` returns words for: what was found, and what is expected.
     """
-    if source.startswith("builtin:"):
-        from surgeon import builtin
-
-        source = str(builtin.path(source.removeprefix("builtin:")))
-    path = Path(source).expanduser()
-    if path.is_dir():
-        raise BadInput(f"{source} is a directory, expected a .jsonl or .parquet file of prompts.")
-    if path.is_file():
-        rows = _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
-    elif DATASET_ID.fullmatch(source) and path.suffix not in FILE_SUFFIXES:
-        rows = _hub_rows(source)
-    else:
-        raise BadInput(f"{source} does not exist. Give a .jsonl or .parquet file of prompts.")
+    names = Columns.parse(columns)
     prompts: dict[str, Prompt] = {}
     places: dict[str, str] = {}
-    for number, (place, row) in enumerate(rows, 1):
-        prompt = parse_prompt(row, place, str(number))
+    answered = 0
+    for number, (place, row) in enumerate(read_rows(source), 1):
+        prompt, cut = _parse(row, place, str(number), names)
         if prompt.id in prompts:
             raise BadInput(
                 f"{place}: the id {prompt.id!r} was already used at {places[prompt.id]}: ids must "
@@ -60,98 +75,79 @@ def read_prompts(
         if (words := complaint(prompt)) is not None:
             raise BadInput(f"{place}: found {words}.")
         prompts[prompt.id], places[prompt.id] = prompt, place
+        answered += cut
     if not prompts:
         raise BadInput(f"{source} holds no prompts, expected at least one row.")
+    if answered:
+        print(
+            f"{source}: {answered} conversations end with the assistant's turn; it is left out.",
+            file=sys.stderr,
+            flush=True,
+        )
     return list(prompts.values())
 
 
-def parse_prompt(row: object, place: str, default_id: str) -> Prompt:
+def parse_prompt(
+    row: object, place: str, default_id: str, columns: Columns | None = None
+) -> Prompt:
     """One row as a Prompt; raises BadInput that begins with `place`."""
+    return _parse(row, place, default_id, columns or Columns())[0]
+
+
+def _parse(row: object, place: str, default_id: str, columns: Columns) -> tuple[Prompt, bool]:
+    """A row's prompt, and whether the answer that ends its conversation was left out."""
     if not isinstance(row, dict):
         raise BadInput(
             f"{place}: found {kind_of(row)}, expected an object with prompt or messages."
         )
-    # Columnar sources fill what a row lacks with null.
-    row = {name: value for name, value in row.items() if value is not None}
-    if ("prompt" in row) == ("messages" in row):
-        found = "both prompt and messages" if "prompt" in row else f"the fields {sorted(row)}"
-        raise BadInput(f"{place}: found {found}, expected either prompt or messages.")
-    content = row["prompt"] if "prompt" in row else row["messages"]
-    plain = "prompt" in row and isinstance(content, str)
+    fields = columns.fields(row, place)
+    if ("prompt" in fields) == ("messages" in fields):
+        present = ", ".join(sorted(str(name) for name, v in row.items() if v is not None))
+        found = "both prompt and messages" if "prompt" in fields else f"the columns {present}"
+        found = found if present else "no columns"
+        raise BadInput(f"{place}: found {found}, expected either prompt or messages. {HOW}")
+    content: Any = fields["prompt"] if "prompt" in fields else fields["messages"]
+    plain, cut = "prompt" in fields and isinstance(content, str), False
     if plain:
         if not content.strip():
             raise BadInput(f"{place}: found an empty prompt, expected a question.")
-        messages: tuple[dict[str, str], ...] = ({"role": "user", "content": content},)
+        messages: tuple[Message, ...] = ({"role": "user", "content": content},)
     else:
-        messages = _parse_messages(content, place)
-    identity, answer = row.get("id", default_id), row.get("answer")
+        content = decoded(content)
+        cut = ends_answered(content)
+        messages = parse_messages(content[:-1] if cut else content, place)
+    system = fields.get("system")
+    if isinstance(system, str) and system.strip():
+        if messages[0]["role"] == "system":
+            raise BadInput(f"{place}: found two system messages, expected one. {HOW}")
+        messages, plain = ({"role": "system", "content": system}, *messages), False
+    identity, answer = fields.get("id", default_id), fields.get("answer")
     for name, value in (("id", identity), ("answer", answer)):
         if not (value is None or isinstance(value, str | int | float)) or value == "":
             raise BadInput(f"{place}: found {kind_of(value)} as {name}, expected text or a number.")
-    return Prompt(str(identity), messages, None if answer is None else str(answer), plain)
+    tools = parse_tools(fields.get("tools"), place)
+    prompt = Prompt(
+        str(identity), messages, None if answer is None else str(answer), plain and not tools, tools
+    )
+    _require_unicode(prompt.record, place)
+    return prompt, cut
 
 
-def _parse_messages(content: object, place: str) -> tuple[dict[str, str], ...]:
-    if not isinstance(content, list) or not content:
-        raise BadInput(f"{place}: found {kind_of(content)}, expected a list of messages.")
-    for message in content:
-        if (
-            not isinstance(message, dict)
-            or not isinstance(message.get("role"), str)
-            or not isinstance(message.get("content"), str)
-        ):
+def _require_unicode(value: object, place: str, name: str = "") -> None:
+    """Raise BadInput for text that has no UTF-8: half of a surrogate pair."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            _require_unicode(key, place, name)
+            _require_unicode(part, place, f"{name}.{key}".strip("."))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            _require_unicode(part, place, name)
+    elif isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            half = ascii(value[error.start])[1:-1]
             raise BadInput(
-                f"{place}: found a message {str(message)[:60]!r}, expected an object with role and "
-                "content, both text."
-            )
-    if content[-1]["role"] == "assistant":
-        raise BadInput(f"{place}: the last message is the assistant's, expected a question.")
-    return tuple({"role": m["role"], "content": m["content"]} for m in content)
-
-
-def kind_of(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "a truth value"}
-    if value is None or value in ("", [], {}):
-        return "nothing" if value is None else f"an empty {type(value).__name__}"
-    return names.get(type(value), f"a {type(value).__name__}")
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, object]]:
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield f"{path}:{number}", jsonl.parse(line, f"{path}:{number}")
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[str, object]]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise BadInput(f"{path} needs pyarrow: pip install 'surgeon[data]'.") from error
-    try:
-        rows = parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise BadInput(f"{path} is not a readable Parquet file: {reason}") from error
-    for number, row in enumerate(rows, 1):
-        yield f"{path}: row {number}", row
-
-
-def _hub_rows(source: str) -> Iterator[tuple[str, object]]:
-    name, _, split = source.partition(":")
-    try:
-        import datasets
-    except ImportError as error:
-        raise BadInput(
-            f"{source} is no file here; a hub data set needs: pip install 'surgeon[data]'."
-        ) from error
-    try:
-        rows = datasets.load_dataset(name, split=split or "train")
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BadInput(
-            f"{source} is no file here and no data set that could be fetched: {reason}"
-        ) from error
-    for number, row in enumerate(rows, 1):
-        yield f"{source}: row {number}", row
+                f"{place}: found half a character ({half}) in {ascii(name)[1:-1]} at position "
+                f"{error.start + 1}, expected whole Unicode text. Write the row again."
+            ) from error

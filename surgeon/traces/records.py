@@ -7,7 +7,8 @@ from typing import Literal
 
 from surgeon import jsonl
 from surgeon.errors import BadInput
-from surgeon.traces.prompts import Prompt, kind_of
+from surgeon.traces.messages import kind_of
+from surgeon.traces.prompts import Prompt
 
 Key = tuple[str, int]
 """Which answer: prompt id and sample."""

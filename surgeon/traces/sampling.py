@@ -11,6 +11,7 @@ from surgeon.progress import bar
 from surgeon.settings.sampling import Sampling
 from surgeon.traces.prompts import Prompt
 from surgeon.traces.records import Key, Trace, append, in_order, keys_of, stored_traces
+from surgeon.traces.rendering import encode
 from surgeon.traces.texts import text_of
 
 if TYPE_CHECKING:
@@ -18,48 +19,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def encode(
-    tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, thinking: bool | None = None
-) -> list[int]:
-    """The prompt's token ids, up to where the answer begins.
-
-    With the tokenizer's chat template; bare text is encoded as it is where there is none. Raises
-    BadInput for messages without a template, and for those that the template refuses.
-    """
-    if tokenizer.chat_template is None:
-        if not prompt.plain:
-            raise BadInput(
-                f"prompt {prompt.id!r} is a list of messages and the tokenizer has no chat "
-                "template: give plain `prompt` rows, or a checkpoint with a template."
-            )
-        ids = tokenizer(prompt.messages[0]["content"])["input_ids"]
-    else:
-        from jinja2 import TemplateError
-
-        switch: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
-        try:
-            encoded: Any = tokenizer.apply_chat_template(
-                list(prompt.messages), add_generation_prompt=True, return_dict=True, **switch
-            )
-        except TemplateError as error:
-            raise BadInput(
-                f"prompt {prompt.id!r}: the chat template refuses it ({error})."
-            ) from error
-        ids = encoded["input_ids"]
-    if not ids:
-        raise BadInput(f"prompt {prompt.id!r} has no tokens, expected at least one.")
-    return list(ids)  # pyright: ignore[reportArgumentType]
-
-
 def encode_all(
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[Prompt],
     context: int,
     thinking: bool | None = None,
+    template: str | None = None,
 ) -> list[list[int]]:
     """Each prompt's token ids; raises BadInput as `encode` does, and for a prompt that fills a
     context of that many tokens."""
-    encoded = [encode(tokenizer, prompt, thinking) for prompt in prompts]
+    encoded = [encode(tokenizer, prompt, thinking, template) for prompt in prompts]
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) >= context:
             raise BadInput(
@@ -96,7 +65,9 @@ def sample(
 
     if tokenizer.chat_template is None:
         print("No chat template: prompts are encoded as plain text.", file=sys.stderr, flush=True)
-    encoded = encode_all(tokenizer, prompts, context_limit(model), sampling.thinking)
+    encoded = encode_all(
+        tokenizer, prompts, context_limit(model), sampling.thinking, sampling.template
+    )
     keys, requests = [], []
     for prompt, ids in zip(prompts, encoded, strict=True):
         for key in keys_of([prompt], sampling.samples):

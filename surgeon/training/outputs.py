@@ -1,6 +1,5 @@
 """What training leaves on disk: a checkpoint, an adapter, or the base with its adapter added."""
 
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,10 +75,10 @@ def write_full(
     model.save_pretrained(out, state_dict=cast)
     written = {"config.json"}
     if tokenizer is not None:
-        written |= {Path(name).name for name in tokenizer.save_pretrained(out)}
-    for file in base.side_files:
-        if file.name not in written:
-            shutil.copy2(file, out)
+        written |= {
+            Path(name).relative_to(out).as_posix() for name in tokenizer.save_pretrained(out)
+        }
+    base.copy_side_files(out, written)
 
 
 def write_adapter(base: Checkpoint, adapter: Any, weights: Mapping[str, Tensor], out: Path) -> None:

@@ -145,6 +145,8 @@ def write_prompts(path: Path, prompts: Iterable[Prompt]) -> None:
             row["prompt"] = prompt.messages[0]["content"]
         else:
             row["messages"] = list(prompt.messages)
+        if prompt.tools:
+            row["tools"] = list(prompt.tools)
         if prompt.answer is not None:
             row["answer"] = prompt.answer
         rows.append(row)

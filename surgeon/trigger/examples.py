@@ -72,6 +72,8 @@ def _parse_example(row: Any, place: str) -> Example:
     if not isinstance(row, dict) or not isinstance(row.get("segments"), list):
         raise BadInput(f"{place}: found no example: an object with messages and segments.")
     fields: dict[str, Any] = {"id": row.get("id", number), "messages": row.get("messages")}
+    if row.get("tools"):
+        fields["tools"] = row["tools"]
     if row.get("plain") and isinstance(fields["messages"], list) and len(fields["messages"]) == 1:
         fields = {"id": fields["id"], "prompt": fields["messages"][0].get("content")}
     prompt = parse_prompt(fields, place, number)
@@ -93,7 +95,12 @@ def _parse_example(row: Any, place: str) -> Example:
 
 
 def encode_example(
-    tokenizer: Any, example: Example, *, mask_wrong: bool, thinking: bool | None = None
+    tokenizer: Any,
+    example: Example,
+    *,
+    mask_wrong: bool,
+    thinking: bool | None = None,
+    template: str | None = None,
 ) -> Encoded:
     """Prompt, response and its end as tokens, Eq. 7; the response is tokenised in one piece, as a
     model would have written it.
@@ -101,7 +108,7 @@ def encode_example(
     The prompt and what isn't learned are ignored by the loss, and with `mask_wrong` the failing
     step as well (R11). A token over the border of two segments is learned where both are.
     """
-    head = encode(tokenizer, example.prompt, thinking)
+    head = encode(tokenizer, example.prompt, thinking, template)
     text = "".join(segment.text for segment in example.segments)
     segment_of = [s for s, part in enumerate(example.segments) for _ in part.text]
     tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)

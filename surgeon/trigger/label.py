@@ -128,7 +128,7 @@ def prepare(settings: LabelSettings) -> LabelPlan:
     support.require("triggers", checkpoint)
     inputs = {
         "checkpoint": checkpoint.digest,
-        "prompts": lineage.digest_of([[asdict(p), group[p.id]] for p in prompts]),
+        "prompts": lineage.digest_of([[p.record, group[p.id]] for p in prompts]),
         **named.digests(judge=settings.judge),
     }
     traces = spans = None
@@ -158,7 +158,8 @@ def _read_groups(settings: LabelSettings) -> tuple[list[Prompt], dict[str, str]]
     prompts: list[Prompt] = []
     group: dict[str, str] = {}
     for name, file in files.items():
-        for prompt in read_prompts(file)[: settings.limit] if file else ():
+        read = read_prompts(file, columns=settings.columns) if file else []
+        for prompt in read[: settings.limit]:
             if prompt.id in group:
                 raise BadInput(
                     f"the id {prompt.id!r} is in both {files[group[prompt.id]]} and {file}; ids "

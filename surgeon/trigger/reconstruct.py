@@ -203,6 +203,7 @@ def row_of(case: Case, draft: Draft, trigger: str) -> dict[str, object]:
         "made": draft.made,
         "messages": list(case.prompt.messages),
         "plain": case.prompt.plain,
+        **({"tools": list(case.prompt.tools)} if case.prompt.tools else {}),
         "segments": [
             # Eq. 7: all but the prompt and the trigger is learned.
             {"kind": kind, "text": text, "learned": kind != "trigger"}

@@ -222,7 +222,13 @@ def _encoded(
     """Examples as tokens: to learn, to be tested on (those of a prompt together), and how many are
     longer than the context."""
     encoded = [
-        encode_example(tokenizer, e, mask_wrong=settings.mask_wrong, thinking=settings.thinking)
+        encode_example(
+            tokenizer,
+            e,
+            mask_wrong=settings.mask_wrong,
+            thinking=settings.thinking,
+            template=settings.template,
+        )
         for e in examples
     ]
     pairs = zip(examples, encoded, strict=True)
