@@ -5,6 +5,13 @@ loaded or should not be: truncated shards, an index that points outside the dire
 weights, models that need code from their repository.
 """
 
+from surgeon.checkpoint.adapters import (
+    Adapter,
+    adapter_alone,
+    adapter_digest,
+    is_adapter,
+    open_adapter,
+)
 from surgeon.checkpoint.card import card, fenced, markdown_table
 from surgeon.checkpoint.config import Config, config_differences, context_of, d_ff_of
 from surgeon.checkpoint.directory import (
@@ -17,7 +24,7 @@ from surgeon.checkpoint.directory import (
 )
 from surgeon.checkpoint.dtypes import DTYPES, FLOAT_NAMES, FLOATS, disk_name, torch_dtype
 from surgeon.checkpoint.loading import model_class, stored_dtype
-from surgeon.checkpoint.resolving import adapter_digest, merge_adapter, resolve
+from surgeon.checkpoint.resolving import merge_adapter, resolve
 from surgeon.checkpoint.rewriting import link_directory, link_or_copy, rewrite
 from surgeon.checkpoint.specs import hub_id, split_member
 from surgeon.checkpoint.templates import TEMPLATE_FILES, read_templates, write_templates
@@ -31,9 +38,11 @@ __all__ = [
     "SINGLE",
     "TEMPLATE_FILES",
     "TOKENIZER_FILES",
+    "Adapter",
     "Checkpoint",
     "Config",
     "TensorInfo",
+    "adapter_alone",
     "adapter_digest",
     "card",
     "config_differences",
@@ -42,12 +51,14 @@ __all__ = [
     "disk_name",
     "fenced",
     "hub_id",
+    "is_adapter",
     "link_directory",
     "link_or_copy",
     "map_tensor",
     "markdown_table",
     "merge_adapter",
     "model_class",
+    "open_adapter",
     "placement",
     "read_header",
     "read_json",

@@ -76,6 +76,10 @@ class Checkpoint:
         """`config.json`; raises `BadInput` when it is missing, malformed or wants remote code."""
         file = self.path / "config.json"
         if not file.is_file():
+            if (self.path / "adapter_config.json").is_file():
+                raise BadInput(
+                    f"{self.path} is a PEFT adapter. Name its base too: BASE+{self.path}"
+                )
             raise BadInput(f"{self.path} is not a checkpoint: it has no config.json.")
         config = read_json(file)
         if nan := _nan_in(config):

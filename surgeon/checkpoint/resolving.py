@@ -1,26 +1,23 @@
 """What a user may name: a directory, `builtin:NAME`, `base+adapter`, a hub id."""
 
-import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 from surgeon import lineage, store
+from surgeon.checkpoint.adapter_merging import write_merged_base
+from surgeon.checkpoint.adapters import (
+    Adapter,
+    adapter_alone,
+    adapter_digest,
+    is_adapter,
+    open_adapter,
+)
 from surgeon.checkpoint.directory import TOKENIZER_FILES, Checkpoint
 from surgeon.checkpoint.loading import require_fit
 from surgeon.checkpoint.specs import hub_id
-from surgeon.checkpoint.templates import (
-    TEMPLATE_FILES,
-    named_template_files,
-    read_templates,
-    write_templates,
-)
-from surgeon.checkpoint.tensors import TensorInfo, read_header
 from surgeon.errors import BadInput
 
-VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
-"""Files of which a tokenizer has one at least."""
-MERGED = 1
+MERGED = 2
 """Changes whenever a base and its adapter come out otherwise than before."""
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja",
              *(name for name in TOKENIZER_FILES if not name.endswith(".json"))]  # fmt: skip
@@ -38,12 +35,13 @@ def resolve(spec: str, work: Path | None = None) -> Checkpoint:
         return Checkpoint.open(builtin.path(spec.removeprefix("builtin:")), spec)
     path = Path(spec).expanduser()
     if path.is_dir():
-        if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
-            raise BadInput(f"{spec} is a PEFT adapter. Name its base too: BASE+{spec}")
+        if is_adapter(path):
+            raise BadInput(adapter_alone(path, spec))
         return opened(path, spec)
     if "+" in spec:
-        base, _, adapter = spec.rpartition("+")
-        return merge_adapter(resolve(base, work), Path(adapter).expanduser(), spec, work)
+        base, named = split_adapter(spec)
+        adapter = open_adapter(_adapter_directory(named), named)
+        return merge_adapter(resolve(base, work), adapter, spec, work)
     if hub_id(spec):
         return fetch(spec)
     raise BadInput(
@@ -51,7 +49,34 @@ def resolve(spec: str, work: Path | None = None) -> Checkpoint:
     )
 
 
+def split_adapter(spec: str) -> tuple[str, str]:
+    """`BASE+ADAPTER` -> base and adapter, at the last `+` after which an adapter is named.
+
+    Directories may have a `+` in their names.
+    """
+    places = [at for at, letter in enumerate(spec) if letter == "+"]
+    for at in reversed(places):
+        if Path(spec[at + 1 :]).expanduser().is_dir() and spec[:at]:
+            return spec[:at], spec[at + 1 :]
+    base, _, adapter = spec.rpartition("+")
+    return base, adapter
+
+
+def _adapter_directory(named: str) -> Path:
+    """Where an adapter lies; one of the hub is fetched first."""
+    path = Path(named).expanduser()
+    return path if path.is_dir() or not hub_id(named) else fetch_files(named)
+
+
 def fetch(spec: str) -> Checkpoint:
+    """Fetch a checkpoint of the hub; raises `BadInput` where it can't be, or is an adapter."""
+    directory = fetch_files(spec)
+    if is_adapter(directory):
+        raise BadInput(adapter_alone(directory, spec))
+    return opened(directory, spec)
+
+
+def fetch_files(spec: str) -> Path:
     """Download a hub repository's safetensors, configs and tokenizer into the hub's own cache."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -66,7 +91,7 @@ def fetch(spec: str) -> Checkpoint:
         raise BadInput(
             f"{spec} is no local directory and could not be fetched from the hub: {reason}"
         ) from error
-    return opened(directory, spec)
+    return Path(directory)
 
 
 def opened(path: str | Path, spec: str) -> Checkpoint:
@@ -76,49 +101,29 @@ def opened(path: str | Path, spec: str) -> Checkpoint:
     return checkpoint
 
 
-def merge_adapter(base: Checkpoint, adapter: Path, spec: str, work: Path | None) -> Checkpoint:
-    """Merge a PEFT adapter into its base in float32, cast back to the base's dtype, and open it.
+def merge_adapter(base: Checkpoint, adapter: Adapter, spec: str, work: Path | None) -> Checkpoint:
+    """A base with a PEFT adapter merged in float32, in the base's dtype.
 
-    A tokenizer that lies beside the adapter takes the place of the base's.
+    It lies under `work`, or in the cache. A tokenizer beside the adapter takes the place of the
+    base's. Raises `BadInput` where the adapter was made for another base.
     """
-    import torch
-    from peft import PeftModel
-
-    if not (adapter / "adapter_config.json").is_file():
-        raise BadInput(f"{adapter} is not a PEFT adapter: it has no adapter_config.json.")
-    weights = adapter / "adapter_model.safetensors"
-    if not weights.is_file():
-        raise BadInput(f"{adapter} has no adapter_model.safetensors (pickles are not read).")
-    _require_adapter_fits(base, adapter, read_header(weights))
-    origin = lineage.read(adapter) or {}
+    origin = lineage.read(adapter.path) or {}
     digest = origin.get("inputs", {}).get("checkpoint")
     if digest is not None and digest not in base.digests:
         raise BadInput(
-            f"{adapter} was made for another base: {origin['arguments'].get('checkpoint')} "
+            f"{adapter.spec} was made for another base: {origin['arguments'].get('checkpoint')} "
             f"({str(digest)[:19]}), not {base.spec} ({base.digest[:19]})."
         )
-    identity = adapter_digest(base, adapter)
+    identity = adapter_digest(base.digest, adapter)
 
     def make(partial: Path) -> None:
-        stored: Any = base.model()
-        dtype = stored.dtype
-        tuned: Any = PeftModel.from_pretrained(stored.to(torch.float32), str(adapter))
-        merged = tuned.merge_and_unload(safe_merge=True).to(dtype)
-        merged.save_pretrained(partial)
-        own_tokenizer = _tokenizer_files(adapter)
-        replaced = TOKENIZER_FILES if own_tokenizer else ()
-        base.copy_side_files(partial, {*replaced, *(file.name for file in partial.iterdir())})
-        for file in own_tokenizer:
-            if file.parent == adapter:
-                shutil.copy2(file, partial)
-        if own_tokenizer:
-            write_templates(partial, read_templates(adapter) or base.chat_templates)
+        write_merged_base(base, adapter, partial)
         # Bytes may differ in a last bit from machine to machine; what they were made of doesn't.
         lineage.write_json(partial / lineage.FILE, {"candidate_digest": identity})
 
     if work is None:
-        out = store.kept("merged", lineage.digest_of([MERGED, identity]), make, n_bytes=base.size)
-        return Checkpoint.open(out, spec)
+        key = lineage.digest_of([MERGED, identity])
+        return Checkpoint.open(store.kept("merged", key, make, n_bytes=base.size), spec)
     out = work / f"merged-{identity[7:19]}"
     if not out.is_dir():
         partial = out.with_name(out.name + ".partial")
@@ -127,42 +132,3 @@ def merge_adapter(base: Checkpoint, adapter: Path, spec: str, work: Path | None)
         make(partial)
         partial.rename(out)
     return Checkpoint.open(out, spec)
-
-
-def adapter_digest(base: Checkpoint, adapter: Path) -> str:
-    """`sha256:` of a base and all that an adapter adds; one of the `digests` of both merged."""
-    weights = [adapter / name for name in ("adapter_config.json", "adapter_model.safetensors")]
-    files = {f.name: lineage.file_digest(f) for f in [*weights, *_tokenizer_files(adapter)]}
-    return lineage.digest_of([base.digest, files])
-
-
-def _tokenizer_files(adapter: Path) -> list[Path]:
-    """The tokenizer and template beside an adapter; none where no vocabulary lies there."""
-    if not any((adapter / name).is_file() for name in VOCABULARIES):
-        return []
-    names = (*TOKENIZER_FILES, *TEMPLATE_FILES)
-    beside = [adapter / name for name in names if (adapter / name).is_file()]
-    return [*beside, *named_template_files(adapter)]
-
-
-def _require_adapter_fits(base: Checkpoint, adapter: Path, tensors: dict[str, TensorInfo]) -> None:
-    """Raise `BadInput` when a LoRA factor's target is missing in the base or of another shape."""
-    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-
-    # What transformers renames or fuses on load has no tensor of that name on disk.
-    converted = bool(get_checkpoint_conversion_mapping(base.model_type))
-    for name, info in tensors.items():
-        match = re.fullmatch(r"base_model\.model\.(.+)\.lora_(A|B)\.weight", name)
-        if match is None:
-            continue
-        target = base.tensors.get(f"{match[1]}.weight")
-        if target is None and not converted:
-            raise BadInput(f"{adapter} adapts {match[1]}, which {base.spec} does not have.")
-        if target is not None:
-            wanted = target.shape[1] if match[2] == "A" else target.shape[0]
-            size = info.shape[1] if match[2] == "A" else info.shape[0]
-            if wanted != size:
-                raise BadInput(
-                    f"{adapter} was made for another base: {match[1]} has size {size} in the "
-                    f"adapter and {wanted} in {base.spec}."
-                )

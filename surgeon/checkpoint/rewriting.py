@@ -126,6 +126,9 @@ def link_directory(source: Path, target: Path) -> None:
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    for file in source.iterdir():
-        link_or_copy(file, partial / file.name)
+    for file in source.rglob("*"):
+        if file.is_file():
+            copy = partial / file.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(file, copy)
     partial.rename(target)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from surgeon import lineage
-from surgeon.checkpoint import Checkpoint, resolve, split_member
+from surgeon.checkpoint import Checkpoint, adapter_alone, is_adapter, resolve, split_member
 from surgeon.errors import BadInput
 from surgeon.families import candidate_files
 from surgeon.families.cosines import with_cosines
@@ -51,6 +51,8 @@ def subjects(specs: list[str]) -> list[Subject]:
             family = Family.open(spec)
             named += [_member(family, candidate) for candidate in family.candidates]
         else:
+            if is_adapter(Path(spec).expanduser()):
+                raise BadInput(adapter_alone(Path(spec).expanduser(), spec))
             if Path(spec).is_dir() and not (Path(spec) / "config.json").is_file():
                 raise BadInput(
                     f"{spec} is neither a checkpoint (no config.json) nor a family (no {FILE})."

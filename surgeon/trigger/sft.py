@@ -12,7 +12,7 @@ import torch
 
 from surgeon import artifact, lineage
 from surgeon.artifact import part
-from surgeon.checkpoint import Checkpoint, adapter_digest, merge_adapter, placement
+from surgeon.checkpoint import Checkpoint, adapter_digest, merge_adapter, open_adapter, placement
 from surgeon.console import announce, console, say, warn
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
@@ -344,7 +344,7 @@ def _carry_monitor(plan: SftPlan, result: TriggerSft, work: Path) -> TriggerSft:
         artifact.write(work, result)
         # Last: the monitor is bound to the digest of all the other files.
         digest = (
-            adapter_digest(plan.checkpoint, work)
+            adapter_digest(plan.checkpoint.digest, open_adapter(work))
             if plan.settings.writes_adapter
             else Checkpoint.open(work).digest
         )
@@ -360,7 +360,12 @@ def _refitted(
     """The monitor with detectors of the tuned weights, and the result with their reports."""
     merged = work / "merged"
     tuned = (
-        merge_adapter(plan.checkpoint, work, f"{plan.checkpoint.spec}+{plan.settings.out}", merged)
+        merge_adapter(
+            plan.checkpoint,
+            open_adapter(work),
+            f"{plan.checkpoint.spec}+{plan.settings.out}",
+            merged,
+        )
         if plan.settings.writes_adapter
         else Checkpoint.open(work)
     )
