@@ -42,7 +42,7 @@ from surgeon.answers import (
 from surgeon.checkpoint import placement
 from surgeon.errors import BadInput
 from surgeon.families import Subject, subjects
-from surgeon.live.families import live
+from surgeon.live.families import live, require_prompts
 from surgeon.settings import record, verb
 from surgeon.settings.evaluate import EvaluateSettings
 from surgeon.traces import (
@@ -112,6 +112,8 @@ def prepare(settings: EvaluateSettings) -> EvaluatePlan:
     chosen = subjects(list(settings.checkpoints))
     foreign = read_responses(settings, problems, taken=[subject.name for subject in chosen])
     require_names(settings, [*(subject.name for subject in chosen), *foreign])
+    if not settings.out.exists():
+        require_prompts(chosen, problems, settings.sampling)
     # Names of candidates hold no spaces, so nothing else here can be taken for one.
     inputs = {subject.name: subject.digest for subject in chosen}
     inputs |= {name: lineage.file_digest((settings.responses or {})[name]) for name in foreign}

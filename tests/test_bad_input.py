@@ -94,6 +94,116 @@ def test_an_empty_or_malformed_mini_set_is_named_by_its_line(
     assert words in refused(capsys, "rank", "a", "--mini-set", "mini.jsonl", "--out", "out")
 
 
+PROMPT_FILES: dict[str, tuple[str, bytes | str, str]] = {
+    "an array that breaks off": ("p.json", '[{"prompt": "w1"},\n{"prompt": ', "p.json:2: found no"),
+    "an array without commas": ("p.json", '[{"prompt": "w1"}\n{"prompt": "w2"}]', "expected ']'"),
+    "two arrays": ("p.json", '[{"prompt": "w1"}]\n[]', "p.json:2: found text after the array"),
+    "half a character": ("p.jsonl", '{"prompt": "w1 \\ud800"}', "p.jsonl:1: found half a char"),
+    "half an id": ("p.jsonl", '{"prompt": "w1", "id": "\\udc00"}', "(\\udc00) in id"),
+    "Latin-1": ("p.jsonl", b'{"prompt": "w1"}\n{"prompt": "\xe9"}', "p.jsonl:2: found bytes that"),
+    "Latin-1 in a table": ("p.csv", b"prompt\nw1\n\xe9\n", "p.csv:3: found bytes that are not"),
+    "cut UTF-16": ("p.jsonl", b"\xff\xfe{", "is not UTF-16 text"),
+    "a short row": ("p.csv", "prompt,answer\nw1\n", "p.csv:2: found 1 cells, expected 2"),
+    "a long row": ("p.csv", "prompt,answer\nw1,2,3\n", "p.csv:2: found 3 cells, expected 2"),
+    "an open quote": ("p.csv", 'prompt\n"w1\n', "p.csv:2: found no valid row"),
+    "a column twice": ("p.csv", "prompt,prompt\nw1,w2\n", "the column 'prompt' twice"),
+    "a table of nothing": ("p.csv", "prompt\n", "holds no prompts"),
+    "a table without a question": ("p.csv", "text\nw1\n", "found the columns text, expected"),
+    "no Parquet": ("p.parquet", "PAR1", "is not a readable Parquet file"),
+    "two questions": ("p.jsonl", '{"question": "w1", "problem": "w2"}', "question and problem"),
+    "choices": ("p.jsonl", '{"question": "w1", "choices": ["w2"]}', "found choices beside"),
+    "a speaker": ("p.jsonl", '{"conversations": [{"from": "x", "value": "w1"}]}', "from 'x'"),
+    "an image": (
+        "p.jsonl",
+        '{"messages": [{"role": "user", "content": [{"type": "image"}]}]}',
+        "a part of a message of type 'image'",
+    ),
+    "images": (
+        "p.jsonl",
+        '{"messages": [{"role": "user", "content": "w1", "images": ["x"]}]}',
+        "found images in a message",
+    ),
+    "an old call": (
+        "p.jsonl",
+        '{"messages": [{"role": "assistant", "content": "w1", "function_call": {"name": "f"}}]}',
+        "found function_call",
+    ),
+    "a call without a name": (
+        "p.jsonl", '{"messages": [{"role": "assistant", "tool_calls": [{}]}]}', "found a tool call",
+    ),
+    "a tool without a name": ("p.jsonl", '{"prompt": "w1", "tools": [{"x": 1}]}', "found the tool"),
+    "two system messages": (
+        "p.jsonl",
+        '{"system": "w1", "messages": [{"role": "system", "content": "w2"}, '
+        '{"role": "user", "content": "w3"}]}',
+        "two system messages",
+    ),
+    "no number": ("p.jsonl", '{"prompt": "w1", "answer": NaN}', "found nan as answer"),
+    "answers": ("p.jsonl", '{"prompt": "w1", "answer": ["1", "2"]}', "found a list as answer"),
+    "an empty id": ("p.jsonl", '{"prompt": "w1", "id": ""}', "found an empty str as id"),
+    "tools without a place": (
+        "p.jsonl",
+        '{"prompt": "w1", "tools": [{"name": "w2"}]}',
+        "prompt '1': the chat template leaves out the tools",
+    ),
+    "calls without a place": (
+        "p.jsonl",
+        '{"messages": [{"role": "assistant", "tool_calls": [{"name": "w5"}]}, '
+        '{"role": "tool", "content": "w1"}]}',
+        "leaves out a tool call of message 1",
+    ),
+    "reasoning without a place": (
+        "p.jsonl",
+        '{"messages": [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2", '
+        '"reasoning_content": "w3"}, {"role": "user", "content": "w4"}]}',
+        "leaves out the reasoning of message 2",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PROMPT_FILES)
+def test_a_file_of_prompts_that_cant_be_asked(place: Path, capsys, case: str):
+    name, content, words = PROMPT_FILES[case]
+    (place / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert words in refused(capsys, "rank", "a", "--mini-set", name, "--out", "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--columns", "prompt"], "found columns prompt=, expected NAME=COLUMN"),
+        (["--columns", "question=prompt"], "with a NAME of prompt, messages, answer"),
+        (["--columns", "prompt=prompt,messages=prompt"], "prompt or messages, not both"),
+        (["--columns", "prompt=text"], "mini.jsonl:1: found no column 'text' for prompt"),
+        (["--columns", "answer=gold"], "mini.jsonl:1: found no column 'gold' for answer"),
+        (["--template", "rag"], "found the chat template 'rag', expected one of the checkpoint's"),
+    ],
+)
+def test_columns_and_templates_that_arent_there(
+    place: Path, capsys, options: list[str], words: str
+):
+    command = ("rank", "a", "--mini-set", "mini.jsonl", "--out", "out", *options)
+    assert words in refused(capsys, *command)
+
+
+def test_a_choice_of_templates_without_a_default(place: Path, capsys):
+    (place / "a" / "chat_template.jinja").unlink()
+    (place / "a" / "additional_chat_templates").mkdir()
+    (place / "a" / "additional_chat_templates" / "rag.jinja").write_text("{{ messages }}")
+    line = refused(capsys, "rank", "a", "--mini-set", "mini.jsonl", "--out", "out")
+    assert "found the chat templates rag and no default" in line and "--template NAME" in line
+
+
+def test_a_template_that_is_no_text(place: Path, capsys):
+    (place / "a" / "chat_template.jinja").write_bytes(b"\xff")
+    line = refused(capsys, "rank", "a", "--mini-set", "mini.jsonl", "--out", "out")
+    assert "chat_template.jinja is not UTF-8 text" in line
+
+
+def test_a_directory_of_prompts(place: Path, capsys):
+    assert "is a directory" in refused(capsys, "rank", "a", "--mini-set", "b", "--out", "out")
+
+
 def test_an_unknown_score(place: Path, capsys):
     line = refused(
         capsys, "rank", "a", "--mini-set", "mini.jsonl", "--out", "out", "--select", "acc"

@@ -1,7 +1,8 @@
 """The texts that judges and writers are asked with, from `wording.yaml` or a file like it."""
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -86,8 +87,14 @@ def conversation(system: str, user: str) -> list[dict[str, str]]:
     return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
 
-def question_of(messages: tuple[Mapping[str, str], ...] | list[Mapping[str, str]]) -> str:
+def question_of(messages: Sequence[Mapping[str, Any]]) -> str:
     """A prompt's messages as one text."""
     if len(messages) == 1:
         return messages[0]["content"]
-    return "\n\n".join(f"{m['role']}: {m['content']}" for m in messages)
+    return "\n\n".join(f"{m['role']}: {m['content']}{_called(m)}" for m in messages)
+
+
+def _called(message: Mapping[str, Any]) -> str:
+    """A message's calls of tools, as text."""
+    calls = message.get("tool_calls")
+    return f"\ncalls {json.dumps(calls, ensure_ascii=False)}" if calls else ""

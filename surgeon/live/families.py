@@ -6,7 +6,7 @@ fused operations differ in the last bit.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +15,20 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from surgeon.checkpoint import Checkpoint, config_differences, torch_dtype, use_templates
+from surgeon import lineage
+from surgeon.checkpoint import (
+    TOKENIZER_FILES,
+    Checkpoint,
+    config_differences,
+    torch_dtype,
+    use_templates,
+)
 from surgeon.errors import BadInput
 from surgeon.families import Candidate, Family, Subject, merge_methods, mixing
 from surgeon.families.cosines import merge_groups, with_cosines
+from surgeon.settings.sampling import Sampling
 from surgeon.threads import one_thread
+from surgeon.traces import Prompt, encode
 
 
 class Materialiser:
@@ -200,6 +209,25 @@ def tokenizer(family: Family) -> PreTrainedTokenizerBase:
     if family.choices.template != family.choices.tokenizer:
         use_templates(chosen, family.source("template").chat_templates)
     return chosen
+
+
+def require_prompts(members: Sequence[Subject], prompts: Sequence[Prompt], how: Sampling) -> None:
+    """Raise `BadInput` where a subject's chat template leaves out or refuses something of a prompt;
+    subjects with the same tokenizer and templates are asked once."""
+    seen = set()
+    for subject in members:
+        family, candidate, source = subject.family, subject.candidate, subject.source
+        merged = family is not None and subject.checkpoint is None
+        if family and merged and candidate and candidate.endpoint is not None:
+            source, merged = family.endpoints[candidate.endpoint], False
+        templates = family.source("template") if family and merged else source
+        files = [file for file in source.side_files if file.name in TOKENIZER_FILES]
+        key = lineage.digest_of([templates.chat_templates, [*map(lineage.file_digest, files)]])
+        if key not in seen:
+            seen.add(key)
+            chosen = tokenizer(family) if family and merged else source.tokenizer()
+            for prompt in prompts:
+                encode(chosen, prompt, how.thinking, how.template)
 
 
 def use_generation_config(model: Any, source: Checkpoint) -> None:

@@ -15,6 +15,7 @@ from surgeon.answers import parse_extractor
 from surgeon.checkpoint import placement, read_header
 from surgeon.errors import BadInput
 from surgeon.families import Subject, subjects
+from surgeon.live.families import require_prompts
 from surgeon.live.support import require
 from surgeon.rank import scores
 from surgeon.rank.scores import Score
@@ -71,6 +72,8 @@ def prepare(settings: RankSettings) -> RankPlan:
     traces = (
         read_candidate_traces(settings.traces, candidates, prompts) if settings.traces else None
     )
+    if traces is None and not settings.out.exists():
+        require_prompts(candidates, prompts, settings.sampling)
     shared = read_shared_weights(settings.weights, candidates) if settings.weights else None
     accuracy = read_truth(settings.truth, candidates) if settings.truth else {}
     inputs = {subject.name: subject.digest for subject in candidates}

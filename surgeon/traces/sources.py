@@ -121,8 +121,9 @@ def _array_rows(text: str, path: Path) -> Rows:
             position = skip(position + 1)
         elif text[position : position + 1] != "]":
             raise BadInput(f"{place}: the array has no end after this item, expected ']'.")
-    if text[position + 1 :].strip():
-        line += text.count("\n", counted, position)
+    rest = skip(position + 1)
+    if text[rest:]:
+        line += text.count("\n", counted, rest)
         raise BadInput(f"{path}:{line}: found text after the array, expected one array a file.")
 
 
