@@ -2,13 +2,19 @@
 
 import json
 import shutil
+import struct
+import sys
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import test_checkpoint as damages
+import torch
+from safetensors.torch import load_file, save_file
 
 from surgeon import cli
+from surgeon.checkpoint import INDEX
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -57,6 +63,225 @@ def test_a_damaged_checkpoint(place: Path, capsys, damage, command: list[str]):
 def change_config(path: Path, **changes) -> None:
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | changes))
+
+
+# --- checkpoints whose files or config do not say the same ----------------------------------------
+
+
+def only_shard(path: Path) -> Path:
+    """A shard of a directory, the first."""
+    return sorted(path.glob("model-*.safetensors"))[0]
+
+
+def edit_tensors(path: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """Edit the tensors of the first shard; the index follows."""
+    shard = only_shard(path)
+    tensors = load_file(shard)
+    before = set(tensors)
+    edit(tensors)
+    save_file(tensors, shard, metadata={"format": "pt"})
+    index = json.loads((path / INDEX).read_text())
+    places = {k: v for k, v in index["weight_map"].items() if k not in before - set(tensors)}
+    change_index(path, weight_map=places | dict.fromkeys(tensors, shard.name))
+
+
+def add(name: str, shape: tuple[int, ...] = (4, 4), dtype: torch.dtype = torch.bfloat16):
+    """A damage: a tensor more."""
+
+    def damage(path: Path) -> None:
+        edit_tensors(path, lambda t: t.update({name: torch.ones(shape).to(dtype)}))
+
+    return damage
+
+
+def configured(**changes):
+    """A damage: other settings in config.json."""
+    return lambda path: change_config(path, **changes)
+
+
+def layered(n: int):
+    """A damage: another number of layers."""
+    return configured(num_hidden_layers=n, layer_types=None)
+
+
+def indexed(**changes):
+    """A damage: other content of the index."""
+    return lambda path: change_index(path, **changes)
+
+
+def quantised(method: str | None, **settings):
+    """A damage: a quantization_config."""
+    named = {} if method is None else {"quant_method": method}
+    return configured(quantization_config=named | settings)
+
+
+def change_index(path: Path, **changes) -> None:
+    index = json.loads((path / INDEX).read_text())
+    (path / INDEX).write_text(json.dumps(index | changes))
+
+
+def drop(ending: str) -> Callable[[Path], None]:
+    """A damage: the tensors with that ending are gone from the files and the index."""
+
+    def damage(path: Path) -> None:
+        index = json.loads((path / INDEX).read_text())
+        for shard in sorted(path.glob("model-*.safetensors")):
+            tensors = {k: v for k, v in load_file(shard).items() if not k.endswith(ending)}
+            save_file(tensors, shard, metadata={"format": "pt"})
+        places = {k: v for k, v in index["weight_map"].items() if not k.endswith(ending)}
+        change_index(path, weight_map=places)
+
+    return damage
+
+
+def stray_single(path: Path) -> None:
+    shutil.copy(only_shard(path), path / "model.safetensors")
+
+
+def twice(path: Path) -> None:
+    first, second = sorted(path.glob("model-*.safetensors"))[:2]
+    tensors = load_file(second)
+    name, tensor = next(iter(load_file(first).items()))
+    save_file(tensors | {name: tensor}, second, metadata={"format": "pt"})
+
+
+def loose_shards(path: Path) -> None:
+    (path / INDEX).unlink()
+
+
+def gguf_beside(path: Path) -> None:
+    damages.damage_no_weights(path)
+    (path / "model.gguf").write_bytes(b"GGUF")
+
+
+def header(edit: Callable[[dict], object]) -> Callable[[Path], None]:
+    """A damage: another header before the same bytes."""
+
+    def damage(path: Path) -> None:
+        shard = only_shard(path)
+        content = shard.read_bytes()
+        length = struct.unpack("<Q", content[:8])[0]
+        entries = json.loads(content[8 : 8 + length])
+        edit(entries)
+        text = json.dumps(entries).encode()
+        shard.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+
+    return damage
+
+
+def first_tensor(entries: dict) -> dict:
+    return entries[next(name for name in entries if name != "__metadata__")]
+
+
+def overlap(entries: dict) -> None:
+    pairs = [e for name, e in entries.items() if name != "__metadata__"]
+    same = [e for e in pairs if e["shape"] == pairs[-1]["shape"] and e is not pairs[-1]]
+    same[0]["data_offsets"] = pairs[-1]["data_offsets"]
+
+
+def as_fp8(path: Path) -> None:
+    def scale(tensors: dict[str, torch.Tensor]) -> None:
+        name = next(n for n in tensors if n.endswith("_proj.weight"))
+        tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+
+    edit_tensors(path, scale)
+
+
+def nan_in_config(path: Path) -> None:
+    change_config(path, rms_norm_eps=float("nan"))
+
+
+LAYER = "model.layers.0.self_attn.q_proj"
+BAD_CHECKPOINTS = {
+    "single file beside an index": (stray_single, "model.safetensors and an index"),
+    "a tensor in two shards": (twice, "twice"),
+    "shards without an index": (loose_shards, "fetch the index"),
+    "a GGUF file beside no weights": (gguf_beside, "model.gguf"),
+    "an empty weight map": (indexed(weight_map={}), "names no tensor"),
+    "no metadata in the index": (indexed(metadata=None), "metadata"),
+    "a weight map that is a list": (indexed(weight_map=[]), "not a safetensors index"),
+    "weights named in the config": (
+        configured(transformers_weights="other.safetensors"), "transformers_weights"),
+    "tensors that overlap": (header(overlap), "corrupt safetensors header"),
+    "a negative size": (
+        header(lambda h: first_tensor(h).update(shape=[-1, 4])), "corrupt safetensors header"),
+    "a dtype of no one": (
+        header(lambda h: first_tensor(h).update(dtype="F99")), "corrupt safetensors header"),
+    "a shape that isn't one": (
+        header(lambda h: first_tensor(h).update(shape="x")), "corrupt safetensors header"),
+    "another FFN width": (configured(intermediate_size=64), "intermediate_size = 64"),
+    "another width": (configured(hidden_size=64), "hidden_size = 64"),
+    "another vocabulary": (configured(vocab_size=136), "vocab_size = 136"),
+    "more heads": (configured(num_attention_heads=8), "self_attn.o_proj"),
+    "more key heads": (configured(num_key_value_heads=4), "k_proj"),
+    "fewer layers": (layered(2), "num_hidden_layers = 2"),
+    "more layers": (layered(4), "lacks"),
+    "a billion layers": (layered(10**9), "num_hidden_layers = 1000000000"),
+    "no layers": (layered(0), "num_hidden_layers = 0"),
+    "a width in words": (configured(hidden_size="wide"), "hidden_size"),
+    "a width of nothing": (configured(hidden_size=0), "hidden_size = 0"),
+    "NaN in the config": (nan_in_config, "rms_norm_eps = NaN"),
+    "a model type that isn't text": (configured(model_type=7), "model_type"),
+    "a model type of no one": (configured(model_type="qwen9"), "qwen9"),
+    "another model type": (configured(model_type="llama"), "k_norm"),
+    "an untied head that isn't there": (
+        configured(tie_word_embeddings=False), "tie_word_embeddings is false"),
+    "a classifier": (configured(architectures=["Qwen3ForSequenceClassification"]), "no text"),
+    "a missing norm": (drop("model.norm.weight"), "model.norm.weight"),
+    "a missing projection": (drop("layers.1.mlp.up_proj.weight"), "layers.1.mlp.up_proj"),
+    "scales without their config": (add(f"{LAYER}.weight_scale_inv"), "quantization_config"),
+    "packed weights": (add(f"{LAYER}.qweight", dtype=torch.int32), "quantization_config"),
+    "FP8 without scales": (as_fp8, "F8_E4M3"),
+    "an adapter never merged": (add(f"{LAYER}.lora_A.weight"), "never merged"),
+    "a bias without a place": (add(f"{LAYER}.bias", (32,)), f"{LAYER}.bias"),
+    "bitsandbytes": (quantised("bitsandbytes", load_in_4bit=True), "bitsandbytes"),
+    "GPTQ": (quantised("gptq", bits=4), "gptqmodel"),
+    "AWQ": (quantised("awq", bits=4), "awq"),
+    "FP8": (quantised("fp8"), "FineGrainedFP8Config"),
+    "compressed-tensors": (quantised("compressed-tensors", config_groups={}), "compressed-tensors"),
+    "MXFP4": (quantised("mxfp4"), "Mxfp4Config"),
+    "a method of no one": (quantised("magic"), "magic"),
+    "no method": (quantised(None, bits=4), "unnamed method"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_CHECKPOINTS)
+def test_a_checkpoint_that_contradicts_itself(place: Path, capsys, name: str):
+    damage, words = BAD_CHECKPOINTS[name]
+    damage(place / "a")
+    line = refused(capsys, *COMMANDS["merge-sweep"])
+    assert words in line and "a" in line
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=list(COMMANDS))
+@pytest.mark.parametrize("name", ["single file beside an index", "another FFN width", "FP8"])
+def test_every_verb_refuses_it(place: Path, capsys, name: str, command: list[str]):
+    damage, words = BAD_CHECKPOINTS[name]
+    damage(place / "a")
+    assert words in refused(capsys, *command)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("m.gguf", b"", "no GGUF file"),
+        ("m.gguf", b"PK\x03\x04 a zip", "no GGUF file"),
+        ("m-00001-of-00002.gguf", b"GGUF", "part 1 of 2"),
+        ("model.safetensors", b"", "is a file"),
+    ],
+)
+def test_a_file_in_the_place_of_a_checkpoint(
+    place: Path, capsys, file: str, content: bytes, words: str
+):
+    (place / file).write_bytes(content)
+    assert words in refused(capsys, "rank", file, "--mini-set", "mini.jsonl", "--out", "out")
+
+
+def test_a_gguf_file_without_its_package(place: Path, capsys, monkeypatch):
+    (place / "m.gguf").write_bytes(b"GGUF")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    line = refused(capsys, "rank", "m.gguf", "--mini-set", "mini.jsonl", "--out", "out")
+    assert "surgeon[gguf]" in line
 
 
 def test_checkpoints_of_different_shape(place: Path, capsys, make_checkpoint):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from surgeon.checkpoint import (
     DTYPES,
@@ -16,11 +17,13 @@ from surgeon.checkpoint import (
     card,
     fenced,
     hub_id,
+    label_dtype,
     markdown_table,
     read_header,
     resolve,
     rewrite,
     split_member,
+    stored_dtype,
     torch_dtype,
 )
 from surgeon.errors import BadInput
@@ -347,3 +350,61 @@ def test_a_card_names_parents_on_the_hub_and_leaves_empty_sections_out(pico_pair
         "```yaml\ncode\n```\n"
     )
     assert "base_model" not in card("title", [], parents=[local])
+
+
+# --- what is read, and how what is written is labelled -------------------------------------------
+
+
+def relabel(path: Path, dtype: str) -> None:
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"dtype": dtype}))
+
+
+def test_the_automatic_dtype_is_that_of_the_weights(pico_pair, capsys):
+    relabel(pico_pair[0], "float32")
+    checkpoint = resolve(str(pico_pair[0]))
+    assert stored_dtype(checkpoint) == "BF16"
+    assert next(checkpoint.model().parameters()).dtype == torch.bfloat16
+    assert "config.json says float32, the weights are bfloat16" in capsys.readouterr().err
+
+
+def test_a_copy_with_a_wrong_label_gets_the_right_one(pico_pair, tmp_path: Path):
+    relabel(pico_pair[0], "float32")
+    (tmp_path / "out").mkdir()
+    rewrite(Checkpoint.open(pico_pair[0]), tmp_path / "out", lambda _, t: t, lambda _: False)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_a_right_label_is_left_alone(pico_pair):
+    before = (pico_pair[0] / "config.json").read_bytes()
+    label_dtype(pico_pair[0])
+    assert (pico_pair[0] / "config.json").read_bytes() == before
+
+
+def test_a_config_without_architectures_loads_as_its_model_type(pico_pair):
+    config = json.loads((pico_pair[0] / "config.json").read_text())
+    del config["architectures"]
+    (pico_pair[0] / "config.json").write_text(json.dumps(config))
+    assert type(resolve(str(pico_pair[0])).model()).__name__ == "Qwen3ForCausalLM"
+
+
+def test_a_tensor_that_the_index_leaves_out_is_read_as_transformers_does(pico_pair):
+    index = json.loads((pico_pair[0] / INDEX).read_text())
+    del index["weight_map"]["model.norm.weight"]
+    (pico_pair[0] / INDEX).write_text(json.dumps(index))
+    assert "model.norm.weight" in resolve(str(pico_pair[0])).tensors
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.layers.0.self_attn.rotary_emb.inv_freq", "v_head.summary.weight", "steps",
+     "model.layers.1.attn.masked_bias"],
+)  # fmt: skip
+def test_what_older_versions_and_trainers_leave_behind_is_left_out(pico_pair, capsys, name: str):
+    shard = sorted(pico_pair[0].glob("*.safetensors"))[0]
+    tensors = load_file(shard)
+    kind = torch.int64 if name == "steps" else torch.float32
+    save_file(tensors | {name: torch.ones(4, dtype=kind)}, shard, metadata={"format": "pt"})
+    resolve(str(pico_pair[0])).model()
+    said = capsys.readouterr().err
+    assert ("left out, as transformers does" in said) == ("inv_freq" not in name)

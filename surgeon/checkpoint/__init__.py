@@ -23,7 +23,7 @@ from surgeon.checkpoint.directory import (
     use_templates,
 )
 from surgeon.checkpoint.dtypes import DTYPES, FLOAT_NAMES, FLOATS, disk_name, torch_dtype
-from surgeon.checkpoint.loading import model_class, stored_dtype
+from surgeon.checkpoint.loading import label_dtype, model_class, stored_dtype
 from surgeon.checkpoint.resolving import merge_adapter, resolve
 from surgeon.checkpoint.rewriting import link_directory, link_or_copy, rewrite
 from surgeon.checkpoint.specs import hub_id, split_member
@@ -52,6 +52,7 @@ __all__ = [
     "fenced",
     "hub_id",
     "is_adapter",
+    "label_dtype",
     "link_directory",
     "link_or_copy",
     "map_tensor",

@@ -65,3 +65,16 @@ def _computing(config: Config) -> Config:
         for key, value in config.items()
         if key not in COSMETIC
     }
+
+
+def labelled(config: Config, dtype: str) -> Config:
+    """A model config that names this dtype of torch's, its parts likewise."""
+    changed = {
+        key: labelled(value, dtype) if key.endswith("_config") and isinstance(value, dict)
+        else dtype if key in ("dtype", "torch_dtype")
+        else value
+        for key, value in config.items()
+    }  # fmt: skip
+    if "model_type" in changed and not {"dtype", "torch_dtype"} & changed.keys():
+        changed["dtype"] = dtype
+    return changed

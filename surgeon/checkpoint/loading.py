@@ -5,9 +5,11 @@ refused before a run is what would go wrong in it.
 """
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from surgeon import lineage, progress
+from surgeon.checkpoint.config import labelled
 from surgeon.checkpoint.directory import UNUSABLE, Checkpoint
 from surgeon.checkpoint.dtypes import DTYPES, FLOATS, torch_dtype
 from surgeon.checkpoint.quantised import refuse_quantised
@@ -81,6 +83,26 @@ def stored_dtype(checkpoint: Checkpoint) -> str | None:
     return max(sizes, key=lambda name: sizes[name]) if sizes else None
 
 
+def label_dtype(directory: Path) -> None:
+    """Make `config.json` in a directory of new weights name the dtype that most of them have.
+
+    Readers load in the dtype of the label: another one costs memory, time and bits.
+    """
+    checkpoint = Checkpoint.open(directory)
+    stored, config = stored_dtype(checkpoint), dict(checkpoint.config)
+    wanted = config if stored is None else labelled(config, DTYPES[stored].torch)
+    if wanted != config and _label(checkpoint) not in (None, stored):
+        lineage.write_json(directory / "config.json", wanted)
+
+
+def _label(checkpoint: Checkpoint) -> str | None:
+    """safetensors' name of the dtype that a config names; None where it names none."""
+    label = checkpoint.text_config.get("dtype") or checkpoint.text_config.get("torch_dtype")
+    label = label or checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
+    known = {dtype.torch: name for name, dtype in DTYPES.items()}
+    return known.get(str(label).removeprefix("torch."))
+
+
 def fit(checkpoint: Checkpoint) -> Fit | None:
     """How the headers fit the config; None for a model type that writes no text.
 
@@ -88,12 +110,12 @@ def fit(checkpoint: Checkpoint) -> Fit | None:
     """
     import torch
 
+    _require_sizes(checkpoint)
     config = checkpoint.full_config
     try:
         kind = model_class(config)
     except ValueError:
         return None
-    _require_layers(checkpoint, config)
     headers = {name: (info.dtype, info.shape) for name, info in checkpoint.tensors.items()}
     key = lineage.digest_of([config.to_json_string(use_diff=False), headers])
     if key in _FITS:
@@ -102,7 +124,7 @@ def fit(checkpoint: Checkpoint) -> Fit | None:
         name: torch.empty(info.shape, dtype=_dtype_of(info.dtype), device="meta")
         for name, info in checkpoint.tensors.items()
     }
-    with _silence():
+    with silence():
         try:
             _, info = kind.from_pretrained(
                 None, config=config, state_dict=state, device_map={"": "meta"},
@@ -152,12 +174,12 @@ def require_fit(checkpoint: Checkpoint) -> None:
             f"{checkpoint.spec}: {_counted(found.unexpected)} left out, as transformers does: a "
             f"{checkpoint.model_type} model computes without."
         )
-    label, stored = checkpoint.text_config.get("dtype"), stored_dtype(checkpoint)
-    label = label or checkpoint.config.get("dtype", checkpoint.config.get("torch_dtype"))
-    if label and stored and label != DTYPES[stored].torch:
+    label, stored = _label(checkpoint), stored_dtype(checkpoint)
+    if label and stored and label != stored:
+        names = [DTYPES[name].torch for name in (label, stored)]
         say_once(
-            f"{checkpoint.spec}: config.json says {label}, the weights are {DTYPES[stored].torch}; "
-            "dtype auto is that of the weights."
+            f"{checkpoint.spec}: config.json says {names[0]}, the weights are {names[1]}; dtype "
+            "auto is that of the weights."
         )
 
 
@@ -236,13 +258,21 @@ def _refuse_stored_kinds(checkpoint: Checkpoint) -> None:
             )
 
 
-def _require_layers(checkpoint: Checkpoint, config: Any) -> None:
-    """Raise `BadInput` for a number of layers that can't be, before a model of it is built."""
-    layers = getattr(config.get_text_config(), "num_hidden_layers", 1)
+def _require_sizes(checkpoint: Checkpoint) -> None:
+    """Raise `BadInput` for sizes in `config.json` that can't be, before transformers builds what
+    they say: lists of a billion layers, tensors without elements."""
+    for name in ("hidden_size", "vocab_size"):
+        value = checkpoint.text_config.get(name, 1)
+        if not isinstance(value, int) or value < 1:
+            raise BadInput(
+                f"{checkpoint.path}: config.json has {name} = {value!r}, expected a whole number "
+                "above 0. Take the config that belongs to the weights."
+            )
+    layers = checkpoint.text_config.get("num_hidden_layers", 1)
     if not isinstance(layers, int) or not 0 < layers <= len(checkpoint.tensors):
         raise BadInput(
-            f"{checkpoint.path}: config.json has num_hidden_layers = {layers}, and the files hold "
-            f"{len(checkpoint.tensors)} tensors. Take the config that belongs to them."
+            f"{checkpoint.path}: config.json has num_hidden_layers = {layers!r}, and the files "
+            f"hold {len(checkpoint.tensors)} tensors. Take the config that belongs to them."
         )
 
 
@@ -262,7 +292,7 @@ def say_once(text: str) -> None:
         progress.say(f"Note: {text}")
 
 
-class _silence:
+class silence:
     """transformers without its reports and bars, inside the block."""
 
     def __enter__(self) -> None:
@@ -298,7 +328,7 @@ def load(checkpoint: Checkpoint, device: str, dtype: "torch.dtype | None") -> "n
             f"{checkpoint.spec} runs in float16, which is several times slower than bfloat16 or "
             "float32 on a CPU: choose with --dtype."
         )
-    with _silence():
+    with silence():
         model, info = kind.from_pretrained(
             checkpoint.path,
             dtype=dtype,

@@ -1,4 +1,4 @@
-"""What a user may name: a directory, `builtin:NAME`, `base+adapter`, a hub id."""
+"""What a user may name: a directory, a GGUF file, `builtin:NAME`, `base+adapter`, a hub id."""
 
 import shutil
 from pathlib import Path
@@ -13,6 +13,7 @@ from surgeon.checkpoint.adapters import (
     open_adapter,
 )
 from surgeon.checkpoint.directory import TOKENIZER_FILES, Checkpoint
+from surgeon.checkpoint.gguf_files import open_gguf
 from surgeon.checkpoint.loading import require_fit
 from surgeon.checkpoint.specs import hub_id
 from surgeon.errors import BadInput
@@ -24,7 +25,8 @@ HUB_FILES = ["*.json", "*.safetensors", "*.jinja",
 
 
 def resolve(spec: str, work: Path | None = None) -> Checkpoint:
-    """Open what the user named: a directory, `builtin:NAME`, `base+adapter` or `hub/id[@revision]`.
+    """Open what the user named: a directory, a GGUF file, `builtin:NAME`, `base+adapter` or
+    `hub/id[@revision]`.
 
     An adapter is merged in float32, cast back, and kept under `work` (by default in the cache,
     `surgeon.store`). The network is used for hub ids only.
@@ -38,12 +40,19 @@ def resolve(spec: str, work: Path | None = None) -> Checkpoint:
         if is_adapter(path):
             raise BadInput(adapter_alone(path, spec))
         return opened(path, spec)
+    if path.is_file() and path.suffix == ".gguf":
+        return open_gguf(path, spec)
     if "+" in spec:
         base, named = split_adapter(spec)
         adapter = open_adapter(_adapter_directory(named), named)
         return merge_adapter(resolve(base, work), adapter, spec, work)
     if hub_id(spec):
         return fetch(spec)
+    if path.is_file():
+        raise BadInput(
+            f"{spec} is a file, expected a checkpoint's directory (or a .gguf file). Name "
+            f"{path.parent} where the file belongs to one."
+        )
     raise BadInput(
         f"{spec} is no checkpoint: no such directory, and not a hub id (owner/name[@revision])."
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from surgeon import lineage
 from surgeon.checkpoint.directory import INDEX, Checkpoint
+from surgeon.checkpoint.loading import label_dtype
 from surgeon.checkpoint.tensors import TensorInfo, read_tensor, some
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def rewrite(
         finally:
             for written in waiting:
                 written.cancel()  # after an error or an interrupt, start no further shard
+    label_dtype(out)
 
 
 def _rewrite_shard(

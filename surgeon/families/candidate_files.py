@@ -31,11 +31,11 @@ from surgeon.checkpoint import (
     TEMPLATE_FILES,
     TOKENIZER_FILES,
     Checkpoint,
-    Config,
     TensorInfo,
     card,
     disk_name,
     fenced,
+    label_dtype,
     markdown_table,
     read_header,
     read_json,
@@ -284,10 +284,11 @@ def write_side_files(family: Family, candidate: Candidate, out: Path) -> None:
     """Config, tokenizer, template, generation config, merge config and model card."""
     a = family.endpoints[0]
     a.copy_side_files(out, {*CHOSEN, *OWN_FILES})
-    if family.dtype is not None or "_name_or_path" in a.config:
+    if "_name_or_path" in a.config:
         # Older versions of transformers noted where a model was loaded from: a path, often.
         config = {k: v for k, v in a.config.items() if k != "_name_or_path"}
-        lineage.write_json(out / "config.json", _config_in(config, family.dtype))
+        lineage.write_json(out / "config.json", config)
+    label_dtype(out)
     copy_choices(family, out)
     lineage.write_text(out / "mergekit_config.yml", mergekit_yaml(family, candidate))
     lineage.write_text(out / "README.md", model_card(family, candidate))
@@ -305,21 +306,6 @@ def copy_choices(family: Family, out: Path) -> None:
     templates = family.source("template").chat_templates
     if templates != read_templates(out):
         write_templates(out, templates)
-
-
-def _config_in(config: Config, dtype: str | None) -> Config:
-    """A model config that names another dtype (None: its own)."""
-    if dtype is None:
-        return config
-    changed = {
-        key: _config_in(value, dtype) if key.endswith("_config") and isinstance(value, dict)
-        else dtype if key in ("dtype", "torch_dtype")
-        else value
-        for key, value in config.items()
-    }  # fmt: skip
-    if "model_type" in changed and not {"dtype", "torch_dtype"} & changed.keys():
-        changed["torch_dtype"] = dtype
-    return changed
 
 
 def model_card(family: Family, candidate: Candidate) -> str:

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from surgeon import lineage
-from surgeon.checkpoint import Checkpoint
+from surgeon.checkpoint import Checkpoint, label_dtype
 from surgeon.errors import BadInput
 from surgeon.families import Candidate, Family
 from surgeon.families.candidate_files import copy_choices, model_card, write_index
@@ -91,6 +91,7 @@ def write(family: Family, candidate: Candidate, work: Path, others: dict[str, Ch
         for file in raw.iterdir():
             file.rename(work / file.name)
         raw.rmdir()
+    label_dtype(work)
     if not any(key in candidate.merge for key in OWN_TOKENIZER):
         copy_choices(family, work)
     lineage.write_text(work / "mergekit_config.yml", mergekit_yaml(family, candidate))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.artifact import part
-from surgeon.checkpoint import Checkpoint, torch_dtype
+from surgeon.checkpoint import Checkpoint, label_dtype, stored_dtype, torch_dtype
 from surgeon.errors import BadInput
 from surgeon.training.student import Student, all_weights
 
@@ -64,15 +64,15 @@ def write_full(
     `BadInput` for a weight that is not finite.
     """
     stored = {name: info.dtype for name, info in base.tensors.items()}
-    usual = next(iter(stored.values()))  # for weights that transformers renames or fuses on load
+    usual = stored_dtype(base) or "F32"  # for weights that transformers renames or fuses on load
     cast = {
         name: tensor.detach().to("cpu", torch_dtype(stored.get(name, usual)))
         for name, tensor in weights.items()
     }
     if not all(bool(tensor.isfinite().all()) for tensor in cast.values()):
         raise BadInput("a weight is not finite after training; lower the learning rate.")
-    model.config.dtype = torch_dtype(usual)
     model.save_pretrained(out, state_dict=cast)
+    label_dtype(out)  # save_pretrained names the dtype that the model was trained in
     written = {"config.json"}
     if tokenizer is not None:
         written |= {
