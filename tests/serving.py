@@ -62,11 +62,16 @@ class Server(NamedTuple):
 
 @contextmanager
 def serving(
-    limits: Limits | None = None, api_key: str | None = None, **settings: Any
+    limits: Limits | None = None,
+    api_key: str | None = None,
+    checkpoint: str = MODEL,
+    **settings: Any,
 ) -> Iterator[Server]:
     """A server that runs inside the block."""
-    loaded = load(ServeSettings(checkpoint=MODEL, name="thinking", **settings))
-    app = build(loaded, limits=limits or Limits(1 << 20), api_key=api_key)
+    loaded = load(ServeSettings(checkpoint=checkpoint, name="thinking", **settings))
+    app = build(
+        loaded, limits=limits or Limits(1 << 20), api_key=api_key, origins=settings.get("cors", ())
+    )
     begun = threading.Event()
     with ExitStack() as stack:
         bound = stack.enter_context(web.listening("127.0.0.1", 0))

@@ -63,7 +63,7 @@ class Engine:
         decoder.add(0, Request(body["prompt"], stream_key(body["seed"], "", 0)))
         ids, ended, text, by = [], [], "", None
         while decoder.busy and not by:
-            for _, token, _, _ in decoder.step():
+            for _, token, *_ in decoder.step():
                 (ended if token in stop else ids).append(token)
             text = str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
             by = next((end for end in body.get("stop", []) if end in text), None)

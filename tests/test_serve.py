@@ -14,8 +14,11 @@ from test_monitor import lines, untrained
 
 from surgeon.decoding import Request, context_limit, stream_key
 from surgeon.monitor import monitor
+from surgeon.serve.query import read_completion
 from surgeon.serve.replies import PartialAnswer
+from surgeon.serve.service import load
 from surgeon.serve.worker import NextToken
+from surgeon.settings.serve import ServeSettings
 from surgeon.traces import read_traces
 from surgeon.watch.monitor import Monitor
 from surgeon.watch.watching import Firing, Watching
@@ -284,7 +287,9 @@ def test_firings_that_an_answers_end_cut_off_are_left_out(monitored: Server, her
         (choice,) = monitored.chat(0, max_tokens=first["position"] + more).choices
         assert [firing["position"] for firing in choice.surgeon["firings"]] == expected
     # A separator that comes before the trigger was the last token.
-    written = PartialAnswer(here.tokenizer, (), False)
+    body = json.dumps(dict(prompt=[1])).encode()
+    offer = load(ServeSettings(checkpoint=MODEL)).offer
+    written = PartialAnswer(here.tokenizer, read_completion(body, here.tokenizer, offer))
     written.take(NextToken(0, 5, "length", [Firing(1, "intra", 0.9, "a step")]))
     assert written.shown_firings == []
 

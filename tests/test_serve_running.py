@@ -36,6 +36,7 @@ from test_monitor import untrained
 from surgeon.errors import BadInput
 from surgeon.serve import Served, serve, web
 from surgeon.serve.app import Follower, Limits, build
+from surgeon.serve.metering import Meter
 from surgeon.serve.query import read_completion
 from surgeon.serve.refusals import closing
 from surgeon.serve.replies import COMPLETION, Envelope
@@ -165,7 +166,8 @@ def test_an_answer_that_a_stop_string_ended_is_whole_though_the_next_pass_fails(
     query = read_completion(json.dumps(body).encode(), loaded.tokenizer, loaded.offer)
     for ends in (False, True):
         reply = Envelope(COMPLETION, "cmpl-1", 0, "thinking", False, False, False)
-        following = Follower(loaded.worker, loaded.tokenizer, query, reply)
+        meter = Meter(loaded.worker)
+        following = Follower(loaded.worker, loaded.tokenizer, query, reply, meter)
         following.choice = {0: 0}
         token = here.tokenizer.get_vocab()["Next" if ends else "So"]
         following._arrive(NextToken(0, token, None))
@@ -416,6 +418,7 @@ def test_the_command_serves_until_a_signal(number: int, status: int, here: Model
         timer.start()
         try:
             assert process.stderr is not None
+            assert process.stderr.readline() == f"Loading {MODEL} ...\n"
             line = process.stderr.readline()
             found = re.search(r"Serving (\S+) at (http://127\.0\.0\.1:\d+/v1): 16 rows", line)
             assert found and found[1] == MODEL, line

@@ -98,7 +98,7 @@ class Scene:
             for index in wave:
                 decoder.add(index, requests[index])
             while decoder.busy:
-                for index, token_id, is_forced, reason in decoder.step():
+                for index, token_id, is_forced, reason, _ in decoder.step():
                     if is_forced:
                         forced[index].append(len(found[index]))
                     found[index].append(token_id)

@@ -8,7 +8,9 @@ fitting.py     whether a model's rows can share passes: asked of the model, once
 slots.py       rows that share passes, at positions of their own; cache.py their keys and values,
                attention.py their masks
 alone.py       rows that don't: a row a pass, with the cache that `generate` would use
+shaping.py     bias, penalties and constraints of one row, and log-probabilities
 choosing.py    the next token of every row, from the row's own random stream
+prompted.py    log-probabilities of a prompt's tokens
 requests.py    what goes in and comes out
 """
 
@@ -19,18 +21,24 @@ from torch import nn
 from surgeon.decoding.batch import Decoder, plan_rows
 from surgeon.decoding.choosing import stream_key
 from surgeon.decoding.fitting import evaluating
+from surgeon.decoding.prompted import prompt_likelihoods
 from surgeon.decoding.requests import Answer, Request, Token, Watcher
+from surgeon.decoding.shaping import Constraint, Likelihood, Shaping
 from surgeon.live.architecture import check_decodable, context_limit
 
 __all__ = [
     "Answer",
+    "Constraint",
     "Decoder",
+    "Likelihood",
     "Request",
+    "Shaping",
     "Token",
     "Watcher",
     "context_limit",
     "decode",
     "plan_rows",
+    "prompt_likelihoods",
     "stream_key",
 ]
 
@@ -83,7 +91,7 @@ def decode(
     forced: dict[int, list[int]] = {}
     with evaluating(model):
         while decoder.busy:
-            for index, token_id, is_forced, finish_reason in decoder.step():
+            for index, token_id, is_forced, finish_reason, _ in decoder.step():
                 token_ids = answers[index].token_ids
                 if is_forced:
                     forced.setdefault(index, []).append(len(token_ids))

@@ -17,12 +17,14 @@ from surgeon.decoding.cache import available_bytes, cache_bytes_per_token, round
 from surgeon.decoding.choosing import STREAM_BLOCK, DrawSettings, choose, uniforms
 from surgeon.decoding.fitting import evaluating, passes_of
 from surgeon.decoding.requests import FinishReason, Request, Token, Watcher
+from surgeon.decoding.shaping import PLAIN, Constraint, Shaping, likelihoods, shaped
 from surgeon.errors import BadInput
 from surgeon.live.architecture import (
     check_decodable,
     context_limit,
     fitting_threads,
     key_block,
+    text_config,
 )
 
 ROWS = 16
@@ -63,6 +65,9 @@ class _Row:
     stream: bytes
     most: int
     draw: DrawSettings
+    shaping: Shaping = PLAIN
+    constraint: Constraint | None = None
+    likelihoods: int | None = None
     token_ids: list[int] = field(default_factory=list)
     """What was emitted."""
     count: int = 0
@@ -126,6 +131,8 @@ class Decoder:
         self.length_B = np.zeros(0, dtype=np.int64)
         """The position of each row's next token; 0 for an idle row, which rewrites position 0."""
         self.random_BS = np.zeros((0, STREAM_BLOCK))
+        self.logprob_V: dict[int, Tensor] = {}
+        """Log-probabilities of this pass, for the slots that tell them."""
 
     def add(self, index: int, request: Request) -> None:
         """Let a request join; its tokens come under `index`, which must not be in use.
@@ -145,12 +152,16 @@ class Decoder:
             )
         draw = self.draw.but(request.temperature, request.top_p, request.top_k)
         draw.check()
+        request.shaping.check(int(text_config(self.model).vocab_size))
         most = self.max_tokens if request.max_tokens is None else request.max_tokens
         if most < 1:
             raise BadInput(f"found max_tokens = {most}, expected at least 1.")
         if not self.busy:
             self.longest = 0
-        row = _Row(index, request.prompt, request.stream, min(most, self.limit - length), draw)
+        row = _Row(
+            index, request.prompt, request.stream, min(most, self.limit - length), draw,
+            request.shaping, request.constraint, request.likelihoods,
+        )  # fmt: skip
         self.longest = max(self.longest, self._needed(row))
         self.indices.add(index)
         self.waiting.append(row)
@@ -180,7 +191,7 @@ class Decoder:
             if not self._refill():
                 return []
             with nullcontext() if self.watcher is None else self.watcher.attached():
-                token_B = self._choose(self._pass())
+                token_B = self._choose(self._shape(self._pass()))
                 forced = self._force(token_B)
             return self._accept(token_B, forced)
 
@@ -264,6 +275,27 @@ class Decoder:
             self._grow(longest)
         return self.passes.logits(self.token_B, self.length_B)
 
+    def _shape(self, logits_BV: Tensor) -> Tensor:
+        """The logits to draw from, and what is to be told of those given: row by row, which leaves
+        the bits of every other row alone."""
+        self.logprob_V.clear()
+        copied = False
+        for b, row in enumerate(self.row_B):
+            # What is made again was told of already, and is not for the model to choose.
+            if row is None or row.count < len(row.token_ids):
+                continue
+            if row.likelihoods is not None:
+                self.logprob_V[b] = logits_BV[b].float().log_softmax(-1)
+            if row.queue or (row.shaping == PLAIN and row.constraint is None):
+                continue
+            if not copied:
+                logits_BV, copied = logits_BV.clone(), True
+            logits_BV[b] = shaped(
+                logits_BV[b], row.shaping, row.prompt, row.token_ids, row.draw.temperature,
+                row.constraint,
+            )  # fmt: skip
+        return logits_BV
+
     def _choose(self, logits_BV: Tensor) -> Tensor:
         """Each row's next token by its own settings and the next number of its stream."""
         slots_by_draw: dict[DrawSettings, list[int]] = {}
@@ -324,7 +356,13 @@ class Decoder:
                 reason: FinishReason | None = None
                 if token in self.stop or row.count >= row.most:
                     reason = "stop" if token in self.stop else "length"
-                found.append(Token(row.index, token, b in forced, reason))
+                likelihood = None
+                if row.likelihoods is not None:
+                    logprob_1V = self.logprob_V[b][None]
+                    (likelihood,) = likelihoods(logprob_1V, [token], row.likelihoods)
+                found.append(Token(row.index, token, b in forced, reason, likelihood))
+                if row.constraint is not None and reason is None:
+                    row.constraint.accept(token)
                 if reason is not None:
                     self.indices.remove(row.index)
                     self._free(b)

@@ -8,6 +8,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
+from surgeon.decoding.shaping import PLAIN, Constraint, Likelihood, Shaping
+
 FinishReason = Literal["stop", "length"]
 
 
@@ -21,6 +23,11 @@ class Request(NamedTuple):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    shaping: Shaping = PLAIN
+    constraint: Constraint | None = None
+    """What the answer has to be like; at every step some token must be allowed."""
+    likelihoods: int | None = None
+    """Tell each token's log-probability, and those of so many of the likeliest."""
 
 
 class Token(NamedTuple):
@@ -32,6 +39,8 @@ class Token(NamedTuple):
     """A watcher chose it, not the model."""
     finish_reason: FinishReason | None
     """Set on an answer's last token."""
+    likelihood: Likelihood | None = None
+    """Where the request asked for it."""
 
 
 class Answer(NamedTuple):

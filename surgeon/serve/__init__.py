@@ -3,13 +3,23 @@
     POST /v1/chat/completions   messages in; at once or as a stream
     POST /v1/completions        text or token ids in, to be continued; likewise
     GET  /v1/models             the one model
-    GET  /health                {"status": "ok", "running": ..., "waiting": ...}
+    GET  /health                {"status": "ok", "running": ..., "waiting": ...}; 503 when dead
+    GET  /metrics               counts and times, for Prometheus
 
 Taken are `model`, `messages` or `prompt`, `temperature`, `top_p`, `max_tokens` (in chats also
-`max_completion_tokens`), `n`, `seed`, `stop`, `stream` and `stream_options.include_usage`; beyond
-OpenAI, as other servers spell it, `top_k`, `include_stop_str_in_output`, `return_token_ids`,
-`add_special_tokens` and `chat_template_kwargs.enable_thinking`. Parameters that would change the
-answer but aren't supported (tools, log-probabilities, penalties, ...) are refused, not ignored.
+`max_completion_tokens`), `n`, `seed`, `stop`, `stream` and `stream_options.include_usage`,
+`presence_penalty`, `frequency_penalty`, `logit_bias`, `logprobs`, `top_logprobs`,
+`response_format`, `tools`, `tool_choice`, `parallel_tool_calls` and `echo`; beyond OpenAI, as other
+servers spell it, `top_k`, `min_p`, `repetition_penalty`, `include_stop_str_in_output`,
+`return_token_ids`, `add_special_tokens` and `chat_template_kwargs.enable_thinking`. Parameters that
+would change the answer but aren't supported (`best_of`, `suffix`, images, ...) are refused, not
+ignored.
+
+Log-probabilities are of the model's own distribution: before temperature, bias, penalties and
+grammar. A schema is followed from the answer's first token on, so that such an answer has no
+thought before it. Calls of tools are read where the chat template takes `tools` and has calls
+written in one of the forms of tools.py; a call inside `<think>` is none.
+
 Temperature, top-p and top-k are the checkpoint's own (generation_config.json) where a request
 doesn't say.
 
@@ -26,6 +36,11 @@ frees its rows.
 service.py    the model, its tokenizer and its monitor, made ready
 query.py      requests as JSON, read
 worker.py     the batch that answers join and leave
+conversation.py  messages and tools, as the chat template writes them
+tools.py      calls of tools in an answer's text
+grammar.py    answers that match a JSON schema
+spelling.py   single tokens as text and bytes
+metering.py   counts and times
 stops.py      where a stop string ends a text
 replies.py    tokens and text into OpenAI's JSON
 refusals.py   errors in OpenAI's words
@@ -65,6 +80,7 @@ def serve(settings: ServeSettings) -> Served:
     """
     web.require_packages()
     with web.listening(settings.host, settings.port) as bound:
+        _print(f"Loading {settings.checkpoint} ...")
         # Not at the top: a port that is taken is told before torch is loaded.
         from surgeon.serve.app import Limits, build
         from surgeon.serve.service import load
@@ -82,7 +98,10 @@ def serve(settings: ServeSettings) -> Served:
             f"{offer.context}, watched levels: {', '.join(service.levels) or 'none'}. Ctrl-C ends "
             "it."
         )
-        app = build(service, limits=Limits(settings.max_body_bytes), api_key=api_key)
+        app = build(
+            service, limits=Limits(settings.max_body_bytes), api_key=api_key,
+            origins=settings.cors or (),
+        )  # fmt: skip
         interrupted = web.run(
             app, worker, bound, grace_s=settings.grace_s, begun=lambda: _print(begun)
         )

@@ -4,18 +4,21 @@ import asyncio
 import hmac
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from typing import TYPE_CHECKING, NamedTuple
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from surgeon.serve.metering import Meter, Metered
 from surgeon.serve.query import Query, read_chat, read_completion, unknown_model
 from surgeon.serve.refusals import Refusal, closing, failed
 from surgeon.serve.replies import (
@@ -30,7 +33,8 @@ from surgeon.serve.replies import (
     usage,
 )
 from surgeon.serve.service import Service
-from surgeon.serve.worker import Breakoff, NextToken, Worker
+from surgeon.serve.spelling import Spelling
+from surgeon.serve.worker import Breakoff, NextToken, PromptRead, Worker
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,16 +53,32 @@ class Limits(NamedTuple):
     """Seconds for a body to arrive."""
 
 
-def build(service: Service, *, limits: Limits, api_key: str | None = None) -> Starlette:
-    """The application in front of a loaded model."""
+def build(
+    service: Service,
+    *,
+    limits: Limits,
+    api_key: str | None = None,
+    origins: Sequence[str] = (),
+) -> Starlette:
+    """The application in front of a loaded model; pages of these `origins` may use it."""
     front = Front(service, limits, api_key)
+    layers = [Middleware(Metered, front.meter)]
+    if origins:
+        layers.append(
+            Middleware(
+                CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+            )
+        )  # fmt: skip
     return Starlette(
+        middleware=layers,
         routes=[
             Route("/v1/chat/completions", front.chat, methods=["POST"]),
             Route("/v1/completions", front.complete, methods=["POST"]),
             Route("/v1/models", front.models),
             Route("/v1/models/{name:path}", front.model),
             Route("/health", front.health),
+            Route("/metrics", front.metrics),
         ],
         exception_handlers={
             Refusal: _refuse,
@@ -78,6 +98,7 @@ class Front:
         # A tokenizer isn't made for several threads; the worker has the one that was given.
         self.tokenizer, self.reading = deepcopy(service.tokenizer), deepcopy(service.tokenizer)
         self.one_reader = asyncio.Lock()
+        self.meter, self.spelling = Meter(service.worker), Spelling(self.tokenizer)
         self.about = {
             "id": self.offer.names[0], "object": "model", "created": int(time.time()),
             "owned_by": "surgeon", "max_model_len": self.offer.context,
@@ -87,9 +108,17 @@ class Front:
     async def health(self, _: Request) -> Response:
         """Whether requests are taken, and how many answers are being decoded."""
         running, waiting = self.worker.load
-        status = "closing" if self.worker.closing else "ok"
+        lost = self.worker.dead
+        status = "dead" if lost is not None else "closing" if self.worker.closing else "ok"
         body = {"status": status, "running": running, "waiting": waiting}
-        return JSONResponse(body, 503 if self.worker.closing else 200)
+        if lost is not None:
+            body["reason"] = lost
+        return JSONResponse(body, 200 if status == "ok" else 503)
+
+    async def metrics(self, _: Request) -> Response:
+        """Counts and times, for Prometheus."""
+        text, kind = self.meter.page()
+        return Response(text, headers={"Content-Type": kind})
 
     async def models(self, request: Request) -> Response:
         """The one model."""
@@ -124,9 +153,9 @@ class Front:
         reply = Envelope(
             form, form.prefix + uuid.uuid4().hex, int(time.time()), self.offer.names[0],
             monitored=self.worker.watching is not None, token_ids=query.token_ids,
-            usage=query.usage,
+            usage=query.usage, spelling=None if query.told is None else self.spelling,
         )  # fmt: skip
-        return Follower(self.worker, self.tokenizer, query, reply)
+        return Follower(self.worker, self.tokenizer, query, reply, self.meter)
 
     def _authorise(self, request: Request) -> None:
         if self.api_key is None:
@@ -167,13 +196,19 @@ class Follower:
     """The response to a request for answers: follows them until they end or the client is gone."""
 
     def __init__(
-        self, worker: Worker, tokenizer: "PreTrainedTokenizerBase", query: Query, reply: Envelope
+        self,
+        worker: Worker,
+        tokenizer: "PreTrainedTokenizerBase",
+        query: Query,
+        reply: Envelope,
+        meter: Meter,
     ):
-        self.worker, self.query, self.reply = worker, query, reply
+        self.worker, self.query, self.reply, self.meter = worker, query, reply, meter
         self.requests = query.requests
-        self.answers = [
-            PartialAnswer(tokenizer, query.stop, query.keep_stop) for _ in self.requests
-        ]
+        self.answers = [PartialAnswer(tokenizer, query, n) for n in range(len(self.requests))]
+        self.began = time.monotonic()
+        self.waits = True
+        """No token came yet."""
         self.choice: dict[int, int] = {}
         """The place among the answers of each of the worker's numbers."""
         self.broken: Refusal | None = None
@@ -196,12 +231,16 @@ class Follower:
         """The answers are in the batch inside the block."""
         loop = asyncio.get_running_loop()
 
-        def deliver(news: NextToken | Breakoff) -> None:
+        def deliver(news: NextToken | PromptRead | Breakoff) -> None:
             # After a shutdown that could not wait the loop is closed.
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._arrive, news)
 
-        indices = self.worker.join(self.requests, deliver)
+        reads = self.query.told is not None and self.query.told.prompt
+        if any(request.max_tokens == 0 for request in self.requests):
+            reads = True
+        indices = self.worker.join(self.requests, deliver, reads=reads)
+        self.meter.prompts(sum(map(len, self.query.prompts)))
         self.choice = {index: number for number, index in enumerate(indices)}
         try:
             yield
@@ -209,7 +248,7 @@ class Follower:
             for index in indices:
                 self.worker.leave(index)
 
-    def _arrive(self, news: NextToken | Breakoff) -> None:
+    def _arrive(self, news: NextToken | PromptRead | Breakoff) -> None:
         """Take what comes at once: an answer that ends frees its row, however slow its reader."""
         answer = self.answers[self.choice[news.index]]
         if answer.finish_reason is not None:
@@ -218,7 +257,13 @@ class Follower:
         if isinstance(news, Breakoff):
             self.broken = news.why
         else:
-            answer.take(news)
+            if isinstance(news, PromptRead):
+                answer.begin(news)
+            else:
+                answer.take(news)
+                if self.waits:
+                    self.meter.first_token(time.monotonic() - self.began)
+                self.waits = False
             if answer.finish_reason is not None:
                 self.worker.leave(news.index, answered=True)
         self.news.set()

@@ -9,10 +9,11 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from surgeon.decoding import Request, stream_key
-from surgeon.errors import BadInput
-from surgeon.serve.refusals import Refusal
-from surgeon.traces import Prompt, encode
+from surgeon.decoding import Request, Shaping, stream_key
+from surgeon.serve.conversation import ToolChoice, read_messages, read_tools, render
+from surgeon.serve.grammar import Grammar, Grammars, depth
+from surgeon.serve.refusals import Refusal, encodable
+from surgeon.serve.tools import CallForm, ForcedCalls, FreeCalls, forced_schema
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,28 +22,34 @@ T = TypeVar("T")
 
 BOTH = frozenset({
     "model", "n", "seed", "temperature", "top_p", "top_k", "max_tokens", "stop", "stream",
-    "stream_options", "include_stop_str_in_output", "return_token_ids",
+    "stream_options", "include_stop_str_in_output", "return_token_ids", "min_p", "logit_bias",
+    "presence_penalty", "frequency_penalty", "repetition_penalty", "response_format", "logprobs",
 })  # fmt: skip
-CHAT = BOTH | {"messages", "max_completion_tokens", "chat_template_kwargs"}
-COMPLETION = BOTH | {"prompt", "add_special_tokens"}
+CHAT = BOTH | {
+    "messages", "max_completion_tokens", "chat_template_kwargs", "top_logprobs", "tools",
+    "tool_choice", "parallel_tool_calls",
+}  # fmt: skip
+COMPLETION = BOTH | {"prompt", "add_special_tokens", "echo"}
 IGNORED = frozenset({
-    "user", "metadata", "store", "service_tier", "safety_identifier", "parallel_tool_calls",
+    "user", "metadata", "store", "service_tier", "safety_identifier",
     "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
 })  # fmt: skip
 """They change no answer."""
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "presence_penalty": (0,), "frequency_penalty": (0,), "repetition_penalty": (1,), "min_p": (0,),
-    "logit_bias": ({},), "logprobs": (False,), "top_logprobs": (0,), "echo": (False,),
-    "suffix": ("",), "best_of": (1,), "tools": ([],), "tool_choice": ("none", "auto"),
-    "functions": ([],), "function_call": ("none", "auto"), "response_format": ({"type": "text"},),
+    "top_logprobs": (0,), "echo": (False,), "suffix": ("",), "best_of": (1,), "tools": ([],),
+    "tool_choice": ("none", "auto"), "parallel_tool_calls": (True, False), "functions": ([],),
+    "function_call": ("none", "auto"),
     "modalities": (["text"],), "audio": (), "prediction": (), "web_search_options": (),
     "moderation": (), "reasoning_effort": (), "verbosity": (),
 }  # fmt: skip
 """Parameters that aren't offered: the values that ask for nothing."""
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 STOPS, STOP_LENGTH = 16, 256
 """Most stop strings of a request, and characters of one."""
 MOST_ANSWERS = 128
+MOST_LIKELY = 20
+"""Log-probabilities beside the token's own."""
+MOST_BIASES = 1024
+MOST_LEVELS = 200
 STREAM = "serve"
 """The name that a seed's random numbers go by."""
 
@@ -66,6 +73,33 @@ class Offer(NamedTuple):
     thinking: bool | None
     template: str | None = None
     """Name of the chat template."""
+    grammars: Grammars | None = None
+    """None where a monitor forces tokens, which no grammar could allow for."""
+
+
+class Told(NamedTuple):
+    """Log-probabilities that a request asks for."""
+
+    top: int
+    """The likeliest tokens that are told beside the answer's own."""
+    prompt: bool
+    """The prompt's tokens are told as well."""
+
+
+class Calling(NamedTuple):
+    """How calls of tools are found in an answer."""
+
+    form: CallForm | None
+    thinking: bool
+    forced: bool
+    name: str | None
+    most: int | None
+
+    def reader(self) -> FreeCalls | ForcedCalls:
+        """For one answer."""
+        if self.forced or self.form is None:
+            return ForcedCalls(self.name, self.most)
+        return FreeCalls(self.form, self.thinking, self.most)
 
 
 class Query(NamedTuple):
@@ -87,6 +121,12 @@ class Query(NamedTuple):
     """A stream ends with a count of tokens."""
     token_ids: bool
     """The answer's tokens come with its text."""
+    shaping: Shaping = Shaping()
+    grammar: Grammar | None = None
+    told: Told | None = None
+    echo: tuple[str, ...] | None = None
+    """The text of each prompt, where answers are to begin with it."""
+    calling: Calling | None = None
 
     @property
     def requests(self) -> list[Request]:
@@ -96,10 +136,14 @@ class Query(NamedTuple):
         """
         settings = self.max_tokens, self.temperature, self.top_p, self.top_k
         return [
-            Request(ids, stream_key(self.seed, STREAM, number), *settings)
+            Request(
+                ids, stream_key(self.seed, STREAM, number), *settings, self.shaping,
+                None if self.grammar is None else self.grammar.begin(),
+                None if self.told is None else self.told.top,
+            )
             for ids in self.prompts
             for number in range(self.n)
-        ]
+        ]  # fmt: skip
 
 
 def read_chat(raw: bytes, tokenizer: "PreTrainedTokenizerBase", offer: Offer) -> Query:
@@ -109,31 +153,65 @@ def read_chat(raw: bytes, tokenizer: "PreTrainedTokenizerBase", offer: Offer) ->
         raise Refusal(
             400, "max_tokens and max_completion_tokens can't be set both.", param="max_tokens"
         )
-    most = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
+    name = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
     if tokenizer.chat_template is None:
         raise Refusal(400, "This model has no chat template: ask /v1/completions instead.")
-    messages = _messages(body.get("messages"))
+    messages = read_messages(body.get("messages"))
+    choice = read_tools(body.get("tools"), body.get("tool_choice"))
     thinking = _thinking(body.get("chat_template_kwargs"), offer.thinking)
-    try:
-        ids = encode(tokenizer, Prompt("messages", messages), thinking, offer.template)
-    except BadInput as error:
-        raise Refusal(400, str(error), param="messages") from error
-    return _query(body, offer, [ids], "messages", _tokens(body, most, offer.max_tokens, offer))
+    several = _switch(body, "parallel_tool_calls", True)
+    told = None
+    top = _whole(body, "top_logprobs", 0, 0, MOST_LIKELY)
+    if _switch(body, "logprobs", False):
+        told = Told(top, prompt=False)
+    elif top:
+        raise Refusal(400, "top_logprobs needs logprobs = true.", param="top_logprobs")
+    shown = render(tokenizer, messages, choice, thinking, offer.template)
+    most = _tokens(body, name, offer.max_tokens, offer)
+    query = _query(body, offer, [shown.ids], "messages", most)._replace(told=told)
+    if not choice.tools:
+        return query
+    calls = None if several else 1
+    if choice.required:
+        query = query._replace(grammar=_forced(query, choice, calls, offer))
+    calling = Calling(shown.form, shown.thinking, choice.required, choice.name, calls)
+    return query._replace(calling=calling)
+
+
+def _forced(query: Query, choice: ToolChoice, most: int | None, offer: Offer) -> Grammar:
+    """What makes an answer a call."""
+    if query.grammar is not None:
+        raise Refusal(
+            400, "response_format can't be set where tool_choice asks for a call.",
+            param="response_format",
+        )  # fmt: skip
+    schema = forced_schema(choice.functions, choice.name, most)
+    return _grammars(offer, "tool_choice").read(schema, "tool_choice")
 
 
 def read_completion(raw: bytes, tokenizer: "PreTrainedTokenizerBase", offer: Offer) -> Query:
     """The body of a request to complete text or token ids; raises `Refusal`."""
     body = _read(raw, COMPLETION, offer)
     special = _switch(body, "add_special_tokens", True)
+    given = _prompts(body.get("prompt"), offer)
     prompts = [
         [int(i) for i in tokenizer(p, add_special_tokens=special)["input_ids"]]  # pyright: ignore
         if isinstance(p, str)
         else p
-        for p in _prompts(body.get("prompt"), offer)
+        for p in given
     ]
-    # OpenAI's default for this endpoint.
-    most = _tokens(body, "max_tokens", min(16, offer.max_tokens), offer)
-    return _query(body, offer, prompts, "prompt", most)
+    echo = _switch(body, "echo", False)
+    if echo and _switch(body, "stream", False):
+        raise Refusal(400, "echo can't be streamed: leave out one of them.", param="echo")
+    # OpenAI's default for this endpoint. Without an answer, a prompt may still be told of.
+    most = _whole(body, "max_tokens", min(16, offer.max_tokens), 0 if echo else 1, offer.max_tokens)
+    told = None
+    if "logprobs" in body and body["logprobs"] is not False:
+        told = Told(_whole(body, "logprobs", 0, 0, MOST_LIKELY), prompt=echo)
+    texts = None
+    if echo:
+        texts = tuple(p if isinstance(p, str) else str(tokenizer.decode(p)) for p in given)
+    return _query(body, offer, prompts, "prompt", most)._replace(told=told, echo=texts)
 
 
 def _read(raw: bytes, known: frozenset[str], offer: Offer) -> Mapping[str, object]:
@@ -144,13 +222,15 @@ def _read(raw: bytes, known: frozenset[str], offer: Offer) -> Mapping[str, objec
         raise Refusal(400, f"The body is no valid JSON ({error}).") from error
     if not isinstance(body, dict):
         raise Refusal(400, "The body is no JSON object.")
+    if depth(body) > MOST_LEVELS:
+        raise Refusal(400, f"The body has over {MOST_LEVELS} levels of lists and objects.")
     body = {name: value for name, value in body.items() if value is not None}
     for name, value in body.items():
         if name in known or name in IGNORED:
             continue
         if name not in NEUTRAL:
             raise Refusal(
-                400, f"Unrecognized request argument supplied: {name}", param=name,
+                400, f"Unrecognized request argument supplied: {name[:80]}", param=name[:80],
                 code="unknown_parameter",
             )  # fmt: skip
         # True is 1 to Python, and not to those who ask.
@@ -212,42 +292,74 @@ def _query(
         stream=stream,
         usage=_switch(options, "include_usage", False),
         token_ids=_switch(body, "return_token_ids", False),
+        shaping=_shaping(body, offer),
+        grammar=_response_format(body.get("response_format"), offer),
     )
 
 
+def _shaping(body: Mapping[str, object], offer: Offer) -> Shaping:
+    """What is done to logits before a token is drawn."""
+    return Shaping(
+        bias=_bias(body.get("logit_bias"), offer),
+        repetition_penalty=_number(body, "repetition_penalty", 1.0, 0.01, 10),
+        frequency_penalty=_number(body, "frequency_penalty", 0.0, -2, 2),
+        presence_penalty=_number(body, "presence_penalty", 0.0, -2, 2),
+        min_p=_number(body, "min_p", 0.0, 0, 1),
+    )
+
+
+def _bias(bias: object, offer: Offer) -> tuple[tuple[int, float], ...]:
+    bias = {} if bias is None else bias
+    found: dict[int, float] = {}
+    good = isinstance(bias, dict) and len(bias) <= MOST_BIASES
+    for name, value in bias.items() if isinstance(bias, dict) and good else ():
+        # isdecimal knows digits of all scripts, and int their values: a token id is plain.
+        good = good and name.isascii() and name.isdecimal() and len(name) < 12
+        good = good and type(value) in (int, float) and -100 <= value <= 100
+        if not good:
+            break
+        found[int(name)] = float(value)
+    if not good:
+        raise Refusal(
+            400, "logit_bias must be an object of token ids, as text, and numbers from -100 to "
+            f"100, of up to {MOST_BIASES} tokens.", param="logit_bias",
+        )  # fmt: skip
+    if found and max(found) >= offer.vocabulary:
+        raise Refusal(
+            400, f"logit_bias names token {max(found)}, outside the model's 0 to "
+            f"{offer.vocabulary - 1}.", param="logit_bias",
+        )  # fmt: skip
+    return tuple(found.items())
+
+
+def _response_format(wanted: object, offer: Offer) -> Grammar | None:
+    if wanted is None:
+        return None
+    kind = wanted.get("type") if isinstance(wanted, dict) else None
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return _grammars(offer, "response_format").read({"type": "object"}, "response_format")
+    named = wanted.get("json_schema") if isinstance(wanted, dict) else None
+    schema = named.get("schema") if isinstance(named, dict) else None
+    if kind != "json_schema" or not isinstance(schema, dict):
+        raise Refusal(
+            400, "response_format must be of type text, json_object, or json_schema with "
+            "json_schema.schema, an object.", param="response_format",
+        )  # fmt: skip
+    return _grammars(offer, "response_format").read(schema, "response_format")
+
+
+def _grammars(offer: Offer, param: str) -> Grammars:
+    if offer.grammars is None:
+        raise Refusal(
+            400, f"{param}: this server has a monitor, which forces tokens that no grammar allows "
+            "for; serve without one (--levels '').", param=param, code="unsupported_parameter",
+        )  # fmt: skip
+    return offer.grammars
+
+
 # --- single parameters ----------------------------------------------------------------------------
-
-
-def _messages(messages: object) -> tuple[dict[str, str], ...]:
-    """The conversation, each message's parts of text joined by line breaks."""
-    if not isinstance(messages, list) or not messages:
-        raise Refusal(400, "messages must be a list of at least one message.", param="messages")
-    plain = []
-    for n, message in enumerate(messages):
-        param = f"messages[{n}]"
-        if not isinstance(message, dict):
-            raise Refusal(400, f"{param} is no object.", param=param)
-        role, content = message.get("role"), message.get("content")
-        if not isinstance(role, str) or role not in ROLES:
-            raise Refusal(
-                400, f"{param}.role is {str(role)[:40]!r}, expected {', '.join(ROLES)}.",
-                param=f"{param}.role",
-            )  # fmt: skip
-        for name in ("tool_calls", "function_call", "audio"):
-            if message.get(name):
-                raise Refusal(400, f"{param}.{name} is not supported.", param=f"{param}.{name}")
-        parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-        texts = []
-        for part in parts:
-            text = part.get("text") if isinstance(part, dict) else None
-            if not isinstance(text, str) or part.get("type") != "text":
-                raise Refusal(
-                    400, f"{param}.content must be text, or a list of parts of type text.",
-                    param=f"{param}.content",
-                )  # fmt: skip
-            texts.append(_encodable(text, f"{param}.content"))
-        plain.append({"role": ROLES[role], "content": "\n".join(texts)})
-    return tuple(plain)
 
 
 def _thinking(kwargs: object, default: bool | None) -> bool | None:
@@ -275,7 +387,7 @@ def _prompts(prompt: object, offer: Offer) -> list[str | list[int]]:
     _check_answers(len(several), "prompt", offer)
     for one in several:
         if isinstance(one, str):
-            _encodable(one, "prompt")
+            encodable(one, "prompt")
         elif not all(0 <= i < offer.vocabulary for i in one):
             raise Refusal(
                 400, f"prompt holds token ids outside the model's 0 to {offer.vocabulary - 1}.",
@@ -303,19 +415,11 @@ def _stops(stop: object) -> tuple[str, ...]:
             400, f"stop must be text of 1 to {STOP_LENGTH} characters, or a list of up to {STOPS}.",
             param="stop",
         )  # fmt: skip
-    return tuple(_encodable(text, "stop") for text in stops)
+    return tuple(encodable(text, "stop") for text in stops)
 
 
 def _tokens(body: Mapping[str, object], name: str, default: int, offer: Offer) -> int:
     return _whole(body, name, default, 1, offer.max_tokens)
-
-
-def _encodable(text: str, param: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise Refusal(400, f"{param} is no valid Unicode ({error.reason}).", param=param) from error
-    return text
 
 
 def _checked(

@@ -46,6 +46,15 @@ class Refusal(Exception):
         return {"Retry-After": "1"} if self.status in (429, 503) else {}
 
 
+def encodable(text: str, param: str) -> str:
+    """The same text; raises `Refusal` where it is no valid Unicode, which JSON can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise Refusal(400, f"{param} is no valid Unicode ({error.reason}).", param=param) from error
+    return text
+
+
 def overloaded(waiting: int) -> Refusal:
     """Too many answers wait already."""
     return Refusal(
@@ -59,6 +68,14 @@ def overloaded(waiting: int) -> Refusal:
 def closing() -> Refusal:
     """The server is being stopped."""
     return Refusal(503, "The server is shutting down.", kind="server_error", code="shutting_down")
+
+
+def dead(reason: str) -> Refusal:
+    """The model can't be run any more."""
+    return Refusal(
+        503, f"The engine is dead: {reason}. Start the server again.", kind="server_error",
+        code="engine_dead",
+    )  # fmt: skip
 
 
 def failed(message: str) -> Refusal:

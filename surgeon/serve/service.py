@@ -1,11 +1,13 @@
 """The model, its tokenizer and its monitor, made ready to be served."""
 
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from surgeon.checkpoint import placement
 from surgeon.decoding import context_limit
 from surgeon.families import open_checkpoint
 from surgeon.live import support
+from surgeon.serve.grammar import Grammars
 from surgeon.serve.query import Offer
 from surgeon.serve.worker import Worker
 from surgeon.settings.serve import ServeSettings
@@ -42,11 +44,13 @@ def load(settings: ServeSettings) -> Service:
     model: Any = checkpoint.model(device, dtype)
     context = context_limit(model)
     own = model.generation_config
+    vocabulary, stop = model.get_input_embeddings().num_embeddings, stop_ids(model, tokenizer)
+    watched = monitor is not None and bool(levels)
     names = (settings.name or checkpoint.name, checkpoint.name, settings.checkpoint)
     offer = Offer(
         names=tuple(dict.fromkeys(names)),
         context=context,
-        vocabulary=model.get_input_embeddings().num_embeddings,
+        vocabulary=vocabulary,
         max_tokens=min(settings.max_tokens or context, context),
         max_prompt_tokens=min(settings.max_prompt_tokens or context, context - 1),
         most_answers=settings.rows + settings.max_waiting,
@@ -55,13 +59,14 @@ def load(settings: ServeSettings) -> Service:
         top_k=_or(own.top_k, 0),
         thinking=settings.thinking,
         template=settings.template,
+        grammars=None if watched else Grammars(deepcopy(tokenizer), vocabulary, stop),
     )
     watching = None
     if monitor is not None and levels:
         watching = Watching(model, tokenizer, monitor, levels=levels)
     worker = Worker(
         model,
-        stop=stop_ids(model, tokenizer),
+        stop=stop,
         rows=settings.rows,
         max_waiting=settings.max_waiting,
         max_tokens=offer.max_tokens,

@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
-from surgeon.decoding import Decoder, Request, Token
+from surgeon.decoding import Decoder, Likelihood, Request, Token, prompt_likelihoods
 from surgeon.errors import BadInput
-from surgeon.serve.refusals import Refusal, closing, failed, overloaded
+from surgeon.serve.grammar import Match
+from surgeon.serve.refusals import Refusal, closing, dead, failed, overloaded
 from surgeon.watch.watching import Firing, Watching
 
 if TYPE_CHECKING:
@@ -31,6 +32,18 @@ class NextToken(NamedTuple):
     """Set on the answer's last token: `stop` for a stop token, or `length`."""
     firings: Sequence[Firing] = ()
     """Of the monitor, since the token before."""
+    likelihood: Likelihood | None = None
+    """Where the request asked for it."""
+
+
+class PromptRead(NamedTuple):
+    """What the model thinks of a prompt's tokens, where a request asked for it."""
+
+    index: int
+    likelihoods: list[Likelihood]
+    """Of all tokens but the first."""
+    last: bool
+    """The request asked for no answer beside."""
 
 
 class Breakoff(NamedTuple):
@@ -40,13 +53,15 @@ class Breakoff(NamedTuple):
     why: Refusal
 
 
-Deliver = Callable[[NextToken | Breakoff], None]
+Deliver = Callable[[NextToken | PromptRead | Breakoff], None]
 
 
 class _Join(NamedTuple):
     index: int
     request: Request
     deliver: Deliver
+    reads: bool
+    """The prompt's tokens are told of."""
 
 
 class _Leave(NamedTuple):
@@ -60,8 +75,8 @@ class _Close(NamedTuple):
 class _Client:
     """Who is told of an answer, and of how many of its firings so far."""
 
-    def __init__(self, deliver: Deliver):
-        self.deliver, self.firings = deliver, 0
+    def __init__(self, deliver: Deliver, match: Match | None):
+        self.deliver, self.match, self.firings = deliver, match, 0
 
 
 class Worker:
@@ -84,6 +99,8 @@ class Worker:
         self.rows = self.decoder.rows
         self.closing = False
         """No new requests are taken."""
+        self.dead: str | None = None
+        """Why the model can't be run any more, if so."""
         self.answered = self.tokens = 0
         """Answers that were finished and tokens that were decoded, ever."""
         self._numbers = itertools.count()
@@ -103,13 +120,19 @@ class Worker:
 
     def check_room(self, n: int = 1) -> None:
         """Raise `Refusal` when no `n` more answers may join."""
+        if self.dead is not None:
+            raise dead(self.dead)
         if self.closing:
             raise closing()
         if len(self._open) + n > self.rows + self.max_waiting:
             raise overloaded(self.max_waiting)
 
-    def join(self, requests: Sequence[Request], deliver: Deliver) -> list[int]:
+    def join(
+        self, requests: Sequence[Request], deliver: Deliver, *, reads: bool = False
+    ) -> list[int]:
         """Let requests join the batch; their numbers. Raises `Refusal`.
+
+        Where it `reads`, the prompts' tokens are told of too; a request of 0 tokens is that alone.
 
         Each needs a `leave` in the end, also when it was answered.
         """
@@ -117,7 +140,7 @@ class Worker:
         indices = [next(self._numbers) for _ in requests]
         self._open.update(indices)
         for index, request in zip(indices, requests, strict=True):
-            self._inbox.put(_Join(index, request, deliver))
+            self._inbox.put(_Join(index, request, deliver, reads))
         return indices
 
     def leave(self, index: int, *, answered: bool = False) -> None:
@@ -138,17 +161,45 @@ class Worker:
     # the worker
 
     def run(self) -> None:
-        """Decode until the worker is closed; answers that aren't done then are broken off."""
+        """Decode until the worker is closed; answers that aren't done then are broken off.
+
+        What ends the model for good is raised in the end. Until the worker is closed it goes on,
+        as `dead`, and refuses: whoever watches over a server asks it how it is.
+        """
+        fatal: BaseException | None = None
         try:
             while self._admit():
                 self._step()
+        except BaseException as error:
+            fatal = error
+            raise
         finally:
+            if fatal is not None and not isinstance(fatal, KeyboardInterrupt | SystemExit):
+                self._die(fatal)
             self.closing = True
-            self._break_off(closing())
-            while not self._inbox.empty():
-                command = self._inbox.get()
-                if isinstance(command, _Join):
-                    command.deliver(Breakoff(command.index, closing()))
+            self._refuse_all(closing() if self.dead is None else dead(self.dead))
+
+    def _die(self, why: BaseException) -> None:
+        """Say that the model is lost, and refuse until the worker is closed."""
+        self.dead = f"{type(why).__name__}: {_first_words(why)}"
+        print(f"The engine is dead: {self.dead}", file=sys.stderr, flush=True)
+        self._refuse_all(dead(self.dead))
+        while self._deadline is None:
+            command = self._inbox.get()
+            if isinstance(command, _Close):
+                return
+            if isinstance(command, _Join):
+                command.deliver(Breakoff(command.index, dead(self.dead)))
+
+    def _refuse_all(self, why: Refusal) -> None:
+        """Break off every answer, and those that are about to join."""
+        self._break_off(why)
+        while not self._inbox.empty():
+            command = self._inbox.get()
+            if isinstance(command, _Join):
+                command.deliver(Breakoff(command.index, why))
+            elif isinstance(command, _Close):
+                self._deadline = time.monotonic()
 
     def _admit(self) -> bool:
         """Carry out the commands, waiting for one where there is nothing to decode; False at the
@@ -176,21 +227,51 @@ class Worker:
                 wait = not self._answers
 
     def _join(self, command: _Join) -> None:
+        index, request, deliver, reads = command
         try:
-            self.decoder.add(command.index, command.request)
+            if reads:
+                told = self._read(request)
+                deliver(PromptRead(index, told, request.max_tokens == 0))
+            if request.max_tokens == 0:
+                return
+            self.decoder.add(index, request)
         except BadInput as error:
-            command.deliver(Breakoff(command.index, Refusal(400, str(error))))
+            deliver(Breakoff(index, Refusal(400, str(error))))
             return
-        self._answers[command.index] = _Client(command.deliver)
+        except (RuntimeError, MemoryError) as error:
+            self._check_alive(error)
+            traceback.print_exc()
+            deliver(Breakoff(index, failed(f"The model failed: {_first_words(error)}")))
+            return
+        match = request.constraint if isinstance(request.constraint, Match) else None
+        self._answers[index] = _Client(deliver, match)
+
+    def _read(self, request: Request) -> list[Likelihood]:
+        return prompt_likelihoods(self.model, request.prompt, request.likelihoods or 0)
+
+    def _check_alive(self, error: BaseException) -> None:
+        """Raise the error again where the device is lost, which no later pass gets over."""
+        import torch
+
+        device = next(self.model.parameters()).device
+        if device.type == "cpu" or isinstance(error, torch.OutOfMemoryError | BadInput):
+            return
+        try:
+            torch.zeros(1, device=device).add_(1).cpu()
+        except torch.OutOfMemoryError:
+            return
+        except RuntimeError:
+            raise error from None
 
     def _step(self) -> None:
         try:
             tokens = self.decoder.step()
         except (BadInput, RuntimeError, MemoryError) as error:
             # Out of memory, or weights that give no numbers: keep serving.
+            self._check_alive(error)
             if not isinstance(error, BadInput):
                 traceback.print_exc()
-            reason = " ".join(str(error).split())[:300]
+            reason = _first_words(error)
             print(f"A pass of the model failed: {reason}", file=sys.stderr, flush=True)
         else:
             self._tell(tokens)
@@ -202,9 +283,15 @@ class Worker:
         self._break_off(failed(f"The model failed: {reason}"))
 
     def _tell(self, tokens: Sequence[Token]) -> None:
-        for index, token_id, _, finish_reason in tokens:
+        for index, token_id, _, finish_reason, likelihood in tokens:
             answer = self._answers.get(index)
             if answer is None:
+                continue
+            if answer.match is not None and answer.match.failure is not None:
+                why = f"The answer can't be kept to its grammar: {answer.match.failure}"
+                answer.deliver(Breakoff(index, failed(why)))
+                self._forget(index)
+                self.decoder.cancel(index)
                 continue
             firings: Sequence[Firing] = ()
             if self.watching is not None:
@@ -213,7 +300,7 @@ class Worker:
                 firings = fired[answer.firings :]
                 answer.firings = max(answer.firings, len(fired))
             self.tokens += 1
-            answer.deliver(NextToken(index, token_id, finish_reason, firings))
+            answer.deliver(NextToken(index, token_id, finish_reason, firings, likelihood))
             if finish_reason is not None:
                 self._forget(index)
 
@@ -235,3 +322,7 @@ class Worker:
             max_tokens=self.max_tokens,
             watcher=self.watching,
         )
+
+
+def _first_words(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

@@ -42,6 +42,9 @@ class ServeSettings:
     api_key: Annotated[str | None, Metavar("KEY")] = None
     """Key that clients have to send; without it that of the environment variable SURGEON_API_KEY,
     which other users of the machine can't read."""
+    cors: Annotated[Many[str] | None, Metavar("ORIGIN")] = None
+    """Pages of these origins (such as https://example.org; *: all) may use the server from a
+    browser."""
     grace_s: Amount = 5.0
     """Seconds that answers have to end once the server is stopped."""
     machine: Machine = Machine()
