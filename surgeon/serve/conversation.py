@@ -31,7 +31,7 @@ class ToolChoice(NamedTuple):
     """The one that has to be called."""
 
     @property
-    def functions(self) -> list[dict[str, Any]]:
+    def functions(self) -> list[Message]:
         """What each tool is."""
         return [tool["function"] for tool in self.tools]
 
@@ -100,7 +100,7 @@ def _message(message: object, param: str) -> Message:
     return made
 
 
-def _calls(calls: object, param: str) -> list[dict[str, Any]]:
+def _calls(calls: object, param: str) -> list[Message]:
     """Calls with their arguments as objects, which templates write as JSON themselves."""
     made = []
     for call in calls if isinstance(calls, list) else [calls]:

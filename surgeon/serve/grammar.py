@@ -13,6 +13,7 @@ from surgeon.serve.refusals import Refusal
 from surgeon.serve.spelling import Spelling
 
 if TYPE_CHECKING:
+    from llguidance import LLTokenizer
     from transformers import PreTrainedTokenizerBase
 
 DEEPEST, LONGEST = 64, 1 << 16
@@ -56,7 +57,7 @@ class Grammars:
             raise _unusable(param, matcher.get_error())
         return Grammar(matcher, self.vocabulary, self.stop)
 
-    def _tokens(self) -> Any:
+    def _tokens(self) -> "LLTokenizer":
         if self._made is None:
             from llguidance import LLTokenizer, TokenizerWrapper
 
