@@ -33,7 +33,7 @@ from surgeon.answers import (
     CheckVerdict,
     Extractor,
     check_many,
-    classes,
+    classes_of,
     gold_problem,
     parse_check,
     parse_extractor,
@@ -302,7 +302,7 @@ def by_problem(settings: EvaluateSettings, judged: Judged) -> Values:
     def apart(values: list[Any]) -> list[list[Any]]:
         return [values[start : start + k] for start in range(0, len(values), k)]
 
-    votes = [classes(answers, settings.check) for answers in apart(judged.answers)]
+    votes = classes_of(apart(judged.answers), settings.check)
     correct = apart([verdict.correct for verdict in judged.verdicts])
     accuracy_P = metrics.accuracy_by_prompt(correct)
     majority_P = metrics.majority_by_prompt(votes, correct)

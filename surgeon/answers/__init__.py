@@ -33,17 +33,18 @@ from surgeon.answers.checks import (
 from surgeon.answers.extractors import (
     EXTRACTORS,
     Extractor,
-    after_thinking,
     extract,
     parse_extractor,
     read_answers,
 )
-from surgeon.answers.forms import canonical
-from surgeon.answers.votes import classes, majority
+from surgeon.answers.thinking import TAGS, after_thinking
+from surgeon.answers.values import canonical, same
+from surgeon.answers.votes import classes, classes_of, majority
 
 __all__ = [
     "CHECKS",
     "EXTRACTORS",
+    "TAGS",
     "Check",
     "CheckVerdict",
     "Extractor",
@@ -52,10 +53,12 @@ __all__ = [
     "check_many",
     "choice_letter",
     "classes",
+    "classes_of",
     "extract",
     "gold_problem",
     "majority",
     "parse_check",
     "parse_extractor",
     "read_answers",
+    "same",
 ]

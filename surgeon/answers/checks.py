@@ -2,12 +2,14 @@
 `CHECKS`, or `module:function`, called as `function(answer, gold) -> bool`."""
 
 import importlib.util
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 from surgeon import named
 from surgeon.answers.extractors import choice
-from surgeon.answers.forms import canonical
+from surgeon.answers.forms import tidy
+from surgeon.answers.values import same, value
 from surgeon.errors import BadInput
 
 Compare = Callable[[str, str], bool]
@@ -23,8 +25,6 @@ class Check(NamedTuple):
     """Compares in this process, before `slow` where there is one: then only True is final."""
     problem: Callable[[str], str | None] = lambda gold: None
     """Why no answer could be right against a gold answer; None where one could."""
-    vote: Callable[[str], str] = canonical
-    """The form under which an answer is counted in a majority vote."""
     warm: tuple[str, str] | None = None
     """A pair that is compared before the first time limit starts: it does the slow imports."""
     memory: int | None = None
@@ -43,15 +43,14 @@ class CheckVerdict(NamedTuple):
     """The process of the check ended by itself, for example for want of memory."""
 
 
-def same_form(answer: str, gold: str) -> bool:
-    """Equal in canonical form."""
-    return canonical(answer) == canonical(gold)
+_LETTER = re.compile(r"[\s(\[{*_\"'$]*([A-Ja-j])(?:[\s)\]}*_\"'$.]*|[)\].:]+[*_]*\s.*)", re.DOTALL)
 
 
 def choice_letter(answer: str) -> str | None:
-    """The letter A-J that a short answer such as `C`, `(c)`, `C.` or `Answer: C` stands for."""
-    plain = canonical(answer).strip("()[]{}*.: ")
-    return plain.upper() if len(plain) == 1 and plain.upper() in "ABCDEFGHIJ" else choice(answer)
+    """The letter A-J that an answer such as `C`, `(c)`, `C.`, `(c) Paris` or `Answer: C` stands
+    for."""
+    letter = _LETTER.fullmatch(tidy(answer))
+    return letter.group(1).upper() if letter else choice(answer)
 
 
 def same_letter(answer: str, gold: str) -> bool:
@@ -63,6 +62,30 @@ def same_letter(answer: str, gold: str) -> bool:
 def _no_letter(gold: str) -> str | None:
     if choice_letter(gold) is None:
         return f"the answer {gold!r}, expected a letter A-J for the check 'choice'"
+    return None
+
+
+_LONG_WORDS = re.compile(r"(?<!\\)\b[^\W\d_]{2,}")
+MOST_WORDS = 6
+"""Of a gold answer in words; a longer one, or a sentence, is prose."""
+
+
+def _no_value(gold: str) -> str | None:
+    """Why math-verify and this package read nothing of a gold answer, None where one does."""
+    text = tidy(gold)
+    braces = re.sub(r"\\\\|\\[{}]", "", text)
+    if braces.count("{") != braces.count("}"):
+        return f"the answer {gold!r}, expected as many {{ as }} for the check 'math'"
+    read = value(gold)
+    if read.known and (read.unit or any(c.isdigit() for c in read.form) or len(read.form) < 3):
+        return None
+    words = len(_LONG_WORDS.findall(text))
+    sentence = words >= 3 and gold.rstrip().endswith((".", "!", "?"))
+    if words > MOST_WORDS or sentence:
+        return (
+            f"the answer {gold!r}, expected a value or a few words for the check 'math'. Give the "
+            "final answer alone, or use --check exact"
+        )
     return None
 
 
@@ -82,15 +105,19 @@ def _as_latex(answer: str) -> str:
 
 
 CHECKS = {
-    "exact": Check(fast=same_form),
+    "exact": Check(fast=same),
     "choice": Check(
         fast=same_letter,
         problem=_no_letter,
-        vote=lambda answer: choice_letter(answer) or canonical(answer),
     ),
     # A power tower fills the memory of a machine in seconds.
     "math": Check(
-        slow=same_value, fast=same_form, warm=("x", "1"), memory=4 << 30, needs="math_verify"
+        slow=same_value,
+        fast=same,
+        problem=_no_value,
+        warm=("x", "1"),
+        memory=4 << 30,
+        needs="math_verify",
     ),
 }
 

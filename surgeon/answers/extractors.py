@@ -1,11 +1,13 @@
 """Extractors: the answer in a response. Another one is a function and a row of `EXTRACTORS`."""
 
 import re
-from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from surgeon import named
+from surgeon.answers.phrases import formula, last, last_value, stated, truth, weak
+from surgeon.answers.thinking import TAGS, Tags, after_thinking, opened, tags_of
 from surgeon.errors import BadInput
 
 if TYPE_CHECKING:
@@ -15,43 +17,55 @@ if TYPE_CHECKING:
 
 Extractor = Callable[[str], str | None]
 
-# --- the part of a response that holds the answer -------------------------------------------------
-
-
-def after_thinking(text: str) -> str | None:
-    """The text after the last `</think>`: all of it without one, None when a block never ends."""
-    answer = text.rpartition("</think>")[2]
-    return None if "<think>" in answer else answer
-
-
 # --- extractors: text after the thinking block -> answer ------------------------------------------
 
 
-def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    """The last match."""
-    return next(iter(deque(pattern.finditer(text), maxlen=1)), None)
+_BRACES = re.compile(r"\\+f?boxed\s*\{|\\.|[{}]", re.DOTALL)
+_BARE_BOX = re.compile(
+    r"\\f?boxed\s*(-?\d+(?:\.\d+)?(?:/\d+)?|\\[a-z]+\{[^{}]*\}(?:\{[^{}]*\})?|[A-Za-z](?![A-Za-z]))"
+)
+_UNCLOSED_BOX = re.compile(r"\\f?boxed\s*\{([^{}\n]{1,80})[\s$.\\\])]{0,9}$")
+_BESIDE = re.compile(
+    r"[\s$.\\()\[\]]*(?:,|;|,?\s*(?:and|or|&)\b)[\s$\\()\[\]]*(?:[A-Za-z](?:_\{?\w\}?)?\s*=\s*)?"
+)
 
 
-_BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
-
-
-def _boxed(text: str) -> str | None:
+def _boxes(text: str) -> list[tuple[int, int, str]]:
+    """(Begin, end, inside) of every filled box that stands in no other, in their order."""
     # One pass with a stack: a response that repeats "\boxed{" must not cost quadratic time.
-    open_at: list[int | None] = []
-    last_start, answer = -1, None
+    open_at: list[tuple[int, int] | None] = []
+    found: list[tuple[int, int, str]] = []
     for token in _BRACES.finditer(text):
         word = token.group()
         if word == "{":
             open_at.append(None)
-        elif word.startswith("\\boxed"):
-            open_at.append(token.end())
+        elif "boxed" in word:
+            open_at.append((token.start(), token.end()))
         elif word == "}" and open_at:
             start = open_at.pop()
-            if start is not None and start > last_start:
-                inside = text[start : token.start()].strip()
-                if inside:
-                    last_start, answer = start, inside
-    return answer
+            if start is None:
+                continue
+            inside = text[start[1] : token.start()].strip()
+            if inside and "\\boxed" not in inside:
+                found.append((start[0], token.end(), inside))
+    return found
+
+
+def _boxed(text: str) -> str | None:
+    """The last box; with those that stand beside it as members of one list."""
+    boxes = _boxes(text)
+    if not boxes:
+        bare = last(_BARE_BOX, text)
+        if bare:
+            return bare.group(1)
+        unclosed = last(_UNCLOSED_BOX, text)
+        return unclosed and (unclosed.group(1).strip(" $.") or None)
+    answers = [boxes[-1][2]]
+    for before, after in zip(boxes[-2::-1], boxes[:0:-1], strict=False):
+        if not _BESIDE.fullmatch(text, before[1], after[0]):
+            break
+        answers.insert(0, before[2])
+    return ", ".join(dict.fromkeys(answers))
 
 
 # "I" and "A" are also English words: not a choice in "I think" or "A train leaves".
@@ -65,6 +79,11 @@ _CHOICE_FORMS = (
         r"[\s*_$\"'(\[{]*"
         rf"(?:([A-J]){_NOT_A_WORD}{_NOT_PRONOUN}|([a-j])[).\]*_ \t]*$)",
         re.MULTILINE,
+    ),
+    re.compile(
+        r"(?<![A-Za-z0-9_'’])[(\[*]{0,4}([A-J])[)\].*]{0,4}(?:\s{1,3}[^.\n]{0,40}?)?\s{1,3}(?:is|must be|seems)\s+"  # noqa: E501
+        r"(?:(?:the|our|my)\s+)?(?:(?:final|most|only|best)\s+)*"
+        r"(?:correct|right|answer|best|true)\b(?!\s*[:=])"
     ),
     re.compile(
         r"\(([A-J])\)|\[([A-J])\]|\*\*([A-J])[.)]?\*\*|^[ \t]*([A-J])(?:[.):][ \t]|[.):]?[ \t]*$)",
@@ -82,7 +101,7 @@ def choice(text: str) -> str | None:
         if letter:
             return letter.group(1).upper()
     for form in _CHOICE_FORMS:
-        if letter := _last(form, text):
+        if letter := last(form, text):
             return next(group for group in letter.groups() if group).upper()
     return None
 
@@ -96,7 +115,7 @@ _NUMBER = re.compile(
 
 def _number(text: str) -> str | None:
     text = text.replace("{,}", ",").replace("\\,", "").replace("\\!", "")
-    number = _last(_NUMBER, text)
+    number = last(_NUMBER, text)
     return number and number.group().replace(",", "").replace("−", "-").removeprefix("+")
 
 
@@ -107,17 +126,9 @@ def _last_line(text: str) -> str | None:
     return None
 
 
-_ANSWER_LINE = re.compile(r"(?i)\banswer(?:\s+is)?[*_\s]*[:：=][*_\s]*(\S.*)")
-
-
-def _answer_line(text: str) -> str | None:
-    line = _last(_ANSWER_LINE, text)
-    return line and (line.group(1).strip().strip("*_").strip() or None)
-
-
-def _auto(text: str) -> str | None:
-    answers = (read(text) for read in (_boxed, _answer_line, _number, _last_line))
-    return next((answer for answer in answers if answer is not None), None)
+def _auto(text: str, words: Sequence[str] = ()) -> str | None:
+    readers = (_boxed, partial(stated, words=words), formula, weak, last_value, truth, _last_line)
+    return next((answer for read in readers if (answer := read(text))), None)
 
 
 EXTRACTORS: dict[str, Extractor] = {
@@ -129,22 +140,24 @@ EXTRACTORS: dict[str, Extractor] = {
 }
 
 
-def parse_extractor(how: str) -> Extractor:
+def parse_extractor(
+    how: str, words: Sequence[str] = (), think: Sequence[Tags] = TAGS[:1]
+) -> Extractor:
     """The function that `how` names: response text -> answer, or None where there is none.
 
-    The function looks only at the text after the thinking block. Raises `BadInput` for an unknown
-    name, an invalid regex, one with other than one group, or a `module:function` that can't be
-    imported.
+    The function looks only at the text after the thinking block, which `think` delimits; `words`
+    are other words for "answer" that `auto` knows. Raises `BadInput` for an unknown name, an
+    invalid regex, one with other than one group, or a `module:function` that can't be imported.
     """
     if how in EXTRACTORS:
-        read = EXTRACTORS[how]
+        read = partial(_auto, words=tuple(words)) if how == "auto" else EXTRACTORS[how]
     elif named.MODULE_FUNCTION.fullmatch(how):
         read = _returning_text(named.function(how, "answer extractor"), how)
     else:
         read = _last_group(_one_group(how))
 
     def answer(text: str) -> str | None:
-        tail = after_thinking(text)
+        tail = after_thinking(text, think)
         return None if tail is None else read(tail)
 
     return answer
@@ -156,18 +169,24 @@ def extract(text: str, how: str = "auto") -> str | None:
 
 
 def read_answers(
-    traces: "Sequence[Trace]", read: Extractor, tokenizer: "PreTrainedTokenizerBase"
+    traces: "Sequence[Trace]",
+    read: Extractor,
+    tokenizer: "PreTrainedTokenizerBase",
+    think: Sequence[Tags] = (),
 ) -> list[str | None]:
     """The answer in each response; None for a truncated one, whose last number means nothing.
 
-    Where the chat template has begun the thinking block, so that a response has no `<think>`, one
-    that never closes the block is unfinished all the same.
+    Where a response's own prompt ends inside a thinking block, as some templates begin one, a
+    response that never closes the block is unfinished all the same.
     """
-    if not traces:
-        return []
-    prompt_ends = str(tokenizer.decode(traces[0].prompt_token_ids[-32:]))
-    opening = "<think>" if after_thinking(prompt_ends) is None else ""
-    return [None if t.finish_reason == "length" else read(opening + t.text) for t in traces]
+    template = getattr(tokenizer, "chat_template", None)
+    tags = (*think, *tags_of(template if isinstance(template, str) else None))
+    return [
+        None
+        if trace.finish_reason == "length"
+        else read(opened(str(tokenizer.decode(trace.prompt_token_ids[-32:])), tags) + trace.text)
+        for trace in traces
+    ]
 
 
 def _one_group(how: str) -> re.Pattern[str]:

@@ -158,7 +158,7 @@ def sharpening_room(
     answers with an end in which no answer was found: they vote for nothing."""
     samples = range(plan.settings.sampling.samples)
     traces = [[answers[prompt.id, n] for n in samples] for prompt in prompts]
-    votes = [plan.votes(row) for row in traces]
+    votes = plan.votes(traces)
     unread = [
         vote is None
         for row, voted in zip(traces, votes, strict=True)

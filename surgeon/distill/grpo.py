@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from surgeon.answers import classes, majority
+from surgeon.answers import classes_of, majority
 from surgeon.distill.run import GUARDS, TrainingRun
 from surgeon.errors import BadInput
 from surgeon.live.architecture import Head, head_of
@@ -43,8 +43,8 @@ def majority_rewards(answers: Sequence[str | None], group: int) -> list[float]:
     Answers come group after group; None (no answer) never wins, of equally large classes one does.
     """
     rewards = []
-    for first in range(0, len(answers), group):
-        votes = classes(answers[first : first + group])
+    groups = [answers[first : first + group] for first in range(0, len(answers), group)]
+    for votes in classes_of(groups):
         best = majority(votes)
         rewards += [float(vote is not None and vote == best) for vote in votes]
     return rewards

@@ -60,9 +60,8 @@ def of_the_majority(run: TrainingRun) -> list[tuple[int, Trace]]:
     left out.
     """
     kept = []
-    for i in range(len(run.plan.prompts)):
-        traces = run.answers(i)
-        votes = run.plan.votes(traces)
+    answers = [run.answers(i) for i in range(len(run.plan.prompts))]
+    for i, (traces, votes) in enumerate(zip(answers, run.plan.votes(answers), strict=True)):
         best = majority(votes)
         if best is not None:
             kept += [(i, trace) for trace, v in zip(traces, votes, strict=True) if v == best]

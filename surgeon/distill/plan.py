@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from surgeon import lineage, named, nopsd
-from surgeon.answers import classes, parse_extractor
+from surgeon.answers import classes_of, parse_extractor
 from surgeon.checkpoint import Checkpoint, placement
 from surgeon.distill.methods import Finisher, method_of
 from surgeon.errors import BadInput
@@ -58,10 +58,13 @@ class DistillPlan(NamedTuple):
         """How the first answer to each question is drawn."""
         return replace(self.settings.sampling, samples=1)
 
-    def votes(self, traces: Sequence[Trace]) -> list[str | None]:
-        """What each answer to one question votes for; a truncated one for nothing."""
-        return classes(
-            [None if t.finish_reason == "length" else self.extract(t.text) for t in traces]
+    def votes(self, questions: Sequence[Sequence[Trace]]) -> list[list[str | None]]:
+        """What each answer to each question votes for; a truncated one for nothing."""
+        return classes_of(
+            [
+                [None if t.finish_reason == "length" else self.extract(t.text) for t in traces]
+                for traces in questions
+            ]
         )
 
 

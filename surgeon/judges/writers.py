@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from surgeon import named
-from surgeon.answers import canonical
+from surgeon.answers import same
 from surgeon.errors import BadInput
 from surgeon.judges.chat import Chat, Shape, is_endpoint, tokens_of
 from surgeon.judges.docket import Source
@@ -134,7 +134,7 @@ class EndpointWriter:
         value = {name: text.strip() for name, text in reply.value.items()}
         tokens = (reply.tokens_in, reply.tokens_out)
         answer, known = self.extract(value["answer"]), assignment.answer
-        if known is not None and (answer is None or canonical(answer) != canonical(known)):
+        if known is not None and (answer is None or not same(answer, known)):
             return Draft(None, "the answer isn't the known one", *tokens, assignment.made)
         return Draft(_parts(assignment, value), "", *tokens, assignment.made)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from surgeon import activations, artifact, lineage, nex
-from surgeon.answers import classes, read_answers
+from surgeon.answers import classes_of, read_answers
 from surgeon.checkpoint import read_header
 from surgeon.families import Subject
 from surgeon.live.families import live
@@ -222,8 +222,9 @@ def votes(traces: Sequence[Trace], answers: Sequence[str | None]) -> list[str | 
     for place, trace in enumerate(traces):
         places.setdefault(trace.prompt_id, []).append(place)
     found: list[str | None] = [None] * len(traces)
-    for members in places.values():
-        for place, vote in zip(members, classes([answers[n] for n in members]), strict=True):
+    groups = classes_of([[answers[n] for n in members] for members in places.values()])
+    for members, group in zip(places.values(), groups, strict=True):
+        for place, vote in zip(members, group, strict=True):
             found[place] = vote
     return found
 

@@ -1,0 +1,55 @@
+"""Thinking: the part of a response before its answer, between tags that its template knows."""
+
+import re
+from collections.abc import Sequence
+
+Tags = tuple[str, str]
+"""(What opens a thinking block, what closes it)."""
+
+TAGS: tuple[Tags, ...] = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<seed:think>", "</seed:think>"),
+    ("◁think▷", "◁/think▷"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+)
+"""Tags in use; a chat template names the ones of its model."""
+
+
+def after_thinking(text: str, tags: Sequence[Tags] = TAGS[:1]) -> str | None:
+    """The text after the last closing tag: all of it without one, None when a block never ends."""
+    for opening, closing in tags:
+        text = text.rpartition(closing)[2]
+        if opening in text:
+            return None
+    return text
+
+
+def opened(prompt: str, tags: Sequence[Tags] = TAGS[:1]) -> str:
+    """The tag of the thinking block in which a rendered prompt ends, so that the response begins
+    inside it; empty where there is none.
+
+    Only spaces may follow the tag: one that a question mentions opens nothing.
+    """
+    end = prompt.rstrip()
+    return next((opening for opening, _ in tags if end.endswith(opening)), "")
+
+
+def tags_of(template: str | None) -> tuple[Tags, ...]:
+    """The tags that a chat template writes, `<think>` and those of `TAGS` that it names."""
+    named = tuple(tags for tags in TAGS[1:] if template and tags[1] in template)
+    return (*TAGS[:1], *named)
+
+
+def parse_tags(text: str) -> Tags:
+    """Tags given as one setting, `OPEN CLOSE` or `CLOSE`; raises ValueError."""
+    parts = text.split()
+    if len(parts) == 2:
+        return parts[0], parts[1]
+    if len(parts) == 1 and re.search(r"/", parts[0]):
+        return parts[0].replace("/", "", 1), parts[0]
+    raise ValueError(text)
