@@ -31,8 +31,8 @@ PIECES = st.sampled_from(
     ["\\boxed{", "{", "}", "\\{", "\\", "<think>", "</think>", "Answer:", "answer is ", "(C)", "**",
      "A", "I ", "1,000", "-3", ".5", "$", "\\text{", ".", ",", "{,}", "\n", " ", "−", "é", "\\frac",
      "\\,", "+", "^", "!", "|", "\\sqrt", "\\pm", "\\cup", "(", "[", "]", ")", "=", "<", "\\le",
-     "x", "/", "0", "%", "cm", " and ", ":", "_", "\\begin{pmatrix}", "\\end{pmatrix}", "&", "\\\\", "e",
-     "\\overline{", "i", "\\log", "mod", "\\circ", "°", "9", "²", "∞", "٣", "½", "####", "é"]
+     "x", "/", "0", "%", "cm", " and ", ":", "_", "\\begin{pmatrix}", "\\end{pmatrix}", "&", "\\\\",
+     "e", "\\overline{", "i", "\\log", "mod", "\\circ", "°", "9", "²", "∞", "٣", "½", "####", "é"]
 )  # fmt: skip
 TEXT = st.one_of(st.text(), st.lists(PIECES, max_size=14).map("".join))
 
