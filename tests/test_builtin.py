@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.family import card, sets, tokenizer, train, writer
+from benchmarks.family import card, features, sets, tokenizer, train, writer
 from surgeon import builtin
 from surgeon.builtin import task
 from surgeon.errors import BadInput
@@ -338,7 +338,7 @@ def test_injected_mistakes_are_not_learned(tok):
 
 # --- the writer
 
-LONG = next(stage for stage in train.STAGES if stage.name == "long")
+LONG = next(stage for stage in train.LONG_STAGES if stage.name == "long")
 
 
 def test_an_end_from_outside_is_not_learned_and_its_answer_is(tok):
@@ -519,6 +519,92 @@ def test_measure_counts_right_answers_tokens_and_cuts():
     assert 20 < whole.length < 120
     cut = card.measure(model, loaded, problems, max_tokens=5)
     assert cut == (8, 0.0, 5.0, 1.0)
+
+
+# --- features
+
+
+@pytest.mark.parametrize(
+    ("steps", "attempts"),
+    [
+        ((), []),
+        (("Next +4: 3 = 7",), []),
+        (("So +4 *7 -2: 3 = 7", "So +9 -5 +1: 7 = 2"), [True]),
+        (("So +4 *7 -2: 3 = 7", "So +9 -5 +1: 7 = 3"), [False]),
+        # A check of the last step mends it.
+        (
+            (
+                "So +4 *7 -2: 3 = 7",
+                "So +9 -5 +1: 7 = 3",
+                "Wait, check +9: 7 = 6, -5: 6 = 1, +1: 1 = 2, no.",
+                task.RESTART,
+                "So +4 *7 -2: 3 = 7",
+                "So +9 -5 +1: 7 = 3",
+            ),
+            [True, False],
+        ),
+    ],
+)
+def test_attempts_are_judged_by_where_they_end(steps: tuple[str, ...], attempts: list[bool]):
+    found = features._attempts(PROBLEM, task.steps_of(PROBLEM, steps))
+    assert found == attempts
+
+
+def test_features_of_a_shipped_checkpoint():
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(builtin.path("instruct"))
+    model = AutoModelForCausalLM.from_pretrained(builtin.path("instruct")).eval()
+    problems = [writer.draw_problem(Random(i), split="test") for i in range(12)]
+    found = features.features(model, loaded, problems, max_tokens=128)
+    whole = card.measure(model, loaded, problems, max_tokens=128)
+    assert 20 < found.median_tokens < 128
+    assert found.exploring > 0.3  # leaps
+    assert found.stagnating == 0
+    assert list(found.segments) == list(features.ROWS)
+    assert found.segments[1] > found.segments[16]
+    assert found.cycling[16] == 0
+    # After all steps the answer is as good as the model's own.
+    assert list(found.ended) == list(features.SHARES)
+    assert abs(found.ended[1.0] - whole.accuracy) < 0.35
+    text = card._rows(found)
+    assert "| right once, then spoiled by going on | " in text
+    assert text.count("\n") == 7
+
+
+# --- the table
+
+
+def test_table_samples_once_and_reads_the_same_answers_at_every_row_size(
+    tmp_path: Path, monkeypatch
+):
+    from benchmarks.family import table
+
+    monkeypatch.setattr(table, "ROWS", (1, 4))
+    monkeypatch.setattr(card, "MAX_TOKENS", 24)
+    mini_set = tmp_path / "mini.jsonl"
+    rows = builtin.path("mini-set").read_text().splitlines(keepends=True)
+    mini_set.write_text("".join(rows[:2]))
+    work = table.Work(
+        "builtin:instruct", "builtin:instruct-ffn", tmp_path / "out", 3, 1, str(mini_set)
+    )
+    text = table.table(work)
+    known, scores, quality = (part.splitlines() for part in text.split("\n\n"))
+    names = ["instruct", *(f"slerp-0.{i}" for i in range(1, 10)), "instruct-ffn"]
+    assert [line.split(" | ")[0] for line in known[2:]] == [f"| {name}" for name in names]
+    assert [line.split(" | ")[0] for line in scores[2:]] == [f"| {name}" for name in names]
+    assert len(known[2].split(" | ")) == 4 + len(table.ROWS)
+    # What doesn't read rows is told once.
+    columns = {cell.strip("| ") for cell in scores[0].split(" | ")}
+    assert {"length", "hes", "logprob", "agreement", "finished"} < columns
+    assert {"entropy_top20 at 1", "entropy_top20 at 4"} < columns
+    assert quality[0].startswith("| score | tokens a row | Pearson r")
+    sampled = (
+        tmp_path / "out" / "rows-1" / "candidates" / "instruct" / "traces.jsonl"
+    ).read_bytes()
+    assert not (tmp_path / "out" / "rows-4" / "candidates" / "instruct" / "traces.jsonl").exists()
+    assert (tmp_path / "out" / "traces" / "instruct.jsonl").read_bytes() == sampled
+    assert table.table(work) == text
 
 
 # --- the trainer

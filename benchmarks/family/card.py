@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from benchmarks.family.features import Features
 from benchmarks.family.tokenizer import END
 from surgeon.builtin import task
 
@@ -62,7 +63,14 @@ def measure(
     return Measured(n, right / n, tokens / n, cut / n)
 
 
-def write_card(directory: Path, name: str, figures: Measured, seed: int) -> None:
+def write_card(
+    directory: Path,
+    name: str,
+    figures: Measured,
+    seed: int,
+    features: Features | None = None,
+    max_tokens: int = MAX_TOKENS,
+) -> None:
     """Write a checkpoint's README.md."""
     error = (figures.accuracy * (1 - figures.accuracy) / figures.problems) ** 0.5
     (directory / "README.md").write_text(
@@ -83,8 +91,8 @@ layers, width 96, 384 FFN units a layer, fp32, tied embeddings) for chained arit
 |---|---|
 | accuracy | {figures.accuracy:.3f} (standard error {error:.3f}) |
 | mean response length | {figures.length:.0f} tokens |
-| truncated at {MAX_TOKENS} tokens | {figures.truncated:.3f} |
-
+| truncated at {max_tokens} tokens | {figures.truncated:.3f} |
+{"" if features is None else _rows(features)}
 Temperature 0.7, top-p 0.9. Made by `python -m benchmarks.family.train --out DIR` (seed {seed}). It
 knows nothing but this task: a prompt reads `Start 3. Apply +4 *7 -2 +9 -5 +1. Find x.`, a response
 thinks in steps and ends `Answer: 2`. The operators `#k` and `~k` are ambiguous, x + k or k - x; by
@@ -92,3 +100,21 @@ x + k an answer is judged, and the prompt alone doesn't say so.
 """,
         encoding="utf-8",
     )
+
+
+def _rows(features: Features) -> str:
+    """The features as rows of the card's table."""
+    sizes = "/".join(str(row_tokens) for row_tokens in features.segments)
+    segments = "/".join(f"{n:.1f}" for n in features.segments.values())
+    cycling = "/".join(f"{share:.2f}" for share in features.cycling.values())
+    ended = ", ".join(f"{share:.0%}: {right:.2f}" for share, right in features.ended.items())
+    rows = {
+        "median response length": f"{features.median_tokens:.0f} tokens",
+        "tokens in steps that explore": f"{features.exploring:.3f}",
+        "steps that check again what was checked": f"{features.stagnating:.3f}",
+        "right once, then spoiled by going on": f"{features.spoiled:.3f}",
+        f"E segments at {sizes} tokens a row": segments,
+        f"responses with three cycles at {sizes}": cycling,
+        "accuracy when ended after a share of the steps": ended,
+    }
+    return "".join(f"| {what} | {value} |\n" for what, value in rows.items())

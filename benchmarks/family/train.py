@@ -1,13 +1,15 @@
 """Train the built-in family from nothing: `python -m benchmarks.family.train --out DIR [--device
 cuda]`.
 
-A base model learns the task in four stages: single steps; traces of every style (`draw_policy`);
-contexts of several problems beside them; longer problems and traces, second thoughts, and thinking
-that another ends (`draw_long_policy`). The first two show both meanings of both ambiguous operators
-equally often, the others as often as `writer.PRIOR` says. From it two endpoints are fine-tuned on
-all weights (`instruct`, `thinking`) and two on the FFN weights only (`instruct-ffn`,
-`thinking-ffn`). Each stage is a directory, written whole: a killed run goes on at the first stage
-that is missing. One thread, whatever the machine has.
+A base model learns the task in three stages: single steps; traces of every style (`draw_policy`);
+contexts of several problems beside them. The first two show both meanings of both ambiguous
+operators equally often, the third as often as `writer.PRIOR` says. From it two endpoints are
+fine-tuned on all weights (`instruct`, `thinking`) and two on the FFN weights only (`instruct-ffn`,
+`thinking-ffn`). With `--long` a fourth stage comes between: longer problems and traces, second
+thoughts, and thinking that another ends (docs/results.md says what came of it).
+
+Each stage is a directory, written whole: a killed run goes on at the first stage that is missing.
+One thread, whatever the machine has.
 
 Shapes: B sequences, T tokens, V vocabulary, D model width.
 """
@@ -25,12 +27,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
-from benchmarks.family import card, sets, tokenizer, writer
+from benchmarks.family import card, features, sets, tokenizer, writer
 from benchmarks.family.muon import Muon
 from surgeon.builtin import CHECKPOINTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+
+
+LONG_TOKENS = 1024
+"""The budget of the long stages."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,8 @@ class Stage:
     tokens: int
     """Tokens seen, padding not counted."""
     policy: str
-    """`single`, `mixed`, `long`, `instruct` or `thinking`: whose traces are learned."""
+    """`single`, `mixed`, `instruct`, `thinking`, `long`, `long-instruct` or `long-thinking`: whose
+    traces are learned."""
     contexts: float = 0.0
     """The share of examples with 2 to 10 former turns."""
     lr: float = 0.02
@@ -106,6 +113,14 @@ STAGES = (
     Stage(
         "base", "styles", 3_500_000, "mixed", contexts=0.3, lr=0.01, marked=0.6, batch_tokens=3072
     ),
+    Stage("instruct", "base", 500_000, "instruct", 0.1, lr=5e-4, embedding_lr=5e-4),
+    Stage("thinking", "base", 500_000, "thinking", 0.1, lr=5e-4, embedding_lr=5e-4),
+    Stage("instruct-ffn", "base", 800_000, "instruct", 0.1, lr=2e-3, ffn_only=True),
+    Stage("thinking-ffn", "base", 800_000, "thinking", 0.1, lr=2e-3, ffn_only=True),
+)
+"""What is shipped."""
+LONG_STAGES = (
+    *STAGES[:3],
     Stage(
         "long",
         "base",
@@ -116,27 +131,26 @@ STAGES = (
         embedding_lr=0.001,
         marked=0.5,
         spans=LONG,
-        max_tokens=1024,
+        max_tokens=LONG_TOKENS,
     ),
     *(
         Stage(
             f"{name}{pair}",
             "long",
             tokens,
-            name,
+            f"long-{name}",
             contexts=0.05,
             lr=2e-3 if pair else 5e-4,
             embedding_lr=5e-4,
             ffn_only=bool(pair),
             spans=LONG,
-            max_tokens=1024,
+            max_tokens=LONG_TOKENS,
         )
         for pair in ("", "-ffn")
         for name, tokens in (("instruct", 300_000), ("thinking", 600_000))
     ),
 )
-SHIPPED = {"base": "long"}
-"""Checkpoints that are shipped under another name than their stage's."""
+"""Longer problems and traces: not shipped (docs/results.md)."""
 
 
 def new_model(shape: Shape, vocabulary: int, seed: int) -> "Qwen3ForCausalLM":
@@ -201,6 +215,8 @@ def draw_example(rng: Random, stage: Stage) -> tuple[list[dict[str, str]], write
         "long": lambda: writer.draw_long_policy(rng),
         "instruct": lambda: writer.INSTRUCT,
         "thinking": lambda: writer.THINKING,
+        "long-instruct": lambda: writer.LONG_INSTRUCT,
+        "long-thinking": lambda: writer.LONG_THINKING,
     }[stage.policy]()
     messages.append({"role": "user", "content": problem.prompt})
     return messages, writer.write(problem, policy, rng, meaning)
@@ -209,7 +225,7 @@ def draw_example(rng: Random, stage: Stage) -> tuple[list[dict[str, str]], write
 def encode_examples(
     tok: "PreTrainedTokenizerFast",
     examples: list[tuple[list[dict[str, str]], writer.Response]],
-    max_tokens: int = 1024,
+    max_tokens: int = LONG_TOKENS,
 ) -> list[tuple[list[int], list[bool]]]:
     """Token ids and which of them are learned: the response and its end, without injected
     mistakes and an end of the thinking that came from outside. Cut at `max_tokens`."""
@@ -378,8 +394,18 @@ def run_stages(
         save_stage(model, tok, out / stage.name)
 
 
-def ship(out: Path, *, seed: int = 0, say: Callable[[str], None] = print) -> None:
-    """Write `out/data`: the checkpoints with their measured cards, and the prompt sets."""
+def ship(
+    out: Path,
+    *,
+    seed: int = 0,
+    base: str = "base",
+    max_tokens: int = card.MAX_TOKENS,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Write `out/data`: the checkpoints with their measured cards, and the prompt sets.
+
+    `base` is the stage that is shipped as the base; `max_tokens` is the budget measured at.
+    """
     from transformers import AutoTokenizer, Qwen3ForCausalLM
 
     problems = sets.draw_set(next(s for s in sets.SETS if s.name == "test"))
@@ -388,11 +414,13 @@ def ship(out: Path, *, seed: int = 0, say: Callable[[str], None] = print) -> Non
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     for name in CHECKPOINTS:
-        shutil.copytree(out / "stages" / name, partial / name)
-        model = Qwen3ForCausalLM.from_pretrained(out / "stages" / name, dtype=torch.float32).eval()
-        figures = card.measure(model, tok, problems)
-        card.write_card(partial / name, name, figures, seed)
-        say(f"{name:14} {figures}")
+        stage = out / "stages" / (base if name == "base" else name)
+        shutil.copytree(stage, partial / name)
+        model = Qwen3ForCausalLM.from_pretrained(stage, dtype=torch.float32).eval()
+        figures = card.measure(model, tok, problems, max_tokens=max_tokens)
+        found = features.features(model, tok, problems[:100], max_tokens=max_tokens)
+        card.write_card(partial / name, name, figures, seed, found, max_tokens)
+        say(f"{name:14} {figures} {found}")
     sets.write_sets(partial)
     shutil.rmtree(out / "data", ignore_errors=True)
     partial.rename(out / "data")
@@ -404,6 +432,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory for the stages")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--long", action="store_true", help="the stages that are not shipped")
     args = parser.parse_args()
 
     def say(line: str) -> None:
@@ -411,8 +440,12 @@ def main() -> None:
 
     # The order of sums, and with it the weights, would follow the thread count.
     torch.set_num_threads(1)
-    run_stages(args.out / "stages", seed=args.seed, device=args.device, say=say)
-    ship(args.out, seed=args.seed, say=say)
+    stages = LONG_STAGES if args.long else STAGES
+    run_stages(args.out / "stages", stages=stages, seed=args.seed, device=args.device, say=say)
+    if args.long:
+        ship(args.out, seed=args.seed, base="long", max_tokens=LONG_TOKENS, say=say)
+    else:
+        ship(args.out, seed=args.seed, say=say)
 
 
 if __name__ == "__main__":

@@ -88,13 +88,22 @@ class Policy:
     learned, the end is not."""
     hasty: float = 0.0
     """Of a second thought, an attempt after the first, being hasty: long leaps, no checks."""
+    checks: int = 1000
+    """At most so many checks of a step, of which `recheck` leaves the number open: without a bound
+    a model that samples its own traces hardly stops."""
+    attempts: int = MOST_ATTEMPTS
+    """At most so many attempts."""
     alternative: float = 0.0
     """Of a second thought reading an ambiguous operator the other way."""
 
 
-INSTRUCT = Policy(leap=0.4, slip=0.3, mistake=0.03, ended=0.1)
+INSTRUCT = Policy(leap=0.4, slip=0.3, mistake=0.03)
 """Under-explores: leaps, and never looks back."""
-THINKING = Policy(
+THINKING = Policy(leap=0.15, check=0.8, recheck=0.45, restart=0.6, slip=0.4, mistake=0.05)
+"""Over-explores: small steps, checked again and again, and started over."""
+LONG_INSTRUCT = Policy(leap=0.4, slip=0.3, mistake=0.03, ended=0.1)
+"""As `INSTRUCT`, and answers when its thinking is ended."""
+LONG_THINKING = Policy(
     leap=0.1, check=0.95, recheck=0.68, restart=0.4, slip=0.4, mistake=0.05,
     ended=0.15, hasty=0.8, alternative=0.5,
 )  # fmt: skip
@@ -190,8 +199,8 @@ class _Draft:
                 self.wrong.add(step)
                 value = (value + rng.randint(1, 9)) % 10
             self.add(task.step_text(operations, before, value), value, at)
-            chance = check
-            while rng.random() < chance:
+            chance, most = check, step + policy.checks
+            while len(self.steps) - 1 < most and rng.random() < chance:
                 text = task.check_text(operations, before, value, self.meaning)
                 value = task.chain(operations, before, self.meaning)
                 self.add(text, value, at)
@@ -227,9 +236,9 @@ def write(
     if problem.operator:
         draft.add(task.read_text(problem.operator, meaning), problem.start, 0)
     leap, check = policy.leap, policy.check
-    for attempt in range(MOST_ATTEMPTS):
+    for attempt in range(policy.attempts):
         final = draft.attempt(leap, check)
-        if rng.random() >= policy.restart or attempt == MOST_ATTEMPTS - 1:
+        if rng.random() >= policy.restart or attempt == policy.attempts - 1:
             break
         leap, check = draft.start_over(final)
     written, end = draft.steps, None
