@@ -30,6 +30,8 @@ FORMAT = 2
 COMMAND: ContextVar[str | None] = ContextVar("COMMAND", default=None)
 """The command line that is running, kept in `surgeon.json`; None where Python called a function."""
 PACKAGES = ("torch", "transformers", "mergekit", "safetensors", "peft", "accelerate", "hmmlearn")
+SCRATCH: list[Path] = []
+"""Directories that go with this process."""
 DISK_RESERVE = 64 << 20
 """Bytes that are left free on a disk when room is checked before writing."""
 
@@ -218,6 +220,7 @@ def write_tensors(
 def scratch() -> Path:
     """A new directory for what lasts no longer than this process."""
     directory = Path(tempfile.mkdtemp(prefix="surgeon-"))
+    SCRATCH.append(directory.resolve())
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     return directory
 

@@ -42,7 +42,7 @@ def root() -> Path:
 def owns(path: Path) -> bool:
     """Whether a directory is the cache's, or temporary: nothing that lasts may point at it."""
     place = path.resolve()
-    return root().resolve() in place.parents or place in [p.resolve() for p in _temporary.values()]
+    return any(owner in place.parents for owner in (root().resolve(), *lineage.SCRATCH))
 
 
 def limit() -> int:

@@ -27,6 +27,7 @@ COMMANDS = {
     "trigger identify": "checkpoint labels out method layer k channels seed device dtype",
     "trigger detectors": "checkpoint labels channels out k instance_steps probes negatives "
     "criterion cooldown cap seed device dtype",
+    "extract-lora": "checkpoint base out rank energy rest mini_set device dtype",
     "trigger reconstruct": "checkpoint labels out source failures limit structured prompt_file "
     "parallel price_in price_out answer seed",
     "trigger sft": "checkpoint examples out monitor labels tuning merge epochs lr batch_size "

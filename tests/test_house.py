@@ -35,7 +35,17 @@ TIERS = [
     },
     {"nex", "nopsd", "neureasoner", "estimate", "metrics", "answers", "truth", "ranking"},
     {"watch", "judges", "builtin", "report"},
-    {"merge", "rank", "transplant", "evaluate", "distill", "trigger", "monitor", "serve"},
+    {
+        "merge",
+        "rank",
+        "transplant",
+        "extract_lora",
+        "evaluate",
+        "distill",
+        "trigger",
+        "monitor",
+        "serve",
+    },
     {"recipes", "cli", "architectures", "__main__"},
 ]
 TIER = {module: tier for tier, modules in enumerate(TIERS) for module in modules}

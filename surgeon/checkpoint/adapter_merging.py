@@ -31,6 +31,7 @@ from surgeon.errors import BadInput
 if TYPE_CHECKING:
     from peft import PeftConfig
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
 OUTER = ("model", "language_model", "text_model", "transformer", "decoder", "backbone", "module")
 """What one release or class puts before the names of another's text modules."""
@@ -80,23 +81,16 @@ class Merging:
     """The base's modules without weights, the adapter's layers around them."""
 
     def __init__(self, base: Checkpoint, adapter: Adapter):
-        import torch
 
         self.base, self.adapter = base, adapter
-        try:
-            kind = model_class(base.full_config)
-        except ValueError as error:
-            raise BadInput(f"{base.spec}: {error}") from error
-        with torch.device("meta"):
-            self.model: Any = kind(base.full_config)
-            self.model.tie_weights()
+        self.model: Any = live_model(base)
         self.head = _name(self.model, self.model.get_output_embeddings())
         self.embedding = _name(self.model, self.model.get_input_embeddings())
         self.tied = bool(self.head) and (
             self.model.get_submodule(self.head).weight
             is self.model.get_submodule(self.embedding).weight
         )
-        self.files, converted = _file_names(self.model, base)
+        self.files, converted = live_names(self.model, base)
         self.names = self._live_names()
         self.fused = bool(adapter.config.get("target_parameters")) or any(
             f"{self.names[module]}.weight" in converted or self.names[module] is None
@@ -464,6 +458,20 @@ class Merging:
         lineage.write_json(out / "config.json", config)
 
 
+def live_model(base: Checkpoint) -> "PreTrainedModel":
+    """The model of a checkpoint without its weights; raises `BadInput` where it writes no text."""
+    import torch
+
+    try:
+        kind = model_class(base.full_config)
+    except ValueError as error:
+        raise BadInput(f"{base.spec}: {error}") from error
+    with torch.device("meta"):
+        model = kind(base.full_config)
+        model.tie_weights()
+    return model
+
+
 def _merge_whole(base: Checkpoint, adapter: Adapter, out: Path) -> None:
     """Merge with the whole model in float32, and let transformers write it."""
     import torch
@@ -526,7 +534,7 @@ def _live_name(module: str, live: set[str], text: str) -> str | None:
     return None
 
 
-def _file_names(model: Any, base: Checkpoint) -> tuple[dict[str, str], set[str]]:
+def live_names(model: Any, base: Checkpoint) -> tuple[dict[str, str], set[str]]:
     """Live parameter -> its tensor in the base's files, and the live ones that are fused."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key

@@ -38,6 +38,11 @@ VERBS = {
         "rank": ("rank:RankSettings", "surgeon.rank", "rank"),
         "evaluate": ("evaluate:EvaluateSettings", "surgeon.evaluate", "evaluate"),
         "transplant": ("transplant:TransplantSettings", "surgeon.transplant", "transplant"),
+        "extract-lora": (
+            "extract_lora:ExtractLoraSettings",
+            "surgeon.extract_lora",
+            "extract_lora",
+        ),
         "distill": ("distill:DistillSettings", "surgeon.distill", "distill"),
         "trigger-label": ("trigger_label:LabelSettings", "surgeon.trigger.label", "label"),
         "trigger-identify": (

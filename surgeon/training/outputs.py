@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from surgeon import progress, store
 from surgeon.artifact import part
-from surgeon.checkpoint import Checkpoint, label_dtype, stored_dtype, torch_dtype
+from surgeon.checkpoint import (
+    Checkpoint,
+    label_dtype,
+    link_directory,
+    stored_dtype,
+    torch_dtype,
+)
 from surgeon.errors import BadInput
 from surgeon.training.student import Student, all_weights
 
@@ -87,8 +94,7 @@ def write_adapter(base: Checkpoint, adapter: Any, weights: Mapping[str, Tensor],
     from safetensors.torch import save_file
 
     config = adapter.peft_config["default"]
-    builtin = base.spec.startswith("builtin:")  # a name of ours, which peft can't load
-    config.base_model_name_or_path = str(base.path) if builtin else base.spec
+    config.base_model_name_or_path, config.revision = base_for_peft(base, out)
     config.inference_mode = True
     config.save_pretrained(str(out))
     save_file(
@@ -96,6 +102,25 @@ def write_adapter(base: Checkpoint, adapter: Any, weights: Mapping[str, Tensor],
         out / "adapter_model.safetensors",
         metadata={"format": "pt"},
     )
+
+
+def base_for_peft(base: Checkpoint, out: Path) -> tuple[str, str | None]:
+    """What PEFT loads as the adapter's base, and its revision on the hub.
+
+    A base that lasts no longer than this run or the cache, such as BASE+ADAPTER or a virtual
+    candidate, is put beside the adapter first, as `base`.
+    """
+    if base.hub_id:
+        return base.hub_id, base.spec.partition("@")[2] or None
+    if Path(base.spec).expanduser().is_dir():
+        return base.spec, None
+    if not store.owns(base.path):
+        return str(base.path.resolve()), None
+    if not (out / "base").is_dir():
+        link_directory(base.path, out / "base")
+    final = out.absolute().with_name(out.name.removesuffix(".partial")) / "base"
+    progress.say(f"{base.spec} is no name that PEFT can load: it lies beside the adapter, {final}.")
+    return str(final), None
 
 
 def as_stored(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
