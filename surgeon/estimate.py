@@ -198,7 +198,7 @@ def left_out_chances(
     """float64_PCA: the chance of each class to be right, by the samples of all candidates but the
     one it is asked for; `vote_CC` weighs what the second candidate says on the first."""
     share_PCA = np.nan_to_num(shares(answer_PCS))
-    given_PA = share_PCA.any(1)
+    given_PA = share_PCA.sum(1) > 0
     weight_PC = log_odds(accuracy_C, given_PA) * (answer_PCS != ABSENT).sum(-1)
     evidence_PCA = np.einsum("cd,pda->pca", vote_CC, weight_PC[..., None] * share_PCA)
     return chances(evidence_PCA, np.broadcast_to(given_PA[:, None], evidence_PCA.shape))
@@ -222,7 +222,7 @@ def dawid_skene(answer_PCS: np.ndarray) -> DawidSkene:
     """
     share_PCA = np.nan_to_num(shares(answer_PCS))
     n_PC = (answer_PCS != ABSENT).sum(-1)
-    given_PA = share_PCA.any(1)
+    given_PA = share_PCA.sum(1) > 0
     accuracy_C, chance_PA = np.full(share_PCA.shape[1], 0.6), np.zeros(given_PA.shape)
     right_PC = np.zeros(n_PC.shape)
     for _ in range(ROUNDS):

@@ -78,7 +78,24 @@ class RankedCandidate:
     """In [0, 1], where a truth was given."""
 
 
-@artifact("ranking.json", version=1)
+@part
+class Recommendation:
+    """The candidate that NEX and the votes together choose, and what a user needs to know of it."""
+
+    name: str
+    why: str
+    """The scores that chose it: "nex x estimate", or one of them alone."""
+    estimate: float | None
+    """Its accuracy in [0, 1], estimated without labels; None where no other candidate votes."""
+    interval: Interval
+    """Of the estimate."""
+    tokens: float
+    """Mean tokens of its responses."""
+    nex_alone: str | None
+    """What NEX alone would choose; None where it tells nobody apart."""
+
+
+@artifact("ranking.json", version=2)
 class Ranking:
     """Checkpoints in order, and how far the order can be trusted."""
 
@@ -91,8 +108,14 @@ class Ranking:
     """Where the accuracies were read."""
     panels: tuple[str, ...] = ()
     """Panels of the page from outside this package."""
+    last_stage: dict[str, str] = Field(default_factory=dict)
+    """Digests of the files that the last stage reads: the truth, functions from outside."""
     favourites: dict[str, str | None]
-    """Score -> the candidate with its highest value."""
+    """Score -> the candidate with its highest value; None where it tells nobody apart."""
+    pick: str | None = None
+    """The candidate that `select` chooses and `best` links to; None where it tells nobody apart."""
+    recommendation: Recommendation | None = None
+    """None where neither NEX nor the votes tell anybody apart."""
     headline: tuple[str, ...]
     """The ranking in sentences, the most important first."""
     warnings: tuple[str, ...]
@@ -107,7 +130,15 @@ class Ranking:
 
     @property
     def best(self) -> RankedCandidate:
+        """The first candidate; whether it was chosen, says `pick`."""
         return self.candidates[0]
+
+    @staticmethod
+    def upgrade(content: dict[str, Any], version: int) -> dict[str, Any]:
+        """Version 1 always chose its first candidate, and estimated no accuracy."""
+        if version == 1 and content.get("candidates"):
+            content["pick"] = content["candidates"][0].get("name")
+        return content
 
 
 @part

@@ -97,6 +97,12 @@ class Evaluation:
     already: Already = False
 
 
+def accuracies_file(path: str | Path) -> Path:
+    """The file that holds the accuracies: `path`, or evaluate.json in that directory."""
+    file = Path(path).expanduser()
+    return file / EVALUATION if file.is_dir() else file
+
+
 def read_accuracies(path: str | Path) -> dict[str, float]:
     """Candidate name -> true accuracy in [0, 1].
 
@@ -104,8 +110,7 @@ def read_accuracies(path: str | Path) -> dict[str, float]:
     object `{"name": accuracy}`, or a CSV of two columns, name and accuracy, with or without a
     header. Raises `BadInput` naming the file and the entry that can't be used.
     """
-    file = Path(path).expanduser()
-    file = file / EVALUATION if file.is_dir() else file
+    file = accuracies_file(path)
     if not file.is_file():
         raise BadInput(f"{file} is no file. Make it with surgeon evaluate, or give a CSV or JSON.")
     try:

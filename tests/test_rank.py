@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from surgeon import activations, artifact, nex, rank
+from surgeon import activations, artifact, estimate, nex, rank
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
 from surgeon.rank import candidates, conclusion
@@ -50,16 +50,19 @@ def test_ranking_json_has_the_promised_schema(ranked):
     assert [c["rank"] for c in written["candidates"]] == [1, 2]
     for c in written["candidates"]:
         assert set(c["scores"]) == set(c["interval"]) == {
-            "nex", "length", "hes", "entropy_top20", "logprob", "explore_segments", "agreement",
-            "finished",
+            "nex", "estimate", "recommended", "length", "hes", "entropy_top20", "logprob",
+            "explore_segments", "agreement", "dawid_skene", "finished",
         }  # fmt: skip
         assert c["responses"] == 10 and 0 <= c["truncated"] <= 10 and c["tokens"] > 0
         assert {"checkpoint", "name", "not_told_apart_from_best", "cycles"} <= c.keys()
         for score, value in c["scores"].items():
             low, high = c["interval"][score]
+            if value is None:
+                continue
             assert low <= value + 1e-9 and value - 1e-9 <= high, score
-    scores = [c["scores"]["nex"] for c in written["candidates"]]
-    assert scores == sorted(scores, reverse=True)
+    scores = [c["scores"]["recommended"] for c in written["candidates"]]
+    assert scores == sorted(scores, reverse=True) and written["select"] == "recommended"
+    assert written["recommendation"]["name"] == written["pick"] == written["candidates"][0]["name"]
     assert written["candidates"][0]["not_told_apart_from_best"]
 
 
@@ -208,7 +211,7 @@ def test_shared_weights_replace_each_candidates_own(ranked, pico_source, mini_se
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (dict(select="nix"), "found select = nix, expected one of: nex, length"),
+        (dict(select="nix"), "found select = nix, expected one of: nex, estimate, recommended"),
         (dict(select="nowhere:score"), "nowhere can't be imported"),
         (dict(panels=["nix"]), "found panels = nix, expected one of: table, scores"),
         (dict(preset="own"), "found preset = own, expected one of: reference, paper"),
@@ -326,7 +329,7 @@ def test_a_score_says_how_it_is_computed_in_one_way(tmp_path, monkeypatch):
     text = "from surgeon.rank import Score\nneither = Score('N', '', 'none')\n"
     (tmp_path / "odd_score.py").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(BadInput, match="found select = odd_score:neither, expected of, measure"):
+    with pytest.raises(BadInput, match="found select = odd_score:neither, expected of, meas"):
         find("odd_score:neither")
 
 
@@ -423,15 +426,149 @@ def test_truncation_is_said():
     assert "100% of the responses hit the limit of 384" in warned(rows, {"a": 0.9})
 
 
-def test_agreement_that_prefers_another_candidate_is_the_first_line():
-    def entry(name: str, nex_: float, agreement: float) -> RankedCandidate:
-        scores = {"nex": nex_, "agreement": agreement}
-        return candidate(name, scores=scores, not_told_apart_from_best=name == "a")
+def entry(name: str, tie: bool = False, **scores: float | None) -> RankedCandidate:
+    scores = {"nex": 0.5, "estimate": 0.5, "recommended": 0.25, "agreement": 0.5, **scores}
+    interval = {
+        s: (None, None) if v is None else (v - 0.1, v + 0.1) for s, v in scores.items()
+    }  # fmt: skip
+    return candidate(name, scores=scores, interval=interval, not_told_apart_from_best=tie)
 
-    entries = [entry("a", 0.9, 0.4), entry("b", 0.8, 0.7)]
-    first, second = conclusion.headline(entries, "nex", "b")
-    assert first.startswith("Agreement prefers b (0.700) to a (0.400)")
-    assert second == "Best by nex: a (0.9); told apart from all others."
+
+def lines(entries: list[RankedCandidate], select: str, *, doubted: bool = False) -> list[str]:
+    favourites = {s: conclusion.favourite(entries, s) for s in entries[0].scores}
+    pick = entries[0].name if favourites[select] else None
+    advice = conclusion.recommendation(entries, favourites)
+    return list(conclusion.headline(entries, select, pick, advice, doubted=doubted))
+
+
+def test_the_recommendation_leads_with_its_accuracy_its_cost_and_what_nex_alone_says():
+    entries = [
+        entry("b", tie=True, nex=0.8, estimate=0.7, recommended=0.56),
+        entry("a", nex=0.9, estimate=0.4, recommended=0.36),
+    ]
+    first, second = lines(entries, "recommended")
+    assert first == (
+        "Recommended: b, estimated accuracy 0.70 (95%: 0.60 to 0.80), 96 tokens per answer. "
+        "NEX alone would have picked a, and they disagree."
+    )
+    assert second == "Best by recommended: b (0.56); told apart from all others."
+    assert lines(entries[::-1], "nex")[0] == first
+    same = [entries[0], entry("a", nex=0.7, estimate=0.4, recommended=0.28)]
+    assert lines(same, "recommended")[0].endswith("NEX alone would have picked it too.")
+
+
+def test_without_readable_answers_nex_recommends_alone_and_the_first_line_says_so():
+    entries = [
+        entry("a", nex=0.9, estimate=None, recommended=0.9),
+        entry("b", nex=0.8, estimate=None, recommended=0.8),
+    ]
+    assert lines(entries, "recommended")[0] == (
+        "Recommended: a, 96 tokens per answer, by NEX alone: no answers could be read and "
+        "compared, so its accuracy is unknown."
+    )
+
+
+def test_a_score_that_tells_nobody_apart_names_no_best():
+    entries = [entry(n, nex=0.0, estimate=e, recommended=e) for n, e in (("a", 0.6), ("b", 0.2))]
+    first, second = lines(entries, "nex")
+    assert "NEX tells nobody apart here, so the votes alone chose" in first and "a," in first
+    assert second == "No best by nex: all 2 candidates have 0. It tells nobody apart."
+    assert conclusion.favourite(entries, "nex") is None
+    assert conclusion.favourite(entries, "estimate") == "a"
+
+
+def test_nobody_is_told_apart_by_nex_where_nex_is_in_doubt():
+    entries = [entry("a", tie=True, nex=0.9), entry("b", nex=0.8)]
+    assert lines(entries, "nex")[-1] == "Best by nex: a (0.9); told apart from all others."
+    assert lines(entries, "nex", doubted=True)[-1] == "Best by nex: a (0.9)."
+
+
+def test_equal_candidates_tie_and_one_candidate_is_the_only_one():
+    entries = [
+        entry("a", tie=True, agreement=1.0), entry("b", tie=True, agreement=1.0),
+        entry("c", agreement=0.2),
+    ]  # fmt: skip
+    line = lines(entries, "agreement")[-1]
+    assert line == "Best by agreement: a, b (1); they tie, and `best` is a."
+    assert lines(entries[:1], "nex") == ["The only candidate: a (nex 0.5)."]
+
+
+def test_votes_in_trouble_are_warned_of():
+    calm = estimate.Signs(0.6, 0.2, 0.0, 0.8, 0.95, 1.0)
+    assert conclusion.unsure_of_votes(calm) == []
+    assert conclusion.unsure_of_votes(estimate.Signs(*[math.nan] * 6)) == []
+    for change, words in (
+        (dict(share=0.2), "The answers are scattered"),
+        (dict(split=0.6), "The votes are split: on 60% of the prompts"),
+        (dict(camps=0.3), "Two camps: on 30% of the prompts"),
+        (dict(agreement=0.4), "Together the votes are 95% sure"),
+        (dict(readable=0.5), "50% of the responses have no answer that can be read"),
+    ):
+        (line,) = conclusion.unsure_of_votes(calm._replace(**change))
+        assert line.startswith(words)
+
+
+def test_without_information_there_is_no_best_no_regret_and_no_hit(
+    ranked, pico_source, mini_set, tmp_path
+):
+    """One row a response: no cycles, so NEX is 0 everywhere. What was linked before is gone."""
+    specs = [str(p) for p in pico_source]
+    (tmp_path / "truth.csv").write_text("a,0.5\nb,0.25\n")
+    given = tmp_path / "traces"
+    given.mkdir()
+    for path in pico_source:
+        source = ranked[0] / "candidates" / path.name / "traces.jsonl"
+        (given / f"{path.name}.jsonl").write_bytes(source.read_bytes())
+    arguments: dict[str, Any] = dict(
+        mini_set=str(mini_set),
+        out=tmp_path / "out",
+        traces=str(given),
+        **SMALL | {"row_tokens": 96},
+    )
+    first = rank.rank(specs, select="length", **arguments)
+    assert first.pick is not None and (tmp_path / "out" / "best").is_symlink()
+    result = rank.rank(specs, select="nex", truth=str(tmp_path / "truth.csv"), **arguments)
+    assert {c.scores["nex"] for c in result.candidates} == {0.0}
+    assert result.pick is None and result.favourites["nex"] is None
+    assert not (tmp_path / "out" / "best").exists() and not result.already
+    assert result.selection_quality is not None
+    quality = result.selection_quality["nex"]
+    assert (quality.regret_at_1, quality.hit_at_3, quality.pearson) == (None, None, None)
+    assert result.selection_quality["length"].regret_at_1 is not None
+    assert all(c.not_told_apart_from_best for c in result.candidates)
+    assert "the score tells nobody apart" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_an_edited_truth_or_score_concludes_a_finished_ranking_anew(
+    ranked, pico_source, mini_set, tmp_path, monkeypatch
+):
+    import importlib
+    import shutil
+    import sys
+
+    out = tmp_path / "out"
+    shutil.copytree(ranked[0], out, symlinks=True)
+    specs, truth = [str(p) for p in pico_source], tmp_path / "truth.csv"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    module = tmp_path / "edited_score.py"
+
+    def run(accuracy: float, value: int) -> Ranking:
+        truth.write_text(f"a,{accuracy}\nb,0.2\n")
+        module.write_text(f"def mine(response):\n    return {value} * response.tokens\n")
+        sys.modules.pop("edited_score", None)
+        importlib.invalidate_caches()
+        return rank.rank(
+            specs, mini_set=str(mini_set), out=out, keep_activations=True, truth=str(truth),
+            select="edited_score:mine", **SMALL,
+        )  # fmt: skip
+
+    first = run(0.5, 1)
+    assert run(0.5, 1).already
+    assert {c.name: c.accuracy for c in run(0.75, 1).candidates} == {"a": 0.75, "b": 0.2}
+    scaled = run(0.75, -1)
+    assert scaled.pick != first.pick
+    monkeypatch.delitem(sys.modules, "edited_score")
 
 
 def test_a_candidate_without_a_score_is_last_and_null():

@@ -376,8 +376,8 @@ def test_a_ranking_of_an_older_version_is_drawn_the_same():
     ranking = family()
     assert "format" not in ranking and "panels" not in ranking
     assert render(ranking) == render({**ranking, "format": 1, "panels": []})
-    with pytest.raises(BadInput, match="found format 2, expected 1"):
-        render({**ranking, "format": 2})
+    with pytest.raises(BadInput, match="found format 3, expected 2"):
+        render({**ranking, "format": 3})
 
 
 def test_an_empty_response_is_said_to_be_empty():

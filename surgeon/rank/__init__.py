@@ -38,9 +38,10 @@ def rank(settings: RankSettings) -> Ranking:
     """Rank checkpoints on an unlabelled mini-set and write the ranking to the directory `out`.
 
     Every candidate answers each prompt `samples` times (or its responses come from `traces`), and
-    is scored with NEX and its baselines; `select` names the score that orders them. `truth` adds
-    each score's selection quality. A finished ranking is not computed again: another `select`,
-    `truth` or panel redoes only its last stage. Raises `BadInput` before anything is sampled.
+    is scored with NEX and its baselines, and the others' votes estimate its accuracy; `select`
+    names the score that orders them. `truth` adds each score's selection quality. A finished
+    ranking is not computed again: another `select`, `truth` or panel, or what is behind one of
+    them edited, redoes only its last stage. Raises `BadInput` before anything is sampled.
     """
     plan = prepare(settings)
 
@@ -49,8 +50,10 @@ def rank(settings: RankSettings) -> Ranking:
         return conclude(plan, partial)
 
     ranking = artifact.once(settings.out, Ranking, work, run=plan.run)
-    last_stage = (settings.select, settings.truth, settings.panels)
-    if ranking.already and (ranking.select, ranking.truth, ranking.panels) != last_stage:
+    asked = (settings.select, settings.truth, settings.panels, plan.last_stage)
+    if ranking.already and (
+        ranking.select, ranking.truth, ranking.panels, ranking.last_stage
+    ) != asked:  # fmt: skip
         ranking = conclude(plan, settings.out)
         artifact.write(settings.out, ranking)
     return ranking

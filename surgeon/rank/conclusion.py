@@ -4,23 +4,24 @@
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from surgeon import artifact, lineage, metrics, nex, report, store
+from surgeon import artifact, estimate, lineage, metrics, nex, report, store
 from surgeon.checkpoint import link_directory
 from surgeon.families import Subject, write_out
 from surgeon.rank.candidates import TRACES, candidate_dir
 from surgeon.rank.plan import RankPlan
-from surgeon.rank.scores import Pool, measures
+from surgeon.rank.scores import RECOMMENDED, Pool, Score, informs, measures
 from surgeon.ranking import (
     CandidateScores,
     MiniSet,
     RankedCandidate,
     RankedResponse,
     Ranking,
+    Recommendation,
     SelectionQuality,
 )
 from surgeon.settings.rank import RankSettings
@@ -31,6 +32,10 @@ SPARSE_EVIDENCE = 0.2
 """Share of responses without weighted mass above which a ranking rests on a zero/non-zero step."""
 SATURATED_ABOVE, SATURATED_RANGE = 0.95, 0.02
 """The better half is saturated when it starts above the first and spans less than the second."""
+LOW_SHARE, MOST_SPLIT, CAMPS, SURER, MOST_READABLE = 0.3, 0.5, 0.1, 0.4, 0.8
+"""Where the signs of `surgeon.estimate.signs` become warnings. In simulated families of 4 and more
+whose errors are independent the share was .31 and more; where nobody is right more often than one
+time in ten, .28 and less (benchmarks/estimate.py)."""
 ROWS_WANTED = 48
 """Rows in the median response at which most responses had two or more counted cycles (measured on
 the built-in family, 5,700 responses read at 1, 2, 4 and 8 tokens a row)."""
@@ -43,10 +48,14 @@ def conclude(plan: RankPlan, work: Path) -> Ranking:
         [prompt.id for prompt in plan.prompts],
         {name: scores.responses for name, scores in stored.items()},
         plan.readings,
+        {subject.name: subject.digest for subject in plan.subjects},
     )
     candidates = describe(plan, pool)
     favourites = {name: favourite(candidates, name) for name in plan.scores}
     settings = plan.settings
+    doubts = unsure_of_nex(pool.everything(), candidates)
+    pick = candidates[0].name if favourites[settings.select] is not None else None
+    advice = recommendation(candidates, favourites)
     ranking = Ranking(
         mini_set=MiniSet(
             path=settings.mini_set, prompts=len(plan.prompts), digest=plan.inputs["mini set"]
@@ -55,14 +64,17 @@ def conclude(plan: RankPlan, work: Path) -> Ranking:
         select=settings.select,
         truth=settings.truth,
         panels=settings.panels,
+        last_stage=plan.last_stage,
         favourites=favourites,
-        headline=headline(candidates, settings.select, favourites["agreement"]),
+        pick=pick,
+        recommendation=advice,
+        headline=headline(candidates, settings.select, pick, advice, doubted=bool(doubts)),
         warnings=warnings(settings, pool, candidates),
         candidates=candidates,
         selection_quality=selection_quality(plan, candidates) if plan.accuracy else None,
         out=work,
     )
-    link_best(plan, work, ranking.best.name)
+    link_best(plan, work, pick)
     write_report(plan, work, ranking, stored[ranking.best.name])
     return ranking
 
@@ -81,14 +93,12 @@ def describe(plan: RankPlan, pool: Pool) -> tuple[RankedCandidate, ...]:
 
     Means are ratios of sums over prompts, and prompts are what is resampled (95 % intervals).
     """
-    sums_PC2 = {name: score(name, pool) for name, score in plan.scores.items()}
-    point_C = {name: ratio(sums.sum(0)) for name, sums in sums_PC2.items()}
-    # Every score and candidate sees the same resampled prompts, so differences are paired.
-    drawn_BC = {
-        name: ratio(metrics.resampled_means(sums, seed=plan.settings.seed))
-        for name, sums in sums_PC2.items()
-    }
-    interval_C2 = {name: metrics.percentile_interval(mean_BC) for name, mean_BC in drawn_BC.items()}
+    point_C, drawn_BC = values(plan.scores, pool, plan.settings.seed)
+    interval_C2 = {
+        name: metrics.percentile_interval(drawn_BC[name]) if s.ends is None
+        else s.ends(pool, drawn_BC[name])
+        for name, s in plan.scores.items()
+    }  # fmt: skip
     select = plan.settings.select
     order = best_first(point_C[select])
     gap_C2 = metrics.percentile_interval(drawn_BC[select] - drawn_BC[select][:, [order[0]]])
@@ -109,7 +119,8 @@ def describe(plan: RankPlan, pool: Pool) -> tuple[RankedCandidate, ...]:
                     name: (or_none(interval_C2[name][c, 0]), or_none(interval_C2[name][c, 1]))
                     for name in plan.scores
                 },
-                not_told_apart_from_best=place == 0 or bool(gap_C2[c, 0] <= 0 <= gap_C2[c, 1]),
+                # Without a value (nan) nothing is told.
+                not_told_apart_from_best=place == 0 or not (gap_C2[c, 1] < 0 or gap_C2[c, 0] > 0),
                 responses=len(rows),
                 truncated=sum(not r.finished for r in rows),
                 tokens=sum(r.tokens for r in rows),
@@ -124,6 +135,22 @@ def describe(plan: RankPlan, pool: Pool) -> tuple[RankedCandidate, ...]:
             )
         )
     return tuple(candidates)
+
+
+def values(
+    scores: Mapping[str, Score], pool: Pool, seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """By score, the candidates' values (float64_C) and those of every resample (float64_BC)."""
+    sums_PC2 = {name: s(name, pool) for name, s in scores.items() if s.combined is None}
+    point_C = {name: ratio(sums.sum(0)) for name, sums in sums_PC2.items()}
+    # Every score and candidate sees the same resampled prompts, so differences are paired.
+    drawn_BC = {
+        name: ratio(metrics.resampled_means(sums, seed=seed)) for name, sums in sums_PC2.items()
+    }
+    for name, score in scores.items():
+        if score.combined is not None:
+            point_C[name], drawn_BC[name] = score.combined(point_C), score.combined(drawn_BC)
+    return point_C, drawn_BC
 
 
 def or_none(value: float) -> float | None:
@@ -149,18 +176,51 @@ def best_first(point_C: np.ndarray) -> list[int]:
 
 
 def favourite(candidates: Iterable[RankedCandidate], score: str) -> str | None:
-    """The candidate with the highest value of a score; None when no candidate has one."""
-    scored = {c.name: value for c in candidates if (value := c.scores[score]) is not None}
-    return max(scored, key=scored.__getitem__) if scored else None
+    """The first candidate with the highest value of a score; None where no candidate has a value,
+    or all of several have the same: that tells nobody apart."""
+    scored = {c.name: math.nan if (v := c.scores[score]) is None else v for c in candidates}
+    if not informs(np.array(list(scored.values()), float)):
+        return None
+    return max(scored, key=lambda name: (not math.isnan(scored[name]), scored[name]))
+
+
+def tied(candidates: Sequence[RankedCandidate], score: str) -> list[str]:
+    """The candidates that share the highest value of a score, in their order."""
+    there = [value for c in candidates if (value := c.scores[score]) is not None]
+    return [c.name for c in candidates if there and c.scores[score] == max(there)]
+
+
+def recommendation(
+    candidates: Sequence[RankedCandidate], favourites: Mapping[str, str | None]
+) -> Recommendation | None:
+    """What NEX and the votes choose; None where they tell nobody apart."""
+    name = favourites["recommended"]
+    if name is None:
+        return None
+    best = next(c for c in candidates if c.name == name)
+    used = [
+        score for score in RECOMMENDED
+        if any(value > 0 for c in candidates if (value := c.scores[score]) is not None)
+    ]  # fmt: skip
+    return Recommendation(
+        name=name,
+        why=" x ".join(used),
+        estimate=best.scores["estimate"],
+        interval=best.interval["estimate"],
+        tokens=best.tokens / max(1, best.responses),
+        nex_alone=favourites["nex"],
+    )
 
 
 def selection_quality(
     plan: RankPlan, candidates: Sequence[RankedCandidate]
 ) -> dict[str, SelectionQuality]:
-    """By score, how well it would have chosen."""
+    """By score, how well it would have chosen; nothing where it tells nobody apart."""
     quality = {}
     for name in plan.scores:
         values = {c.name: math.nan if (v := c.scores[name]) is None else v for c in candidates}
+        if len(values) > 1 and not informs(np.array(list(values.values()))):
+            values = dict.fromkeys(values, math.nan)
         by_measure = metrics.selection_quality(values, plan.accuracy)
         quality[name] = SelectionQuality(
             **{key: or_none(value) for key, value in by_measure.items()}
@@ -177,8 +237,10 @@ def warnings(
     """Plain sentences about what the ranking rests on; empty when nothing is amiss."""
     everything = pool.everything()
     lines = rows_too_long(everything, settings.scoring.row_tokens)
-    if settings.select == "nex":
+    if settings.select in ("nex", "recommended"):
         lines += unsure_of_nex(everything, candidates)
+    if settings.select in ("estimate", "recommended", "dawid_skene"):
+        lines += unsure_of_votes(estimate.signs(pool.answers()))
     truncated = np.mean([not r.finished for r in everything])
     if truncated > SPARSE_EVIDENCE:
         lines.append(
@@ -228,36 +290,106 @@ def unsure_of_nex(
     return lines
 
 
-def headline(
-    candidates: Sequence[RankedCandidate], select: str, agreed: str | None
-) -> tuple[str, ...]:
-    """The first lines of a ranking: agreement's dissent first, then the best and its equals.
+def unsure_of_votes(signs: estimate.Signs) -> list[str]:
+    """Where the votes say little of accuracies; nan (no votes at all) says nothing."""
+    lines = []
+    if signs.share < LOW_SHARE:
+        lines.append(
+            f"The answers are scattered: the most frequent one has {signs.share:.0%} of a prompt's "
+            "votes on average. The estimated accuracies say little, and are likely too high."
+        )
+    elif signs.split >= MOST_SPLIT:
+        lines.append(
+            f"The votes are split: on {signs.split:.0%} of the prompts a second answer has at "
+            "least half as many votes as the first. The estimated accuracies are unsure."
+        )
+    if signs.camps >= CAMPS:
+        lines.append(
+            f"Two camps: on {signs.camps:.0%} of the prompts several candidates always give one "
+            "answer and several always another. The larger camp need not be right."
+        )
+    if signs.certainty - signs.agreement > SURER:
+        lines.append(
+            f"Together the votes are {signs.certainty:.0%} sure, yet no candidate agrees with "
+            f"itself on more than {signs.agreement:.0%} of its samples: errors may be shared, and "
+            "the estimated accuracies too high."
+        )
+    if signs.readable < MOST_READABLE:
+        lines.append(
+            f"{1 - signs.readable:.0%} of the responses have no answer that can be read (truncated "
+            "ones included); they count as wrong in the estimated accuracies."
+        )
+    return lines
 
-    `agreed` is the candidate that agreement prefers.
+
+def headline(
+    candidates: Sequence[RankedCandidate],
+    select: str,
+    pick: str | None,
+    advice: Recommendation | None,
+    *,
+    doubted: bool = False,
+) -> tuple[str, ...]:
+    """The first lines of a ranking: the recommendation, then the best by `select` and its equals.
+
+    `doubted` says that NEX tells little here: then nobody is called told apart.
     """
-    best, lines = candidates[0], []
-    agreement = {c.name: c.scores["agreement"] for c in candidates}
-    if agreed is not None and select != "agreement":
-        own, other = agreement[best.name], agreement[agreed] or 0.0
-        if other > (own or 0.0):
-            own_text = "nan" if own is None else f"{own:.3f}"
-            lines.append(
-                f"Agreement prefers {agreed} ({other:.3f}) to {best.name} ({own_text}): "
-                "its samples agree on their answers more often. Compare both before choosing."
-            )
-    equal = [c.name for c in candidates[1:] if c.not_told_apart_from_best]
-    apart = f"not told apart from it: {', '.join(equal)}" if equal else "told apart from all others"
-    value = best.scores[select]
+    lines = recommended_lines(advice, select) if len(candidates) > 1 else []
+    if pick is None:
+        shown = {value for c in candidates if (value := c.scores[select]) is not None}
+        found = f"all {len(candidates)} candidates have {shown.pop():.4g}" if shown else "no value"
+        return (*lines, f"No best by {select}: {found}. It tells nobody apart.")
+    value = candidates[0].scores[select]
     text = "no evidence" if value is None else f"{value:.4g}"
-    lines.append(f"Best by {select}: {best.name} ({text}); {apart}.")
-    return tuple(lines)
+    if len(candidates) == 1:
+        return (f"The only candidate: {pick} ({select} {text}).",)
+    equal, first = [c.name for c in candidates[1:] if c.not_told_apart_from_best], [pick]
+    if len(ties := tied(candidates, select)) > 1:
+        first = ties
+    others = [name for name in equal if name not in first]
+    line = f"Best by {select}: {', '.join(first)} ({text})"
+    if len(first) > 1:
+        line += f"; they tie, and `best` is {pick}"
+    if others:
+        line += f"; not told apart from it: {', '.join(others)}"
+    elif len(first) == 1 and not (doubted and select in ("nex", "recommended")):
+        line += "; told apart from all others"
+    return (*lines, f"{line}.")
+
+
+def recommended_lines(advice: Recommendation | None, select: str) -> list[str]:
+    """What a user is advised to take, why, and whether NEX alone says the same."""
+    if advice is None:
+        return []
+    low, high = advice.interval
+    tokens = f"{advice.tokens:.0f} tokens per answer"
+    if advice.why == "nex":
+        return [
+            f"Recommended: {advice.name}, {tokens}, by NEX alone: no answers could be read and "
+            "compared, so its accuracy is unknown."
+        ]
+    if low is None or high is None or advice.estimate is None:
+        about = "accuracy unknown"
+    else:
+        about = f"estimated accuracy {advice.estimate:.2f} (95%: {low:.2f} to {high:.2f})"
+    if advice.nex_alone is None:
+        alone = "NEX tells nobody apart here, so the votes alone chose"
+    elif advice.nex_alone == advice.name:
+        alone = "NEX alone would have picked it too"
+    else:
+        alone = f"NEX alone would have picked {advice.nex_alone}, and they disagree"
+    return [f"Recommended: {advice.name}, {about}, {tokens}. {alone}."]
 
 
 # ---------------------------------------------------------------- files
 
 
-def link_best(plan: RankPlan, work: Path, name: str) -> None:
-    """Point `best` at the chosen checkpoint; a virtual candidate is written out first."""
+def link_best(plan: RankPlan, work: Path, name: str | None) -> None:
+    """Point `best` at the chosen checkpoint; a virtual candidate is written out first. Where none
+    was chosen there is no link."""
+    if name is None:
+        (work / "best").unlink(missing_ok=True)
+        return
     subject = next(s for s in plan.subjects if s.name == name)
     if subject.checkpoint is not None and not store.owns(subject.checkpoint.path):
         target = str(subject.checkpoint.path.resolve())

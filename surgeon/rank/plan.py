@@ -24,7 +24,7 @@ from surgeon.report import panels
 from surgeon.settings import record
 from surgeon.settings.rank import RankSettings
 from surgeon.traces import Prompt, Trace, digest_of_prompts, read_prompts, read_traces
-from surgeon.truth import read_accuracies
+from surgeon.truth import accuracies_file, read_accuracies
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +48,8 @@ class RankPlan(NamedTuple):
     """Neuron weights that score every candidate; None: each has its own."""
     accuracy: dict[str, float]
     """Candidate -> its true accuracy in [0, 1]; empty where none are known."""
+    last_stage: dict[str, str]
+    """Digests of the files that the last stage reads."""
     run: lineage.Run
 
     @property
@@ -99,10 +101,22 @@ def prepare(settings: RankSettings) -> RankPlan:
         traces=traces,
         shared_weight_LF=shared,
         accuracy=accuracy,
+        last_stage=last_stage(settings),
         run=lineage.Run("rank", arguments, inputs, settings.seed),
     )
     require_measured(plan)
     return plan
+
+
+def last_stage(settings: RankSettings) -> dict[str, str]:
+    """Digests of the truth and of the scores and panels from outside: a finished ranking is
+    concluded anew where one was edited."""
+    digests = named.digests(select=settings.select)
+    for panel in settings.panels:
+        digests |= named.digests(panels=panel)
+    if settings.truth:
+        digests["truth"] = lineage.file_digest(accuracies_file(settings.truth))
+    return digests
 
 
 def require_measured(plan: RankPlan) -> None:

@@ -11,11 +11,12 @@ where `digits` is a function of one response, or a whole `Score`. See examples/m
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
-from surgeon import metrics, named, nex
+from surgeon import estimate, metrics, named, nex
 from surgeon.activations import Recording
 from surgeon.errors import BadInput
 from surgeon.ranking import RankedResponse
@@ -29,6 +30,23 @@ class Pool(NamedTuple):
     responses: Mapping[str, tuple[RankedResponse, ...]]
     """By candidate."""
     readings: nex.Readings
+    digests: Mapping[str, str] = MappingProxyType({})
+    """Candidate -> its checkpoint's digest, where known: equal ones are copies."""
+
+    def answers(self) -> np.ndarray:
+        """int64_PCS: the answers of all candidates, as `surgeon.estimate` takes them."""
+        place = self.places()
+        rows: list[list[list[str | None]]] = [[[] for _ in self.responses] for _ in place]
+        for c, responses in enumerate(self.responses.values()):
+            for r in responses:
+                rows[place[r.prompt_id]][c].append(r.answer)
+        return estimate.numbered(rows)
+
+    def voted(self) -> estimate.Estimate:
+        """The estimate of every candidate's accuracy by the others' votes."""
+        names = [self.digests.get(name, name) for name in self.responses]
+        copies_CC = np.array([[a == b for b in names] for a in names], dtype=bool)
+        return estimate.estimate(self.answers(), copies_CC)
 
     def everything(self) -> list[RankedResponse]:
         """All responses, candidate after candidate."""
@@ -53,7 +71,8 @@ class Pool(NamedTuple):
 
 
 class Score(NamedTuple):
-    """A score that orders candidates, higher first. One of `of`, `measure` and `pooled` is given.
+    """A score that orders candidates, higher first. One of `of`, `measure`, `pooled` and `combined`
+    is given.
 
     A candidate's score is the mean over its responses (NEX sec. 3.3).
     """
@@ -71,6 +90,12 @@ class Score(NamedTuple):
     where the response is recorded, and kept by the score's name."""
     pooled: Callable[[Pool], np.ndarray] | None = None
     """Or: float64_PC2 as of `Pool.sums`, for what takes all responses to say."""
+    combined: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = None
+    """Or: the candidates' values from those of the other scores, by name; candidates are the last
+    axis of each, and resamples of the prompts may stand before it."""
+    ends: Callable[[Pool, np.ndarray], np.ndarray] | None = None
+    """float64_C2: the ends of the interval, from the resampled values (float64_BC), where they
+    aren't just the middle 95 % of those."""
     decimals: int = 3
     column: str = ""
     """Its heading in a terminal, where that isn't its name."""
@@ -82,6 +107,8 @@ class Score(NamedTuple):
         """
         if self.pooled is not None:
             return self.pooled(pool)
+        if self.combined is not None:
+            raise TypeError(f"{name} is made of other scores' values, not of responses")
         of = self.of or (lambda response: response.measured[name])
         return pool.sums(of(response) for response in pool.everything())
 
@@ -113,10 +140,55 @@ def agreement(pool: Pool) -> np.ndarray:
     return sums_PC2
 
 
+def voted_accuracy(pool: Pool) -> np.ndarray:
+    """The matches with the others' vote, on the scale of an accuracy."""
+    found = pool.voted()
+    voted_PC = ~np.isnan(found.match_PC)
+    return np.stack([np.nan_to_num(found.match_PC), np.nan_to_num(voted_PC * found.scale_C)], -1)
+
+
+def voted_ends(pool: Pool, drawn_BC: np.ndarray) -> np.ndarray:
+    """The interval also holds what the vote itself may miss."""
+    found = pool.voted()
+    return estimate.interval(found, drawn_BC * found.scale_C)
+
+
+def fitted_accuracy(pool: Pool) -> np.ndarray:
+    """By the one-coin model of Dawid and Skene, fitted to all prompts."""
+    answers = pool.answers()
+    right_PC = estimate.dawid_skene(answers).right_PC
+    n_PC = (answers != estimate.ABSENT).sum(-1).astype(float)
+    return np.stack([np.nan_to_num(right_PC) * n_PC, n_PC], -1)
+
+
+def informs(value_C: np.ndarray) -> bool:
+    """Whether a score's values tell candidates apart: of several, not all are equal."""
+    there = value_C[np.isfinite(value_C)]
+    return len(there) > 0 and (len(value_C) == 1 or bool(np.ptp(there) > 0))
+
+
+def recommended(values: Mapping[str, np.ndarray]) -> np.ndarray:
+    """NEX times the estimated accuracy; one of them alone where the other is 0 or unknown for
+    every candidate."""
+    usable = [values[name] for name in RECOMMENDED if np.nansum(values[name]) > 0]
+    return np.prod(usable, axis=0) if usable else np.full_like(values["nex"], math.nan)
+
+
+RECOMMENDED = ("nex", "estimate")
+"""The scores whose product recommends."""
+
 SCORES: dict[str, Score] = {
     "nex": Score(
         "NEX", "", "Good-Mass Fraction: share of activation mass on useful neurons",
         pooled=good_mass, decimals=4,
+    ),
+    "estimate": Score(
+        "Estimated accuracy", "", "accuracy without labels, by the votes of the other candidates",
+        pooled=voted_accuracy, ends=voted_ends,
+    ),
+    "recommended": Score(
+        "Recommended", "", "NEX times the estimated accuracy", combined=recommended,
+        column="NEX x est.",
     ),
     "length": Score(
         "Length", "tokens", "mean response length", of=lambda r: r.tokens, decimals=1
@@ -140,6 +212,10 @@ SCORES: dict[str, Score] = {
     "agreement": Score(
         "Agreement", "", "share of a prompt's samples that agree on an answer", pooled=agreement
     ),
+    "dawid_skene": Score(
+        "Dawid-Skene", "", "accuracy without labels, by the one-coin model of 1979",
+        pooled=fitted_accuracy, column="D-S",
+    ),
     "finished": Score(
         "Finished", "", "share of responses that ended before the token limit",
         of=lambda r: r.finished,
@@ -147,7 +223,16 @@ SCORES: dict[str, Score] = {
 }  # fmt: skip
 """Every score a ranking reports, in the order of the terminal's table."""
 
-ON_PAGE = ("nex", "agreement", "finished", "length", "explore_segments", "hes")
+ON_PAGE = (
+    "nex",
+    "estimate",
+    "recommended",
+    "agreement",
+    "finished",
+    "length",
+    "explore_segments",
+    "hes",
+)
 """The scores that the page shows first, in its order."""
 
 
@@ -164,9 +249,9 @@ def find(name: str) -> Score:
     if not isinstance(row, Score):
         what = (row.__doc__ or "").strip().partition("\n")[0].rstrip(".")
         return Score(short(name).replace("_", " "), "", what, of=row)
-    if [row.of, row.measure, row.pooled].count(None) != 2:
+    if [row.of, row.measure, row.pooled, row.combined].count(None) != 3:
         raise BadInput(
-            f"found select = {name}, expected of, measure or pooled in it, and only one."
+            f"found select = {name}, expected of, measure, pooled or combined in it, and only one."
         )
     return row
 

@@ -9,7 +9,7 @@ from surgeon.ranking import RankedCandidate, Ranking
 
 WIDE = 118
 """Columns a terminal needs for every score in one table."""
-NARROW = ("nex", "length", "agreement", "finished")
+NARROW = ("nex", "estimate", "length", "agreement", "finished")
 """The scores that a narrower one shows; the last makes room for the accuracy."""
 DASH = "–"
 
@@ -34,7 +34,7 @@ def candidate_table(ranking: Ranking, width: int = 80) -> Table:
     select, with_truth = ranking.select, any(c.accuracy is not None for c in ranking.candidates)
     scores = [name for name in ranking.favourites if name != select]
     if width < WIDE:
-        scores = [name for name in scores if name in NARROW[: 3 if with_truth else 4]]
+        scores = [name for name in scores if name in NARROW[: 2 if with_truth else 3]]
 
     def cell(c: RankedCandidate, name: str) -> str:
         value = c.scores[name]
@@ -42,12 +42,14 @@ def candidate_table(ranking: Ranking, width: int = 80) -> Table:
             return DASH
         return f"[bold]{number(value)}[/]" if ranking.favourites[name] == c.name else number(value)
 
-    rows = table("", "candidate", short(select), "95% interval", left=["candidate"])
+    def title(name: str) -> str:
+        return SCORES[name].column or name if name in SCORES else short(name)
+
+    rows = table("", "candidate", title(select), "95% interval", left=["candidate"])
     rows.columns[0].justify = "right"
     rows.columns[3].justify, rows.columns[3].style = "center", "dim"
-    titles = [SCORES[name].column or name if name in SCORES else name for name in scores]
-    for title in [*titles, "cycles", *(["accuracy"] if with_truth else [])]:
-        rows.add_column(title, justify="right", no_wrap=True)
+    for heading in [*map(title, scores), "cycles", *(["accuracy"] if with_truth else [])]:
+        rows.add_column(heading, justify="right", no_wrap=True)
     for c in ranking.candidates:
         low, high = c.interval[select]
         interval = DASH if low is None or high is None else f"{number(low)} {number(high)}"
@@ -65,15 +67,29 @@ def number(value: float) -> str:
     return f"{value:.{3 if abs(value) < 10 else 1 if abs(value) < 100 else 0}f}"
 
 
+def hit_text(chance: float) -> str:
+    return {"0.00": "no", "1.00": "yes"}.get(f"{chance:.2f}", f"{chance:.2f}")
+
+
 def quality_table(ranking: Ranking) -> Table:
     """How well each score would have chosen, where true accuracies are known."""
     rows = table(
         "score", "Pearson r", "Spearman", "Regret@1 (pp)", "Hit@3", "its favourite",
         left=["its favourite"],
     )  # fmt: skip
+    equals = {}
+    for score in ranking.selection_quality or {}:
+        values = [v for c in ranking.candidates if (v := c.scores[score]) is not None]
+        equals[score] = sum(value == max(values) for value in values)
     for score, q in (ranking.selection_quality or {}).items():
         numbers = [DASH if value is None else f"{value:.2f}" for value in (q.pearson, q.spearman)]
         regret = DASH if q.regret_at_1 is None else f"{q.regret_at_1:.1f}"
-        hit = DASH if q.hit_at_3 is None else ("yes" if q.hit_at_3 else "no")
-        rows.add_row(score, *numbers, regret, hit, ranking.favourites[score] or DASH)
+        hit = (
+            DASH if q.hit_at_3 is None else {0: "no", 1: "yes"}.get(q.hit_at_3, f"{q.hit_at_3:.2f}")
+        )
+        picked = escape(ranking.favourites[score] or DASH)
+        if ranking.favourites[score] and equals[score] > 1:
+            # The regret is the mean over them.
+            picked += f" and {equals[score] - 1} equal"
+        rows.add_row(score, *numbers, regret, hit, picked)
     return rows

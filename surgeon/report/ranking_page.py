@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.lineage import write_text
-from surgeon.ranking import Ranking
+from surgeon.ranking import Ranking, Recommendation
 from surgeon.report import panels
 from surgeon.report.measures import (
     Measure,
@@ -72,11 +72,15 @@ def _facts(page: RankingPage) -> list[tuple[str, str, str]]:
     value = with_unit(measure, best.scores[select])
     ends = interval_text(measure, best.interval[select])
     facts = [
+        *_advice(page.ranking.recommendation),
         ("candidates", grouped(len(page.candidates)), ""),
         ("ranked by", measure.label, measure.what),
-        ("best", best.name, f"{value} ({ends})" if ends else value),
     ]
-    if others:
+    if page.ranking.pick is None:
+        facts.append(("best", "none", "the score tells nobody apart"))
+    else:
+        facts.append(("best", best.name, f"{value} ({ends})" if ends else value))
+    if others and page.ranking.pick is not None:
         ties = [candidate.name for candidate in others if candidate.not_told_apart_from_best]
         more = len(ties) - TIES_NAMED
         names = ", ".join(ties[:TIES_NAMED]) + (f" and {more} more" if more > 0 else "")
@@ -92,6 +96,23 @@ def _facts(page: RankingPage) -> list[tuple[str, str, str]]:
             grouped(responses),
             f"{grouped(truncated)} truncated, {share}; {grouped(page.total('tokens'))} tokens",
         ),
+    ]
+
+
+def _advice(advice: Recommendation | None) -> list[tuple[str, str, str]]:
+    """What is recommended, and what NEX alone would have picked."""
+    if advice is None:
+        return []
+    (low, high), about = advice.interval, "accuracy unknown"
+    if advice.estimate is not None and low is not None and high is not None:
+        ends = f"{100 * low:.0f} to {100 * high:.0f}%"
+        about = f"estimated accuracy {100 * advice.estimate:.0f}% (95%: {ends})"
+    agrees = "the same" if advice.nex_alone == advice.name else "they disagree"
+    if advice.nex_alone is None:
+        agrees = "it tells nobody apart"
+    return [
+        ("recommended", advice.name, f"{about}; {advice.tokens:.0f} tokens per answer"),
+        ("NEX alone", advice.nex_alone or "none", agrees),
     ]
 
 

@@ -32,7 +32,7 @@ class Scoring:
 
 @settings
 class RankSettings:
-    """Rank checkpoints without labels: NEX, its baselines, and label-free agreement."""
+    """Rank checkpoints without labels: NEX, its baselines, and an estimate of accuracy by vote."""
 
     checkpoints: Annotated[Many[str], POSITIONAL, UNRECORDED, Metavar("CHECKPOINT|FAMILY...")]
     """Directories, hub ids, BASE+ADAPTER, families, or FAMILY/family.json#CANDIDATE."""
@@ -46,8 +46,9 @@ class RankSettings:
     messages, answer, id, tools and system."""
     seed: Annotated[int, SHARED] = 0
     """Seed of everything random."""
-    select: Annotated[str, UNRECORDED, Metavar("SCORE")] = "nex"
-    """The score that orders the candidates: one of the table's columns, or module:function."""
+    select: Annotated[str, UNRECORDED, Metavar("SCORE")] = "recommended"
+    """The score that orders the candidates: recommended (NEX times the accuracy that the votes
+    estimate), nex (as in the paper), another of the table's columns, or module:function."""
     traces: Annotated[str | None, Metavar("FILE|DIR")] = None
     """Use these responses instead of sampling: a file, one NAME.jsonl per candidate, or the
     directory of another ranking or evaluation."""
