@@ -134,7 +134,7 @@ class Ranking:
         return self.candidates[0]
 
     @staticmethod
-    def upgrade(content: dict[str, Any], version: int) -> dict[str, Any]:
+    def upgrade(content: dict[str, Any], version: int) -> dict[str, JsonValue]:
         """Version 1 always chose its first candidate, and estimated no accuracy."""
         if version == 1 and content.get("candidates"):
             content["pick"] = content["candidates"][0].get("name")
