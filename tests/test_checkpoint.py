@@ -408,3 +408,17 @@ def test_what_older_versions_and_trainers_leave_behind_is_left_out(pico_pair, ca
     resolve(str(pico_pair[0])).model()
     said = capsys.readouterr().err
     assert ("left out, as transformers does" in said) == ("inv_freq" not in name)
+
+
+def test_a_tied_head_that_is_stored_too_is_dropped_and_one_that_differs_is_not(pico_pair):
+    shard = sorted(pico_pair[0].glob("*.safetensors"))[-1]
+    tensors = load_file(shard)
+    embedding = Checkpoint.open(pico_pair[0]).tensor("model.embed_tokens.weight")
+    save_file(tensors | {"lm_head.weight": embedding}, shard, metadata={"format": "pt"})
+    checkpoint = resolve(str(pico_pair[0]))
+    assert checkpoint.tied and "lm_head.weight" not in checkpoint.tensors
+    save_file(tensors | {"lm_head.weight": embedding + 1}, shard, metadata={"format": "pt"})
+    checkpoint = resolve(str(pico_pair[0]))
+    assert not checkpoint.tied and "lm_head.weight" in checkpoint.tensors
+    model = checkpoint.model()
+    assert not torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)  # pyright: ignore

@@ -111,6 +111,8 @@ def test_lora_trains_the_new_rows_and_no_other(pico: Path, tmp_path: Path, name:
     made, base = tensors(tmp_path / "out"), tensors(source.path)
     assert made.keys() == base.keys()  # a tied unembedding is not stored twice
     assert {t.dtype for t in made.values()} == {torch.bfloat16}
+    # Not the float32 that it was trained in.
+    assert Checkpoint.open(tmp_path / "out").config["dtype"] == "bfloat16"
     for key, tensor in base.items():
         if key in ("model.embed_tokens.weight", "lm_head.weight"):
             rows = [i for i in range(len(tensor)) if i not in (128, 129)]

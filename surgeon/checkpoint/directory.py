@@ -15,7 +15,7 @@ from surgeon.checkpoint import specs
 from surgeon.checkpoint.config import Config, context_of, d_ff_of
 from surgeon.checkpoint.dtypes import LIVE_DTYPES, torch_dtype
 from surgeon.checkpoint.templates import DEFAULT, named_template_files, read_templates
-from surgeon.checkpoint.tensors import TensorInfo, read_header, read_json, read_tensor
+from surgeon.checkpoint.tensors import TensorInfo, read_header, read_json, read_tensor, same_bytes
 from surgeon.errors import BadInput
 
 if TYPE_CHECKING:
@@ -177,7 +177,23 @@ class Checkpoint:
             # transformers reads a tensor that the index leaves out.
             listed = set(shards[shard])
             shards[shard] += [name for name in header if name not in listed]
+        if head := self._redundant_head(seen):
+            shards[seen[head]].remove(head)
         return shards
+
+    def _redundant_head(self, places: dict[str, str]) -> str | None:
+        """An unembedding that is the embedding, stored a second time though the config ties both;
+        transformers drops it. `places`: tensor name -> shard."""
+        ties = self.config.get("tie_word_embeddings", self.text_config.get("tie_word_embeddings"))
+        heads = [name for name in places if name.endswith("lm_head.weight")]
+        embeddings = [name for name in places if name.endswith("embed_tokens.weight")]
+        if not ties or len(heads) != 1 or len(embeddings) != 1:
+            return None
+        infos = [self._headers[places[name]][name] for name in (*heads, *embeddings)]
+        if infos[0][1:4] != infos[1][1:4]:
+            return None
+        files = [self.path / places[name] for name in (*heads, *embeddings)]
+        return heads[0] if same_bytes(files, infos) else None
 
     @cached_property
     def _headers(self) -> dict[str, dict[str, TensorInfo]]:

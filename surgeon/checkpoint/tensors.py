@@ -80,6 +80,18 @@ def _require_loadable(file: Path) -> None:
         ) from error
 
 
+def same_bytes(files: list[Path], infos: list[TensorInfo], piece: int = 1 << 24) -> bool:
+    """Whether two tensors, each in its file, have the same bytes; a piece in memory at a time."""
+    with open(files[0], "rb") as first, open(files[1], "rb") as second:
+        first.seek(infos[0].start)
+        second.seek(infos[1].start)
+        return all(
+            first.read(min(piece, infos[0].nbytes - at))
+            == second.read(min(piece, infos[0].nbytes - at))
+            for at in range(0, infos[0].nbytes, piece)
+        )
+
+
 def read_tensor(file: FileIO, info: TensorInfo, scratch: "Tensor | None" = None) -> "Tensor":
     """One tensor's bytes from an open shard, in memory of its own (not a mapping of the file).
 
