@@ -1,6 +1,8 @@
 """The label-free estimate of accuracy, on votes whose truth is known."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,3 +159,23 @@ def test_two_stable_readings_are_camps():
     answers = np.where(noise, rng.integers(2, 9, answers.shape), answers)
     assert estimate.signs(answers).camps > 0.5
     assert math.isnan(estimate.signs(answers[:, :, :1]).camps)
+
+
+def test_recorded_votes_of_a_built_in_family():
+    """19 merges, an over-thinking endpoint among them that NEX prefers (regret 47 points)."""
+    recorded = json.loads((Path(__file__).parent / "data" / "votes.json").read_text())
+    accuracy_C, nex_C = np.array(recorded["accuracy"]), np.array(recorded["nex"])
+    answers = estimate.numbered(
+        [
+            [[None if a == "-" else a for a in word] for word in line.split(" ")]
+            for line in recorded["answers"]
+        ]
+    )
+    assert answers.shape == (100, 19, 3)
+    found = estimate.estimate(answers)
+    assert np.abs(found.accuracy_C - accuracy_C).mean() < 0.05
+    assert metrics.pearson(found.accuracy_C, accuracy_C) > 0.97
+    assert metrics.regret_at_1(nex_C, accuracy_C) > 40
+    assert metrics.regret_at_1(nex_C * found.accuracy_C, accuracy_C) <= 3
+    signs = estimate.signs(answers)
+    assert signs.share > 0.5 and signs.split < 0.5 and signs.camps < 0.1
