@@ -132,6 +132,9 @@ def _with_followers(inside: str, rest: str) -> str | None:
     return inside + " " + word.strip()
 
 
+_LETTERED = re.compile(r"^[ \t*_]{0,4}(?:A|Ans)[.:][*_]{0,2}[ \t]+(\S.*)$", re.MULTILINE)
+"""Q: how many? A: 12"""
+_OPTION_B = re.compile(r"^[ \t*_(]{0,4}B[.:)]", re.MULTILINE)
 _NEGATED = re.compile(r"(?:not|n't|unclear|wrong|incorrect)\b", re.IGNORECASE)
 _THAT_IS = re.compile(
     r"(\S[^\n.!?]{0,60}?)\s+(?:is|are|must be)\s+(?:the|our|my)\s+(?:(?:final|correct|right|desired)\s+)*"  # noqa: E501
@@ -145,6 +148,9 @@ def stated(text: str, words: Sequence[str] = ()) -> str | None:
         found = last(pattern, text)
         if found and found.group(1).strip(" \"'"):
             return found.group(1).strip().strip('"').strip()
+    found = last(_LETTERED, text)
+    if found and not _OPTION_B.search(text):
+        return answer_at(found.group(1))
     candidates = list(deque(_stated(tuple(words)).finditer(text), maxlen=50))
     for match in reversed(candidates):
         rest = text[match.end() : match.end() + 4000]
@@ -183,10 +189,21 @@ _WORDED = re.compile(
 _LETTERS = re.compile(r"(?<!\\)[^\W\d_]{2,}")
 
 
+_TYPESET = re.compile(
+    r"(?<=\d)(?:(?:\\[!,])*,(?:\\[!,])*(?=\d{3})|\{,\}(?=\d{3})|\\,(?=\d{3})"
+    r"|\s*\\text\s*\{\s*to\s*\}\s*(?=\d)|\s*\\colon\s*(?=\d))"
+)
+
+
+def _plain_between(match: re.Match[str]) -> str:
+    """Thousands commas and ratio colons between digits, without their typesetting."""
+    return ":" if "to" in match.group() or "colon" in match.group() else ","
+
+
 def last_value(text: str) -> str | None:
     """The last value that prose mentions: a formula, or a number with its fraction bar, percent
     sign, time or power of ten; a number word where there is no digit."""
-    text = text[-MOST_LETTERS:]
+    text = _TYPESET.sub(_plain_between, text[-MOST_LETTERS:])
     number, math = last(_VALUE, text), None
     for match in deque(_MATH.finditer(text), maxlen=3):
         inside = _inside(match)
@@ -194,6 +211,8 @@ def last_value(text: str) -> str | None:
             math = (match, inside)
     if math and (number is None or number.end() <= math[0].end()):
         inside = math[1].strip()
+        if inside.count("=") > 1 and "," in inside:
+            return inside.rstrip(".,")  # x = 5, y = 3
         return re.split(r"(?<![<>!\\:])=(?!=)", inside)[-1].strip().rstrip(".,") or inside
     if number:
         return number.group().strip().replace("−", "-").removeprefix("+").strip()

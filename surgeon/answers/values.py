@@ -148,7 +148,7 @@ _DATES = (
     re.compile(r"(\d{4})-(\d{1,2})-(\d{1,2})"),
 )
 _TIME = re.compile(
-    r"(\d{1,2}):(\d{2})(?::(\d{2}))?(?:\s*([ap])\.?\s*m\.?)?|(\d{1,2})\s*([ap])\.?\s*m\.?",
+    r"(\d{1,2}):(\d{2})(?::(\d{2}))?(?:\s*(?:([ap])\.?\s*m\.?|noon))?|(\d{1,2})\s*([ap])\.?\s*m\.?",
     re.IGNORECASE,
 )
 _ONES = [
@@ -534,7 +534,7 @@ _TAIL = re.compile(
 )
 _TRIGONOMETRIC = re.compile(r"sin|cos|tan|cot|sec|csc")
 _HEAD = re.compile(
-    r"(?:(?:(?:final )?answer|solution|result)\s*[:=]\s*|(?:about|approximately|approx\.?|around|roughly|exactly|nearly|only|just|equal to|equals|"  # noqa: E501
+    r"(?:(?:the )?(?:(?:final )?answer|solution|result)\s*(?:[:=]|is\b)\s*|(?:about|approximately|approx\.?|around|roughly|exactly|nearly|only|just|equal to|equals|"  # noqa: E501
     r"therefore|thus|simply|a total of|total of)\s+|(?:\\approx(?![a-z])|≈|~|\\sim(?![a-z])|=)\s*)+",  # noqa: E501
     re.IGNORECASE,
 )  # fmt: skip
