@@ -6,8 +6,8 @@ Each row of the table reads every response and compares what it finds with the g
 is the share of responses judged as the file says; *wrong equal* are those called right that are
 wrong, *missed* those called wrong that are right. The filters of lm-eval (gsm8k strict and
 flexible, minerva_math) are their documented regexes and normalisations written anew here, not the
-package; minerva_math's second step, a comparison by sympy, is left out. They expect the phrase that their
-few-shot prompts teach, and most of these responses don't have it.
+package; minerva_math's second step, a comparison by sympy, is left out. They expect the phrase that
+their few-shot prompts teach, and most of these responses don't have it.
 """
 
 import json
