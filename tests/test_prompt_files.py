@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from surgeon.errors import BadInput
 from surgeon.rank.candidates import file_stem
-from surgeon.traces import Prompt, read_prompts
+from surgeon.traces import Prompt, Trace, append, read_prompts
 from surgeon.traces.columns import last_boxed
 
 ROWS = [{"prompt": 'a, "b"\n; c', "answer": "1"}, {"prompt": "é\u2028w", "answer": "2"}]
@@ -193,3 +193,23 @@ def test_ids_of_any_form_have_file_names_of_their_own(ids: list[str]):
     stems = [file_stem(prompt_id) for prompt_id in ids]
     assert len({stem.lower() for stem in stems}) == len(ids)
     assert all(stem and len(stem) <= 64 and not set(stem) & set("/\\.\0 ") for stem in stems)
+
+
+@pytest.mark.parametrize("form", ["{}.jsonl", "candidates/{}/traces.jsonl", "traces/{}.jsonl"])
+def test_traces_of_a_ranking_or_an_evaluation_are_found(form: str, tmp_path: Path):
+    from types import SimpleNamespace
+
+    from surgeon.rank.plan import read_candidate_traces
+
+    candidates: Any = [SimpleNamespace(name=name) for name in ("a", "b")]
+    for candidate in candidates:
+        file = tmp_path / form.format(candidate.name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        append(file, Trace(f"of {candidate.name}", 0, [1], [2], "", "stop"))
+    prompts = [Prompt(f"of {name}", (USER,)) for name in ("a", "b")]
+    found = read_candidate_traces(str(tmp_path), candidates, prompts)
+    assert {name: traces[0].prompt_id for name, traces in found.items()} == {
+        "a": "of a", "b": "of b",
+    }  # fmt: skip
+    with pytest.raises(BadInput, match="the traces of candidate a"):
+        read_candidate_traces(str(tmp_path / "nowhere"), candidates[:1], prompts)
