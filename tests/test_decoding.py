@@ -334,7 +334,8 @@ def test_choose_follows_the_definition(
 def test_temperature_zero_takes_the_first_of_the_largest():
     logits = torch.tensor([[0.0, 3.0, 1.0, 3.0]])
     u = torch.tensor([0.99], dtype=torch.float64)
-    assert choose(logits, u, temperature=0, top_p=0.9, top_k=0).tolist() == [1]
+    for temperature in (0, 5e-324, 1e-300, 9e-6):
+        assert choose(logits, u, temperature=temperature, top_p=0.9, top_k=0).tolist() == [1]
 
 
 def test_frequencies_follow_the_probabilities():

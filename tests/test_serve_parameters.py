@@ -223,6 +223,26 @@ def test_a_bias_of_100_and_a_neighbour_without_one(server: Server, here: Model):
     assert joined(stream)[0] == here.text(answer)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(temperature=1e-300, min_p=1e-300),
+        dict(temperature=5e-324),
+        dict(temperature=1e-5, repetition_penalty=0.01),
+        dict(temperature=2, repetition_penalty=10, frequency_penalty=2, min_p=1),
+        dict(logit_bias={str(i): -100 for i in range(174)}, temperature=0.01),
+    ],
+    ids=str,
+)
+def test_extreme_settings_fail_nobody(server: Server, settings: dict[str, Any]):
+    body = CHAT | dict(max_tokens=5, logprobs=True, top_logprobs=20) | settings
+    status, reply, _ = server.send("POST", "/v1/chat/completions", body)
+    assert status == 200 and reply["usage"]["completion_tokens"] <= 5
+    if settings["temperature"] < 1e-5:
+        cold = server.send("POST", "/v1/chat/completions", body | dict(temperature=0, min_p=0))[1]
+        assert reply["choices"][0]["message"] == cold["choices"][0]["message"]
+
+
 # --- grammars -------------------------------------------------------------------------------------
 
 

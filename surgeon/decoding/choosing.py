@@ -14,6 +14,8 @@ from surgeon.errors import BadInput
 
 STREAM_BLOCK = 256
 """Random numbers of a stream that are drawn at a time."""
+GREEDY = 1e-5
+"""Temperatures below this take the most likely token: logits divided by them would be infinite."""
 SORTED_OUTRIGHT = 2048
 """Vocabularies up to this size are sorted without looking for a short list of candidates first."""
 
@@ -70,11 +72,11 @@ def choose(
 
     Temperature first, then the `top_k` most likely tokens (0: all), then the smallest set of most
     likely tokens whose probability reaches `top_p`; among equal logits the smaller id comes first.
-    Temperature 0 takes the most likely token. The choice is the inverse of the cumulative
-    distribution at `u_B`, most likely token first. A large vocabulary is sorted only for rows whose
+    Temperature 0, or as good as 0, takes the most likely token. The choice is the inverse of the
+    cumulative distribution at `u_B`, most likely token first. A large vocabulary is sorted only for rows whose
     nucleus is wider than a short list of candidates. Raises BadInput for logits that aren't finite.
     """
-    if temperature == 0:
+    if temperature < GREEDY:
         largest_B, token_B = logits_BV.max(-1)
         _check(largest_B)
         return token_B

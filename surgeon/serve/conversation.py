@@ -180,7 +180,10 @@ def render(
         ids = encode(tokenizer, prompt, thinking, template)
     except BadInput as error:
         param = "tools" if "the tools" in str(error) else "messages"
-        raise Refusal(400, str(error), param=param) from error
+        words = (
+            str(error).removeprefix("prompt 'messages': ").replace("out of the row, or", "out, or")
+        )
+        raise Refusal(400, words, param=param) from error
     form = None
     if choice.tools:
         form = form_of(chosen_template(tokenizer, template, tools=True) or "")
