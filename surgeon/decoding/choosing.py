@@ -73,8 +73,9 @@ def choose(
     Temperature first, then the `top_k` most likely tokens (0: all), then the smallest set of most
     likely tokens whose probability reaches `top_p`; among equal logits the smaller id comes first.
     Temperature 0, or as good as 0, takes the most likely token. The choice is the inverse of the
-    cumulative distribution at `u_B`, most likely token first. A large vocabulary is sorted only for rows whose
-    nucleus is wider than a short list of candidates. Raises BadInput for logits that aren't finite.
+    cumulative distribution at `u_B`, most likely token first. A large vocabulary is sorted only for
+    rows whose nucleus is wider than a short list of candidates. Raises BadInput for logits that
+    aren't finite.
     """
     if temperature < GREEDY:
         largest_B, token_B = logits_BV.max(-1)
