@@ -474,3 +474,131 @@ def test_no_space(place: Path, capsys, monkeypatch):
 )
 def test_a_command_that_asks_for_the_impossible(place: Path, capsys, command: list[str]):
     refused(capsys, *command)
+
+
+# --- adapters -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def adapted(place: Path) -> Path:
+    """`place` with a LoRA adapter of `a`."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from surgeon.checkpoint import Checkpoint
+
+    torch.manual_seed(0)
+    tuned = get_peft_model(
+        Checkpoint.open(place / "a").model(),  # pyright: ignore[reportArgumentType]
+        LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+    )
+    tuned.save_pretrained(str(place / "lora"))
+    (place / "lora" / "README.md").unlink(missing_ok=True)
+    return place
+
+
+RANK = ["rank", "a+lora", "b", "--mini-set", "mini.jsonl", "--out", "out"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["rank", "lora", "--mini-set", "mini.jsonl", "--out", "out"],
+        ["evaluate", "lora", "--task", "mini.jsonl", "--out", "out"],
+        ["merge-sweep", "a", "lora", "--out", "out"],
+        ["transplant", "--recipient", "a", "--donor", "lora", "--mask", "m", "--out", "out"],
+        ["distill", "lora", "--pool", "mini.jsonl", "--out", "out"],
+        ["monitor", "lora", "--prompts", "mini.jsonl", "--out", "out"],
+        ["extract-lora", "lora", "--base", "a", "--rank", "2", "--out", "out"],
+    ],
+    ids=lambda c: c[0],
+)
+def test_a_bare_adapter_is_told_to_name_its_base(adapted: Path, capsys, command: list[str]):
+    rows = [{"prompt": "w1", "answer": "1"}, {"prompt": "w2", "answer": "2"}]
+    (adapted / "mini.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "Name its base too" in refused(capsys, *command)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"peft_type": "PROMPT_TUNING"}, "acts beside the weights"),
+        ({"peft_type": "IA3"}, "Merge it with PEFT first"),
+        ({"peft_type": "SOMETHING_NEW"}, "found a SOMETHING_NEW adapter"),
+        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
+        ({"layer_replication": [[0, 2]]}, "repeats layers"),
+        ({"task_type": "SEQ_CLS"}, "expected CAUSAL_LM"),
+        ({"target_modules": ["q_proj", "k_proj"]}, "lacks the weights of k_proj"),
+    ],
+)
+def test_an_adapter_of_another_kind(adapted: Path, capsys, changes: dict, words: str):
+    file = adapted / "lora" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    assert words in refused(capsys, *RANK)
+
+
+def damage_adapter_config(adapter: Path) -> None:
+    (adapter / "adapter_config.json").write_text("{")
+
+
+def damage_adapter_weights(adapter: Path) -> None:
+    (adapter / "adapter_model.safetensors").write_bytes(b"x" * 40)
+
+
+def damage_adapter_gone(adapter: Path) -> None:
+    (adapter / "adapter_model.safetensors").unlink()
+
+
+def damage_adapter_pickle(adapter: Path) -> None:
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+
+
+def damage_adapter_half(adapter: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = adapter / "adapter_model.safetensors"
+    last = "layers.1.self_attn.q_proj.lora_B"
+    save_file({k: v for k, v in load_file(file).items() if last not in k}, file)
+
+
+def damage_adapter_names(adapter: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = adapter / "adapter_model.safetensors"
+    save_file({k.replace("q_proj", "c_attn"): v for k, v in load_file(file).items()}, file)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_adapter_config, damage_adapter_weights, damage_adapter_gone, damage_adapter_pickle,
+        damage_adapter_half, damage_adapter_names,
+    ],
+    ids=lambda d: d.__name__,
+)  # fmt: skip
+def test_a_damaged_adapter(adapted: Path, capsys, damage):
+    damage(adapted / "lora")
+    assert "lora" in refused(capsys, *RANK)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["rank", "a+nowhere", "--mini-set", "mini.jsonl", "--out", "out"], "no adapter"),
+        (["rank", "a+b", "--mini-set", "mini.jsonl", "--out", "out"], "not a PEFT adapter"),
+        (["rank", "nowhere+lora", "--mini-set", "mini.jsonl", "--out", "out"], "nowhere"),
+        (["extract-lora", "b", "--base", "a", "--out", "out"], "rank and energy"),
+        (["extract-lora", "b", "--base", "a", "--rank", "0", "--out", "out"], "at least 1"),
+        (["extract-lora", "b", "--base", "a", "--energy", "2", "--out", "out"], "at most 1"),
+        (["extract-lora", "a", "--base", "a", "--rank", "2", "--out", "out"], "nothing to extract"),
+        (["extract-lora", "b", "--rank", "2", "--out", "out"], "lacks base"),
+    ],
+    ids=lambda c: " ".join(c) if isinstance(c, list) else "",
+)
+def test_adapters_and_extractions_that_cant_be(adapted, capsys, command: list[str], words: str):
+    assert words in refused(capsys, *command)
+
+
+def test_a_cache_limit_that_is_no_size(adapted: Path, capsys, monkeypatch):
+    monkeypatch.setenv("SURGEON_CACHE_LIMIT", "plenty")
+    assert "expected a size such as 20GB" in refused(capsys, *RANK)
