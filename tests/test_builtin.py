@@ -363,7 +363,7 @@ def test_ended_thinking_leads_to_the_answer_of_what_is_known(seed: int):
     labels, meaning, done = task.steps(problem, text), "fold", None
     for label in labels:
         if label.kind in ("read", "alternative"):
-            meaning = task.reading(label.text)
+            meaning = str(task.reading(label.text))
         elif problem.operations[-1] in label.text:
             done = meaning
     assert task.reading(text.rpartition("</think>")[2]) == (done or meaning)

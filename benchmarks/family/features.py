@@ -40,7 +40,8 @@ class Features(NamedTuple):
     stagnating: float
     """Share of the steps that check what was checked already."""
     spoiled: float
-    """Share of the problems on which an attempt was right and a later one made the answer wrong."""
+    """Share of the problems on which an attempt was right and the answer is wrong or was never
+    reached."""
     segments: Mapping[int, float]
     """Tokens a row -> mean E segments of a response."""
     cycling: Mapping[int, float]

@@ -249,7 +249,7 @@ def phases(problem: Problem, pieces: Sequence[str]) -> list[Phase | None]:
     """
     text = "".join(pieces)
     labels = steps(problem, text)
-    bounds = [(label.start, label.phase) for label in labels]
+    bounds: list[tuple[int, Phase | None]] = [(label.start, label.phase) for label in labels]
     stop = text.find("</think>")
     if stop < 0:
         at = labels[-1].end if labels else text.find("<think>") + len("<think>")
@@ -259,7 +259,8 @@ def phases(problem: Problem, pieces: Sequence[str]) -> list[Phase | None]:
             bounds.append((begin, _begun(labels, words)))
         stop = len(text)
     found: list[Phase | None] = []
-    at, i, now = 0, 0, None
+    at, i = 0, 0
+    now: Phase | None = None
     for piece in pieces:
         while i < len(bounds) and bounds[i][0] <= at:
             now, i = bounds[i][1], i + 1
