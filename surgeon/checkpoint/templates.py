@@ -81,4 +81,4 @@ def _listed(value: Any, file: Path) -> dict[str, str]:
                 f"{file}: found the chat template {name!r} of kind {type(text).__name__}, expected "
                 "a text, or a list of name and template."
             )
-    return value
+    return dict(value)
