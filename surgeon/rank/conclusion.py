@@ -239,7 +239,7 @@ def warnings(
     lines = rows_too_long(everything, settings.scoring.row_tokens)
     if settings.select in ("nex", "recommended"):
         lines += unsure_of_nex(everything, candidates)
-    if settings.select in ("estimate", "recommended", "dawid_skene"):
+    if len(candidates) > 1 and settings.select in ("estimate", "recommended", "dawid_skene"):
         lines += unsure_of_votes(estimate.signs(pool.answers()))
     truncated = np.mean([not r.finished for r in everything])
     if truncated > SPARSE_EVIDENCE:
@@ -293,7 +293,7 @@ def unsure_of_nex(
 def unsure_of_votes(signs: estimate.Signs) -> list[str]:
     """Where the votes say little of accuracies; nan (no votes at all) says nothing."""
     lines = []
-    if signs.share < LOW_SHARE:
+    if 0 < signs.share < LOW_SHARE:
         lines.append(
             f"The answers are scattered: the most frequent one has {signs.share:.0%} of a prompt's "
             "votes on average. The estimated accuracies say little, and are likely too high."
@@ -364,9 +364,12 @@ def recommended_lines(advice: Recommendation | None, select: str) -> list[str]:
     low, high = advice.interval
     tokens = f"{advice.tokens:.0f} tokens per answer"
     if advice.why == "nex":
+        why = "no answers could be read and compared"
+        if advice.estimate is not None:
+            why = "no candidate's answers agree with the others'"
         return [
-            f"Recommended: {advice.name}, {tokens}, by NEX alone: no answers could be read and "
-            "compared, so its accuracy is unknown."
+            f"Recommended: {advice.name}, {tokens}, by NEX alone: {why}, so its accuracy is "
+            "unknown."
         ]
     if low is None or high is None or advice.estimate is None:
         about = "accuracy unknown"
