@@ -46,9 +46,9 @@ from surgeon.checkpoint import (
 from surgeon.errors import BadInput
 from surgeon.families import mixing
 from surgeon.families.cosines import merge_groups
-from surgeon.families.description import Candidate, Family
+from surgeon.families.description import Candidate, Choices, Family
 from surgeon.families.merge_config import mergekit_yaml
-from surgeon.families.merge_methods import Mix, recipe
+from surgeon.families.merge_methods import MergeConfig, Mix, recipe
 from surgeon.progress import bar
 from surgeon.threads import one_thread
 
@@ -269,13 +269,15 @@ def _publish(file: int, out: Path, plan: Layout) -> None:
     os.replace(temporary, out / plan.shard)
 
 
-def write_index(a: Checkpoint, out: Path, dtype: str | None) -> None:
-    """The shard index, as in the first endpoint."""
+def write_index(
+    a: Checkpoint, out: Path, dtype: str | None, *, of: Checkpoint | None = None
+) -> None:
+    """The shard index, as in the first endpoint; `of` has the tensors where `a` has them not."""
     if not a.indexed:
         return
     index = read_json(a.path / INDEX)
     places = {name: shard for shard, names in a.shards.items() for name in names}
-    size = sum(in_dtype(info, dtype).nbytes for info in a.tensors.values())
+    size = sum(in_dtype(info, dtype).nbytes for info in (of or a).tensors.values())
     metadata = {**(index.get("metadata") or {}), "total_size": size}
     lineage.write_json(out / INDEX, {"metadata": metadata, "weight_map": places})
 
@@ -294,14 +296,21 @@ def write_side_files(family: Family, candidate: Candidate, out: Path) -> None:
     lineage.write_text(out / "README.md", model_card(family, candidate))
 
 
-def copy_choices(family: Family, out: Path) -> None:
-    """Put the chosen tokenizer, template and generation config into `out`, replacing others."""
-    for name in CHOSEN:
-        (out / name).unlink(missing_ok=True)
+def copy_choices(family: Family, out: Path, *, there: tuple[str, ...] = ()) -> None:
+    """Put the chosen tokenizer, template and generation config into `out`, replacing others.
+
+    The parts in `there` were made for this candidate and stay.
+    """
     for part, names in SIDES.items():
+        if part in there:
+            continue
+        for name in names:
+            (out / name).unlink(missing_ok=True)
         for file in family.source(part).side_files:
             if file.name in names:
                 shutil.copyfile(file, out / file.name)
+    if "template" in there:
+        return
     # Those of the tokenizer's own endpoint stay where they live, unless another file hides them.
     templates = family.source("template").chat_templates
     if templates != read_templates(out):
@@ -318,8 +327,11 @@ def model_card(family: Family, candidate: Candidate) -> str:
             names, family.endpoints, family.endpoint_digests, strict=True
         )
     ]
-    choices = family.choices._asdict().items()
-    parts = [f"{part} from {names[side == 'second']}" for part, side in choices]
+    made = made_by_config(candidate.merge, family.choices)
+    parts = [
+        f"{part} " + ("by the merge config" if part in made else f"from {names[side == 'second']}")
+        for part, side in family.choices._asdict().items()
+    ]
     sections = [
         f"A merge of two language models by {candidate.merge['merge_method']}{where} from the "
         "first parent to the second.",
@@ -329,6 +341,14 @@ def model_card(family: Family, candidate: Candidate) -> str:
     ]
     tags = ("merge", "mergekit")
     return card(candidate.name, sections, parents=family.endpoints, tags=tags)
+
+
+def made_by_config(merge: MergeConfig, choices: Choices) -> tuple[str, ...]:
+    """Which of tokenizer and template a merge config makes; another template may be chosen."""
+    made = ["tokenizer"] if any(key in merge for key in ("tokenizer", "tokenizer_source")) else []
+    if "chat_template" in merge or (made and choices.template == "first"):
+        made.append("template")
+    return tuple(made)
 
 
 def begin_candidate(family: Family, candidate: Candidate, out: Path) -> Path | None:

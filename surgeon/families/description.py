@@ -2,7 +2,8 @@
 
     {"name", "methods", "dtype", "choices": {"tokenizer", "template", "generation"}, "seed",
      "endpoints": [{"name", "spec", "path", "digest"}, ...], "others": {spec: digest},
-     "candidates": [{"name", "ratio", "merge", "written", "path", "digest"}, ...]}
+     "candidates": [{"name", "ratio", "merge", "written", "path", "digest"}, ...],
+     "notices": [...], "figures": {"tensors", "equal_share", "cosine_ffn", ...}}
 
 `merge` is a mergekit config in which the endpoints are called `a` and `b`; `others` are further
 models it names. A candidate that is not `written` is virtual: it is made from the endpoints when it
@@ -94,6 +95,10 @@ class Description:
     others: dict[str, str]
     endpoints: tuple[EndpointEntry, ...]
     candidates: tuple[Candidate, ...]
+    notices: tuple[str, ...] = ()
+    """What was said of the endpoints when the family was planned."""
+    figures: dict[str, float] = field(default_factory=dict)
+    """How the endpoints are related, in numbers."""
 
 
 # --- the value -----------------------------------------------------------------------------------
@@ -119,6 +124,10 @@ class Family:
     """Further models that the merge configs name: what the config calls them -> digest."""
     cosines: dict[str, float] = field(default_factory=dict, repr=False)
     """Merge group -> cosine between the endpoints; for methods that mix by the angle."""
+    notices: tuple[str, ...] = ()
+    """Warnings and other sentences about the endpoints."""
+    figures: dict[str, float] = field(default_factory=dict)
+    """How the endpoints are related: equal tensors, equal weights, cosines."""
 
     @classmethod
     def open(cls, path: str | Path) -> "Family":
@@ -145,6 +154,8 @@ class Family:
             seed=described.seed,
             others=described.others,
             cosines=read_cosines(root / COSINES, digests),
+            notices=described.notices,
+            figures=described.figures,
         )
         for candidate in family.candidates:
             directory = family.directory(candidate)
@@ -169,6 +180,8 @@ class Family:
                 for name, c, digest in ends
             ),
             candidates=self.candidates,
+            notices=self.notices,
+            figures=self.figures,
         )
 
     def directory(self, candidate: Candidate) -> Path | None:
@@ -207,7 +220,7 @@ class Family:
         """Raise `BadInput` when an endpoint's files, or the code of a method from outside, are not
         those the family was described with."""
         for endpoint, digest in zip(self.endpoints, self.endpoint_digests, strict=True):
-            if endpoint.digest != digest:
+            if digest not in endpoint.digests:
                 raise BadInput(
                     f"{endpoint.path} changed since {self.path / FILE} was written (digest "
                     f"{endpoint.digest[:19]}, then {digest[:19]}). Run merge-sweep again."

@@ -48,7 +48,7 @@ class Materialiser:
         self.state: dict[str, Tensor] = self.live.state_dict()
         self.stored = [c.read_many(list(c.tensors)) for c in (a, b)]
         self.keys = {name: group.key for group in merge_groups(a) for name in group.names}
-        self.places = _places(self.live, self.state, list(a.tensors))
+        self.places = places(self.live, self.state, list(a.tensors))
         _require_covered(self.live, self.state, self.places)
         self._pool = ThreadPoolExecutor(2)
         self._scratch = mixing.Scratch()
@@ -114,7 +114,7 @@ class Place(NamedTuple):
             state[key].copy_(value[0] if isinstance(value, list) else value)
 
 
-def _places(model: Any, state: dict[str, Tensor], names: list[str]) -> list[Place]:
+def places(model: Any, state: dict[str, Tensor], names: list[str]) -> list[Place]:
     """Map the tensors of a checkpoint to the live model, with transformers' own conversions."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import (
@@ -129,7 +129,7 @@ def _places(model: Any, state: dict[str, Tensor], names: list[str]) -> list[Plac
     converters = [t for t in transforms if isinstance(t, WeightConverter)]
     of_pattern = {pattern: c for c in converters for pattern in c.source_patterns}
     prefix = model.base_model_prefix
-    places: dict[str, Place] = {}
+    of_key: dict[str, Place] = {}
     for name in sorted(names, key=dot_natural_key):
         key, pattern = rename_source_key(name, renamings, converters, prefix, state)
         if key not in state and name in state:
@@ -137,13 +137,13 @@ def _places(model: Any, state: dict[str, Tensor], names: list[str]) -> list[Plac
         if key not in state:
             continue  # from_pretrained ignores it too
         if pattern is None:
-            places[key] = Place(key, (name,), (), None)
+            of_key[key] = Place(key, (name,), (), None)
             continue
-        before = places.get(key, Place(key, (), (), of_pattern[pattern]))
-        places[key] = before._replace(
+        before = of_key.get(key, Place(key, (), (), of_pattern[pattern]))
+        of_key[key] = before._replace(
             names=(*before.names, name), patterns=(*before.patterns, pattern)
         )
-    return list(places.values())
+    return list(of_key.values())
 
 
 def _require_covered(model: Any, state: dict[str, Tensor], places: list[Place]) -> None:

@@ -6,6 +6,7 @@ is written by mergekit.
 """
 
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from surgeon.errors import BadInput
 from surgeon.families import Candidate, Family, candidate_files, description
 from surgeon.live.families import smoke_test
 from surgeon.merge import mergekit
+from surgeon.merge.aligned import Aligned
 from surgeon.merge.plan import SweepPlan, counted, prepare
 from surgeon.progress import track
 from surgeon.settings import verb
@@ -87,16 +89,24 @@ def write(plan: SweepPlan, work: Path) -> description.Description:
 
 
 def _at_home(family: Family) -> Family:
-    """The family with endpoints that were merged from an adapter kept under its own roof."""
+    """The family with endpoints that are no directory of the user's (merged from an adapter, or
+    aligned with the other) kept under its own roof."""
     endpoints = []
     for name, endpoint in zip(family.endpoint_names, family.endpoints, strict=True):
-        if not description.from_adapter(endpoint):
+        if not isinstance(endpoint, Aligned) and not description.from_adapter(endpoint):
             endpoints.append(endpoint)
             continue
         home = family.path / "endpoints" / name
         if not home.is_dir():
             home.parent.mkdir(exist_ok=True)
-            link_directory(endpoint.path, home)
+            if isinstance(endpoint, Aligned):
+                moving = home.with_name(name + ".partial")
+                shutil.rmtree(moving, ignore_errors=True)
+                moving.mkdir()
+                endpoint.write(moving)
+                moving.rename(home)
+            else:
+                link_directory(endpoint.path, home)
         endpoints.append(Checkpoint.open(home, endpoint.spec))
     return replace(family, endpoints=tuple(endpoints))
 

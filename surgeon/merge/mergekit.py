@@ -1,24 +1,36 @@
 """Candidates written by mergekit itself: any of its methods, and SLERP and linear on request."""
 
+import contextlib
+import io
 import shutil
 import warnings
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING
 
 from surgeon import lineage
-from surgeon.checkpoint import Checkpoint, label_dtype
+from surgeon.checkpoint import Checkpoint, label_dtype, read_json
+from surgeon.checkpoint.templates import named_template_files
 from surgeon.errors import BadInput
 from surgeon.families import Candidate, Family
-from surgeon.families.candidate_files import copy_choices, model_card, write_index
-from surgeon.families.merge_config import mergekit_yaml, with_models
+from surgeon.families.candidate_files import (
+    CHOSEN,
+    OWN_FILES,
+    copy_choices,
+    made_by_config,
+    model_card,
+    write_index,
+)
+from surgeon.families.merge_config import mergekit_yaml, models_in, with_models
 from surgeon.families.merge_methods import MergeConfig
+from surgeon.merge.aligned import renumbered
+from surgeon.merge.preflight import vocabulary
 
 if TYPE_CHECKING:
     from mergekit.config import MergeConfiguration
 
-OWN_TOKENIZER = ("tokenizer_source", "tokenizer", "chat_template")
-"""Keys of a merge config with which mergekit makes the tokenizer itself."""
+REFUSALS = (RuntimeError, ValueError, KeyError, IndexError, AssertionError, NotImplementedError)
+"""What mergekit raises for a merge that it can't make."""
 
 
 def _mergekit() -> ModuleType:
@@ -46,10 +58,38 @@ def require_valid(merge: MergeConfig, family: Family, others: dict[str, Checkpoi
     """Raise `BadInput` for a config that mergekit can't parse, or a method it doesn't have."""
     try:
         _mergekit().merge_methods.get(merge["merge_method"])
-        _configuration(merge, family, others)
-    except (RuntimeError, ValueError, KeyError) as error:
+        configuration = _configuration(merge, family, others)
+        _require_tokenizer(configuration)
+    except REFUSALS as error:
         text = " ".join(str(error).split())
         raise BadInput(f"mergekit refuses the merge {merge['merge_method']!r}: {text}") from error
+
+
+def _require_tokenizer(configuration: "MergeConfiguration") -> None:
+    """Raise what mergekit would after merging, for a tokenizer or a template it can't make."""
+    from mergekit.tokenizer.build import build_tokenizer
+
+    template = configuration.chat_template
+    if template and template != "auto":
+        _mergekit().merge._set_chat_template(SimpleNamespace(), configuration)
+    settings = configuration.tokenizer
+    source = settings.source if settings else configuration.tokenizer_source
+    if source is None:
+        return
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
+        built = build_tokenizer(
+            configuration.base_model,
+            configuration.referenced_models(),
+            source,
+            False,
+            add_tokens=list((settings.tokens if settings else None) or {}),
+        )
+    ids = built.tokenizer.get_vocab().values()
+    if max(ids) >= len(ids):
+        raise ValueError(
+            f"the tokenizer has {len(ids)} tokens with ids up to {max(ids)}, expected none above "
+            f"{len(ids) - 1}. Leave `tokenizer` out and take --vocabulary union"
+        )
 
 
 def write(family: Family, candidate: Candidate, work: Path, others: dict[str, Checkpoint]) -> None:
@@ -75,7 +115,7 @@ def write(family: Family, candidate: Candidate, work: Path, others: dict[str, Ch
     )
     try:
         mergekit.merge.run_merge(_configuration(candidate.merge, family, others), str(raw), options)
-    except (RuntimeError, ValueError, KeyError) as error:
+    except REFUSALS as error:
         text = " ".join(str(error).split())
         raise BadInput(f"mergekit can't merge {candidate.name}: {text}") from error
     finally:
@@ -84,7 +124,7 @@ def write(family: Family, candidate: Candidate, work: Path, others: dict[str, Ch
     if merged.tensors.keys() == a.tensors.keys():
         for shard, names in a.shards.items():
             save_file(merged.read_many(names), work / shard, metadata={"format": "pt"})
-        write_index(a, work, family.dtype)
+        write_index(a, work, None, of=merged)
         merged.copy_side_files(work)
         shutil.rmtree(raw)
     else:
@@ -92,7 +132,38 @@ def write(family: Family, candidate: Candidate, work: Path, others: dict[str, Ch
             file.rename(work / file.name)
         raw.rmdir()
     label_dtype(work)
-    if not any(key in candidate.merge for key in OWN_TOKENIZER):
-        copy_choices(family, work)
+    _carry(family, candidate, work)
     lineage.write_text(work / "mergekit_config.yml", mergekit_yaml(family, candidate))
     lineage.write_text(work / "README.md", model_card(family, candidate))
+
+
+def _carry(family: Family, candidate: Candidate, work: Path) -> None:
+    """What isn't merged: the chosen parts and the first endpoint's other files, stop ids as the
+    candidate's tokenizer has them."""
+    made = made_by_config(candidate.merge, family.choices)
+    first = family.endpoints[0]
+    there = {file.name for file in work.iterdir()}
+    templates = {first.side_name(file) for file in named_template_files(first.path)}
+    first.copy_side_files(work, {*CHOSEN, *OWN_FILES, *there, *templates})
+    copy_choices(family, work, there=made)
+    if "tokenizer" not in made:
+        return
+    tokens = vocabulary(Checkpoint(work)) or {}
+    donor = family.endpoints[-1 if _donor(candidate.merge) == "b" else 0]
+    sources = {"generation_config.json": family.source("generation"), "config.json": donor}
+    for name, source in sources.items():
+        config = read_json(work / name)
+        renamed = renumbered(config, _new_ids(vocabulary(source) or {}, tokens))
+        if renamed != config:
+            lineage.write_json(work / name, renamed)
+
+
+def _donor(merge: MergeConfig) -> object:
+    """The model whose config mergekit takes: the base, or the first that is named."""
+    return merge.get("base_model") or next(iter(models_in(merge)), "a")
+
+
+def _new_ids(before: dict[int, str], after: dict[int, str]) -> dict[int, int | None]:
+    """Id in one tokenizer -> id of the same token in another, None where it has none."""
+    ids = {token: i for i, token in after.items()}
+    return {i: ids.get(token) for i, token in before.items()} if after else {}

@@ -18,7 +18,8 @@ from surgeon.families import (
     merge_config,
 )
 from surgeon.families.merge_methods import METHODS, Mix
-from surgeon.merge import mergekit, preflight
+from surgeon.merge import mergekit, preflight, relation, spelling, vocabularies
+from surgeon.merge.aligned import Aligned
 from surgeon.merge.members import Member, Sweep, from_config, from_methods
 from surgeon.settings.merge_sweep import MergeSweepSettings
 
@@ -44,6 +45,10 @@ class SweepPlan(NamedTuple):
     """Bytes free on it before."""
     notices: tuple[str, ...]
     """Differences between the endpoints and what was decided about them."""
+    relation: relation.Relation
+    """How much the endpoints have in common."""
+    carried: str
+    """What candidates have that isn't merged, and where it comes from."""
     fallback: preflight.Fallback | None
     """Where SLERP mixes linearly; None without SLERP."""
 
@@ -64,6 +69,7 @@ class SweepPlan(NamedTuple):
         lines.append(f"{counted(len(names), 'candidate')} ({how}){ends}: {span or 'none'}")
         free = size_text(self.free_bytes)
         lines.append(f"to write: {size_text(self.n_bytes)}, free on that disk: {free}")
+        lines += [self.carried, self.relation.line()]
         return lines if self.fallback is None else [*lines, self.fallback.line()]
 
 
@@ -74,14 +80,21 @@ def prepare(settings: MergeSweepSettings) -> SweepPlan:
         wanted = from_methods(settings.method, settings.ratios, settings.dtype)
     else:
         wanted = from_config(Path(settings.config), settings.dtype)
-    first, second = _endpoints(settings, wanted)
+    given = _endpoints(settings, wanted)
     models = [m for member in wanted.members for m in merge_config.models_in(member.merge)]
     others = {model: resolve(model) for model in models if model not in ("a", "b")}
     dtype = _one_dtype(wanted, settings.dtype)
+    preflight.require_one_architecture(*given, dtype)
+    united = _by_merge_config(wanted, settings)
+    first, second, done = _aligned(*given, settings, united)
+    rows = vocabularies.rows(first, second) if united else None
     for other in (second, *others.values()):
-        preflight.require_mergeable(first, other, dtype)
-    notices = _notices(first, second, settings)
-    members = _with_ends(wanted.members, first, dtype)
+        preflight.require_one_architecture(first, other, dtype)
+        preflight.require_mixable(first, other, dtype, rows.names if rows else ())
+    notices = [*done, *_notices(*given, settings, united)]
+    related = relation.relation(first, second)
+    notices = [*relation.warnings(first, second, related), *notices]
+    members = wanted.members if rows else _with_ends(wanted.members, first, dtype)
     family = Family(
         path=settings.out,
         name=settings.out.absolute().name,
@@ -93,6 +106,8 @@ def prepare(settings: MergeSweepSettings) -> SweepPlan:
         choices=_choices(settings),
         seed=settings.seed,
         others={spec: checkpoint.digest for spec, checkpoint in others.items()},
+        notices=tuple(notices),
+        figures=related.figures,
     )
     by_mergekit = _by_mergekit(members, family, others, settings)
     family = replace(family, candidates=_candidates(family, members))
@@ -105,8 +120,9 @@ def prepare(settings: MergeSweepSettings) -> SweepPlan:
     if not settings.dry_run:
         lineage.require_room(settings.out, n_bytes, f"The family of {len(members)} candidates")
     places = (settings.out, partial)
-    family = cosines.with_cosines(_with_stored_cosines(family, places))
-    slerp = "slerp" in family.methods
+    slerp = "slerp" in family.methods and not rows
+    if not rows:  # else mergekit measures them, of rows that it has put in order
+        family = cosines.with_cosines(_with_stored_cosines(family, places))
     return SweepPlan(
         settings=settings,
         family=family,
@@ -117,6 +133,8 @@ def prepare(settings: MergeSweepSettings) -> SweepPlan:
         n_bytes=n_bytes,
         free_bytes=lineage.free_bytes(settings.out),
         notices=tuple(notices),
+        relation=related,
+        carried=_carried(family),
         fallback=preflight.fallback(first, family.cosines) if slerp else None,
     )
 
@@ -144,6 +162,8 @@ def _run(
         "engine": settings.engine,
         "choices": family.choices._asdict(),
     }
+    if settings.vocabulary is not None:
+        arguments["vocabulary"] = settings.vocabulary
     inputs = dict(family.inputs)
     for method in family.methods:
         inputs |= named.digests(method=method)
@@ -160,15 +180,78 @@ def _one_dtype(wanted: Sweep, dtype: str | None) -> str | None:
     return dtype or (stated.pop() if stated else None)
 
 
-def _notices(first: Checkpoint, second: Checkpoint, settings: MergeSweepSettings) -> list[str]:
+def _by_merge_config(wanted: Sweep, settings: MergeSweepSettings) -> bool:
+    """Whether mergekit makes the tokenizer of every candidate, as their configs ask.
+
+    Raises `BadInput` where the settings say otherwise, or where only some configs ask for it.
+    """
+    made = [candidate_files.made_by_config(m.merge, _choices(settings)) for m in wanted.members]
+    asked = ["tokenizer" in parts for parts in made]
+    if not any(asked):
+        return False
+    if not all(asked):
+        raise BadInput(
+            "found `tokenizer` in some merges and not in others, expected one vocabulary for the "
+            "whole family. Make two families."
+        )
+    for name, value in (("tokenizer", settings.tokenizer), ("vocabulary", settings.vocabulary)):
+        if value is not None:
+            raise BadInput(
+                f"found --{name} {value} and a `tokenizer` in {settings.config}, expected one of "
+                f"them. Leave --{name} away, or take the key out of the file."
+            )
+    return True
+
+
+def _aligned(
+    first: Checkpoint, second: Checkpoint, settings: MergeSweepSettings, united: bool
+) -> tuple[Checkpoint, Checkpoint, list[str]]:
+    """The endpoints with equal names and vocabulary rows, and a sentence for each thing done."""
+    first, second, done = spelling.alike(first, second)
+    if united:
+        return first, second, done
+    if settings.vocabulary is not None:
+        *pair, said = vocabularies.fitted(first, second, settings.vocabulary, settings.tokenizer)
+        return pair[0], pair[1], [*done, *said]
+    found = vocabularies.rows(first, second)
+    if found is not None:
+        raise BadInput(
+            vocabularies.refusal(first, second, found, lambda how: _again(settings, how))
+        )
+    return first, second, done
+
+
+def _again(settings: MergeSweepSettings, how: str) -> str:
+    """The command that was typed, with a way to make the vocabularies one."""
+    typed = f"surgeon merge-sweep {settings.a or 'A'} {settings.b or 'B'} --out {settings.out}"
+    return f"{lineage.COMMAND.get() or typed} --vocabulary {how}"
+
+
+def _carried(family: Family) -> str:
+    """One line: what candidates take whole, and from which endpoint."""
+    names = dict(zip(("first", "second"), family.endpoint_names, strict=True))
+    merged = [c.merge for c in family.candidates if c.merge]
+    parts = []
+    for part, side in family.choices._asdict().items():
+        made = any(part in candidate_files.made_by_config(m, family.choices) for m in merged)
+        parts.append(f"{part} " + ("by the merge config" if made else f"of {names[side]}"))
+    stops = family.source("generation").generation_config.get("eos_token_id")
+    parts[-1] += "" if stops is None else f" (stops at {stops})"
+    return f"not merged: {', '.join(parts)}; config and further files of {names['first']}"
+
+
+def _notices(
+    first: Checkpoint, second: Checkpoint, settings: MergeSweepSettings, united: bool
+) -> list[str]:
     """What differs, each with whose files the candidates take; refuses unequal vocabularies."""
     names = {"first": label(first), "second": label(second)}
     choices, notices = _choices(settings), []
-    vocabulary = preflight.vocabulary_difference(first, second)
+    united = united or settings.vocabulary == "union"
+    vocabulary = None if united else preflight.vocabulary_difference(first, second)
     if vocabulary is not None and settings.tokenizer is None:
         raise BadInput(
             f"{vocabulary}. If the ids still mean the same, say whose tokenizer the candidates "
-            "get: --tokenizer first or --tokenizer second"
+            "get: --tokenizer first or --tokenizer second. If they don't: --vocabulary union"
         )
     if vocabulary is not None:
         notices.append(
@@ -260,7 +343,11 @@ def _bytes_to_write(
     family: Family, partial: Path, by_mergekit: frozenset[str], settings: MergeSweepSettings
 ) -> int:
     """Bytes this run adds to the disk of `out`, less what an earlier run left there."""
-    adapted = [endpoint for endpoint in family.endpoints if description.from_adapter(endpoint)]
+    adapted = [
+        endpoint
+        for endpoint in family.endpoints
+        if isinstance(endpoint, Aligned) or description.from_adapter(endpoint)
+    ]
     total = (1 << 20) + sum(endpoint.size for endpoint in adapted)
     if not settings.virtual:
         one = candidate_files.candidate_bytes(family.endpoints[0], family.dtype)

@@ -39,18 +39,27 @@ class Fallback(NamedTuple):
         )
 
 
-def require_mergeable(a: Checkpoint, b: Checkpoint, dtype: str | None) -> None:
-    """Raise `BadInput` when the weights of two checkpoints can't be mixed tensor by tensor."""
+def require_one_architecture(a: Checkpoint, b: Checkpoint, dtype: str | None) -> None:
+    """Raise `BadInput` when two checkpoints are of different kinds, or not for merging."""
     if dtype is not None and dtype not in FLOAT_NAMES:
         raise BadInput(f"dtype {dtype!r} is none of {', '.join(FLOAT_NAMES)}")
     if a.path.resolve() == b.path.resolve():
         raise BadInput(f"both endpoints are {a.path}: a family needs two different checkpoints")
     _require_same_architecture(a, b)
-    _require_same_tensors(a, b)
-    _require_dtypes(a, b, dtype)
     for c in (a, b):
         if "quantization_config" in c.config:
             raise BadInput(f"{c.spec} is quantized: merge the full-precision checkpoints instead")
+
+
+def require_mixable(
+    a: Checkpoint, b: Checkpoint, dtype: str | None, besides: tuple[str, ...] = ()
+) -> None:
+    """Raise `BadInput` when the weights of two checkpoints can't be mixed tensor by tensor.
+
+    `besides` are tensors whose shapes mergekit makes equal.
+    """
+    _require_same_tensors(a, b, besides)
+    _require_dtypes(a, b, dtype)
 
 
 def _require_same_architecture(a: Checkpoint, b: Checkpoint) -> None:
@@ -67,7 +76,7 @@ def _require_same_architecture(a: Checkpoint, b: Checkpoint) -> None:
     if a.model_type not in CONFIG_MAPPING_NAMES:
         raise BadInput(f"transformers does not know the architecture {a.model_type!r} of {a.spec}")
     ties = [_tie_flag(c) for c in (a, b)]
-    if ties[0] != ties[1] or a.tied != b.tied:
+    if ties[0] != ties[1] or (not any(ties) and a.tied != b.tied):
         tied = a if ties[0] or (ties[0] == ties[1] and a.tied) else b
         raise BadInput(
             f"only {tied.spec} ties its embeddings (no lm_head.weight of its own). Save both "
@@ -76,11 +85,15 @@ def _require_same_architecture(a: Checkpoint, b: Checkpoint) -> None:
 
 
 def _tie_flag(checkpoint: Checkpoint) -> bool:
-    text = checkpoint.text_config
-    return bool(checkpoint.config.get("tie_word_embeddings", text.get("tie_word_embeddings")))
+    stated = checkpoint.config.get("tie_word_embeddings")
+    if stated is None:
+        stated = checkpoint.text_config.get("tie_word_embeddings")
+    if stated is None:  # what a file leaves out is the architecture's default
+        stated = getattr(checkpoint.full_config, "tie_word_embeddings", False)
+    return bool(stated)
 
 
-def _require_same_tensors(a: Checkpoint, b: Checkpoint) -> None:
+def _require_same_tensors(a: Checkpoint, b: Checkpoint, besides: tuple[str, ...]) -> None:
     for one, other in ((a, b), (b, a)):
         only = [name for name in one.tensors if name not in other.tensors]
         if only:
@@ -90,7 +103,7 @@ def _require_same_tensors(a: Checkpoint, b: Checkpoint) -> None:
             )
     for name, info in a.tensors.items():
         there = b.tensors[name].shape
-        if info.shape != there:
+        if info.shape != there and name not in besides:
             embedding = "embed" in name or "lm_head" in name
             hint = " The vocabularies have different sizes." if embedding else ""
             raise BadInput(

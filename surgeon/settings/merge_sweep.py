@@ -32,6 +32,9 @@ class MergeSweepSettings:
     merged like the rest."""
     tokenizer: Side | None = None
     """Whose tokenizer the candidates get; needed only where the vocabularies differ."""
+    vocabulary: Literal["crop", "pad", "union"] | None = None
+    """How vocabularies of different size become one: crop or pad rows that stand for no token
+    (padding with the other's), or take the union of both tokenizers, as mergekit does."""
     template: Side = "first"
     """Whose chat template they get."""
     generation: Side = "first"
