@@ -5,6 +5,7 @@ Shape legend: V rows of an embedding or a head (one per token id, and padding), 
 
 import contextlib
 import io
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -190,8 +191,10 @@ def _union(
 
 def _mergekits_union(first: Checkpoint, second: Checkpoint, side: str) -> tuple[Any, list[Any]]:
     """mergekit's tokenizer with its permutations, and its references to the two endpoints."""
-    from mergekit.common import ModelPath, ModelReference
-    from mergekit.tokenizer.build import build_tokenizer
+    with warnings.catch_warnings():  # it touches numpy names that are deprecated
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from mergekit.common import ModelPath, ModelReference
+        from mergekit.tokenizer.build import build_tokenizer
 
     paths = [ModelPath(path=str(c.path.resolve())) for c in (first, second)]
     references = [ModelReference(model=path) for path in paths]
