@@ -18,7 +18,7 @@ from surgeon.families import (
     merge_config,
 )
 from surgeon.families.merge_methods import METHODS, Mix
-from surgeon.merge import mergekit, preflight, relation, spelling, vocabularies
+from surgeon.merge import mergekit, preflight, relation, tensor_names, vocabularies
 from surgeon.merge.aligned import Aligned
 from surgeon.merge.members import Member, Sweep, from_config, from_methods
 from surgeon.settings.merge_sweep import MergeSweepSettings
@@ -207,7 +207,7 @@ def _aligned(
     first: Checkpoint, second: Checkpoint, settings: MergeSweepSettings, united: bool
 ) -> tuple[Checkpoint, Checkpoint, list[str]]:
     """The endpoints with equal names and vocabulary rows, and a sentence for each thing done."""
-    first, second, done = spelling.alike(first, second)
+    first, second, done = tensor_names.alike(first, second)
     if united:
         return first, second, done
     if settings.vocabulary is not None:

@@ -15,7 +15,7 @@ Shape legend: N sampled elements of one tensor.
 """
 
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -154,7 +154,7 @@ def warnings(first: Checkpoint, second: Checkpoint, found: Relation) -> list[str
     return warned
 
 
-def rope_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+def rope_settings(checkpoint: Checkpoint) -> dict[str, object]:
     """The rotary embedding's settings of a checkpoint, transformers' defaults included."""
     text = checkpoint.full_config.get_text_config()
     settings = getattr(text, "rope_parameters", None) or {}

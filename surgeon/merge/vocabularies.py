@@ -18,7 +18,7 @@ from surgeon.errors import BadInput
 from surgeon.families import label
 from surgeon.merge.aligned import Aligned, Piece
 from surgeon.merge.preflight import vocabulary, vocabulary_difference
-from surgeon.merge.spelling import Spelling
+from surgeon.merge.tensor_names import TensorNames
 
 How = Literal["crop", "pad", "union"]
 
@@ -46,7 +46,7 @@ def rows(first: Checkpoint, second: Checkpoint) -> Rows | None:
 def vocabulary_rows(first: Checkpoint, second: Checkpoint) -> Rows:
     """The tensors with a row per token, and how many rows each endpoint has."""
     # A view's own files may spell their tensors otherwise, but its names are those of the first.
-    names = Spelling(first).vocabulary_tensors()
+    names = TensorNames(first).vocabulary_tensors()
     counts = tuple(c.tensors[names[0]].shape[0] for c in (first, second))
     return Rows(tuple(names), (counts[0], counts[1]))
 

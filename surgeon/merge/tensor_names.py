@@ -21,7 +21,7 @@ from surgeon.merge.aligned import Aligned, Piece
 Read = Callable[[list[str]], dict[str, Tensor]]
 
 
-class Spelling:
+class TensorNames:
     """Which parameter of the live model each tensor of a checkpoint is."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -106,7 +106,7 @@ def alike(first: Checkpoint, second: Checkpoint) -> tuple[Checkpoint, Checkpoint
     """
     if first.tensors.keys() == second.tensors.keys():
         return first, second, []
-    one, two = Spelling(first), Spelling(second)
+    one, two = TensorNames(first), TensorNames(second)
     names = f"{label(first)} and {label(second)}"
     said = []
     left = [*one.unplaced, *two.unplaced]
@@ -146,7 +146,7 @@ def _differing(first: Checkpoint, second: Checkpoint) -> str:
     return f"{only[0]} and {only[1]}"
 
 
-def _tied_head(owner: Spelling, head: str, names: str) -> str:
+def _tied_head(owner: TensorNames, head: str, names: str) -> str:
     """The sentence for a head that only one of two tied endpoints stores."""
     checkpoint = owner.checkpoint
     stored, embedding = (owner.of_key[key].names[0] for key in (head, owner.embedding))
@@ -158,7 +158,7 @@ def _tied_head(owner: Spelling, head: str, names: str) -> str:
     return f"of {names}, only {label(checkpoint)} stores the tied head, which is its embedding"
 
 
-def _require_same_keys(one: Spelling, two: Spelling, head: str | None) -> None:
+def _require_same_keys(one: TensorNames, two: TensorNames, head: str | None) -> None:
     for here, there in ((one, two), (two, one)):
         only = [key for key in here.of_key if key not in there.of_key and key != head]
         if only:
@@ -169,7 +169,7 @@ def _require_same_keys(one: Spelling, two: Spelling, head: str | None) -> None:
             )
 
 
-def respelled(one: Spelling, two: Spelling, head: str | None) -> dict[str, Piece]:
+def respelled(one: TensorNames, two: TensorNames, head: str | None) -> dict[str, Piece]:
     """The second's tensors under the first's names, in the first's shards."""
     shard_of = {name: info.shard for name, info in one.checkpoint.tensors.items()}
     source, pieces = two.checkpoint, {}
@@ -190,7 +190,7 @@ def respelled(one: Spelling, two: Spelling, head: str | None) -> dict[str, Piece
     return {name: pieces[name] for name in shard_of if name in pieces}
 
 
-def _source_of(two: Spelling, place: Place, head: str | None) -> Place:
+def _source_of(two: TensorNames, place: Place, head: str | None) -> Place:
     """Where the second has a parameter of the first; a tied head is its embedding."""
     if place.key == head and head not in two.of_key:
         return two.of_key[two.embedding]
@@ -198,7 +198,7 @@ def _source_of(two: Spelling, place: Place, head: str | None) -> Place:
 
 
 def _group(
-    one: Spelling, two: Spelling, place: Place, head: str | None, read: Read
+    one: TensorNames, two: TensorNames, place: Place, head: str | None, read: Read
 ) -> dict[str, Tensor]:
     """The second's tensors for one place of the first, by the first's names."""
     there = _source_of(two, place, head)
@@ -217,7 +217,7 @@ def _group(
     return _reverted(one, place, {key: parameters[key] for key in keys})
 
 
-def _reverted(one: Spelling, place: Place, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+def _reverted(one: TensorNames, place: Place, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
     """Live parameters as the files of the first would store them."""
     from transformers.core_model_loading import revert_weight_conversion
 
