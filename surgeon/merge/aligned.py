@@ -134,7 +134,7 @@ def renumbered(config: Config, new_id: Mapping[int, int | None]) -> Config:
     An id whose token that tokenizer lacks (None) is left out.
     """
 
-    def of(value: Any) -> Any:
+    def of(value: Any) -> object:
         if isinstance(value, list):
             return [new for inner in value if (new := of(inner)) is not None]
         return new_id.get(value, value) if type(value) is int else value
