@@ -37,6 +37,7 @@ from surgeon.answers import (
     gold_problem,
     parse_check,
     parse_extractor,
+    parse_tags,
     read_answers,
 )
 from surgeon.checkpoint import placement
@@ -106,7 +107,8 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
 def prepare(settings: EvaluateSettings) -> EvaluatePlan:
     """Check every input of an evaluation against files and headers; raises `BadInput`."""
     device, dtype = placement(settings.machine.device, settings.machine.dtype)
-    extract = parse_extractor(settings.answer)
+    extract = parse_extractor(settings.answer, settings.reading.answer_words)
+    parse_tags(settings.reading.think_tags)
     parse_check(settings.check)
     problems = read_problems(settings)[: settings.limit]
     chosen = subjects(list(settings.checkpoints))
@@ -219,8 +221,9 @@ def judge(plan: EvaluatePlan, work: Path, responses: dict[str, list[Trace]]) -> 
     tokenizers = {subject.name: subject.source.tokenizer() for subject in plan.subjects}
     first = next(iter(tokenizers.values()))
     gold = {problem.id: str(problem.answer) for problem in plan.problems}
+    think = parse_tags(plan.settings.reading.think_tags)
     answers = {
-        name: read_answers(traces, plan.extract, tokenizers.get(name, first))
+        name: read_answers(traces, plan.extract, tokenizers.get(name, first), think)
         for name, traces in responses.items()
     }
     # All at once: workers start once, and an answer that several candidates give is checked once.

@@ -19,9 +19,13 @@ from surgeon.answers import (
     gold_problem,
     majority,
     parse_extractor,
+    parse_tags,
+    read_answers,
     same,
 )
 from surgeon.answers import votes as voting
+from surgeon.errors import BadInput
+from surgeon.traces import Trace
 
 ROWS = [
     json.loads(line)
@@ -192,3 +196,31 @@ def test_a_gold_answer_without_a_value_is_named(gold: str):
 )  # fmt: skip
 def test_a_gold_answer_with_a_value_is_taken(gold: str):
     assert gold_problem(gold, "math") is None
+
+
+class _Tokenizer:
+    """Of a template that names [THINK] and opens it for one of two prompts."""
+
+    chat_template = "[THINK] ... [/THINK]"
+
+    def decode(self, ids: list[int]) -> str:
+        return {1: "Begin with <think>. [INST]", 2: "[INST] [THINK]\n"}[ids[0]]
+
+
+def test_thinking_is_known_from_each_prompt_and_the_template_or_by_setting():
+    texts = {1: "[THINK]The answer is 1.[/THINK]The answer is 2.", 2: "The answer is 3."}
+    traces = [Trace(str(i), 0, [i], [0], text, "stop") for i, text in texts.items()]
+    traces.append(Trace("3", 0, [1], [0], "<<The answer is 4.>> The answer is 5.", "stop"))
+    read = parse_extractor("auto")
+    tags = parse_tags(["<< >>"])
+    for order in permutations(traces):
+        found = dict(
+            zip(
+                (t.prompt_id for t in order),
+                read_answers(order, read, _Tokenizer(), tags),
+                strict=True,
+            )
+        )  # pyright: ignore[reportArgumentType]  # noqa: E501
+        assert [found[i] for i in "123"] == ["2", None, "5"]
+    with pytest.raises(BadInput, match="two tags"):
+        parse_tags(["</think>"])

@@ -42,7 +42,7 @@ from surgeon.answers.extractors import (
     parse_extractor,
     read_answers,
 )
-from surgeon.answers.thinking import TAGS, after_thinking
+from surgeon.answers.thinking import TAGS, after_thinking, parse_tags, tags_of
 from surgeon.answers.values import canonical, same
 from surgeon.answers.votes import classes, classes_of, majority
 
@@ -64,6 +64,8 @@ __all__ = [
     "majority",
     "parse_check",
     "parse_extractor",
+    "parse_tags",
     "read_answers",
     "same",
+    "tags_of",
 ]

@@ -181,12 +181,15 @@ def read_answers(
     """
     template = getattr(tokenizer, "chat_template", None)
     tags = (*think, *tags_of(template if isinstance(template, str) else None))
-    return [
-        None
-        if trace.finish_reason == "length"
-        else read(opened(str(tokenizer.decode(trace.prompt_token_ids[-32:])), tags) + trace.text)
-        for trace in traces
-    ]
+
+    def answer(trace: "Trace") -> str | None:
+        if trace.finish_reason == "length":
+            return None
+        opening = opened(str(tokenizer.decode(trace.prompt_token_ids[-32:])), tags)
+        text = after_thinking(opening + trace.text, tags)
+        return None if text is None else read(text)
+
+    return [answer(trace) for trace in traces]
 
 
 def _one_group(how: str) -> re.Pattern[str]:

@@ -1,7 +1,8 @@
 """Thinking: the part of a response before its answer, between tags that its template knows."""
 
-import re
 from collections.abc import Sequence
+
+from surgeon.errors import BadInput
 
 Tags = tuple[str, str]
 """(What opens a thinking block, what closes it)."""
@@ -45,11 +46,13 @@ def tags_of(template: str | None) -> tuple[Tags, ...]:
     return (*TAGS[:1], *named)
 
 
-def parse_tags(text: str) -> Tags:
-    """Tags given as one setting, `OPEN CLOSE` or `CLOSE`; raises ValueError."""
-    parts = text.split()
-    if len(parts) == 2:
-        return parts[0], parts[1]
-    if len(parts) == 1 and re.search(r"/", parts[0]):
-        return parts[0].replace("/", "", 1), parts[0]
-    raise ValueError(text)
+def parse_tags(given: Sequence[str]) -> tuple[Tags, ...]:
+    """Tags given as a setting, one pair each, `OPEN CLOSE`; raises `BadInput`."""
+    pairs = [tuple(text.split()) for text in given]
+    for text, pair in zip(given, pairs, strict=True):
+        if len(pair) != 2 or pair[0] == pair[1]:
+            raise BadInput(
+                f"found think_tags {text!r}, expected two tags with a space between. Write for "
+                "example --think-tags '[THINK] [/THINK]'."
+            )
+    return tuple((pair[0], pair[1]) for pair in pairs)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from surgeon import artifact, lineage, named
-from surgeon.answers import gold_problem, parse_check, parse_extractor
+from surgeon.answers import gold_problem, parse_check, parse_extractor, parse_tags
 from surgeon.checkpoint import Checkpoint, placement
 from surgeon.decoding.requests import FinishReason
 from surgeon.errors import BadInput
@@ -80,7 +80,8 @@ class MonitorPlan(NamedTuple):
 def prepare(settings: MonitorSettings) -> MonitorPlan:
     """Check every input of a monitored run against files and headers; raises `BadInput`."""
     device, dtype = placement(settings.machine.device, settings.machine.dtype)
-    extract = parse_extractor(settings.answer)
+    extract = parse_extractor(settings.answer, settings.reading.answer_words)
+    parse_tags(settings.reading.think_tags)
     parse_check(settings.check)
     prompts = asked_prompts(settings)
     checkpoint = open_checkpoint(settings.checkpoint)

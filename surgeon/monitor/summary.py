@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from surgeon import metrics
-from surgeon.answers import check_many, read_answers
+from surgeon.answers import check_many, parse_tags, read_answers
 from surgeon.monitor.jobs import MonitorPlan
 from surgeon.monitor.journal import Entry
 from surgeon.monitor.result import (
@@ -80,7 +80,9 @@ def pass_at_1(plan: MonitorPlan, traces: Sequence[Trace]) -> PassRate | None:
     if not judged:
         return None
     settings = plan.settings
-    answers = read_answers(judged, plan.extract, plan.tokenizer)
+    answers = read_answers(
+        judged, plan.extract, plan.tokenizer, parse_tags(settings.reading.think_tags)
+    )
     pairs = [(a, str(gold[t.prompt_id])) for a, t in zip(answers, judged, strict=True)]
     verdicts = check_many(pairs, settings.check, timeout_s=settings.timeout_s)
     correct = [verdict.correct for verdict in verdicts]

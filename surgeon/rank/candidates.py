@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from surgeon import activations, artifact, lineage, nex
-from surgeon.answers import classes_of, read_answers
+from surgeon.answers import classes_of, parse_tags, read_answers
 from surgeon.checkpoint import read_header
 from surgeon.families import Subject
 from surgeon.live.families import live
@@ -51,7 +51,8 @@ def score_candidates(plan: RankPlan, work: Path) -> None:
         reduced = list(reduce_responses(plan, directory, model, traces, what))
         learned = learn(subject, reduced)
         write_weights(plan, directory, subject, learned)
-        answers = votes(traces, read_answers(traces, plan.extract, tokenizer))
+        think = parse_tags(plan.settings.reading.think_tags)
+        answers = votes(traces, read_answers(traces, plan.extract, tokenizer, think))
         responses = score(plan, learned, traces, answers, reduced)
         reading = read_closely(plan, responses, reduced)
         artifact.write(directory, CandidateScores(reading=reading, responses=responses))

@@ -11,7 +11,7 @@ import numpy as np
 
 from surgeon import artifact, lineage, named, nex
 from surgeon.activations import Recording
-from surgeon.answers import parse_extractor
+from surgeon.answers import parse_extractor, parse_tags
 from surgeon.checkpoint import placement, read_header
 from surgeon.errors import BadInput
 from surgeon.families import Subject, subjects
@@ -68,7 +68,8 @@ def prepare(settings: RankSettings) -> RankPlan:
     panels.rows_for(settings.panels)
     device_and_dtype = placement(settings.machine.device, settings.machine.dtype)
     prompts = read_prompts(settings.mini_set, columns=settings.columns)
-    extract = parse_extractor(settings.answer)
+    extract = parse_extractor(settings.answer, settings.reading.answer_words)
+    parse_tags(settings.reading.think_tags)
     candidates = subjects(list(settings.checkpoints))
     require("record", *(subject.source for subject in candidates))
     traces = (
@@ -89,6 +90,9 @@ def prepare(settings: RankSettings) -> RankPlan:
     if arguments["sampling_top_k"] == 0:
         # Rankings made before it could be set have no such argument: they are the same runs.
         del arguments["sampling_top_k"]
+    for name in ("answer_words", "think_tags"):
+        if not arguments[name]:
+            del arguments[name]
     scoring = settings.scoring
     plan = RankPlan(
         settings=settings,

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from surgeon.settings.sampling import Columns, Machine, Sampling
+from surgeon.settings.sampling import Columns, Machine, Reading, Sampling
 from surgeon.settings.schema import (
     POSITIONAL,
     SHARED,
@@ -65,4 +65,5 @@ class RankSettings:
     """Keep the recorded rows on disk."""
     scoring: Scoring = Scoring()
     sampling: Sampling = Sampling()
+    reading: Reading = Reading()
     machine: Machine = Machine()

@@ -6,6 +6,7 @@ from surgeon.settings.schema import (
     UNRECORDED,
     Amount,
     Count,
+    Many,
     Metavar,
     Number,
     Probability,
@@ -40,6 +41,16 @@ class Sampling:
     template: Template = None
     """Name of the chat template that prompts are rendered with, where the checkpoint has several;
     by default its `default`, and `tool_use` for prompts with tools."""
+
+
+@settings
+class Reading:
+    """How an answer is found in a response."""
+
+    answer_words: Many[str] = ()
+    """Words for "answer" in other languages, such as respuesta or 答案, that `auto` knows too."""
+    think_tags: Annotated[Many[str], Metavar("'OPEN CLOSE'")] = ()
+    """Tags around thinking, besides <think> and those that the chat template names."""
 
 
 @settings
