@@ -220,7 +220,7 @@ def test_thinking_is_known_from_each_prompt_and_the_template_or_by_setting():
                 read_answers(order, read, _Tokenizer(), tags),
                 strict=True,
             )
-        )  # pyright: ignore[reportArgumentType]  # noqa: E501
+        )  # pyright: ignore[reportArgumentType]
         assert [found[i] for i in "123"] == ["2", None, "5"]
     with pytest.raises(BadInput, match="two tags"):
         parse_tags(["</think>"])
