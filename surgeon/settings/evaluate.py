@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from surgeon.settings.sampling import Columns, Machine, Reading, Sampling
+from surgeon.settings.sampling import AnswerReading, Columns, Machine, Sampling
 from surgeon.settings.schema import (
     POSITIONAL,
     UNRECORDED,
@@ -52,5 +52,5 @@ class EvaluateSettings:
     responses: dict[str, str] | None = None
     """Files of traces that were made elsewhere, such as by `monitor`, by name: they are judged
     beside the others, and nothing is sampled for them."""
-    reading: Reading = Reading()
+    reading: AnswerReading = AnswerReading()
     machine: Machine = Machine()

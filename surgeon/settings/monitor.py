@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from surgeon.errors import BadInput
-from surgeon.settings.sampling import Columns, Machine, Reading, Sampling
+from surgeon.settings.sampling import AnswerReading, Columns, Machine, Sampling
 from surgeon.settings.schema import (
     POSITIONAL,
     UNRECORDED,
@@ -50,7 +50,7 @@ class MonitorSettings:
     group, or module:function."""
     timeout_s: Positive = 5.0
     """Seconds that one check may take."""
-    reading: Reading = Reading()
+    reading: AnswerReading = AnswerReading()
     machine: Machine = Machine()
 
     def __post_init__(self) -> None:

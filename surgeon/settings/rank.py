@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from surgeon.settings.sampling import Columns, Machine, Reading, Sampling
+from surgeon.settings.sampling import AnswerReading, Columns, Machine, Sampling
 from surgeon.settings.schema import (
     POSITIONAL,
     SHARED,
@@ -65,5 +65,5 @@ class RankSettings:
     """Keep the recorded rows on disk."""
     scoring: Scoring = Scoring()
     sampling: Sampling = Sampling()
-    reading: Reading = Reading()
+    reading: AnswerReading = AnswerReading()
     machine: Machine = Machine()

@@ -44,7 +44,7 @@ class Sampling:
 
 
 @settings
-class Reading:
+class AnswerReading:
     """How an answer is found in a response."""
 
     answer_words: Many[str] = ()
