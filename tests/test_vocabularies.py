@@ -34,13 +34,13 @@ def padded(make_checkpoint, tmp_path: Path) -> tuple[Path, Path]:
 
 def test_rows_of_two_sizes_are_refused_with_the_command(padded, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"use 128 of these rows. Run: .*--vocabulary crop$"):
-        run(*padded, tmp_path / "f")
+        run(padded[0], padded[1], tmp_path / "f")
     assert not (tmp_path / "f").exists()
 
 
 @pytest.mark.parametrize(("how", "n_rows"), [("crop", 136), ("pad", 144), ("union", 128)])
 def test_rows_of_two_sizes_become_one(padded, tmp_path: Path, how: Any, n_rows: int) -> None:
-    run(*padded, tmp_path / "f", vocabulary=how)
+    run(padded[0], padded[1], tmp_path / "f", vocabulary=how)
     a, b = (Checkpoint.open(path).tensor(EMBEDDING) for path in padded)
     made = Checkpoint.open(tmp_path / "f" / "linear-0.5")
     assert made.config["vocab_size"] == n_rows == made.tensor(EMBEDDING).shape[0]
@@ -91,9 +91,9 @@ def test_a_merge_config_with_a_tokenizer_excludes_the_settings(padded, tmp_path:
     text += "{model: b, parameters: {weight: 0.5}}], tokenizer: {source: union}}"
     (tmp_path / "m.yaml").write_text(text)
     with pytest.raises(BadInput, match="found --vocabulary pad and a `tokenizer`"):
-        run(*padded, tmp_path / "f", config=tmp_path / "m.yaml", vocabulary="pad")
-    run(*padded, tmp_path / "f", config=tmp_path / "m.yaml")
+        run(padded[0], padded[1], tmp_path / "f", config=tmp_path / "m.yaml", vocabulary="pad")
+    run(padded[0], padded[1], tmp_path / "f", config=tmp_path / "m.yaml")
     by_mergekit = Checkpoint.open(tmp_path / "f" / "linear")
-    run(*padded, tmp_path / "g", vocabulary="union")
+    run(padded[0], padded[1], tmp_path / "g", vocabulary="union")
     ours = Checkpoint.open(tmp_path / "g" / "linear-0.5")
     assert all(torch.equal(ours.tensor(n), by_mergekit.tensor(n)) for n in by_mergekit.tensors)

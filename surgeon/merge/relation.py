@@ -3,13 +3,11 @@
 A merge of weights makes sense between checkpoints that come of one. The sampled figures say whether
 they do, for a small share of the reading that a merge needs.
 
-The thresholds. Matrices of models that were trained from different random starts are as good as
-orthogonal: cosines of FFN and attention below .03 in every unrelated pair measured here (tiny
-models of four architectures, random and trained). Checkpoints tuned from one base stay above .9,
-and those trained on for as long as the base itself above .6. `UNRELATED` lies between the two. A
-fully tuned bfloat16 checkpoint differs from its base in nearly every weight that the optimiser
-moves by more than half a step; reinforcement learning leaves most bits alone ("Reinforcement
-Learning Finetunes Small Subnetworks", arXiv 2505.11711: 70 to 95 % unchanged). `SPARSE` is below.
+The thresholds are settings of judgement, not fitted. Matrices of models that were started from
+different random numbers are close to orthogonal, those tuned from one base close to parallel;
+`UNRELATED` lies halfway. Reinforcement learning leaves most bits of a bfloat16 checkpoint alone
+("Reinforcement Learning Finetunes Small Subnetworks", arXiv 2505.11711: 70 to 95 %); `SPARSE` lies
+below that.
 
 Shape legend: N sampled elements of one tensor.
 """
