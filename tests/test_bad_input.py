@@ -602,3 +602,12 @@ def test_adapters_and_extractions_that_cant_be(adapted, capsys, command: list[st
 def test_a_cache_limit_that_is_no_size(adapted: Path, capsys, monkeypatch):
     monkeypatch.setenv("SURGEON_CACHE_LIMIT", "plenty")
     assert "expected a size such as 20GB" in refused(capsys, *RANK)
+
+
+def test_mergekit_needs_the_architectures_that_a_config_leaves_out(place: Path, capsys):
+    change_config(place / "a", architectures=None)
+    line = refused(
+        capsys, "merge-sweep", "b", "a", "--out", "out", "--ratios", "0.5",
+        "--set", "engine=mergekit",
+    )  # fmt: skip
+    assert "architectures" in line and "Qwen3ForCausalLM" in line

@@ -56,6 +56,12 @@ def _configuration(
 
 def require_valid(merge: MergeConfig, family: Family, others: dict[str, Checkpoint]) -> None:
     """Raise `BadInput` for a config that mergekit can't parse, or a method it doesn't have."""
+    for checkpoint in (*family.endpoints, *others.values()):
+        if not checkpoint.config.get("architectures"):
+            raise BadInput(
+                f"{checkpoint.spec}: config.json names no architectures, which mergekit asks for. "
+                'Add them, such as "architectures": ["Qwen3ForCausalLM"].'
+            )
     try:
         _mergekit().merge_methods.get(merge["merge_method"])
         configuration = _configuration(merge, family, others)

@@ -12,6 +12,7 @@ from surgeon.checkpoint import (
     Checkpoint,
     config_differences,
     disk_name,
+    model_class,
     read_json,
 )
 from surgeon.errors import BadInput
@@ -62,8 +63,19 @@ def require_mixable(
     _require_dtypes(a, b, dtype)
 
 
+def _architecture(checkpoint: Checkpoint) -> str:
+    """The class that a config names or, where it names none, that loads its model type."""
+    named = checkpoint.config.get("architectures")
+    if named:
+        return str(named[0])
+    try:
+        return str(model_class(checkpoint.full_config).__name__)
+    except ValueError:
+        return "?"
+
+
 def _require_same_architecture(a: Checkpoint, b: Checkpoint) -> None:
-    kinds = [(c.model_type, (c.config.get("architectures") or ["?"])[0]) for c in (a, b)]
+    kinds = [(c.model_type, _architecture(c)) for c in (a, b)]
     if kinds[0] != kinds[1]:
         raise BadInput(
             f"architectures differ: {a.spec} is {kinds[0][1]} ({kinds[0][0]}), {b.spec} is "
