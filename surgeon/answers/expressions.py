@@ -11,12 +11,12 @@ import hashlib
 import re
 from fractions import Fraction
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     import mpmath
 
-Number = "Fraction | mpmath.mpc"
+Number: TypeAlias = "Fraction | mpmath.mpc"  # a string: mpmath is imported late
 Tree = tuple
 """("number", Fraction), ("name", str), or (operation, Tree...)."""
 
