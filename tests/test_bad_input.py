@@ -611,3 +611,73 @@ def test_mergekit_needs_the_architectures_that_a_config_leaves_out(place: Path, 
         "--set", "engine=mergekit",
     )  # fmt: skip
     assert "architectures" in line and "Qwen3ForCausalLM" in line
+
+
+# --- vocabularies ---------------------------------------------------------------------------------
+
+LINEAR = (
+    "{merge_method: linear, models: [{model: a, parameters: {weight: 0.5}}, "
+    "{model: b, parameters: {weight: 0.5}}]"
+)
+"""The opening of a merge; the rest of its keys and a brace are added."""
+UNITED = f"merge: {LINEAR}, tokenizer: {{source: union}}}}\n"
+VOCABULARIES: dict[str, tuple[str, list[str], str]] = {
+    "--vocabulary beside a tokenizer": (
+        UNITED, ["--vocabulary", "crop"], "--vocabulary crop and a `tokenizer`"),
+    "--tokenizer beside a tokenizer": (
+        UNITED, ["--tokenizer", "second"], "--tokenizer second and a `tokenizer`"),
+    "a tokenizer beside its source": (
+        f"merge: {LINEAR}, tokenizer_source: union, tokenizer: {{source: union}}}}", [],
+        "specify both tokenizer"),
+    "a tokenizer in some merges": (
+        f"{UNITED}---\n"
+        "merge: {merge_method: ties, base_model: a, models: [{model: b, parameters: {weight: 1}}]}",
+        [], "in some merges and not in"),
+    "a template of no one": (
+        f"merge: {LINEAR}, chat_template: nonsense}}", [], "Invalid chat template: nonsense"),
+    "a tokenizer of no one": (
+        f"merge: {LINEAR}, tokenizer_source: nowhere/x}}", [], "nowhere/x"),
+    "a tokenizer that is a number": (f"merge: {LINEAR}, tokenizer_source: 7}}", [], "tokenizer"),
+    "a token from nowhere": (
+        f"merge: {LINEAR}, tokenizer: {{source: union, tokens: {{w1: {{source: nowhere/x}}}}}}}}",
+        [], "nowhere/x"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", VOCABULARIES)
+def test_a_merge_config_and_its_tokenizer(place: Path, capsys, case: str):
+    text, options, words = VOCABULARIES[case]
+    (place / "m.yaml").write_text(text)
+    command = ["merge-sweep", "a", "b", "--out", "out", "--config", "m.yaml", *options]
+    assert words in refused(capsys, *command)
+
+
+@pytest.mark.parametrize(
+    ("rows", "how", "words"),
+    [
+        (120, "crop", "leaves 120 rows, and the tokenizer has 128 tokens. Take --vocabulary pad"),
+        (144, "union", "b has no tokenizer"),
+        (144, "crop", "b has no tokenizer"),
+    ],
+)
+def test_vocabularies_that_cant_be_fitted(
+    place: Path, capsys, make_checkpoint, rows: int, how: str, words: str
+):
+    shutil.rmtree(place / "b")
+    make_checkpoint(place / "b", vocab_size=rows)
+    if "no tokenizer" in words:
+        for file in (place / "b").glob("tokenizer*"):
+            file.unlink()
+    assert words in refused(capsys, "merge-sweep", "a", "b", "--out", "out", "--vocabulary", how)
+
+
+def test_a_union_by_mergekit_needs_two_tokenizers(place: Path, capsys):
+    (place / "m.yaml").write_text(UNITED)
+    for file in (place / "b").glob("tokenizer*"):
+        file.unlink()
+    command = ["merge-sweep", "a", "b", "--out", "out", "--config", "m.yaml"]
+    assert "b has no tokenizer" in refused(capsys, *command)
+
+
+def test_a_vocabulary_of_no_kind(place: Path, capsys):
+    assert "crop" in refused(capsys, "merge-sweep", "a", "b", "--out", "out", "--vocabulary", "x")

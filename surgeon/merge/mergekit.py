@@ -24,7 +24,7 @@ from surgeon.families.candidate_files import (
 from surgeon.families.merge_config import mergekit_yaml, models_in, with_models
 from surgeon.families.merge_methods import MergeConfig
 from surgeon.merge.aligned import renumbered
-from surgeon.merge.preflight import vocabulary
+from surgeon.merge.preflight import require_tokenizers, vocabulary
 
 if TYPE_CHECKING:
     from mergekit.config import MergeConfiguration
@@ -65,13 +65,13 @@ def require_valid(merge: MergeConfig, family: Family, others: dict[str, Checkpoi
     try:
         _mergekit().merge_methods.get(merge["merge_method"])
         configuration = _configuration(merge, family, others)
-        _require_tokenizer(configuration)
+        _require_tokenizer(configuration, (*family.endpoints, *others.values()))
     except REFUSALS as error:
         text = " ".join(str(error).split())
         raise BadInput(f"mergekit refuses the merge {merge['merge_method']!r}: {text}") from error
 
 
-def _require_tokenizer(configuration: "MergeConfiguration") -> None:
+def _require_tokenizer(configuration: "MergeConfiguration", models: tuple[Checkpoint, ...]) -> None:
     """Raise what mergekit would after merging, for a tokenizer or a template it can't make."""
     from mergekit.tokenizer.build import build_tokenizer
 
@@ -82,6 +82,7 @@ def _require_tokenizer(configuration: "MergeConfiguration") -> None:
     source = settings.source if settings else configuration.tokenizer_source
     if source is None:
         return
+    require_tokenizers(*(models if source == "union" else ()))
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
         built = build_tokenizer(
             configuration.base_model,

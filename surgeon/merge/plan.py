@@ -92,8 +92,6 @@ def prepare(settings: MergeSweepSettings) -> SweepPlan:
         preflight.require_one_architecture(first, other, dtype)
         preflight.require_mixable(first, other, dtype, rows.names if rows else ())
     notices = [*done, *_notices(*given, settings, united)]
-    related = relation.relation(first, second)
-    notices = [*relation.warnings(first, second, related), *notices]
     members = wanted.members if rows else _with_ends(wanted.members, first, dtype)
     family = Family(
         path=settings.out,
@@ -106,10 +104,11 @@ def prepare(settings: MergeSweepSettings) -> SweepPlan:
         choices=_choices(settings),
         seed=settings.seed,
         others={spec: checkpoint.digest for spec, checkpoint in others.items()},
-        notices=tuple(notices),
-        figures=related.figures,
     )
     by_mergekit = _by_mergekit(members, family, others, settings)
+    related = relation.relation(first, second)
+    notices = (*relation.warnings(first, second, related), *notices)
+    family = replace(family, notices=notices, figures=related.figures)
     family = replace(family, candidates=_candidates(family, members))
     run = _run(settings, wanted, family, by_mergekit)
     lineage.check(settings.out, run)
@@ -132,7 +131,7 @@ def prepare(settings: MergeSweepSettings) -> SweepPlan:
         run=run,
         n_bytes=n_bytes,
         free_bytes=lineage.free_bytes(settings.out),
-        notices=tuple(notices),
+        notices=notices,
         relation=related,
         carried=_carried(family),
         fallback=preflight.fallback(first, family.cosines) if slerp else None,

@@ -20,6 +20,8 @@ from surgeon.families import label
 from surgeon.families.cosines import merge_groups
 from surgeon.families.merge_methods import falls_back
 
+WORDS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+"""Files that hold a tokenizer's words; a tokenizer has at least one of them."""
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -165,6 +167,20 @@ def vocabulary(checkpoint: Checkpoint) -> dict[int, str] | None:
     else:
         tokens = {i: token for token, i in entries.items()}
     return tokens | {added["id"]: added["content"] for added in text.get("added_tokens") or []}
+
+
+def require_tokenizers(*checkpoints: Checkpoint) -> None:
+    """Raise `BadInput` for a checkpoint without the words of its tokenizer.
+
+    transformers makes an empty tokenizer of the class that the config implies, without a word.
+    """
+    for checkpoint in checkpoints:
+        if not any((checkpoint.path / file).is_file() for file in WORDS):
+            raise BadInput(
+                f"{checkpoint.spec} has no tokenizer (none of {', '.join(WORDS)}), expected one of "
+                "each endpoint to unite. Copy it beside config.json, or leave the union "
+                "away and take the tokenizer of the other (--tokenizer first or second)."
+            )
 
 
 def vocabulary_difference(a: Checkpoint, b: Checkpoint) -> str | None:

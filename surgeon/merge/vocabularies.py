@@ -17,7 +17,7 @@ from surgeon.checkpoint import TEMPLATE_FILES, Checkpoint
 from surgeon.errors import BadInput
 from surgeon.families import label
 from surgeon.merge.aligned import Aligned, Piece
-from surgeon.merge.preflight import vocabulary, vocabulary_difference
+from surgeon.merge.preflight import require_tokenizers, vocabulary, vocabulary_difference
 from surgeon.merge.tensor_names import TensorNames
 
 How = Literal["crop", "pad", "union"]
@@ -163,6 +163,7 @@ def _union(
 
     A token that only one endpoint has takes that endpoint's row in both.
     """
+    require_tokenizers(first, second)
     found = vocabulary_rows(first, second)
     info, references = _mergekits_union(first, second, side)
     place = lineage.scratch() / "union"
