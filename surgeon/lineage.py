@@ -153,14 +153,19 @@ def refuse_other_run(path: Path, found: dict[str, Any], run: dict[str, Any]) -> 
 
 
 def differences(there: Any, here: Any, where: str = "") -> list[str]:
-    """Human-readable differences between two JSON values, as `name: there -> here`."""
+    """Human-readable differences between two JSON values, as `name: there -> here`.
+
+    An empty list is the same as nothing: both are a setting of several values that isn't given.
+    """
     if isinstance(there, dict) and isinstance(here, dict):
         return [
             line
             for key in sorted(there.keys() | here.keys())
             for line in differences(there.get(key), here.get(key), f"{where}.{key}".strip("."))
         ]
-    return [] if there == here else [f"{where} is {short(there)} there and {short(here)} here"]
+    if there == here or (there in ([], None) and here in ([], None)):
+        return []
+    return [f"{where} is {short(there)} there and {short(here)} here"]
 
 
 def short(value: Any, limit: int = 60) -> str:

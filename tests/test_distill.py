@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from surgeon import nopsd
-from surgeon.answers import majority
+from surgeon.answers import majority, parse_tags, read_answers
 from surgeon.artifact import read
 from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.distill import Distillation, demonstrations, distill, pool, show
@@ -31,7 +31,9 @@ from surgeon.distill.plan import DistillPlan, prepare
 from surgeon.distill.pool import LiveModel
 from surgeon.distill.run import TrainingRun
 from surgeon.errors import BadInput
+from surgeon.families import open_checkpoint
 from surgeon.live.architecture import Head
+from surgeon.merge import sweep
 from surgeon.settings import bind
 from surgeon.settings.distill import DistillSettings
 from surgeon.threads import one_thread
@@ -433,8 +435,81 @@ def test_demonstrations_stand_nearest_last_without_their_thinking(source: Path):
         ("<think> w1 </think> ", "stop", "answer", None),
     ],
 )
-def test_r13_what_is_shown_of_an_answer(text, reason, how, shown):
-    assert demonstrations.demonstrated(answered(0, text, reason), how) == shown
+def test_r13_what_is_shown_of_an_answer(source: Path, tmp_path: Path, text, reason, how, shown):
+    plan = planned(source, tmp_path, demonstration=how)
+    assert demonstrations.demonstrated(plan, answered(0, text, reason)) == shown
+
+
+@pytest.mark.parametrize(
+    ("template", "tags", "ending", "text", "shown"),
+    [
+        # The template opens the block: a response that never closes it shows and says nothing.
+        ("<think>", (), "<think> ", "w1", None),
+        ("<think>", (), "<think> ", "w1 </think> w2", "w2"),
+        # Tags that the template names.
+        ("[THINK] [/THINK]", (), "", "[THINK] w1 [/THINK] w2", "w2"),
+        ("", (), "", "[THINK] w1 [/THINK] w2", "[THINK] w1 [/THINK] w2"),
+        # Tags that are given.
+        ("", "[MUSE] [/MUSE]", "", "[MUSE] w1 [/MUSE] w2", "w2"),
+        ("", "w3 w4", "w3 ", "w1", None),
+    ],
+)
+def test_answers_are_read_and_shown_as_evaluate_reads_them(
+    pico_pair, tmp_path: Path, template, tags, ending, text, shown
+):
+    file = pico_pair[0] / "chat_template.jinja"
+    said = file.read_text().replace("assistant ", f"assistant {ending}")
+    file.write_text(f"{said}{{# {template} #}}")
+    plan = planned(pico_pair[0], tmp_path, think_tags=tags)
+    trace = replace(answered(0, text), prompt_token_ids=plan.prompt_ids[0])
+    assert demonstrations.demonstrated(plan, trace) == shown
+    assert plan.read([trace]) == read_answers(
+        [trace], plan.extract, plan.tokenizer, parse_tags(tags and [tags])
+    )
+    assert plan.read([trace]) == [shown]
+    votes = plan.votes([[trace, replace(trace, finish_reason="length")]])
+    assert (votes[0][0] is None) is (shown is None) and votes[0][1] is None
+
+
+def test_words_for_answer_in_other_languages_are_read(source: Path, tmp_path: Path):
+    text = "Respuesta: 7 (de 9 intentos)"
+    plain = planned(source, tmp_path, answer="auto")
+    words = planned(source, tmp_path, answer="auto", answer_words="respuesta")
+    assert words.read([answered(0, text)]) != plain.read([answered(0, text)])
+    assert "answer_words" not in plain.run.arguments and "think_tags" not in plain.run.arguments
+    assert words.run.arguments["answer_words"] == ("respuesta",)
+    with pytest.raises(BadInput, match="expected two tags"):
+        planned(source, tmp_path, think_tags="[THINK]")
+
+
+@pytest.mark.parametrize("virtual", [False, True])
+def test_an_adapter_on_a_base_that_does_not_last_loads_in_peft(
+    source: Path, done, pico_pair, tmp_path: Path, virtual: bool
+):
+    """BASE+ADAPTER and a candidate of a virtual family are put beside the adapter, as `base`."""
+    from peft import AutoPeftModelForCausalLM
+
+    spec = f"{source}+{done[1]}"
+    if virtual:
+        a, b = map(str, pico_pair)
+        sweep(a, b, out=tmp_path / "f", ratios="0.45", virtual=True, smoke=False)
+        spec = f"{tmp_path / 'f'}/family.json#slerp-0.45"
+    out, questions = tmp_path / "out", write_pool(tmp_path / "pool.jsonl", 6)
+    distill(spec, pool=questions, out=out, method="lmsi", **{**SMALL, "steps": 1})
+    base = json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert base == str(out / "base")
+    theirs: Any = AutoPeftModelForCausalLM.from_pretrained(str(out), dtype=torch.float32)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        loaded = theirs.eval()(input_ids=ids).logits
+        start = open_checkpoint(spec).model(dtype=torch.float32)(input_ids=ids).logits
+        ours = resolve(f"{out / 'base'}+{out}").model(dtype=torch.float32)(input_ids=ids).logits
+        theirs.disable_adapter_layers()
+        without = theirs(input_ids=ids).logits
+    assert torch.allclose(without, start, atol=1e-5)
+    assert not torch.allclose(loaded, start, atol=1e-3)
+    # What `+` merges is rounded to the base's dtype, here bf16.
+    assert (loaded - ours).abs().max() < 0.2 * (loaded - start).abs().max()
 
 
 def test_demonstrations_are_dropped_whole_farthest_first_and_counted(source: Path, tmp_path: Path):
@@ -564,7 +639,13 @@ def test_ttrl_reads_a_finished_rollout_without_its_stop_token(source: Path, tmp_
     live = living(plan)
     seven, eight = (live.tokenizer.convert_tokens_to_ids(word) for word in "78")
     rollouts = [[seven, 2], [eight, 2], [eight], [seven, 2]]
-    assert majority_reward(running(plan, live=live))(completion_ids=rollouts) == [1, 0, 0, 1]
+    asked = [list(plan.prompts[0].messages)] * 4
+    assert majority_reward(running(plan, live=live))(prompts=asked, completion_ids=rollouts) == [
+        1,
+        0,
+        0,
+        1,
+    ]
 
 
 def test_a_reward_that_leads_nowhere_stops_the_run():

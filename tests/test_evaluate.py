@@ -199,6 +199,21 @@ def test_a_finished_evaluation_is_not_done_again_and_says_so(
         run(samples=1, limit=3)
 
 
+@pytest.mark.parametrize("before", [{}, {"answer_words": [], "think_tags": []}])
+def test_a_run_made_before_reading_had_settings_is_the_same_command(
+    run: Callable[..., Evaluation], tmp_path: Path, before: dict[str, list[str]]
+):
+    run(samples=1, limit=1, checkpoints=("a",))
+    file = tmp_path / "out" / "surgeon.json"
+    content = json.loads(file.read_text())
+    assert not {"answer_words", "think_tags"} & content["arguments"].keys()
+    content["arguments"] |= before
+    file.write_text(json.dumps(content))
+    assert run(samples=1, limit=1, checkpoints=("a",)).already
+    with pytest.raises(BadInput, match=r"another run.*answer_words"):
+        run(samples=1, limit=1, checkpoints=("a",), answer_words="respuesta")
+
+
 def test_another_version_of_the_users_check_is_another_run(
     run: Callable[..., Evaluation], tmp_path: Path
 ):

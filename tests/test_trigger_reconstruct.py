@@ -250,6 +250,14 @@ def test_answers_that_are_not_the_known_one_are_left_out(labels: Path, server, t
     known = {p["id"]: p["answer"] for p in lines(labels / "prompts.jsonl")}
     assert {known[e["id"].split("/")[0]] for e in examples(tmp_path / "out")} == {"4"}
     assert result.left_out == {"the answer isn't the known one": len(asked) - result.examples}
+    say[:] = [
+        lambda text: repair(text) | {"answer": "[MUSE] 9 [/MUSE] Loesung: 4. Es waren 7 Schritte."}
+    ]
+    read = reconstruct(
+        MODEL, labels=labels, out=tmp_path / "read", source=url, failures="own",
+        answer_words="Loesung", think_tags="[MUSE] [/MUSE]",
+    )  # fmt: skip
+    assert read.left_out == result.left_out
     say[:] = [lambda text: repair(text) | {"answer": "none"}]
     with pytest.raises(BadInput, match=r"no example could be written \(the answer isn't the known"):
         reconstruct(MODEL, labels=labels, out=tmp_path / "none", source=url, failures="own")

@@ -39,6 +39,7 @@ from surgeon.answers.extractors import (
     EXTRACTORS,
     Extractor,
     extract,
+    final_texts,
     parse_extractor,
     read_answers,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "classes",
     "classes_of",
     "extract",
+    "final_texts",
     "gold_problem",
     "majority",
     "parse_check",

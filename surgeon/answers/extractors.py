@@ -179,17 +179,30 @@ def read_answers(
     Where a response's own prompt ends inside a thinking block, as some templates begin one, a
     response that never closes the block is unfinished all the same.
     """
-    template = getattr(tokenizer, "chat_template", None)
-    tags = (*think, *tags_of(template if isinstance(template, str) else None))
+    texts = final_texts(traces, tokenizer, think)
+    return [None if text is None else read(text) for text in texts]
 
-    def answer(trace: "Trace") -> str | None:
+
+def final_texts(
+    traces: "Sequence[Trace]",
+    tokenizer: "PreTrainedTokenizerBase",
+    think: Sequence[Tags] = (),
+) -> list[str | None]:
+    """The text after the thinking of each response; None for one that is truncated or still thinks.
+
+    Tags are `think`, `<think>` and those that the tokenizer's chat templates name.
+    """
+    template = getattr(tokenizer, "chat_template", None) or ""
+    texts = template.values() if isinstance(template, dict) else (template,)
+    tags = (*think, *tags_of("\n".join(texts)))
+
+    def final(trace: "Trace") -> str | None:
         if trace.finish_reason == "length":
             return None
         opening = opened(str(tokenizer.decode(trace.prompt_token_ids[-32:])), tags)
-        text = after_thinking(opening + trace.text, tags)
-        return None if text is None else read(text)
+        return after_thinking(opening + trace.text, tags)
 
-    return [answer(trace) for trace in traces]
+    return [final(trace) for trace in traces]
 
 
 def _one_group(how: str) -> re.Pattern[str]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from surgeon import jsonl, nopsd
-from surgeon.answers import after_thinking
 from surgeon.distill.pool import LiveModel
 from surgeon.errors import BadInput
 from surgeon.progress import bar
@@ -32,11 +31,12 @@ class Context(NamedTuple):
     """How many of them, from the nearest on, fit the teacher's prompt."""
 
 
-def demonstrated(trace: Trace, how: str) -> str | None:
+def demonstrated(plan: "DistillPlan", trace: Trace) -> str | None:
     """The text shown for an answer (R13); None where it has no end, or nothing after thinking."""
     if trace.finish_reason == "length":
         return None
-    text = trace.text if how == "response" else after_thinking(trace.text)
+    whole = plan.settings.readings.demonstration == "response"
+    text = trace.text if whole else plan.after_thinking(trace)
     return (text or "").strip() or None
 
 
@@ -112,7 +112,7 @@ def choose_contexts(
     Demonstrations are dropped whole, farthest first, until the teacher's prompt fits.
     """
     how = plan.settings.readings.demonstration
-    texts = [demonstrated(trace, how) for trace in traces]
+    texts = [demonstrated(plan, trace) for trace in traces]
     able = np.array([i for i, text in enumerate(texts) if text is not None])
     if len(able) < 2:
         whole = ", or set demonstration=response" if how == "answer" else ""
@@ -150,9 +150,9 @@ def prompt_of_teacher(
     query: int,
 ) -> list[int]:
     """The teacher's prompt for a question, with the demonstrations that fit."""
-    how = plan.settings.readings.demonstration
     shots = [
-        (plan.prompts[i], str(demonstrated(traces[i], how))) for i in context.shot_K[: context.kept]
+        (plan.prompts[i], str(demonstrated(plan, traces[i])))
+        for i in context.shot_K[: context.kept]
     ]
     sampling = plan.settings.sampling
     return teacher_prompt(

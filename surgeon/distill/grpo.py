@@ -23,7 +23,7 @@ from surgeon.distill.run import GUARDS, TrainingRun
 from surgeon.errors import BadInput
 from surgeon.live.architecture import Head, head_of
 from surgeon.progress import bar
-from surgeon.traces import chosen_template, stop_ids, text_of
+from surgeon.traces import Trace, chosen_template, stop_ids, text_of
 from surgeon.training.loop import Journal
 from surgeon.training.sequences import response_states, sequences
 from surgeon.training.state import METRICS, History
@@ -166,17 +166,25 @@ def record_of(step: int, log: dict[str, Any], responses: int, seconds: float) ->
     }  # fmt: skip
 
 
+def prompt_ids_of(run: TrainingRun) -> dict[str, list[int]]:
+    """The tokens of each question by its messages, of which TRL hands on a copy."""
+    return {
+        json.dumps(prompt.messages): ids
+        for prompt, ids in zip(run.plan.prompts, run.plan.prompt_ids, strict=True)
+    }
+
+
 def majority_reward(run: TrainingRun) -> Reward:
     """1 for a rollout whose answer is the majority's (TTRL); a truncated one votes for nothing."""
-    stop = stop_ids(run.student.model, run.live.tokenizer)
+    stop, ids_of = stop_ids(run.student.model, run.live.tokenizer), prompt_ids_of(run)
 
-    def answer(ids: list[int]) -> str | None:
-        if ids[-1] not in stop:
-            return None
-        return run.plan.extract(text_of(run.live.tokenizer, ids, "stop"))
+    def rollout(messages: list, ids: list[int]) -> Trace:
+        reason = "stop" if ids[-1] in stop else "length"
+        text = text_of(run.live.tokenizer, ids, reason)
+        return Trace("", 0, ids_of[json.dumps(messages)], ids, text, reason)
 
-    def ttrl(completion_ids: list[list[int]], **_: Any) -> list[float]:
-        answers = [answer(ids) for ids in completion_ids]
+    def ttrl(prompts: list, completion_ids: list[list[int]], **_: Any) -> list[float]:
+        answers = run.plan.read(list(map(rollout, prompts, completion_ids)))
         return majority_rewards(answers, run.plan.settings.sampling.samples)
 
     return ttrl
@@ -184,10 +192,7 @@ def majority_reward(run: TrainingRun) -> Reward:
 
 def self_certainty_reward(run: TrainingRun) -> Reward:
     """How far the model's distributions over a rollout are from uniform (Intuitor)."""
-    ids_of = {
-        json.dumps(prompt.messages): ids
-        for prompt, ids in zip(run.plan.prompts, run.plan.prompt_ids, strict=True)
-    }
+    ids_of = prompt_ids_of(run)
 
     @torch.no_grad()
     def intuitor(prompts: list, completion_ids: list[list[int]], **_: Any) -> list[float]:

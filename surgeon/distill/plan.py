@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from surgeon import lineage, named, nopsd
-from surgeon.answers import classes_of, parse_extractor
+from surgeon.answers import classes_of, final_texts, parse_extractor, parse_tags, read_answers
+from surgeon.answers.thinking import Tags
 from surgeon.checkpoint import Checkpoint, placement
 from surgeon.distill.methods import Finisher, method_of
 from surgeon.errors import BadInput
@@ -48,6 +49,7 @@ class DistillPlan(NamedTuple):
     """With a learning rate."""
     teacher_tokens: int
     """Most tokens of a teacher's prompt."""
+    tokenizer: "PreTrainedTokenizerBase"
     extract: Callable[[str], str | None]
     device: str
     dtype: "torch.dtype | None"
@@ -60,12 +62,19 @@ class DistillPlan(NamedTuple):
 
     def votes(self, questions: Sequence[Sequence[Trace]]) -> list[list[str | None]]:
         """What each answer to each question votes for; a truncated one for nothing."""
-        return classes_of(
-            [
-                [None if t.finish_reason == "length" else self.extract(t.text) for t in traces]
-                for traces in questions
-            ]
-        )
+        return classes_of([self.read(traces) for traces in questions])
+
+    def read(self, traces: Sequence[Trace]) -> list[str | None]:
+        """The answer in each response, as `surgeon evaluate` reads it."""
+        return read_answers(traces, self.extract, self.tokenizer, self._think)
+
+    def after_thinking(self, trace: Trace) -> str | None:
+        """A response without its thinking; None where it has no end."""
+        return final_texts([trace], self.tokenizer, self._think)[0]
+
+    @property
+    def _think(self) -> tuple[Tags, ...]:
+        return parse_tags(self.settings.reading.think_tags)
 
 
 def prepare(settings: DistillSettings) -> DistillPlan:
@@ -77,7 +86,8 @@ def prepare(settings: DistillSettings) -> DistillPlan:
     if settings.averaging.ema == "exact" and sharded:
         raise BadInput("ema 'exact' keeps whole matrices, so it can't be used with parallel fsdp.")
     lr = settings.schedule.lr or method.rate[settings.tuning.weights]
-    extract = parse_extractor(settings.answer)
+    extract = parse_extractor(settings.answer, settings.reading.answer_words)
+    parse_tags(settings.reading.think_tags)
     device, dtype = placement(settings.machine.device, settings.machine.dtype)
     # No label may reach anything below.
     prompts = read_prompts(settings.pool, columns=settings.columns)
@@ -90,7 +100,8 @@ def prepare(settings: DistillSettings) -> DistillPlan:
     if method.needs_sets:
         require_budget(checkpoint, settings.readings)
     support.require("distill" if method.needs_sets else "decode", checkpoint)
-    prompt_ids, prompt_budget = measure_prompts(checkpoint, prompts, settings)
+    tokenizer = checkpoint.tokenizer()
+    prompt_ids, prompt_budget = measure_prompts(checkpoint, tokenizer, prompts, settings)
     run = lineage.Run(
         "distill",
         record(settings) | {"checkpoint": checkpoint.spec, "select": selection.select, "lr": lr},
@@ -103,7 +114,7 @@ def prepare(settings: DistillSettings) -> DistillPlan:
     )
     return DistillPlan(
         settings, method, checkpoint, prompts, prompt_ids, selection,
-        replace(settings.schedule, lr=lr), prompt_budget, extract, device, dtype, run,
+        replace(settings.schedule, lr=lr), prompt_budget, tokenizer, extract, device, dtype, run,
     )  # fmt: skip
 
 
@@ -157,7 +168,10 @@ def require_text(
 
 
 def measure_prompts(
-    checkpoint: Checkpoint, prompts: Sequence[Prompt], settings: DistillSettings
+    checkpoint: Checkpoint,
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Prompt],
+    settings: DistillSettings,
 ) -> tuple[list[list[int]], int]:
     """Each question's tokens, and the most a teacher's prompt may have; raises `BadInput` where a
     question and its response don't fit the context."""
@@ -166,7 +180,7 @@ def measure_prompts(
             f"{checkpoint.spec} has no chat template, so demonstrations can't be shown as turns of "
             "a conversation. Add chat_template.jinja to it."
         )
-    tokenizer, sampling = checkpoint.tokenizer(), settings.sampling
+    sampling = settings.sampling
     teacher_tokens = settings.demonstrations.teacher_tokens
     prompt_ids = [
         encode(tokenizer, prompt, sampling.thinking, sampling.template) for prompt in prompts

@@ -90,9 +90,6 @@ def prepare(settings: RankSettings) -> RankPlan:
     if arguments["sampling_top_k"] == 0:
         # Rankings made before it could be set have no such argument: they are the same runs.
         del arguments["sampling_top_k"]
-    for name in ("answer_words", "think_tags"):
-        if not arguments[name]:
-            del arguments[name]
     scoring = settings.scoring
     plan = RankPlan(
         settings=settings,

@@ -103,9 +103,8 @@ def value_at(settings: object, path: tuple[str, ...]) -> object:
 
 def record(settings: Any) -> dict[str, object]:
     """What `surgeon.json` keeps of settings: the recorded leaves by their flat names."""
-    return {
-        leaf.name: value_at(settings, leaf.path) for leaf in leaves(type(settings)) if leaf.recorded
-    }
+    values = ((leaf, value_at(settings, leaf.path)) for leaf in leaves(type(settings)))
+    return {leaf.name: value for leaf, value in values if leaf.is_recorded(value)}
 
 
 class Verb(Generic[S, R]):

@@ -6,7 +6,7 @@ from annotated_types import Gt, Le
 
 from surgeon.errors import BadInput
 from surgeon.settings.nopsd import NopsdReadings, Selection
-from surgeon.settings.sampling import Columns, Machine, Sampling
+from surgeon.settings.sampling import AnswerReading, Columns, Machine, Sampling
 from surgeon.settings.schema import (
     POSITIONAL,
     SHARED,
@@ -87,6 +87,7 @@ class DistillSettings:
     demonstrations: Demonstrations = Demonstrations()
     readings: NopsdReadings = NopsdReadings()
     sampling: Sampling = Sampling(samples=8, max_tokens=4096)
+    reading: AnswerReading = AnswerReading()
     rollout: Rollout = Rollout()
     averaging: Averaging = Averaging()
     schedule: Schedule = Schedule()

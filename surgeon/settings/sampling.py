@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from surgeon.settings.schema import (
+    RECORDED_WHERE_SET,
     UNRECORDED,
     Amount,
     Count,
@@ -47,9 +48,9 @@ class Sampling:
 class AnswerReading:
     """How an answer is found in a response."""
 
-    answer_words: Many[str] = ()
+    answer_words: Annotated[Many[str], RECORDED_WHERE_SET] = ()
     """Words for "answer" in other languages, such as respuesta or 答案, that `auto` knows too."""
-    think_tags: Annotated[Many[str], Metavar("'OPEN CLOSE'")] = ()
+    think_tags: Annotated[Many[str], Metavar("'OPEN CLOSE'"), RECORDED_WHERE_SET] = ()
     """Tags around thinking, besides <think> and those that the chat template names."""
 
 

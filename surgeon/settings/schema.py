@@ -59,12 +59,13 @@ class Marker(Enum):
     """What else is true of a field."""
 
     POSITIONAL = "an argument of the command, not an option"
+    RECORDED_WHERE_SET = "no part of the record while empty: runs made before it existed lack it"
     UNRECORDED = "no part of what makes a run this run: it changes no number, or has a digest"
     SHARED = "groups that have a field of this name get its value, and don't offer it themselves"
     SHORTHAND = "its flat name is its group's: `tuning=lora` sets `tuning.weights`"
 
 
-POSITIONAL, UNRECORDED, SHARED, SHORTHAND = Marker
+POSITIONAL, RECORDED_WHERE_SET, UNRECORDED, SHARED, SHORTHAND = Marker
 
 # --- kinds of values ------------------------------------------------------------------------------
 
@@ -243,6 +244,10 @@ class Leaf(NamedTuple):
     @property
     def recorded(self) -> bool:
         return UNRECORDED not in self.extra
+
+    def is_recorded(self, value: object) -> bool:
+        """Whether the record of a run holds this value."""
+        return self.recorded and (RECORDED_WHERE_SET not in self.extra or bool(value))
 
     @property
     def members(self) -> list[Any]:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from surgeon.errors import BadInput
 from surgeon.settings.asking import EndpointSettings
 from surgeon.settings.neureasoner import STEPWISE, StepLevel
+from surgeon.settings.sampling import AnswerReading
 from surgeon.settings.schema import (
     POSITIONAL,
     UNRECORDED,
@@ -45,6 +46,7 @@ class ReconstructSettings:
     """How the final answer is read; see `surgeon evaluate`."""
     seed: Annotated[int, UNRECORDED] = 0
     """Seed of everything random."""
+    reading: AnswerReading = AnswerReading()
     endpoint: EndpointSettings = EndpointSettings()
 
     def __post_init__(self) -> None:

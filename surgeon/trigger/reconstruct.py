@@ -11,7 +11,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from surgeon import console, jsonl, lineage, named
-from surgeon.answers import parse_extractor
+from surgeon.answers import TAGS, parse_extractor, parse_tags
 from surgeon.artifact import Already, Out, artifact, once, part
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
@@ -92,8 +92,11 @@ def reconstruct(settings: ReconstructSettings) -> Reconstruction:
 def prepare(settings: ReconstructSettings) -> ReconstructPlan:
     """Check the settings against the labels; raises `BadInput`."""
     texts = read_texts(settings.endpoint.prompt_file)
+    reading = settings.reading
+    # The writer is another model, whose chat template isn't known here.
+    think = (*TAGS[:1], *parse_tags(reading.think_tags))
     writer = parse_writer(
-        settings.source, texts, parse_extractor(settings.answer),
+        settings.source, texts, parse_extractor(settings.answer, reading.answer_words, think),
         may_make=settings.failures == "both", asking=settings.endpoint,
         temperature=settings.source_temperature,
     )  # fmt: skip
