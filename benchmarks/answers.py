@@ -1,4 +1,5 @@
-"""How often a response is read right, on the thousand responses of tests/data/answers.jsonl.
+"""How often a response is read right, on the responses of tests/data/answers.jsonl and
+tests/data/answers_fresh.jsonl.
 
     python -m benchmarks.answers
 
@@ -18,7 +19,8 @@ from pathlib import Path
 
 from surgeon.answers import check_many, choice_letter, parse_extractor, same
 
-FILE = Path(__file__).parents[1] / "tests/data/answers.jsonl"
+_DATA = Path(__file__).parents[1] / "tests/data"
+FILES = (_DATA / "answers.jsonl", _DATA / "answers_fresh.jsonl")
 Row = dict
 Judge = Callable[[Row], bool]
 
@@ -135,7 +137,7 @@ JUDGES: dict[str, Judge] = {
 def main() -> None:
     """Print the table."""
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
-    rows = [json.loads(line) for line in FILE.read_text().splitlines()]
+    rows = [json.loads(line) for file in FILES for line in file.read_text().splitlines()]
     verdicts = {name: [judge(row) for row in rows] for name, judge in JUDGES.items()}
     # What value doesn't find equal, math-verify may.
     found = check_many([(read(row), row["gold"]) for row in rows], "math")
@@ -143,12 +145,12 @@ def main() -> None:
         equal if row["kind"] == "choice" else verdict.correct
         for row, verdict, equal in zip(rows, found, verdicts["surgeon, check exact"], strict=True)
     ]
-    print("| reader | development, right | figures, right | wrong equal | missed |")
-    print("|---|---|---|---|---|")
+    print("| reader | development, right | figures, right | fresh, right | wrong equal | missed |")
+    print("|---|---|---|---|---|---|")
     for name, equal in verdicts.items():
         pairs = list(zip(rows, equal, strict=True))
         cells = []
-        for half in ("development", "figures"):
+        for half in ("development", "figures", "fresh"):
             of_half = [e == r["right"] for r, e in pairs if r["half"] == half]
             cells.append(f"{100 * sum(of_half) / len(of_half):.1f} % of {len(of_half)}")
         wrong = sum(e and not r["right"] for r, e in pairs)

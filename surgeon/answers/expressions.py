@@ -55,10 +55,18 @@ _WORD = re.compile(r"(?<![\\A-Za-z])(?:[^\W\d_]{3,}|(?:or|to|is|no|of|if)(?![A-Z
 _KNOWN_WORD = re.compile("(?:" + "|".join((*_FUNCTIONS, "pi", "mod")) + ")+[a-z]{0,2}")
 _SAME = {
     "√": "\\sqrt", "π": "\\pi", "·": "*", "×": "*", "⋅": "*", "∗": "*", "÷": "/", "−": "-",
-    "–": "-", "²": "^2", "³": "^3", "½": "(1/2)", "¼": "(1/4)", "¾": "(3/4)", "θ": "\\theta",
+    "–": "-", "²": "^2", "³": "^3", "θ": "\\theta",
     "\\cdot": "*", "\\times": "*", "\\div": "/", "\\ast": "*", "**": "^", "\\dfrac": "\\frac",
     "\\tfrac": "\\frac", "\\cfrac": "\\frac", "\\lvert": "|", "\\rvert": "|", "\\vert": "|",
     "\\mid": "|", "\\bmod": "mod", "\\lbrace": "{", "\\rbrace": "}",
+}  # fmt: skip
+_SAME |= {
+    glyph: f"({n}/{d})"
+    for glyph, n, d in [
+        ("½", 1, 2), ("⅓", 1, 3), ("⅔", 2, 3), ("¼", 1, 4), ("¾", 3, 4), ("⅕", 1, 5), ("⅖", 2, 5),
+        ("⅗", 3, 5), ("⅘", 4, 5), ("⅙", 1, 6), ("⅚", 5, 6), ("⅛", 1, 8), ("⅜", 3, 8), ("⅝", 5, 8),
+        ("⅞", 7, 8),
+    ]
 }  # fmt: skip
 _SAMES = re.compile(
     "|".join(re.escape(k) + ("(?![A-Za-z])" if k[0] == "\\" else "") for k in _SAME)
@@ -66,6 +74,7 @@ _SAMES = re.compile(
 _TIMES_TEN = re.compile(r"(\d)\s*[xX]\s*(?=10\s*\^)")
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|°|\\degrees?(?![a-z])")
 _MIXED = re.compile(r"(?<![\d.^/}])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])")
+_MIXED_GLYPH = re.compile(r"(?<![\d.^/}])(\d+)\s*([½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])")
 _MIXED_LATEX = re.compile(
     r"(?<![\d.^/}A-Za-z])(\d+)\s*\\frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))"
 )
@@ -81,6 +90,7 @@ def _repeating(match: re.Match[str]) -> str:
 
 
 def _prepared(text: str) -> str:
+    text = _MIXED_GLYPH.sub(r"(\1+\2)", text)  # 1½ is a sum, not a product
     text = _SAMES.sub(lambda m: _SAME[m.group()] + " ", text)
     text = _DEGREES.sub(r"\\degree ", text)
     text = _TIMES_TEN.sub(r"\1*", text)

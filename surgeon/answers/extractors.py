@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from surgeon import named
-from surgeon.answers.phrases import formula, last, last_value, stated, truth, weak
+from surgeon.answers.phrases import emphasised, formula, last, last_value, stated, truth, weak
 from surgeon.answers.thinking import TAGS, Tags, after_thinking, opened, tags_of
 from surgeon.errors import BadInput
 
@@ -127,7 +127,8 @@ def _last_line(text: str) -> str | None:
 
 
 def _auto(text: str, words: Sequence[str] = ()) -> str | None:
-    readers = (_boxed, partial(stated, words=words), formula, weak, last_value, truth, _last_line)
+    readers = (_boxed, partial(stated, words=words), formula, weak, emphasised, last_value)
+    readers += (truth, _last_line)
     return next((answer for read in readers if (answer := read(text))), None)
 
 

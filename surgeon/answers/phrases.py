@@ -86,7 +86,8 @@ _FILLERS = re.compile(
 )
 _ENDS = re.compile(
     r"(?<![ap]\.m)(?<!\b[A-Z])[.!?](?=\s|$|[\"'*)])|[。！]|\n|;|"
-    r",?\s+(?:because|since|so|which|where|as|but|while|although|though|when|if|given|after|by)\s|"
+    r",?\s+(?:because|porque|parce que|puisque|weil|denn|perché|omdat|потому что)\s|"
+    r",?\s+(?:since|so|which|where|as|but|while|although|though|when|if|given|after|by)\s|"
     r",\s+not\b|,\s+(?=(?:and|I|we|he|she|it|they|the|this|that)\s+[a-z]{2,})|\s\((?=[A-Za-z]{3,}\s)|\s[—–]\s|です|입니다|\s#"
 )
 _FOLLOWS = re.compile(
@@ -234,6 +235,26 @@ def formula(text: str) -> str | None:
     if math:
         line = _inside(math)
     return re.split(r"(?<![<>!\\:])=(?!=)", line)[-1].strip(" $.") or None
+
+
+_CONCLUDES = re.compile(
+    r"=|\b(?:so|thus|hence|therefore|total|altogether|finally|remain\w*|left|sum)\b", re.IGNORECASE
+)
+_BOLD_RESULT = re.compile(
+    r"(?:\bis|\bare|\bequals|=|:)[ \t]+(?:\*\*([^*\n]{1,60})\*\*|__([^_\n]{1,60})__)[.!]?(?=\s|$)"
+)
+
+
+def emphasised(text: str) -> str | None:
+    """The only thing in bold, where it is the value that a sentence ends with and what comes
+    behind it is a remark: it draws no conclusion."""
+    text = text[-MOST_LETTERS:]
+    bold = list(_BOLD.finditer(text))
+    found = last(_BOLD_RESULT, text)
+    if len(bold) != 1 or not found or _CONCLUDES.search(text, found.end()):
+        return None
+    inside = (found.group(1) or found.group(2)).strip()
+    return inside if re.search(r"\d", inside) and len(_LETTERS.findall(inside)) <= 2 else None
 
 
 _TRUTH = r"(true|false|yes|no|valid|invalid)"

@@ -8,6 +8,7 @@ that 12 cm and 12 kg differ while both are 12.
 
 import re
 from collections.abc import Callable, Iterator
+from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from math import gcd
 from typing import NamedTuple
@@ -62,6 +63,8 @@ def same(answer: str, other: str) -> bool:
         return True
     if _TIME.fullmatch(two.form) and not one.unit + two.unit and _shares(two, one):
         return True
+    if _of_the_option(answer, two) or _of_the_option(other, one):
+        return True
     if "=" in answer and "=" in other and _as_equation(answer) == _as_equation(other) != "":
         return True
     if (one.unit == "%") == (two.unit == "%"):
@@ -74,6 +77,18 @@ def same(answer: str, other: str) -> bool:
     except Unread:
         return False
     return expressions.written(hundredth) == share.form
+
+
+def _of_the_option(answer: str, other: Value) -> bool:
+    """Whether an answer such as (C) 24 gives beside its letter the number that the other is."""
+    match = _CHOICE.fullmatch(tidy(answer))
+    beside = match and match[2]
+    if not beside or not re.search(r"\d", other.form):
+        return False
+    found = _read(tidy(beside))
+    return found.form == other.form and (
+        not found.unit or not other.unit or found.unit == other.unit
+    )
 
 
 def _in_seconds(of: Value) -> str:
@@ -139,7 +154,7 @@ def _form(text: str) -> str:
 
 # --- words, dates, times --------------------------------------------------------------------------
 
-_CHOICE = re.compile(r"\(?([A-J])[).:]\)?(?:\s+\S.*)?|\(([A-J])\)", re.DOTALL)
+_CHOICE = re.compile(r"\(?([A-J])[).:]\)?(?:\s+(\S.*))?|\(([A-J])\)", re.DOTALL)
 _MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 _MONTH = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
 _DATES = (
@@ -191,7 +206,7 @@ _KEPT_AS_IT_IS = re.compile(r"[0-9A-F]+_\{?([0-9]{1,2})\}?")
 def _choice(text: str) -> Value | None:
     """(B), B) Paris, B. Paris: the letter."""
     match = _CHOICE.fullmatch(text)
-    return match and Value(match[1] or match[2])
+    return match and Value(match[1] or match[3])
 
 
 def _date(text: str) -> Value | None:
@@ -461,6 +476,8 @@ def _equation(parts: list[str]) -> Value | None:
         return _read(parts[-1])
     if len(parts) == 2 and re.fullmatch(_NAME, parts[1]):
         return _read(parts[0])
+    if len(parts) == 2 and _names_in_order(parts[0]) and _enclosed(parts[1]):
+        return _read(parts[1])
     right = expressions.parse(parts[-1])
     try:
         left = expressions.parse(parts[0])
@@ -470,6 +487,14 @@ def _equation(parts: list[str]) -> Value | None:
         return _read(parts[-1])
     # One equation up to a factor: the difference of its sides, as shares of the first place's.
     return _projective(("-", left, right), "=", signed=False)
+
+
+def _names_in_order(text: str) -> bool:
+    """(x, y) or (r, \\theta): the order that a bare tuple of their values is read in."""
+    found = _enclosed(text)
+    names = _split(found[1], _AND) if found and found[0] == "(" else []
+    plain = [name.lstrip("\\") for name in names if re.fullmatch(_NAME, name)]
+    return len(plain) == len(names) > 1 and plain == sorted(plain)
 
 
 def _projective(tree: expressions.Tree, sign: str, *, signed: bool) -> Value:
@@ -561,6 +586,27 @@ def _ungrouped(text: str) -> str:
     return _THOUSANDS.sub(plain, text)
 
 
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_SCALED = re.compile(
+    rf"(-?\s*(?:{_CURRENCY.pattern})?)([\d,]*\d(?:\.\d+)?|[a-z]+(?:[ -][a-z]+)?)\s*"
+    rf"\b({'|'.join(_SCALES)})\b(.*)",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def _scaled(text: str) -> Value | None:
+    """3.5 million, $2 billion, five thousand dollars: the whole number, with its unit."""
+    match = _SCALED.fullmatch(text)
+    if not match:
+        return None
+    size = NUMBER_WORDS.get(match[4].casefold(), match[4].replace(",", ""))
+    try:
+        number = Decimal(size).scaleb(_SCALES[match[5].lower()])
+    except InvalidOperation:
+        return None
+    return _read(f"{match[1]}{number:f}{match[6]}")
+
+
 def _prefixed(text: str) -> Value | None:
     head = _HEAD.match(text)
     return _read(text[head.end() :]) if head and head.end() < len(text) else None
@@ -643,7 +689,8 @@ def _expression(text: str) -> Value | None:
 
 
 _READERS: tuple[Callable[[str], Value | None], ...] = (
-    _choice, _date, _time, _duration, _base, _number_word, _plain_words, _prefixed, _infinity, _empty,  # noqa: E501
+    _choice, _date, _time, _duration, _base, _number_word,
+    _scaled, _plain_words, _prefixed, _infinity, _empty,
     _matrix, _grouped, _spaced, _ratio, _money, _bracketed, _union, _with_unit, _expression,
     _plus_minus, _list, _relation,
 )  # fmt: skip
