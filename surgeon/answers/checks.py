@@ -9,7 +9,7 @@ from typing import NamedTuple
 from surgeon import named
 from surgeon.answers.extractors import choice
 from surgeon.answers.forms import tidy
-from surgeon.answers.values import same, value
+from surgeon.answers.values import UNITS, same, value
 from surgeon.errors import BadInput
 
 Compare = Callable[[str, str], bool]
@@ -99,6 +99,9 @@ def same_value(answer: str, gold: str) -> bool:
     from math_verify import parse, verify
 
     if all(_NO_NUMBER.fullmatch(value(text).form) for text in (answer, gold)):
+        return False
+    units = {value(answer).unit, value(gold).unit}
+    if len(units) == 2 and units <= UNITS:  # math-verify drops units: 5 kg and 5 g are one to it
         return False
     # Its own limits use SIGALRM: they fail in threads and can't stop a computation inside C code.
     wanted = parse(_as_latex(gold), parsing_timeout=None)  # pyright: ignore[reportArgumentType]

@@ -547,6 +547,8 @@ _UNIT_NAMES = {
     "hz": "hertz", "pa": "pascal", "mol": "mole", "kmh": "km/h",
 }  # fmt: skip
 _UNIT = {alias: name for name, words in _UNIT_NAMES.items() for alias in (name, *words.split())}
+UNITS = frozenset(_UNIT.values()) - {"degree"}
+"""Whose names are known, so that two of them are two units (a degree may be of any scale)."""
 _SHORT_UNITS = r"[mgslLhNJWVAK]"
 _LONG_UNITS = r"(?:cm|mm|km|kg|mg|ml|mL|ft|in|lbs?|oz|min|hrs?|sec|mph|yd|mi|Hz|Pa|mol|rad|deg)"
 _TAIL = re.compile(
