@@ -3,6 +3,7 @@
 import json
 from itertools import combinations, permutations
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -225,15 +226,10 @@ def test_thinking_is_known_from_each_prompt_and_the_template_or_by_setting():
     traces = [Trace(str(i), 0, [i], [0], text, "stop") for i, text in texts.items()]
     traces.append(Trace("3", 0, [1], [0], "<<The answer is 4.>> The answer is 5.", "stop"))
     read = parse_extractor("auto")
-    tags = parse_tags(["<< >>"])
+    tags, tokenizer = parse_tags(["<< >>"]), cast(Any, _Tokenizer())
     for order in permutations(traces):
-        found = dict(
-            zip(
-                (t.prompt_id for t in order),
-                read_answers(order, read, _Tokenizer(), tags),
-                strict=True,
-            )
-        )  # pyright: ignore[reportArgumentType]
+        answers = read_answers(order, read, tokenizer, tags)
+        found = {t.prompt_id: answer for t, answer in zip(order, answers, strict=True)}
         assert [found[i] for i in "123"] == ["2", None, "5"]
     with pytest.raises(BadInput, match="two tags"):
         parse_tags(["</think>"])

@@ -112,7 +112,7 @@ def test_without_steps_there_is_nothing_to_find_and_foreign_questions_are_refuse
 class Trace:
     """A written response, and where it fails as far as the writer knows."""
 
-    def __init__(self, seed: int, **policy: float):
+    def __init__(self, seed: int, **policy: Any):
         rng = Random(seed)
         operator = rng.choice((None, None, "#", "~"))
         self.problem = writer.draw_problem(rng, operator=operator)

@@ -372,7 +372,7 @@ def test_what_a_request_cant_be_is_refused_when_it_is_added(model: Any):
         decoder.add(0, Request([7] * 2048, b""))
     for name, value in (("max_tokens", 0), ("temperature", -1), ("top_p", 0), ("top_k", -1)):
         with pytest.raises(BadInput, match=f"{name} = {value}"):
-            decoder.add(0, Request([7], b"", **{name: value}))
+            decoder.add(0, Request([7], b"")._replace(**{name: value}))
     assert not decoder.busy
     (request,) = requests(1)
     decoder.add(0, request)

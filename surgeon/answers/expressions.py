@@ -11,12 +11,13 @@ import hashlib
 import re
 from fractions import Fraction
 from functools import cache
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Any, TypeAlias
 
-if TYPE_CHECKING:
-    import mpmath
-
-Number: TypeAlias = "Fraction | mpmath.mpc"  # a string: mpmath is imported late
+Complex: TypeAlias = Any
+"""A number of mpmath, which has no types and is imported late."""
+Number: TypeAlias = Fraction | Complex
+Mpmath: TypeAlias = Any
+"""A context of mpmath: its functions at one precision."""
 Tree = tuple
 """("number", Fraction), ("name", str), or (operation, Tree...)."""
 
@@ -32,7 +33,7 @@ class Unread(ValueError):
 
 
 @cache
-def _mp() -> "mpmath.MPContext":
+def _mp() -> Mpmath:
     from mpmath import MPContext
 
     context = MPContext()
@@ -336,7 +337,7 @@ _NO_NAMES = {
 # --- tree -> value --------------------------------------------------------------------------------
 
 
-def _small(x: "Number") -> "Number":
+def _small(x: Number) -> Number:
     if isinstance(x, Fraction):
         if max(x.numerator.bit_length(), x.denominator.bit_length()) > MOST_BITS:
             raise Unread
@@ -345,7 +346,7 @@ def _small(x: "Number") -> "Number":
     return x
 
 
-def _inexact(x: "Number") -> "mpmath.mpc":
+def _inexact(x: Number) -> Complex:
     if isinstance(x, Fraction):
         return _mp().mpc(_mp().mpf(x.numerator) / x.denominator)
     return x
@@ -359,7 +360,7 @@ def _root(n: int, k: int) -> int | None:
     return low if low**k == n else None
 
 
-def _power(x: "Number", y: "Number") -> "Number":
+def _power(x: Number, y: Number) -> Number:
     if isinstance(y, Fraction) and y.denominator == 1 and isinstance(x, Fraction):
         bits = max(x.numerator.bit_length(), x.denominator.bit_length())
         if bits * abs(y.numerator) > MOST_BITS and abs(x) != 1:
@@ -379,7 +380,7 @@ def _power(x: "Number", y: "Number") -> "Number":
     return _mp().power(x, y)
 
 
-def _factorial(x: "Number") -> "Number":
+def _factorial(x: Number) -> Number:
     if isinstance(x, Fraction) and x.denominator == 1 and 0 <= x <= 1000:
         result = 1
         for n in range(2, int(x) + 1):
@@ -390,7 +391,7 @@ def _factorial(x: "Number") -> "Number":
     return _mp().gamma(_inexact(x) + 1)
 
 
-def _divide(x: "Number", y: "Number") -> "Number":
+def _divide(x: Number, y: Number) -> Number:
     if y == 0:
         raise Unread
     if isinstance(x, Fraction) and isinstance(y, Fraction):
@@ -398,13 +399,13 @@ def _divide(x: "Number", y: "Number") -> "Number":
     return _inexact(x) / _inexact(y)
 
 
-def _logarithm(x: "Number", base: "Number") -> "Number":
+def _logarithm(x: Number, base: Number) -> Number:
     if x == 0 or base == 0 or base == 1:
         raise Unread
     return _mp().log(_inexact(x)) / _mp().log(_inexact(base))
 
 
-def _step(x: "Number", name: str) -> "Number":
+def _step(x: Number, name: str) -> Number:
     x = exact(x)
     if not isinstance(x, Fraction):
         if abs(x.imag) > 0:
@@ -418,7 +419,7 @@ def _step(x: "Number", name: str) -> "Number":
     return Fraction(x.__floor__() if name == "lfloor" else x.__ceil__())
 
 
-def _apply(name: str, args: list["Number"]) -> "Number":
+def _apply(name: str, args: list[Number]) -> Number:
     mp, x = _mp(), args[0]
     y = args[1] if len(args) > 1 else None
     both = isinstance(x, Fraction) and isinstance(y, Fraction)
@@ -462,7 +463,7 @@ def _apply(name: str, args: list["Number"]) -> "Number":
     return getattr(mp, names.get(name, name))(x)
 
 
-def _value(tree: Tree, place: int) -> "Number":
+def _value(tree: Tree, place: int) -> Number:
     kind = tree[0]
     if kind == "number":
         return tree[1]
@@ -494,12 +495,12 @@ def is_function(word: str) -> bool:
     return bool(_KNOWN_WORD.fullmatch(word))
 
 
-def ratio(x: "Number", y: "Number") -> "Number":
+def ratio(x: Number, y: Number) -> Number:
     """x / y; raises `Unread` for y = 0."""
     return exact(_divide(x, y))
 
 
-def exact(x: "Number") -> "Number":
+def exact(x: Number) -> Number:
     """A rational number where it is one to within 38 digits."""
     if isinstance(x, Fraction):
         return x
@@ -514,7 +515,7 @@ def exact(x: "Number") -> "Number":
     return mp.mpc(x.real) if near is None else near
 
 
-def _rational(x: "mpmath.mpf") -> Fraction | None:
+def _rational(x: Complex) -> Fraction | None:
     mp = _mp()
     scaled = int(mp.nint(x * mp.mpf(10) ** 45))
     near = Fraction(scaled, 10**45).limit_denominator(10**6)
@@ -533,7 +534,7 @@ def plain(x: Fraction) -> str:
     return str(x)
 
 
-def written(x: "Number") -> str:
+def written(x: Number) -> str:
     """One number: exact where it is rational, 25 digits where it isn't."""
     x = exact(x)
     if isinstance(x, Fraction):
@@ -555,7 +556,7 @@ def parse(text: str) -> Tree:
         raise Unread from None
 
 
-def values(tree: Tree) -> list["Number"]:
+def values(tree: Tree) -> list[Number]:
     """Its value at each place (one where it has no variable); raises `Unread`."""
     places = PLACES if names(tree) else 1
     try:
@@ -564,7 +565,7 @@ def values(tree: Tree) -> list["Number"]:
         raise Unread from None
 
 
-def constant(text: str) -> "Number":
+def constant(text: str) -> Number:
     """The value of an expression without variables; raises `Unread`."""
     found = values(parse(text))
     if len({written(x) for x in found}) > 1:

@@ -118,6 +118,10 @@ def prepare(settings: MergeSweepSettings) -> SweepPlan:
     )
     if not settings.dry_run:
         lineage.require_room(settings.out, n_bytes, f"The family of {len(members)} candidates")
+    # Reading the weights comes last: whatever else can be refused has been.
+    related = relation.relation(first, second)
+    notices = (*relation.warnings(first, second, related), *notices)
+    family = replace(family, notices=notices, figures=related.figures)
     places = (settings.out, partial)
     slerp = "slerp" in family.methods and not rows
     if not rows:  # else mergekit measures them, of rows that it has put in order

@@ -346,9 +346,9 @@ def best_threshold(probability_N: np.ndarray, failing_N: np.ndarray, criterion: 
     score_N, failing_N = probability_N[order], failing_N[order]
     hits_N, alarms_N = np.cumsum(failing_N), np.cumsum(~failing_N)
     n_failing, n_fine = hits_N[-1], alarms_N[-1]
-    recall_N = hits_N / max(n_failing, 1)
     if criterion == "balanced":
-        value_N = recall_N + 1 - alarms_N / max(n_fine, 1)
+        # Recall less the false-alarm rate, times both counts: equal ones are equal to the last bit.
+        value_N = hits_N * max(n_fine, 1) - alarms_N * max(n_failing, 1)
     elif criterion == "accuracy":
         value_N = hits_N + n_fine - alarms_N
     else:

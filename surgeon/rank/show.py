@@ -85,7 +85,9 @@ def quality_table(ranking: Ranking) -> Table:
         numbers = [DASH if value is None else f"{value:.2f}" for value in (q.pearson, q.spearman)]
         regret = DASH if q.regret_at_1 is None else f"{q.regret_at_1:.1f}"
         hit = (
-            DASH if q.hit_at_3 is None else {0: "no", 1: "yes"}.get(q.hit_at_3, f"{q.hit_at_3:.2f}")
+            DASH
+            if q.hit_at_3 is None
+            else {0.0: "no", 1.0: "yes"}.get(q.hit_at_3, f"{q.hit_at_3:.2f}")
         )
         picked = escape(ranking.favourites[score] or DASH)
         if ranking.favourites[score] and equals[score] > 1:

@@ -3,6 +3,7 @@
 One process is the usual case, and the same code.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -60,10 +61,24 @@ def start(device: str, tracker: str | None, directory: Path) -> "Accelerator":
 
         torch.cuda.set_device(device)
     # Precision follows from the checkpoint and --dtype, not from accelerate's own configuration.
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=device == "cpu", mixed_precision="no", log_with=tracker, project_dir=directory,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )  # fmt: skip
+    if accelerator.num_processes > 1:
+        # Once a process, whose runs share one group: its threads end before the interpreter does,
+        # or the process may abort after all its work is done.
+        atexit.unregister(_part)
+        atexit.register(_part)
+    return accelerator
+
+
+def _part() -> None:
+    """Leave the group of processes."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def first(accelerator: "Accelerator", work: Callable[[], T]) -> T:
