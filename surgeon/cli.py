@@ -251,6 +251,10 @@ def main(arguments: list[str] | None = None) -> None:
         if error.errno in DENIED:
             fail(f"{error.filename or 'the output'} can't be written: {error.strerror}.")
         raise
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from surgeon.training import processes
+
+        processes.end()
 
 
 def fail(text: str) -> None:

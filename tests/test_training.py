@@ -485,6 +485,7 @@ def peers(source: str, out: str) -> None:
 
 def launched(code: str, processes: int = 2) -> None:
     """Run Python code in processes that know each other."""
+    code += "\nfrom surgeon.training.processes import end\nend()"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes),
                 "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]  # fmt: skip
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}

@@ -106,9 +106,6 @@ def prepare(settings: MergeSweepSettings) -> SweepPlan:
         others={spec: checkpoint.digest for spec, checkpoint in others.items()},
     )
     by_mergekit = _by_mergekit(members, family, others, settings)
-    related = relation.relation(first, second)
-    notices = (*relation.warnings(first, second, related), *notices)
-    family = replace(family, notices=notices, figures=related.figures)
     family = replace(family, candidates=_candidates(family, members))
     run = _run(settings, wanted, family, by_mergekit)
     lineage.check(settings.out, run)

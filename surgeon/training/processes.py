@@ -5,12 +5,13 @@ One process is the usual case, and the same code.
 
 import atexit
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from surgeon import artifact, lineage
 from surgeon.errors import BadInput
@@ -61,24 +62,27 @@ def start(device: str, tracker: str | None, directory: Path) -> "Accelerator":
 
         torch.cuda.set_device(device)
     # Precision follows from the checkpoint and --dtype, not from accelerate's own configuration.
-    accelerator = Accelerator(
+    return Accelerator(
         cpu=device == "cpu", mixed_precision="no", log_with=tracker, project_dir=directory,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )  # fmt: skip
-    if accelerator.num_processes > 1:
-        # Once a process, whose runs share one group: its threads end before the interpreter does,
-        # or the process may abort after all its work is done.
-        atexit.unregister(_part)
-        atexit.register(_part)
-    return accelerator
 
 
-def _part() -> None:
-    """Leave the group of processes."""
+def end() -> NoReturn:
+    """End a launched process whose work is done, with status 0.
+
+    Threads of the group outlive it, and one that asks for the interpreter's lock while the
+    interpreter ends aborts the process ("terminate called without an active exception"), which the
+    launcher takes for a failed run. So the interpreter's own end is left out.
+    """
     from torch import distributed
 
     if distributed.is_initialized():
         distributed.destroy_process_group()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def first(accelerator: "Accelerator", work: Callable[[], T]) -> T:
