@@ -45,6 +45,9 @@ the reference's.
         layers and in the reference empties rows of models deeper than 64 layers. Sums are float32
         or wider, never float16. Lives in surgeon.neurons and surgeon.activations.
     R8  scores saturate near 1: `saturation` spreads them. Rankings use the score itself.
+    R18 the median of Eq. 6 is exact (paper) or, with the sums of Eq. 5, in float32 (reference):
+        there the cycle that is the median itself has a progress of about 1e-8 instead of 0, of
+        either sign, and credits or debits what it introduced. `Evidence.faint_K` counts it apart.
 
 Degenerate inputs, decided by conditions and never by catching exceptions:
 
@@ -52,11 +55,11 @@ Degenerate inputs, decided by conditions and never by catching exceptions:
     MAD = 0                            `zero_mad` (R6)
     z constant (spread below 1e-6)     no state has the larger mean: no row explores
     a row without entries              its slope is 0 (the reference drops the row)
-    a single cycle                     its progress is 0 (Eq. 6): no evidence
+    a single cycle                     its progress is 0 (Eq. 6): no evidence (R18: about 1e-8)
     a response without entries         no evidence; reward and bad are nan; R4 decides its score
 
-The paper names neither the mixture's number of EM steps nor its variance floor: 50 and 1e-6 are
-the reference's. A fit that stops at 50 steps is used as it stands.
+The paper names neither the mixture's number of EM steps (`gmm_steps`) nor its variance floor: 50
+and 1e-6 are the reference's. A fit that stops at its last step is used as it stands.
 """
 
 # Shapes: E stored entries (row, neuron), R rows, R1 rows + 1, N all neurons, K neurons kept,
@@ -77,6 +80,8 @@ if TYPE_CHECKING:
 
 EPS = 1e-6
 """The epsilon of Eq. 5, 7, 11 and 20."""
+FAINT = 1e-6
+"""A progress (Eq. 6) below this is rounding, not reuse."""
 
 
 PRESETS: dict[str, Readings] = {
@@ -85,6 +90,7 @@ PRESETS: dict[str, Readings] = {
         reuse_median_over="all",
         short_run_joins="longer",
         empty_response="zero",
+        reuse_median_in="float64",
     ),
     "reference": Readings(),
 }
@@ -148,12 +154,13 @@ class Emissions(NamedTuple):
     """float64, at least 1e-6."""
 
 
-def emissions(z_R: np.ndarray) -> Emissions:
-    """Means and variances of a two-component mixture fitted to z, with a fixed seed."""
+def emissions(z_R: np.ndarray, steps: int = DEFAULT.gmm_steps) -> Emissions:
+    """Means and variances of a two-component mixture fitted to z in at most `steps` steps of EM,
+    with a fixed seed."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
-    mixture = GaussianMixture(2, covariance_type="diag", random_state=0, max_iter=50)
+    mixture = GaussianMixture(2, covariance_type="diag", random_state=0, max_iter=steps)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         mixture.fit(z_R[:, None])
@@ -213,7 +220,7 @@ def decode(observations: Observations, readings: Readings = DEFAULT) -> np.ndarr
         return z_R > 0
     if np.ptp(z_R) < EPS:
         return np.zeros(len(z_R), bool)
-    return viterbi(z_R, emissions(z_R), readings.rho)
+    return viterbi(z_R, emissions(z_R, readings.gmm_steps), readings.rho)
 
 
 def phases(slope_R: np.ndarray, readings: Readings = DEFAULT) -> np.ndarray:
@@ -263,6 +270,8 @@ class Evidence(NamedTuple):
     """float64, addend of m+ (Eq. 9)."""
     redundant_K: np.ndarray
     """float64, addend of m- (Eq. 10)."""
+    faint_K: np.ndarray
+    """float64, what both have of cycles whose progress is below `FAINT` (R18)."""
     slope_R: np.ndarray
     """float64, the novelty slope (Eq. 1)."""
     explore_R: np.ndarray
@@ -307,31 +316,49 @@ def cycle_credit(
             continue
         mark_N[neuron_K] = i
         in_x = slice(start_R1[x.start], start_R1[x.stop])
-        mass_X = acts.mass_E[in_x]
-        reused = (mass_X * (mark_N[acts.neuron_E[in_x]] == i)).sum(dtype=np.float64)
-        share = float(reused / (mass_X.sum(dtype=np.float64) + EPS))  # Eq. 5
+        mass_X, again_X = acts.mass_E[in_x], mark_N[acts.neuron_E[in_x]] == i
+        if readings.reuse_median_in == "float32":  # R18
+            row_X1 = start_R1[x.start : x.stop + 1] - in_x.start
+            share = _share_in_float32(mass_X, again_X, row_X1)
+        else:
+            reused = (mass_X * again_X).sum(dtype=np.float64)
+            share = float(reused / (mass_X.sum(dtype=np.float64) + EPS))  # Eq. 5
         consolidation = float(np.clip(1 - slope_x / (slope_e + EPS), 0, 1))  # Eq. 7
         shares.append(share)
         if passes:
             gated.append((neuron_K, mass_K, share, consolidation))
-    effective_N, redundant_N = np.zeros(len(mark_N)), np.zeros(len(mark_N))
-    median_share = float(np.median(shares)) if shares else 0.0
+    effective_N, redundant_N, faint_N = np.zeros((3, len(mark_N)))
+    median_share = float(np.median(np.array(shares, readings.reuse_median_in))) if shares else 0.0
     for neuron_K, mass_K, share, consolidation in gated:
         progress = share - median_share  # Eq. 6
-        if progress > 0 and consolidation > 0:
-            effective_N[neuron_K] += mass_K * (progress * consolidation)  # Eq. 9
-        else:
-            redundant_N[neuron_K] += mass_K * abs(progress)  # Eq. 10
+        effective = progress > 0 and consolidation > 0
+        side_N = effective_N if effective else redundant_N
+        added_K = mass_K * (progress * consolidation if effective else abs(progress))
+        side_N[neuron_K] += added_K  # Eq. 9, 10
+        if abs(progress) < FAINT:
+            faint_N[neuron_K] += added_K
     kept_K = np.flatnonzero((effective_N > 0) | (redundant_N > 0))
     return Evidence(
         kept_K,
         effective_N[kept_K],
         redundant_N[kept_K],
+        faint_N[kept_K],
         slope_R,
         explore_R,
         len(found),
         len(gated),
     )
+
+
+def _share_in_float32(mass_X: np.ndarray, again_X: np.ndarray, row_X1: np.ndarray) -> float:
+    """Eq. 5, each row summed in float32 and the rows added up in float64: what R18 leaves of the
+    median cycle's share is the rounding of these sums."""
+    reused = total = 0.0
+    for a, b in pairwise(row_X1.tolist()):
+        mass_E = mass_X[a:b]
+        reused += float(mass_E[again_X[a:b]].sum())
+        total += float(mass_E.sum())
+    return reused / (total + EPS)
 
 
 def _span(acts: "Activations") -> int:
@@ -364,6 +391,16 @@ def accumulate(evidences: Iterable[Evidence], n_neurons: int) -> tuple[np.ndarra
         effective_N[evidence.neuron_K] += evidence.effective_K
         redundant_N[evidence.neuron_K] += evidence.redundant_K
     return effective_N, redundant_N
+
+
+def faint_share(evidences: Iterable[Evidence], n_neurons: int) -> np.ndarray:
+    """float64_N in [0, 1]: share of a neuron's evidence that comes from cycles whose progress is
+    below `FAINT`, so that its weight is made of rounding (R18); 0 without evidence."""
+    all_N, faint_N = np.zeros(n_neurons), np.zeros(n_neurons)
+    for evidence in evidences:
+        all_N[evidence.neuron_K] += evidence.effective_K + evidence.redundant_K
+        faint_N[evidence.neuron_K] += evidence.faint_K
+    return np.divide(faint_N, all_N, out=faint_N, where=all_N > 0)
 
 
 def weights(effective_N: np.ndarray, redundant_N: np.ndarray) -> np.ndarray:
@@ -402,6 +439,16 @@ def good_mass_fraction(
         credible=absolute > 0,
         mass=total,
     )
+
+
+def resting_on(
+    neuron_K: np.ndarray, mass_K: np.ndarray, weight_N: np.ndarray, share_N: np.ndarray
+) -> float:
+    """Share of a response's weighted mass (Eq. 13) that counts for `share_N` of its neurons, such
+    as `faint_share`; nan where no mass is weighted."""
+    weighted_K = mass_K.astype(np.float64) * np.abs(weight_N[neuron_K])
+    total = float(weighted_K.sum())
+    return float(weighted_K @ share_N[neuron_K]) / total if total > 0 else math.nan
 
 
 def counted(score: float, empty: bool, readings: Readings = DEFAULT) -> float:

@@ -15,6 +15,11 @@ Interval = tuple[float | None, float | None]
 """Ends of a 95% bootstrap interval over prompts; None, None where there is nothing to resample."""
 
 
+def percent(share: float) -> str:
+    """A share in two digits: 12%, 0.35%, 1.2e-05%."""
+    return f"{100 * share:.2g}%"
+
+
 @part
 class MiniSet:
     """The prompts that were answered."""
@@ -68,6 +73,9 @@ class RankedCandidate:
     """Responses without weighted mass."""
     kept_mass: float
     """Share of the positive activation mass that `top_k` keeps."""
+    faint: float | None = None
+    """Share of the score that rests on cycles whose progress is below 1e-6, rounding (NEX R18):
+    mean over the responses with weighted mass."""
     saturation: float | None
     """NEX stretched: -log10(1 - NEX)."""
     reward: float | None
@@ -133,6 +141,20 @@ class Ranking:
         """The first candidate; whether it was chosen, says `pick`."""
         return self.candidates[0]
 
+    @property
+    def rounding(self) -> str | None:
+        """How much of the NEX scores rests on rounding (R18), in a sentence; None for nothing."""
+        shares = {c.name: c.faint for c in self.candidates if c.faint}
+        if not shares:
+            return None
+        most = max(shares, key=lambda name: shares[name])
+        mean = sum(shares.values()) / len(self.candidates)
+        return (
+            f"{percent(mean)} of the weighted mass behind NEX (at most {percent(shares[most])}, "
+            f"{most}) rests on cycles whose progress is below 1e-6: rounding, which the published "
+            "code counts and preset paper doesn't (R18)."
+        )
+
     @staticmethod
     def upgrade(content: dict[str, Any], version: int) -> dict[str, JsonValue]:
         """Version 1 always chose its first candidate, and estimated no accuracy."""
@@ -167,6 +189,9 @@ class RankedResponse:
     explore_segments: int
     kept_mass: float
     """Share of the positive activation mass that `top_k` keeps."""
+    faint: Measured = math.nan
+    """Share of its weighted mass whose weights are rounding (NEX R18); nan without weighted mass,
+    and where the weights came from elsewhere."""
     entropy_R: tuple[float, ...]
     """Mean next-token entropy of each row, nats."""
     measured: dict[str, Measured]

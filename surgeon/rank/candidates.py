@@ -8,6 +8,7 @@ its `scores.json` is there. Recordings are reduced at once to what scoring needs
 # response, R rows, T tokens.
 
 import hashlib
+import math
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -153,7 +154,7 @@ def save_reduced(file: Path, reduced: Reduced) -> None:
 
 def is_reduced(file: Path, measures: Mapping[str, Any]) -> bool:
     """Whether a reduced recording is on disk, with these measures and in this layout."""
-    names = {"evidence.neuron_K", *(f"measured.{name}" for name in measures)}
+    names = {"evidence.faint_K", *(f"measured.{name}" for name in measures)}
     return file.is_file() and names <= read_header(file).keys()
 
 
@@ -185,6 +186,8 @@ class Learned(NamedTuple):
     """float64 in [-1, 1] (Eq. 11)."""
     effective_N: np.ndarray
     redundant_N: np.ndarray
+    faint_N: np.ndarray
+    """Share of its evidence that is rounding (R18)."""
     mass_N: np.ndarray
     """float64, mean activation mass over the responses."""
 
@@ -197,7 +200,8 @@ def learn(subject: Subject, reduced: Sequence[Reduced]) -> Learned:
     for r in reduced:
         mass_N[r.neuron_K] += r.mass_K
     weight_N = nex.weights(effective_N, redundant_N)
-    return Learned(weight_N, effective_N, redundant_N, mass_N / max(1, len(reduced)))
+    faint_N = nex.faint_share((r.evidence for r in reduced), n_neurons)
+    return Learned(weight_N, effective_N, redundant_N, faint_N, mass_N / max(1, len(reduced)))
 
 
 def write_weights(plan: RankPlan, directory: Path, subject: Subject, learned: Learned) -> None:
@@ -259,6 +263,9 @@ def score(
                 gated=r.evidence.gated,
                 explore_segments=nex.segments(r.evidence.explore_R),
                 kept_mass=r.kept_mass,
+                faint=math.nan
+                if shared_LF is not None
+                else nex.resting_on(r.neuron_K, r.mass_K, weight_N, learned.faint_N),
                 entropy_R=tuple(round(float(x), 6) for x in r.entropy_R),
                 measured=r.measured,
             )

@@ -128,6 +128,7 @@ def describe(plan: RankPlan, pool: Pool) -> tuple[RankedCandidate, ...]:
                 gated_cycles=float(np.mean([r.gated for r in rows])),
                 without_evidence=sum(not r.credible for r in rows),
                 kept_mass=float(np.mean([r.kept_mass for r in rows])),
+                faint=mean(r.faint for r in rows),
                 saturation=or_none(nex.saturation(float(point_C["nex"][c]))),
                 reward=mean(r.reward for r in rows),
                 bad=mean(r.bad for r in rows),

@@ -22,6 +22,8 @@ def show(ranking: Ranking) -> None:
     warn(ranking.warnings)
     terminal = console()
     terminal.print(candidate_table(ranking, terminal.width))
+    if ranking.rounding:
+        say(ranking.rounding, style="dim")
     if ranking.selection_quality is not None:
         terminal.print("\nHow well each score would have chosen:")
         terminal.print(quality_table(ranking))

@@ -212,6 +212,7 @@ def _evidence_lines(page: RankingPage) -> list[str]:
         f"The {grouped(top_k)} largest activations of each token keep "
         f"{span_text(100 * c.kept_mass for c in candidates)}% of the positive activation mass.",
         f"A row is {times(row_tokens, 'token')}.",
+        *([page.ranking.rounding] if page.ranking.rounding else []),
     ]
 
 

@@ -27,6 +27,10 @@ class NexReadings:
     """Probability of staying in a state (Eq. 22)."""
     min_run: Count = 2
     """Shortest run of rows that stands as a phase (sec. A.5)."""
+    gmm_steps: Count = 50
+    """Most steps of EM for the mixture of Eq. 21."""
+    reuse_median_in: Literal["float32", "float64"] = "float32"
+    """R18: how exact the median of Eq. 6 and the sums of Eq. 5 are."""
     credit: Literal["introduced", "active"] = "introduced"
     """Neurons a cycle credits: those its E phase introduces (Eq. 2) or, as the ablation of
     sec. 5.3, all that are active in it, each with its mass summed over the E phase."""
