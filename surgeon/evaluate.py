@@ -55,6 +55,7 @@ from surgeon.traces import (
     read_prompts,
     read_traces,
     sampled,
+    settle,
     stored_traces,
 )
 from surgeon.truth import (
@@ -66,6 +67,7 @@ from surgeon.truth import (
     Gain,
     Measures,
 )
+from surgeon.workers import Crew, Roster, answered, roster
 
 if TYPE_CHECKING:
     import torch
@@ -90,6 +92,8 @@ class EvaluatePlan(NamedTuple):
     device: str
     dtype: "torch.dtype | None"
     """None: as on disk."""
+    roster: Roster | None
+    """The workers; None where this process works alone."""
     inputs: dict[str, str]
 
 
@@ -107,6 +111,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
 def prepare(settings: EvaluateSettings) -> EvaluatePlan:
     """Check every input of an evaluation against files and headers; raises `BadInput`."""
     device, dtype = placement(settings.machine.device, settings.machine.dtype)
+    workers = roster(settings.workforce, settings.machine.device, settings.machine.dtype)
     extract = parse_extractor(settings.answer, settings.reading.answer_words)
     parse_tags(settings.reading.think_tags)
     parse_check(settings.check)
@@ -121,7 +126,9 @@ def prepare(settings: EvaluateSettings) -> EvaluatePlan:
     inputs |= {name: lineage.file_digest((settings.responses or {})[name]) for name in foreign}
     inputs["labelled task"] = digest_of_prompts(problems)
     inputs |= named.digests(answer=settings.answer, check=settings.check)
-    return EvaluatePlan(settings, chosen, foreign, problems, extract, device, dtype, inputs)
+    return EvaluatePlan(
+        settings, chosen, foreign, problems, extract, device, dtype, workers, inputs
+    )
 
 
 def read_responses(
@@ -196,11 +203,19 @@ def respond(plan: EvaluatePlan, work: Path) -> dict[str, list[Trace]]:
     sampling = plan.settings.sampling
     wanted = len(plan.problems) * sampling.samples
     missing = [s for s in plan.subjects if len(responses[s.name]) < wanted]
+    if plan.roster is not None and missing:
+        with Crew(plan.roster) as crew:
+            answered(crew, files, missing, plan.problems, sampling, what="evaluate")
+        for name in (subject.name for subject in missing):
+            responses[name] = in_order(stored_traces(files[name]), plan.problems)
+            settle(files[name], responses[name])
+        return responses | plan.foreign
     for n, (subject, model, tokenizer) in enumerate(live(missing, plan.device, plan.dtype), 1):
         what, file = f"evaluate {n}/{len(missing)} {subject.name}", files[subject.name]
         responses[subject.name] = sampled(
             file, model, tokenizer, plan.problems, sampling, what=what
         )
+        settle(file, responses[subject.name])
     return responses | plan.foreign
 
 

@@ -218,8 +218,24 @@ def write_tensors(
     temporary = path.with_name(f".{path.name}.tmp")
     whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     save_file(whole, temporary, metadata=metadata)
+    if metadata:
+        _sort_metadata(temporary)
     sync(temporary)
     os.replace(temporary, path)
+
+
+def _sort_metadata(file: Path) -> None:
+    """Put the metadata of a safetensors file in order: the library's own differs from one process
+    to the next, and equal content is to be equal bytes."""
+    with open(file, "r+b") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > size:
+            raise RuntimeError(f"the header of {file} has {size} bytes, and {len(text)} in order")
+        stream.seek(8)
+        stream.write(text.ljust(size))
 
 
 def scratch() -> Path:

@@ -24,6 +24,7 @@ TIERS = [
     {"checkpoint", "neurons", "families"},
     {
         "live",
+        "workers",
         "endpoint",
         "traces",
         "decoding",

@@ -159,6 +159,56 @@ def _require_covered(model: Any, state: dict[str, Tensor], places: list[Place]) 
         )
 
 
+class OneLive:
+    """The one live model of this process: a subject's, until another is taken.
+
+    Members of a virtual family share it. `dtype` None keeps the one on disk.
+    """
+
+    def __init__(self, device: str = "cpu", dtype: torch.dtype | None = None):
+        self.device, self.dtype = device, dtype
+        self._making: Materialiser | None = None
+        self._taken: tuple[str, str, Any, Any] | None = None
+
+    def take(self, subject: Subject) -> tuple[Any, Any]:
+        """The model in eval mode and the tokenizer; those taken before are no longer of use."""
+        if self._taken is None or self._taken[:2] != (subject.spec, subject.digest):
+            # Let go of the model before the next one is loaded.
+            self._taken = None
+            self._taken = subject.spec, subject.digest, *self._load(subject)
+        return self._taken[2:]
+
+    def _load(self, subject: Subject) -> tuple[Any, Any]:
+        family, candidate = subject.family, subject.candidate
+        shared = family is not None and family.virtual and _shares_config(family, candidate)
+        if self._making and (
+            family is None or not shared or self._making.family.path != family.path
+        ):
+            self._making.close()
+            self._making = None
+        if family is None or candidate is None or not shared:
+            checkpoint = subject.checkpoint
+            if checkpoint is None:
+                raise ValueError(f"{subject.spec} has neither a directory nor a family")
+            return checkpoint.model(device=self.device, dtype=self.dtype), checkpoint.tokenizer()
+        if self._making is None:
+            self._making = Materialiser(family, self.device, self.dtype)
+        model: Any = self._making.model(candidate)
+        if candidate.endpoint is None:
+            use_generation_config(model, family.source("generation"))
+            return model, tokenizer(family)
+        endpoint = family.endpoints[candidate.endpoint]
+        use_generation_config(model, endpoint)
+        return model, endpoint.tokenizer()
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._taken = None
+        if self._making is not None:
+            self._making.close()
+            self._making = None
+
+
 def live(
     members: list[Subject], device: str = "cpu", dtype: torch.dtype | None = None
 ) -> Iterator[tuple[Subject, Any, Any]]:
@@ -167,33 +217,12 @@ def live(
     Members of a virtual family share one live model: use each before asking for the next. `dtype`
     None keeps the one on disk.
     """
-    making: Materialiser | None = None
+    one = OneLive(device, dtype)
     try:
         for subject in members:
-            family, candidate = subject.family, subject.candidate
-            shared = family is not None and family.virtual and _shares_config(family, candidate)
-            if making and (family is None or not shared or making.family.path != family.path):
-                making.close()
-                making = None
-            if family is None or candidate is None or not shared:
-                checkpoint = subject.checkpoint
-                if checkpoint is None:
-                    raise ValueError(f"{subject.spec} has neither a directory nor a family")
-                yield subject, checkpoint.model(device=device, dtype=dtype), checkpoint.tokenizer()
-                continue
-            if making is None:
-                making = Materialiser(family, device, dtype)
-            model: Any = making.model(candidate)
-            if candidate.endpoint is None:
-                use_generation_config(model, family.source("generation"))
-                yield subject, model, tokenizer(family)
-            else:
-                endpoint = family.endpoints[candidate.endpoint]
-                use_generation_config(model, endpoint)
-                yield subject, model, endpoint.tokenizer()
+            yield subject, *one.take(subject)
     finally:
-        if making is not None:
-            making.close()
+        one.close()
 
 
 def _shares_config(family: Family, candidate: Candidate | None) -> bool:
@@ -216,18 +245,30 @@ def require_prompts(members: Sequence[Subject], prompts: Sequence[Prompt], how: 
     subjects with the same tokenizer and templates are asked once."""
     seen = set()
     for subject in members:
-        family, candidate, source = subject.family, subject.candidate, subject.source
-        merged = family is not None and subject.checkpoint is None
-        if family and merged and candidate and candidate.endpoint is not None:
-            source, merged = family.endpoints[candidate.endpoint], False
-        templates = family.source("template") if family and merged else source
+        source, merged = _origin(subject)
+        templates = merged.source("template") if merged else source
         files = [file for file in source.side_files if file.name in TOKENIZER_FILES]
         key = lineage.digest_of([templates.chat_templates, [*map(lineage.file_digest, files)]])
         if key not in seen:
             seen.add(key)
-            chosen = tokenizer(family) if family and merged else source.tokenizer()
+            chosen = tokenizer_of(subject)
             for prompt in prompts:
                 encode(chosen, prompt, how.thinking, how.template)
+
+
+def tokenizer_of(subject: Subject) -> PreTrainedTokenizerBase:
+    """The tokenizer that comes with a subject's live model, without the model."""
+    source, merged = _origin(subject)
+    return tokenizer(merged) if merged else source.tokenizer()
+
+
+def _origin(subject: Subject) -> tuple[Checkpoint, Family | None]:
+    """Where a subject's tokenizer is from, and its family where its parts were chosen."""
+    family, candidate = subject.family, subject.candidate
+    merged = family is not None and subject.checkpoint is None
+    if family and merged and candidate and candidate.endpoint is not None:
+        return family.endpoints[candidate.endpoint], None
+    return subject.source, family if merged else None
 
 
 def use_generation_config(model: Any, source: Checkpoint) -> None:

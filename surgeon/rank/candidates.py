@@ -21,14 +21,15 @@ from surgeon import activations, artifact, lineage, nex
 from surgeon.answers import classes_of, parse_tags, read_answers
 from surgeon.checkpoint import read_header
 from surgeon.families import Subject
-from surgeon.live.families import live
+from surgeon.live.families import live, tokenizer_of
 from surgeon.progress import bar
 from surgeon.rank.plan import RankPlan
 from surgeon.ranking import CandidateScores, CloseReading, RankedResponse
-from surgeon.traces import Trace, sampled
+from surgeon.traces import Trace, in_order, sampled, settle, stored_traces
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedTokenizerBase
 
 PLAIN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 TRACES, SCORES = "traces.jsonl", "scores.json"
@@ -37,27 +38,50 @@ TRACES, SCORES = "traces.jsonl", "scores.json"
 def score_candidates(plan: RankPlan, work: Path) -> None:
     """Write `candidates/NAME/` for every candidate that has no `scores.json` yet."""
     missing = [s for s in plan.subjects if not is_scored(plan, candidate_dir(work, s))]
+    if plan.roster is not None and missing:
+        from surgeon.rank import shards  # it calls what is in here
+
+        for subject in shards.gather(plan, work, missing):
+            score_candidate(plan, work, subject, None, tokenizer_of(subject), "")
+        return
     for n, (subject, model, tokenizer) in enumerate(live(missing, *plan.placement)):
         place = len(plan.subjects) - len(missing) + n + 1
         what = f"{place}/{len(plan.subjects)} {subject.name}"
-        directory = candidate_dir(work, subject)
-        directory.mkdir(parents=True, exist_ok=True)
-        if plan.traces is None:
-            traces = sampled(
-                directory / TRACES, model, tokenizer, plan.prompts, plan.settings.sampling,
-                what=f"sample {what}",
-            )  # fmt: skip
-        else:
-            traces = plan.traces[subject.name]
-        reduced = list(reduce_responses(plan, directory, model, traces, what))
-        learned = learn(subject, reduced)
-        write_weights(plan, directory, subject, learned)
-        think = parse_tags(plan.settings.reading.think_tags)
-        answers = votes(traces, read_answers(traces, plan.extract, tokenizer, think))
-        responses = score(plan, learned, traces, answers, reduced)
-        reading = read_closely(plan, responses, reduced)
-        artifact.write(directory, CandidateScores(reading=reading, responses=responses))
-        shutil.rmtree(directory / "responses", ignore_errors=True)
+        score_candidate(plan, work, subject, model, tokenizer, what)
+
+
+def score_candidate(
+    plan: RankPlan,
+    work: Path,
+    subject: Subject,
+    model: "nn.Module | None",
+    tokenizer: "PreTrainedTokenizerBase",
+    what: str,
+) -> None:
+    """Write one candidate's `candidates/NAME/`; without a model all its answers and recordings are
+    there."""
+    directory = candidate_dir(work, subject)
+    directory.mkdir(parents=True, exist_ok=True)
+    if plan.traces is not None:
+        traces = plan.traces[subject.name]
+    elif model is None:
+        traces = in_order(stored_traces(directory / TRACES), plan.prompts)
+    else:
+        traces = sampled(
+            directory / TRACES, model, tokenizer, plan.prompts, plan.settings.sampling,
+            what=f"sample {what}",
+        )  # fmt: skip
+    if plan.traces is None:
+        settle(directory / TRACES, traces)
+    reduced = list(reduce_responses(plan, directory, model, traces, what))
+    learned = learn(subject, reduced)
+    write_weights(plan, directory, subject, learned)
+    think = parse_tags(plan.settings.reading.think_tags)
+    answers = votes(traces, read_answers(traces, plan.extract, tokenizer, think))
+    responses = score(plan, learned, traces, answers, reduced)
+    reading = read_closely(plan, responses, reduced)
+    artifact.write(directory, CandidateScores(reading=reading, responses=responses))
+    shutil.rmtree(directory / "responses", ignore_errors=True)
 
 
 def candidate_dir(work: Path, subject: Subject) -> Path:
@@ -88,15 +112,21 @@ class Reduced(NamedTuple):
 
 
 def reduce_responses(
-    plan: RankPlan, directory: Path, model: "nn.Module", traces: Sequence[Trace], what: str
+    plan: RankPlan,
+    directory: Path,
+    model: "nn.Module | None",
+    traces: Sequence[Trace],
+    what: str,
 ) -> Iterator[Reduced]:
     """Yield each trace's reduced recording, recording those that are not on disk yet."""
     store = directory / "responses"
     store.mkdir(exist_ok=True)
-    files = [store / f"{n:06d}.safetensors" for n in range(len(traces))]
+    files = [reduced_file(store, n) for n in range(len(traces))]
     missing = [n for n, file in enumerate(files) if not is_reduced(file, plan.measures)]
     scoring = plan.settings.scoring
     if missing:
+        if model is None:
+            raise ValueError(f"{directory} lacks {len(missing)} recordings, and no model is given")
         recordings = activations.record(
             model, [traces[n] for n in missing],
             row_tokens=scoring.row_tokens, top_k=scoring.top_k,
@@ -141,6 +171,11 @@ def reduce(
         recording.kept_mass,
         {name: float(measure(recording)) for name, measure in measures.items()},
     )
+
+
+def reduced_file(store: Path, number: int) -> Path:
+    """Where the reduced recording of a candidate's answer of that number lies."""
+    return store / f"{number:06d}.safetensors"
 
 
 def save_reduced(file: Path, reduced: Reduced) -> None:

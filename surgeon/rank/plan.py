@@ -25,6 +25,7 @@ from surgeon.settings import record
 from surgeon.settings.rank import RankSettings
 from surgeon.traces import Prompt, Trace, digest_of_prompts, read_prompts, read_traces
 from surgeon.truth import accuracies_file, read_accuracies
+from surgeon.workers import Roster, roster
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +43,8 @@ class RankPlan(NamedTuple):
     """The answer that a response's text gives."""
     placement: "tuple[str, torch.dtype | None]"
     """Device and dtype."""
+    roster: Roster | None
+    """The workers; None where this process works alone."""
     traces: dict[str, list[Trace]] | None
     """Candidate -> its traces, where none are sampled."""
     shared_weight_LF: np.ndarray | None
@@ -59,7 +62,7 @@ class RankPlan(NamedTuple):
     @property
     def measures(self) -> Mapping[str, Callable[[Recording], float]]:
         """What the scores read off a recording, by score."""
-        return {name: s.measure for name, s in self.scores.items() if s.measure is not None}
+        return scores.measured(self.scores)
 
 
 def prepare(settings: RankSettings) -> RankPlan:
@@ -67,6 +70,7 @@ def prepare(settings: RankSettings) -> RankPlan:
     rows = scores.rows_for(settings.select)
     panels.rows_for(settings.panels)
     device_and_dtype = placement(settings.machine.device, settings.machine.dtype)
+    workers = roster(settings.workforce, settings.machine.device, settings.machine.dtype)
     prompts = read_prompts(settings.mini_set, columns=settings.columns)
     extract = parse_extractor(settings.answer, settings.reading.answer_words)
     parse_tags(settings.reading.think_tags)
@@ -99,6 +103,7 @@ def prepare(settings: RankSettings) -> RankPlan:
         prompts=prompts,
         extract=extract,
         placement=device_and_dtype,
+        roster=workers,
         traces=traces,
         shared_weight_LF=shared,
         accuracy=accuracy,

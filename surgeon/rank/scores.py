@@ -264,3 +264,8 @@ def short(name: str) -> str:
 def rows_for(select: str) -> dict[str, Score]:
     """The scores of a ranking: all rows, and the one that is selected from outside."""
     return SCORES | {select: find(select)}
+
+
+def measured(rows: Mapping[str, Score]) -> dict[str, Callable[[Recording], float]]:
+    """What scores read off a recording, by score."""
+    return {name: s.measure for name, s in rows.items() if s.measure is not None}

@@ -14,6 +14,7 @@ from surgeon.settings.schema import (
     Positive,
     settings,
 )
+from surgeon.settings.workforce import Workforce
 
 
 @settings
@@ -54,3 +55,4 @@ class EvaluateSettings:
     beside the others, and nothing is sampled for them."""
     reading: AnswerReading = AnswerReading()
     machine: Machine = Machine()
+    workforce: Workforce = Workforce()

@@ -13,6 +13,7 @@ from surgeon.settings.schema import (
     Out,
     settings,
 )
+from surgeon.settings.workforce import Workforce
 
 
 @settings
@@ -67,3 +68,4 @@ class RankSettings:
     sampling: Sampling = Sampling()
     reading: AnswerReading = AnswerReading()
     machine: Machine = Machine()
+    workforce: Workforce = Workforce()

@@ -19,6 +19,7 @@ from surgeon.settings.schema import (
     Out,
     settings,
 )
+from surgeon.settings.workforce import Workforce
 
 
 @settings
@@ -65,6 +66,7 @@ class LabelSettings:
     sampling: Sampling = Sampling(samples=1, temperature=0.6, top_p=0.95, max_tokens=16000)
     endpoint: EndpointSettings = EndpointSettings()
     machine: Machine = Machine()
+    workforce: Workforce = Workforce()
 
     def __post_init__(self) -> None:
         """Raise BadInput for no level, and for files that are of no use without another."""

@@ -20,6 +20,7 @@ from surgeon.traces.records import (
     keys_of,
     parse_trace,
     read_traces,
+    settle,
     stored_traces,
 )
 from surgeon.traces.rendering import chosen_template, conversation, encode
@@ -45,6 +46,7 @@ __all__ = [
     "read_traces",
     "sample",
     "sampled",
+    "settle",
     "stop_ids",
     "stored_traces",
     "text_of",

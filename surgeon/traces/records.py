@@ -65,6 +65,17 @@ def append(path: str | Path, trace: Trace) -> None:
     jsonl.append(path, asdict(trace))
 
 
+def settle(path: str | Path, traces: Sequence[Trace]) -> None:
+    """Put a finished file of traces in this order: the same bytes, whoever drew them, and in which
+    order they ended. Other traces in the file come last."""
+    if Path(path).is_file():
+        stored = read_traces(path)
+        wanted = {trace.key for trace in traces}
+        ordered = [*traces, *(trace for trace in stored if trace.key not in wanted)]
+        if stored != ordered:
+            jsonl.write(path, map(asdict, ordered))
+
+
 def parse_trace(row: object, place: str) -> Trace:
     """One line of a trace file; raises BadInput that begins with `place`."""
     if not isinstance(row, dict):

@@ -9,7 +9,7 @@ from surgeon import console, jsonl, lineage, named
 from surgeon.artifact import Already, Out, artifact, once, part
 from surgeon.checkpoint import Checkpoint, placement
 from surgeon.errors import BadInput
-from surgeon.families import open_checkpoint
+from surgeon.families import open_checkpoint, subjects
 from surgeon.judges.docket import VERDICTS, Docket
 from surgeon.judges.finding import Finding, Question
 from surgeon.judges.judges import Judge, parse_judge
@@ -28,6 +28,7 @@ from surgeon.traces import (
     read_prompts,
     read_traces,
     sampled,
+    settle,
     stored_traces,
 )
 from surgeon.trigger.artifacts import (
@@ -42,6 +43,7 @@ from surgeon.trigger.artifacts import (
 )
 from surgeon.trigger.counterparts import Verdicts, counterparts, instance_spans, step_spans
 from surgeon.watch.spans import read_spans
+from surgeon.workers import Crew, Roster, answered, roster
 
 if TYPE_CHECKING:
     import torch
@@ -94,6 +96,8 @@ class LabelPlan(NamedTuple):
     levels: tuple[str, ...]
     device: str
     dtype: "torch.dtype | None"
+    roster: Roster | None
+    """The workers that draw the traces; None where this process works alone."""
     run: lineage.Run
 
 
@@ -117,6 +121,7 @@ def label(settings: LabelSettings) -> Labelling:
 def prepare(settings: LabelSettings) -> LabelPlan:
     """Check the settings against files and headers; raises `BadInput`."""
     device, dtype = placement(settings.machine.device, settings.machine.dtype)
+    workers = roster(settings.workforce, settings.machine.device, settings.machine.dtype)
     texts = read_texts(settings.endpoint.prompt_file)
     judge = None
     if not settings.spans:
@@ -147,7 +152,7 @@ def prepare(settings: LabelSettings) -> LabelPlan:
     arguments = {**record(settings), "checkpoint": checkpoint.spec, "levels": levels}
     return LabelPlan(
         settings, checkpoint, prompts, group, traces, spans, judge, levels,
-        device, dtype,
+        device, dtype, workers,
         lineage.Run("trigger-label", arguments, inputs, settings.seed),
     )  # fmt: skip
 
@@ -196,6 +201,7 @@ def _label(plan: LabelPlan, work: Path) -> Labelling:
         docket = Docket(work, VERDICTS, plan.judge, plan.settings.endpoint)
         spans, n_counterparts = _judged(plan, live, docket, traces, work / TRACES)
         n_traces, spent = len(traces) + n_counterparts, docket.spent()
+    settle(work / TRACES, in_order(read_traces(work / TRACES), plan.prompts))
     jsonl.write(work / SPANS, (span._asdict() for span in spans))
     return _conclusion(plan, n_traces, spans, spent)
 
@@ -212,6 +218,13 @@ def _traces(plan: LabelPlan, live: Live, work: Path) -> list[Trace]:
     if len(stored) == len(wanted):
         # A run that only waits for its judge needs no model.
         return in_order(stored, plan.prompts)
+    if plan.roster is not None:
+        (subject,) = subjects([plan.settings.checkpoint])
+        with Crew(plan.roster) as crew:
+            files = {subject.name: file}
+            answered(crew, files, [subject], plan.prompts, sampling, what="sample")
+        traces = [trace for trace in stored_traces(file) if trace.key in wanted]
+        return in_order(traces, plan.prompts)
     return sampled(file, live.model, live.tokenizer, plan.prompts, sampling)
 
 

@@ -1,0 +1,121 @@
+"""Candidates of a ranking by several workers: shards of their answers, drawn, recorded and reduced.
+
+The driver writes the files that one process would, as the answers come; what is on disk already is
+not made again, whoever made it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from surgeon import activations, nex
+from surgeon.families import Subject
+from surgeon.rank import candidates, scores
+from surgeon.rank.plan import RankPlan
+from surgeon.settings.rank import RankSettings
+from surgeon.traces import Key, Trace, append, keys_of, stored_traces
+from surgeon.workers import Bench, Crew
+from surgeon.workers.sharing import Drawing, draw
+
+
+class Shard(NamedTuple):
+    """Some of a candidate's answers, for one worker."""
+
+    settings: RankSettings
+    drawing: Drawing
+    """Those to be drawn."""
+    traces: list[Trace]
+    """Those that were drawn already, and are to be recorded."""
+
+
+class Read(NamedTuple):
+    """A recorded answer."""
+
+    reduced: candidates.Reduced
+    recording: activations.Recording | None
+    """Where it is kept."""
+
+
+def read(bench: Bench, shard: Shard) -> Iterator[tuple[Key, Trace | Read, bool]]:
+    """A worker's job: each answer as it ends, then each one's recording, reduced."""
+    settings, traces = shard.settings, list(shard.traces)
+    for key, trace, _ in draw(bench, shard.drawing):
+        traces.append(trace)
+        yield key, trace, False
+    model, _ = bench.take(shard.drawing.subject)
+    readings, measures = readings_of(settings), scores.measured(scores.rows_for(settings.select))
+    scoring = settings.scoring
+    recordings = activations.record(
+        model, traces, row_tokens=scoring.row_tokens, top_k=scoring.top_k
+    )
+    for trace, recording in zip(traces, recordings, strict=True):
+        reduced = candidates.reduce(recording, readings, measures)
+        kept = recording if settings.keep_activations else None
+        yield trace.key, Read(reduced, kept), True
+
+
+def readings_of(settings: RankSettings) -> nex.Readings:
+    """The readings that the settings name."""
+    return replace(nex.PRESETS[settings.scoring.preset], credit=settings.scoring.credit)
+
+
+class Files:
+    """What is on disk of one candidate, and what it lacks."""
+
+    def __init__(self, plan: RankPlan, work: Path, subject: Subject):
+        self.plan, self.subject = plan, subject
+        self.directory = candidates.candidate_dir(work, subject)
+        self.store = self.directory / "responses"
+        self.store.mkdir(parents=True, exist_ok=True)
+        if plan.traces is None:
+            wanted = keys_of(plan.prompts, plan.settings.sampling.samples)
+            stored = stored_traces(self.directory / candidates.TRACES)
+        else:
+            stored = plan.traces[subject.name]
+            wanted = [trace.key for trace in stored]
+        self.traces = {trace.key: trace for trace in stored}
+        self.file = {key: candidates.reduced_file(self.store, n) for n, key in enumerate(wanted)}
+        self.lacking = [
+            key for key in wanted if not candidates.is_reduced(self.file[key], plan.measures)
+        ]
+
+    def shard(self, keys: Sequence[Key]) -> Shard:
+        """An order for these answers."""
+        settings = self.plan.settings
+        undrawn = {key for key in keys if key not in self.traces}
+        drawn = [self.traces[key] for key in keys if key in self.traces]
+        drawing = Drawing.of(self.subject, self.plan.prompts, settings.sampling, undrawn)
+        return Shard(settings, drawing, drawn)
+
+    def add(self, key: Key, value: Trace | Read) -> None:
+        """Write what a worker made."""
+        if isinstance(value, Trace):
+            append(self.directory / candidates.TRACES, value)
+            self.traces[key] = value
+            return
+        if value.recording is not None:
+            candidates.keep(self.directory / "activations", self.traces[key], value.recording)
+        candidates.save_reduced(self.file[key], value.reduced)
+
+
+def gather(plan: RankPlan, work: Path, subjects: Sequence[Subject]) -> Iterator[Subject]:
+    """Let the workers make what the candidates lack; yields each as soon as it lacks nothing."""
+    assert plan.roster is not None
+    files = {subject.name: Files(plan, work, subject) for subject in subjects}
+    left = {name: len(one.lacking) for name, one in files.items()}
+    yield from (one.subject for name, one in files.items() if not left[name])
+    undrawn = sum(k not in one.traces for one in files.values() for k in one.lacking)
+    with Crew(plan.roster) as crew:
+        for result in crew.run(
+            {name: one.lacking for name, one in files.items()},
+            read,
+            lambda name, keys: files[name].shard(keys),
+            what=f"rank {len(subjects)} candidates",
+            total=undrawn + sum(left.values()),
+        ):
+            files[result.group].add(result.unit, result.value)
+            if result.done:
+                left[result.group] -= 1
+                if not left[result.group]:
+                    yield files[result.group].subject
