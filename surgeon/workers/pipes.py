@@ -21,7 +21,7 @@ MOST_STARTS = 8
 """Workers that are started in the place of dead ones."""
 
 
-class Worker(NamedTuple):
+class Process(NamedTuple):
     """A process, the pipe to it, and what it wrote where no message could be sent."""
 
     process: subprocess.Popen[bytes]
@@ -36,7 +36,7 @@ class Pipes:
     def __init__(self, roster: Roster):
         n = threads(len(roster.devices))
         here = (tuple(sys.path), os.getcwd())
-        self.workers: dict[int, Worker] = {}
+        self.workers: dict[int, Process] = {}
         self.started = 0
         for device in roster.devices:
             self._begin(Start(device, roster.dtype, n, *here))
@@ -52,7 +52,7 @@ class Pipes:
         )  # fmt: skip
         theirs.close()
         connection = Connection(ours.detach())
-        self.workers[self.started] = Worker(process, connection, words, start)
+        self.workers[self.started] = Process(process, connection, words, start)
         self.started += 1
         connection.send(start)
 
