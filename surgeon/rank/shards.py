@@ -5,7 +5,6 @@ not made again, whoever made it.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ class Shard(NamedTuple):
     """Some of a candidate's answers, for one worker."""
 
     settings: RankSettings
+    readings: nex.Readings
     drawing: Drawing
     """Those to be drawn."""
     traces: list[Trace]
@@ -44,20 +44,15 @@ def read(bench: Bench, shard: Shard) -> Iterator[tuple[Key, Trace | Read, bool]]
         traces.append(trace)
         yield key, trace, False
     model, _ = bench.take(shard.drawing.subject)
-    readings, measures = readings_of(settings), scores.measured(scores.rows_for(settings.select))
+    measures = scores.measured(scores.rows_for(settings.select))
     scoring = settings.scoring
     recordings = activations.record(
         model, traces, row_tokens=scoring.row_tokens, top_k=scoring.top_k
     )
     for trace, recording in zip(traces, recordings, strict=True):
-        reduced = candidates.reduce(recording, readings, measures)
+        reduced = candidates.reduce(recording, shard.readings, measures)
         kept = recording if settings.keep_activations else None
         yield trace.key, Read(reduced, kept), True
-
-
-def readings_of(settings: RankSettings) -> nex.Readings:
-    """The readings that the settings name."""
-    return replace(nex.PRESETS[settings.scoring.preset], credit=settings.scoring.credit)
 
 
 class Files:
@@ -86,7 +81,7 @@ class Files:
         undrawn = {key for key in keys if key not in self.traces}
         drawn = [self.traces[key] for key in keys if key in self.traces]
         drawing = Drawing.of(self.subject, self.plan.prompts, settings.sampling, undrawn)
-        return Shard(settings, drawing, drawn)
+        return Shard(settings, self.plan.readings, drawing, drawn)
 
     def add(self, key: Key, value: Trace | Read) -> None:
         """Write what a worker made."""
