@@ -112,10 +112,13 @@ def test_a_recording_holds_what_the_model_computes(
         start = len(trace.prompt_token_ids)
         ids = [*trace.prompt_token_ids, *trace.token_ids]
         activations, total, kept = recording.activations, 0.0, 0.0
+        positive_N = np.zeros(checkpoint.n_layers * checkpoint.d_ff)
         rows: list[dict[int, float]] = []
         for t, units in enumerate(literal_activations(model, ids)[start:]):
             top = sorted(units.items(), key=lambda item: (-item[1], item[0]))[:K]
             total, kept = total + sum(units.values()), kept + sum(h for _, h in top)
+            for key, h in units.items():
+                positive_N[key] += h
             if t % row_tokens == 0:
                 rows.append({})
             for key, h in top:
@@ -128,6 +131,7 @@ def test_a_recording_holds_what_the_model_computes(
             assert neuron.tolist() == sorted(expected)
             np.testing.assert_allclose(mass, [expected[k] for k in sorted(expected)], rtol=2e-4)
         assert recording.kept_mass == pytest.approx(kept / total, rel=1e-4)
+        np.testing.assert_allclose(recording.positive_N, positive_N, rtol=2e-4, atol=1e-6)
         with torch.inference_mode():
             logits = model(input_ids=torch.tensor([ids])).logits[0, start - 1 : -1].float()
         logp = logits.log_softmax(-1)
@@ -429,11 +433,12 @@ def test_a_saved_recording_comes_back(
 ):
     file = tmp_path_factory.getbasetemp() / "r.safetensors"
     T = int(acts.tokens_R.sum())
-    recording = Recording(acts, -np.arange(T, dtype=np.float32), np.ones(T, np.float32), kept)
+    tokens = (-np.arange(T, dtype=np.float32), np.ones(T, np.float32))
+    recording = Recording(acts, *tokens, kept, np.arange(7, dtype=np.float32))
     save(file, recording)
     back = load(file)
     assert same(back.activations, acts)
-    assert equal(back, recording)
+    assert equal(back, recording) and np.array_equal(back.positive_N, recording.positive_N)
 
 
 def test_a_file_that_is_no_recording_is_refused(tmp_path: Path):

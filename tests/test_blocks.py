@@ -148,6 +148,8 @@ def test_a_recording_is_what_a_plain_pass_computes(model_type: str, live: Any):
             found_TN[t, neuron] = torch.tensor(mass)
         assert found_TN.shape[1] == width * 3
         torch.testing.assert_close(found_TN, expected_TN, rtol=1e-3, atol=1e-5)
+        positive_N = torch.from_numpy(recording.positive_N)
+        torch.testing.assert_close(positive_N, expected_TN.sum(0), rtol=1e-3, atol=1e-5)
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([ids])).logits[0, start - 1 : -1].log_softmax(-1)
         chosen = logits.gather(1, torch.tensor(trace.token_ids)[:, None])[:, 0]

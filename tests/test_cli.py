@@ -14,7 +14,7 @@ COMMANDS = {
     "merge-sweep": "a b out method ratios config virtual dry_run dtype template generation "
     "tokenizer",
     "rank": "checkpoints mini_set out samples seed select preset traces weights credit answer "
-    "truth max_tokens row_tokens top_k batch device dtype keep_activations",
+    "truth max_tokens row_tokens top_k batch device dtype keep_activations evidence_mb",
     "evaluate": "checkpoints task out samples seed check answer limit baseline "
     "max_tokens batch device dtype",
     "transplant": "recipient donor weights select mask control surgery alpha threshold "

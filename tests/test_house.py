@@ -34,7 +34,17 @@ TIERS = [
         "attribution",
         "contributions",
     },
-    {"nex", "nopsd", "neureasoner", "estimate", "metrics", "answers", "truth", "ranking"},
+    {
+        "nex",
+        "nopsd",
+        "neureasoner",
+        "estimate",
+        "metrics",
+        "answers",
+        "truth",
+        "ranking",
+        "evidence_file",
+    },
     {"watch", "judges", "builtin", "report"},
     {
         "merge",

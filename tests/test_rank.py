@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from surgeon import activations, artifact, estimate, nex, rank
+from surgeon import activations, artifact, estimate, evidence_file, nex, rank
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
 from surgeon.rank import candidates, conclusion
@@ -311,11 +312,11 @@ def test_another_measured_score_is_measured_where_a_killed_ranking_resumes(
     with monkeypatch.context() as patch:
         saved: list[Path] = []
 
-        def save(file: Path, reduced: candidates.Reduced) -> None:
+        def save(file: Path, *reduced: Any) -> None:
             if len(saved) == 13:
                 raise KeyboardInterrupt
             saved.append(file)
-            save_reduced(file, reduced)
+            save_reduced(file, *reduced)
 
         save_reduced = candidates.save_reduced
         patch.setattr(candidates, "save_reduced", save)
@@ -573,3 +574,71 @@ def test_an_edited_truth_or_score_concludes_a_finished_ranking_anew(
 
 def test_a_candidate_without_a_score_is_last_and_null():
     assert conclusion.best_first(np.array([math.nan, 0.2, 0.5])) == [2, 1, 0]
+
+
+# Kept evidence -----------------------------------------------------------------------------------
+
+
+def test_evidence_file_gives_back_every_response_and_the_ranking_from_it(ranked, pico_source):
+    """Rows, evidence and mass of every response: the same as the recordings', and the same scores,
+    also where the readings are applied to the rows again."""
+    out, _ = ranked
+    for path in pico_source:
+        directory = out / "candidates" / path.name
+        kept = evidence_file.read(directory)
+        scored = artifact.read(CandidateScores, directory).responses
+        assert kept.rows and (kept.row_tokens, kept.top_k) == (2, 6)
+        assert kept.readings == asdict(nex.DEFAULT)
+        assert [(r.prompt_id, r.sample) for r in kept.responses] == [
+            (r.prompt_id, r.sample) for r in scored
+        ]
+        n = kept.n_layers * kept.d_ff
+        weight_N = nex.weights(*nex.accumulate([r.evidence for r in kept.responses], n))
+        for response, score in zip(kept.responses, scored, strict=True):
+            acts = response.activations
+            assert acts is not None
+            name = f"{response.prompt_id}-{response.sample}.safetensors"
+            recording = activations.load(directory / "activations" / name)
+            for field, value in vars(recording.activations).items():
+                np.testing.assert_array_equal(getattr(acts, field), value)
+            again = nex.credit(acts)
+            for mine, theirs in zip(again, response.evidence, strict=True):
+                np.testing.assert_array_equal(mine, theirs)
+            found = nex.good_mass_fraction(response.neuron_K, response.mass_K, weight_N)
+            assert found.score == score.nex and score.cycles == again.cycles
+            np.testing.assert_allclose(response.entropy_R, score.entropy_R, atol=1e-6)
+    light = evidence_file.read(directory, rows=False)
+    assert not light.rows and light.responses[0].evidence.cycles == scored[0].cycles
+
+
+def test_evidence_beyond_its_share_is_not_kept_rows_first(pico_source, mini_set, tmp_path, ranked):
+    directory = ranked[0] / "candidates" / "a"
+    whole = evidence_file.read(directory)
+    rest = sum(map(evidence_file.response_bytes, whole.responses))
+    arguments: dict[str, Any] = dict(mini_set=str(mini_set), traces=str(ranked[0]), **SMALL)
+    for n, (share, rows) in enumerate([(1.5 * rest, False), (0.5 * rest, None)]):
+        out = tmp_path / str(n)
+        rank.rank([str(pico_source[0])], out=out, evidence_mb=share / 1e6, **arguments)
+        if rows is None:
+            with pytest.raises(BadInput, match="larger --evidence-mb"):
+                evidence_file.read(out / "candidates" / "a")
+            continue
+        kept = evidence_file.read(out / "candidates" / "a")
+        with pytest.raises(BadInput, match="but not its rows"):
+            evidence_file.require_rows(kept, out)
+        for mine, theirs in zip(kept.responses, whole.responses, strict=True):
+            np.testing.assert_array_equal(mine.evidence.effective_K, theirs.evidence.effective_K)
+
+
+def test_weights_name_all_positive_mass_beside_what_is_kept(ranked, pico_source):
+    out, _ = ranked
+    for path in pico_source:
+        stored = load_file(out / "candidates" / path.name / "weights.safetensors")
+        files = (out / "candidates" / path.name / "activations").iterdir()
+        recordings = [activations.load(file) for file in files]
+        total = np.mean([r.positive_N.sum(dtype=float) for r in recordings])
+        assert stored["positive_LF"].sum(dtype=float) == pytest.approx(total, rel=1e-5)
+        assert (stored["positive_LF"] >= stored["mass_LF"] * (1 - 1e-5)).all()
+        for r in recordings:
+            kept = r.activations.mass_E.sum(dtype=float)
+            assert r.kept_mass == pytest.approx(kept / r.positive_N.sum(dtype=float), rel=1e-3)

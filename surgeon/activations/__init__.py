@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from surgeon.activations.files import load, read_nex_cache, save, write_nex_cache
 from surgeon.activations.rows import Activations, Recording, RowSums
-from surgeon.activations.selection import Held, Top, largest
+from surgeon.activations.selection import Held, Top, add_positive, largest
 from surgeon.activations.statistics import token_statistics
 from surgeon.errors import BadInput
 from surgeon.live.architecture import causal_lm, head_of, text_config
@@ -141,7 +141,8 @@ class _Reading:
         logprob_T, entropy_T = (torch.cat(x).cpu().numpy() for x in (self.logprobs, self.entropies))
         if not np.isfinite(logprob_T).all() or not np.isfinite(activations.mass_E).all():
             raise BadInput("found activations or logits that are not finite: broken weights?")
-        return Recording(activations, logprob_T, entropy_T, kept)
+        positive_N = self.rows.positive_N.astype(np.float32)
+        return Recording(activations, logprob_T, entropy_T, kept, positive_N)
 
 
 class _Recorder:
@@ -220,6 +221,7 @@ class _Recorder:
 
         def reduce() -> None:
             for b in wanted:
+                add_positive(held, spans[b], self.d_ff, members[b].rows.positive_N)
                 tops[b] = largest(held, spans[b], self.top_k, self.d_ff, tops[b])
             held.clear()
 

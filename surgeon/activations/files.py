@@ -35,6 +35,7 @@ def save(path: str | Path, recording: Recording) -> None:
         **vars(recording.activations),
         "logprob_T": recording.logprob_T,
         "entropy_T": recording.entropy_T,
+        "positive_N": recording.positive_N,
     }
     metadata = {"format": FORMAT, "kept_mass": repr(float(recording.kept_mass))}
     lineage.write_tensors(path, arrays, metadata)
@@ -51,12 +52,12 @@ def load(path: str | Path) -> Recording:
     except (SafetensorError, OSError) as error:
         raise BadInput(f"{path} is not a readable recording: {error}") from error
     expected = {*Activations.__dataclass_fields__, "logprob_T", "entropy_T"}
+    positive_N = arrays.pop("positive_N", np.zeros(0, np.float32))
     if metadata.get("format") != FORMAT or set(arrays) != expected:
         raise BadInput(f"{path} is a safetensors file but not a recording ({FORMAT}).")
     activations = Activations(**{n: arrays[n] for n in Activations.__dataclass_fields__})
-    return Recording(
-        activations, arrays["logprob_T"], arrays["entropy_T"], float(metadata["kept_mass"])
-    )
+    kept = float(metadata["kept_mass"])
+    return Recording(activations, arrays["logprob_T"], arrays["entropy_T"], kept, positive_N)
 
 
 def write_nex_cache(directory: str | Path, recordings: Sequence[Activations], *, d_ff: int) -> None:

@@ -43,6 +43,9 @@ class Recording(NamedTuple):
     kept_mass: float
     """Share of the response's positive activation mass that `top_k` keeps; 1 when there is none.
     To about 1e-4 where the model runs in 16 bits."""
+    positive_N: np.ndarray
+    """float32, all positive mass of every neuron over the response, kept or not; empty in a file of
+    a version that did not record it."""
 
 
 @dataclass
@@ -60,6 +63,10 @@ class RowSums:
     tokens: list[int] = field(default_factory=list)
     kept: float = 0.0
     total: float = 0.0
+    positive_N: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.positive_N = np.zeros(self.n_neurons)
 
     def add(self, top: Top) -> None:
         self.kept += float(top.mass_NK.sum(dtype=np.float64))

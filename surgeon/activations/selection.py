@@ -83,6 +83,31 @@ def largest(held: Sequence[Held], rows: slice, k: int, d_ff: int, before: Top | 
     return Top(key_NK, mass_NK, total_N)
 
 
+def add_positive(held: Sequence[Held], rows: slice, d_ff: int, total_N: np.ndarray) -> None:
+    """Add all positive mass of a pass's tokens `rows`, kept or not, to its neurons' totals."""
+    for entry in held:
+        h_NF = entry.h_NF[rows]
+        first = entry.site.layer * d_ff + entry.site.first
+        if entry.expert_NC is None:
+            total_N[first : first + h_NF.shape[1]] += _positive(h_NF)
+            continue
+        expert_NC, F = entry.expert_NC[rows], entry.site.n_units
+        for expert in expert_NC.unique().tolist():
+            chosen_NF = h_NF.unflatten(1, (-1, F))[expert_NC == expert]
+            start = first + expert * F
+            total_N[start : start + F] += _positive(chosen_NF)
+
+
+def _positive(h_NF: Tensor) -> np.ndarray:
+    """float64_F: the positive values of each column, summed."""
+    # In parts, which stay in the CPU's cache.
+    size = max(
+        1, (BLOCK_VALUES if h_NF.device.type == "cpu" else BLOCK_VALUES_ELSEWHERE) // h_NF.shape[1]
+    )
+    sums = [part.clamp(min=0).sum(0, dtype=torch.float32) for part in h_NF.split(size)]
+    return torch.stack(sums).sum(0).double().cpu().numpy()
+
+
 def _keys(held: Sequence[Held], W: int, d_ff: int) -> np.ndarray:
     """The neuron keys of a token's values, int64 (W,), as if its experts were the first ones."""
     # One row of keys serves all tokens; `_place_experts` moves the few that are kept.

@@ -12,12 +12,13 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from surgeon import activations, artifact, lineage, nex
+from surgeon import activations, artifact, evidence_file, lineage, nex
 from surgeon.answers import classes_of, parse_tags, read_answers
 from surgeon.checkpoint import read_header
 from surgeon.families import Subject
@@ -74,8 +75,9 @@ def score_candidate(
     if plan.traces is None:
         settle(directory / TRACES, traces)
     reduced = list(reduce_responses(plan, directory, model, traces, what))
-    learned = learn(subject, reduced)
+    learned = learn(subject, reduced, mean_positive(directory / "responses", len(reduced)))
     write_weights(plan, directory, subject, learned)
+    keep_evidence(plan, directory, subject, traces, reduced)
     think = parse_tags(plan.settings.reading.think_tags)
     answers = votes(traces, read_answers(traces, plan.extract, tokenizer, think))
     responses = score(plan, learned, traces, answers, reduced)
@@ -105,6 +107,7 @@ class Reduced(NamedTuple):
     evidence: nex.Evidence
     neuron_K: np.ndarray
     mass_K: np.ndarray
+    tokens_R: np.ndarray
     entropy_R: np.ndarray
     kept_mass: float
     measured: dict[str, float]
@@ -124,6 +127,7 @@ def reduce_responses(
     files = [reduced_file(store, n) for n in range(len(traces))]
     missing = [n for n, file in enumerate(files) if not is_reduced(file, plan.measures)]
     scoring = plan.settings.scoring
+    room = plan.evidence_bytes - sum(map(stored_row_bytes, files))
     if missing:
         if model is None:
             raise ValueError(f"{directory} lacks {len(missing)} recordings, and no model is given")
@@ -135,7 +139,11 @@ def reduce_responses(
             for n, recording in zip(missing, recordings, strict=True):
                 if plan.settings.keep_activations:
                     keep(directory / "activations", traces[n], recording)
-                save_reduced(files[n], reduce(recording, plan.readings, plan.measures))
+                reduced = reduce(recording, plan.readings, plan.measures)
+                room -= row_bytes(recording.activations)
+                # Rows that can't be kept aren't written.
+                rows = recording.activations if room >= 0 else None
+                save_reduced(files[n], reduced, recording.positive_N, rows)
                 advance()
     yield from map(load_reduced, files)
 
@@ -167,6 +175,7 @@ def reduce(
         nex.credit(recording.activations, readings),
         neuron_K,
         mass_K,
+        recording.activations.tokens_R,
         nex.row_entropy(recording.entropy_T, recording.activations.tokens_R),
         recording.kept_mass,
         {name: float(measure(recording)) for name, measure in measures.items()},
@@ -178,37 +187,116 @@ def reduced_file(store: Path, number: int) -> Path:
     return store / f"{number:06d}.safetensors"
 
 
-def save_reduced(file: Path, reduced: Reduced) -> None:
-    """Write one reduced recording: a tensor for every field, by its name."""
+def save_reduced(
+    file: Path, reduced: Reduced, positive_N: np.ndarray, rows: activations.Activations | None
+) -> None:
+    """Write one reduced recording: a tensor for every field, by its name; beside them all positive
+    mass of every neuron, and the rows where they are kept."""
     fields = reduced._asdict()
     evidence, measured = fields.pop("evidence"), fields.pop("measured")
     fields |= {f"evidence.{name}": value for name, value in evidence._asdict().items()}
     fields |= {f"measured.{name}": value for name, value in measured.items()}
+    fields["positive_N"] = positive_N
+    fields |= {f"rows.{name}": value for name, value in vars(rows).items()} if rows else {}
     lineage.write_tensors(file, {name: np.asarray(value) for name, value in fields.items()})
 
 
 def is_reduced(file: Path, measures: Mapping[str, Any]) -> bool:
     """Whether a reduced recording is on disk, with these measures and in this layout."""
-    names = {"evidence.faint_K", *(f"measured.{name}" for name in measures)}
+    names = {"evidence.faint_K", "positive_N", *(f"measured.{name}" for name in measures)}
     return file.is_file() and names <= read_header(file).keys()
 
 
-def load_reduced(file: Path) -> Reduced:
-    """Read back what `save_reduced` wrote."""
-    from safetensors.numpy import load_file
+def row_bytes(rows: activations.Activations) -> int:
+    """Bytes that a response's rows take in kept evidence."""
+    return evidence_file.row_bytes(len(rows.neuron_E), len(rows.tokens_R))
 
+
+def stored_row_bytes(file: Path) -> int:
+    """Bytes of the rows in a reduced recording; 0 without them, or where there is no such file."""
+    header = read_header(file) if file.is_file() else {}
+    if "rows.neuron_E" not in header:
+        return 0
+    entries, rows = (header[f"rows.{name}"].shape[0] for name in ("neuron_E", "tokens_R"))
+    return evidence_file.row_bytes(entries, rows)
+
+
+def load_reduced(file: Path) -> Reduced:
+    """Read back what `save_reduced` wrote of a `Reduced`."""
     fields: dict[str, Any] = {"evidence": {}, "measured": {}}
-    for name, value in load_file(file).items():
+    for name, value in load_tensors(file, lambda n: n != "positive_N" and not rows_of(n)).items():
         group, _, member = name.partition(".")
         if group == "measured":
             fields["measured"][member] = value.item()
         elif group == "evidence":
-            single = member in ("cycles", "gated")
+            single = evidence_file.per_response(member)
             fields["evidence"][member] = value.item() if single else value
         else:
             fields[name] = value.item() if name == "kept_mass" else value
     fields["evidence"] = nex.Evidence(**fields["evidence"])
     return Reduced(**fields)
+
+
+def rows_of(tensor: str) -> str | None:
+    """The field of `Activations` that a tensor of a reduced recording is."""
+    return tensor.removeprefix("rows.") if tensor.startswith("rows.") else None
+
+
+def load_tensors(file: Path, wanted: Callable[[str], object]) -> dict[str, np.ndarray]:
+    """The tensors of a file whose names are wanted; the others stay on disk."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="np") as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys() if wanted(name)}  # noqa: SIM118
+
+
+def mean_positive(store: Path, responses: int) -> np.ndarray:
+    """float64_N: all positive activation mass, mean over the responses."""
+    total = 0.0
+    for n in range(responses):
+        total = total + load_tensors(reduced_file(store, n), "positive_N".__eq__)["positive_N"]
+    return np.asarray(total, np.float64) / max(1, responses)
+
+
+def keep_evidence(
+    plan: RankPlan,
+    directory: Path,
+    subject: Subject,
+    traces: Sequence[Trace],
+    reduced: Sequence[Reduced],
+) -> None:
+    """Write evidence.safetensors: the rows only where all fit in, and nothing where the rest
+    doesn't."""
+    responses = [
+        evidence_file.KeptResponse(
+            trace.prompt_id, trace.sample, r.tokens_R, r.entropy_R, r.evidence, r.neuron_K,
+            r.mass_K, None,
+        )
+        for trace, r in zip(traces, reduced, strict=True)
+    ]  # fmt: skip
+    files = [reduced_file(directory / "responses", n) for n in range(len(responses))]
+    room = plan.evidence_bytes - sum(map(evidence_file.response_bytes, responses))
+    if room < 0:
+        return
+    sizes = [stored_row_bytes(file) for file in files]
+    # Whatever the order in which they were recorded, the same responses keep their rows: all.
+    if all(sizes) and sum(sizes) <= room:
+        for n, file in enumerate(files):
+            rows = {rows_of(k) or k: v for k, v in load_tensors(file, rows_of).items()}
+            responses[n] = responses[n]._replace(activations=activations.Activations(**rows))
+    evidence_file.write(
+        directory,
+        evidence_file.CandidateEvidence(
+            candidate=subject.name,
+            digest=subject.digest,
+            n_layers=subject.source.n_layers,
+            d_ff=subject.source.d_ff,
+            row_tokens=plan.settings.scoring.row_tokens,
+            top_k=plan.settings.scoring.top_k,
+            readings=asdict(plan.readings),
+            responses=tuple(responses),
+        ),
+    )
 
 
 # ---------------------------------------------------------------- learn and score
@@ -224,10 +312,12 @@ class Learned(NamedTuple):
     faint_N: np.ndarray
     """Share of its evidence that is rounding (R18)."""
     mass_N: np.ndarray
-    """float64, mean activation mass over the responses."""
+    """float64, mean activation mass over the responses, of the activations that `top_k` keeps."""
+    positive_N: np.ndarray
+    """float64, mean activation mass over the responses, of all activations."""
 
 
-def learn(subject: Subject, reduced: Sequence[Reduced]) -> Learned:
+def learn(subject: Subject, reduced: Sequence[Reduced], positive_N: np.ndarray) -> Learned:
     """The neuron weights and what they rest on (NEX Eq. 9-11)."""
     n_neurons = subject.source.n_layers * subject.source.d_ff
     effective_N, redundant_N = nex.accumulate((r.evidence for r in reduced), n_neurons)
@@ -236,7 +326,8 @@ def learn(subject: Subject, reduced: Sequence[Reduced]) -> Learned:
         mass_N[r.neuron_K] += r.mass_K
     weight_N = nex.weights(effective_N, redundant_N)
     faint_N = nex.faint_share((r.evidence for r in reduced), n_neurons)
-    return Learned(weight_N, effective_N, redundant_N, faint_N, mass_N / max(1, len(reduced)))
+    mass_N /= max(1, len(reduced))
+    return Learned(weight_N, effective_N, redundant_N, faint_N, mass_N, positive_N)
 
 
 def write_weights(plan: RankPlan, directory: Path, subject: Subject, learned: Learned) -> None:

@@ -23,7 +23,7 @@ from surgeon.ranking import CandidateScores
 from surgeon.report import panels
 from surgeon.settings import record
 from surgeon.settings.rank import RankSettings
-from surgeon.traces import Prompt, Trace, digest_of_prompts, read_prompts, read_traces
+from surgeon.traces import Prompt, Trace, digest_of_prompts, in_order, read_prompts, read_traces
 from surgeon.truth import accuracies_file, read_accuracies
 from surgeon.workers import Roster, roster
 
@@ -58,6 +58,11 @@ class RankPlan(NamedTuple):
     @property
     def inputs(self) -> dict[str, str]:
         return self.run.inputs
+
+    @property
+    def evidence_bytes(self) -> int:
+        """Most bytes of evidence that each candidate may keep."""
+        return int(self.settings.evidence_mb * 1e6) // len(self.subjects)
 
     @property
     def measures(self) -> Mapping[str, Callable[[Recording], float]]:
@@ -171,6 +176,7 @@ def read_candidate_traces(
             raise BadInput(f"{file} answers prompt {strangers[0]!r}, which the mini-set lacks.")
         if not traces[name]:
             raise BadInput(f"{file} holds no trace.")
+        traces[name] = in_order(traces[name], prompts)
     return traces
 
 

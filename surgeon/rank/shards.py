@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from surgeon import activations, nex
 from surgeon.families import Subject
 from surgeon.rank import candidates, scores
@@ -23,6 +25,8 @@ class Shard(NamedTuple):
 
     settings: RankSettings
     readings: nex.Readings
+    evidence_bytes: int
+    """Rows that are larger are not kept."""
     drawing: Drawing
     """Those to be drawn."""
     traces: list[Trace]
@@ -33,6 +37,9 @@ class Read(NamedTuple):
     """A recorded answer."""
 
     reduced: candidates.Reduced
+    positive_N: np.ndarray
+    rows: activations.Activations | None
+    """Where they may be kept as evidence."""
     recording: activations.Recording | None
     """Where it is kept."""
 
@@ -52,7 +59,9 @@ def read(bench: Bench, shard: Shard) -> Iterator[tuple[Key, Trace | Read, bool]]
     for trace, recording in zip(traces, recordings, strict=True):
         reduced = candidates.reduce(recording, shard.readings, measures)
         kept = recording if settings.keep_activations else None
-        yield trace.key, Read(reduced, kept), True
+        small = candidates.row_bytes(recording.activations) <= shard.evidence_bytes
+        rows = recording.activations if small else None
+        yield trace.key, Read(reduced, recording.positive_N, rows, kept), True
 
 
 class Files:
@@ -71,6 +80,8 @@ class Files:
             wanted = [trace.key for trace in stored]
         self.traces = {trace.key: trace for trace in stored}
         self.file = {key: candidates.reduced_file(self.store, n) for n, key in enumerate(wanted)}
+        stored_bytes = sum(map(candidates.stored_row_bytes, self.file.values()))
+        self.room = plan.evidence_bytes - stored_bytes
         self.lacking = [
             key for key in wanted if not candidates.is_reduced(self.file[key], plan.measures)
         ]
@@ -81,7 +92,7 @@ class Files:
         undrawn = {key for key in keys if key not in self.traces}
         drawn = [self.traces[key] for key in keys if key in self.traces]
         drawing = Drawing.of(self.subject, self.plan.prompts, settings.sampling, undrawn)
-        return Shard(settings, self.plan.readings, drawing, drawn)
+        return Shard(settings, self.plan.readings, self.plan.evidence_bytes, drawing, drawn)
 
     def add(self, key: Key, value: Trace | Read) -> None:
         """Write what a worker made."""
@@ -91,7 +102,11 @@ class Files:
             return
         if value.recording is not None:
             candidates.keep(self.directory / "activations", self.traces[key], value.recording)
-        candidates.save_reduced(self.file[key], value.reduced)
+        rows = value.rows
+        if rows is not None:
+            self.room -= candidates.row_bytes(rows)
+            rows = rows if self.room >= 0 else None
+        candidates.save_reduced(self.file[key], value.reduced, value.positive_N, rows)
 
 
 def gather(plan: RankPlan, work: Path, subjects: Sequence[Subject]) -> Iterator[Subject]:

@@ -7,6 +7,7 @@ from surgeon.settings.schema import (
     POSITIONAL,
     SHARED,
     UNRECORDED,
+    Amount,
     Count,
     Many,
     Metavar,
@@ -63,7 +64,11 @@ class RankSettings:
     panels: Annotated[Many[str], UNRECORDED, Metavar("MODULE:FUNCTION")] = ()
     """Panels of your own on the report's page."""
     keep_activations: bool = False
-    """Keep the recorded rows on disk."""
+    """Keep the recordings on disk, a file a response, with the statistics of every token."""
+    evidence_mb: Annotated[Amount, UNRECORDED] = 4000
+    """Megabytes of evidence that are kept, an equal share for each candidate: what the responses
+    say of neurons, and their sparse rows, for other readings without a model. What exceeds the
+    share isn't kept, the rows first."""
     scoring: Scoring = Scoring()
     sampling: Sampling = Sampling()
     reading: AnswerReading = AnswerReading()
