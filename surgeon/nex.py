@@ -22,6 +22,7 @@ Equation -> function (numbers are the paper's; 3, 4 and 17 happen while recordin
     22         sticky transitions, Viterbi               viterbi
     sec. 3.3   model score: a mean over responses        counted
     sec. 4.4   baselines                                 hes entropy_top20 mean_logprob; length
+    Fig. 1a    high-entropy rows per response            entropy_rows
     sec. 5.2   number of E segments                      segments
 
 Readings: places where the paper is silent or differs from the published reference code.
@@ -486,6 +487,13 @@ def row_entropy(entropy_T: np.ndarray, tokens_R: np.ndarray) -> np.ndarray:
     total_T1 = np.concatenate([[0.0], np.cumsum(entropy_T, dtype=np.float64)])
     end_R = np.cumsum(tokens_R)
     return (total_T1[end_R] - total_T1[end_R - tokens_R]) / tokens_R
+
+
+def entropy_rows(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Number of each response's rows whose entropy is above the 80th percentile of all rows given
+    (Fig. 1a; the percentile is the reading of `entropy_top20`); nan for one without rows."""
+    lengths = np.array([len(row_R) for row_R in rows], float)
+    return entropy_top20(rows) * lengths
 
 
 def entropy_top20(rows: Sequence[np.ndarray], *, pooled: bool = True) -> np.ndarray:

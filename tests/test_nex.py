@@ -590,6 +590,7 @@ def test_top_entropy_rows_are_found_over_all_candidates():
     the last response. Within each response it is the top one of five or of three rows."""
     rows = [np.arange(1.0, 6), np.array([6.0, 7]), np.array([8.0, 9, 10]), np.zeros(0)]
     assert nex.entropy_top20(rows) == pytest.approx([0, 0, 2 / 3, math.nan], nan_ok=True)
+    assert nex.entropy_rows(rows) == pytest.approx([0, 0, 2, math.nan], nan_ok=True)
     within = nex.entropy_top20(rows, pooled=False)
     assert within == pytest.approx([1 / 5, 1 / 2, 1 / 3, math.nan], nan_ok=True)
     assert len(nex.entropy_top20([])) == 0

@@ -51,7 +51,8 @@ def test_ranking_json_has_the_promised_schema(ranked):
     assert [c["rank"] for c in written["candidates"]] == [1, 2]
     for c in written["candidates"]:
         assert set(c["scores"]) == set(c["interval"]) == {
-            "nex", "estimate", "recommended", "length", "hes", "entropy_top20", "logprob",
+            "nex", "estimate", "recommended", "saturation", "length", "hes", "entropy_top20",
+            "entropy_rows", "logprob",
             "explore_segments", "agreement", "dawid_skene", "finished",
         }  # fmt: skip
         assert c["responses"] == 10 and 0 <= c["truncated"] <= 10 and c["tokens"] > 0

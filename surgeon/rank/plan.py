@@ -3,7 +3,7 @@
 # Shape letters: L layers, F units per layer.
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -95,15 +95,12 @@ def prepare(settings: RankSettings) -> RankPlan:
     for name, file in (("given traces", settings.traces), ("given weights", settings.weights)):
         if file and Path(file).is_file():
             inputs[name] = lineage.file_digest(file)
-    arguments = record(settings)
-    if arguments["sampling_top_k"] == 0:
-        # Rankings made before it could be set have no such argument: they are the same runs.
-        del arguments["sampling_top_k"]
     scoring = settings.scoring
+    readings = settings.readings.over(replace(nex.PRESETS[scoring.preset], credit=scoring.credit))
     plan = RankPlan(
         settings=settings,
         scores=rows,
-        readings=replace(nex.PRESETS[scoring.preset], credit=scoring.credit),
+        readings=readings,
         subjects=candidates,
         prompts=prompts,
         extract=extract,
@@ -113,10 +110,21 @@ def prepare(settings: RankSettings) -> RankPlan:
         shared_weight_LF=shared,
         accuracy=accuracy,
         last_stage=last_stage(settings),
-        run=lineage.Run("rank", arguments, inputs, settings.seed),
+        run=lineage.Run("rank", arguments_of(settings, readings), inputs, settings.seed),
     )
     require_measured(plan)
     return plan
+
+
+def arguments_of(settings: RankSettings, readings: nex.Readings) -> dict[str, object]:
+    """What makes the run this run. Rankings made before a setting existed lack it: they are the
+    same runs where it is left alone, except for R18, which changed what the default computes."""
+    arguments = record(settings)
+    alone = {name for name, chosen in asdict(settings.readings).items() if chosen is None}
+    if settings.sampling.top_k == 0:
+        alone.add("sampling_top_k")
+    arguments = {name: value for name, value in arguments.items() if name not in alone}
+    return arguments | {"reuse_median_in": readings.reuse_median_in}
 
 
 def last_stage(settings: RankSettings) -> dict[str, str]:

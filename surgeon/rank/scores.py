@@ -124,6 +124,12 @@ def entropy_top20(pool: Pool) -> np.ndarray:
     return pool.sums(nex.entropy_top20(rows).tolist())
 
 
+def entropy_rows(pool: Pool) -> np.ndarray:
+    """The percentile is that of all candidates' rows."""
+    rows = [np.array(r.entropy_R) for r in pool.everything()]
+    return pool.sums(nex.entropy_rows(rows).tolist())
+
+
 def agreement(pool: Pool) -> np.ndarray:
     """One value per prompt and candidate: samples agree with each other, not with themselves."""
     place = pool.places()
@@ -174,6 +180,12 @@ def recommended(values: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.prod(usable, axis=0) if usable else np.full_like(values["nex"], math.nan)
 
 
+def nines(values: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The model score of NEX, spread where it is near 1 (R8)."""
+    nex_C = values["nex"]
+    return np.array([nex.saturation(x) for x in nex_C.ravel().tolist()]).reshape(nex_C.shape)
+
+
 RECOMMENDED = ("nex", "estimate")
 """The scores whose product recommends."""
 
@@ -190,6 +202,10 @@ SCORES: dict[str, Score] = {
         "Recommended", "", "NEX times the estimated accuracy", combined=recommended,
         column="NEX x est.",
     ),
+    "saturation": Score(
+        "NEX in nines", "", "-log10(1 - NEX): the same order, spread near 1", combined=nines,
+        decimals=2, column="nines",
+    ),
     "length": Score(
         "Length", "tokens", "mean response length", of=lambda r: r.tokens, decimals=1
     ),
@@ -200,6 +216,10 @@ SCORES: dict[str, Score] = {
     "entropy_top20": Score(
         "Top-20% entropy", "", "share of rows in the pool's most uncertain",
         pooled=entropy_top20, column="top-20% H",
+    ),
+    "entropy_rows": Score(
+        "Uncertain rows", "per response", "rows among the pool's most uncertain fifth",
+        pooled=entropy_rows, decimals=1, column="H rows",
     ),
     "logprob": Score(
         "Log-prob", "nats/token", "mean log-probability of the sampled tokens",

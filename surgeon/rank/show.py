@@ -34,7 +34,7 @@ def candidate_table(ranking: Ranking, width: int = 80) -> Table:
     """The ranking for a terminal `width` columns wide: best first, `=` where a candidate can't be
     told apart from it, each column's favourite in bold. Narrow terminals get the main columns."""
     select, with_truth = ranking.select, any(c.accuracy is not None for c in ranking.candidates)
-    scores = [name for name in ranking.favourites if name != select]
+    scores = [name for name in ranking.favourites if name not in (select, "saturation")]
     if width < WIDE:
         scores = [name for name in scores if name in NARROW[: 2 if with_truth else 3]]
 

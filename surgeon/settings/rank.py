@@ -2,6 +2,7 @@
 
 from typing import Annotated, Literal
 
+from surgeon.settings.nex import ReadingChoices
 from surgeon.settings.sampling import AnswerReading, Columns, Machine, Sampling
 from surgeon.settings.schema import (
     POSITIONAL,
@@ -70,6 +71,7 @@ class RankSettings:
     say of neurons, and their sparse rows, for other readings without a model. What exceeds the
     share isn't kept, the rows first."""
     scoring: Scoring = Scoring()
+    readings: ReadingChoices = ReadingChoices()
     sampling: Sampling = Sampling()
     reading: AnswerReading = AnswerReading()
     machine: Machine = Machine()
