@@ -80,8 +80,10 @@ def test_processes_share_the_work_and_a_killed_one_loses_only_what_it_had_in_fli
 class Here:
     """Workers in this process: their messages are pickled as on their way elsewhere."""
 
+    near = True
+
     def __init__(self, roster: Roster, dies_after: int | None = None):
-        start = Start("cpu", roster.dtype, 0, (), os.getcwd())
+        start = Start("cpu", roster.dtype, 0, (), os.getcwd(), self.near)
         self.benches = {n: Bench(start) for n in range(2)}
         self.messages: deque[tuple[int, bytes]] = deque()
         self.dies_after = dies_after
@@ -177,6 +179,26 @@ def test_an_evaluation_resumes_with_another_number_of_workers(
     here(4)
     shared = evaluate(checkpoints, out=tmp_path / "two", **settings, workers=2)
     assert files_of(whole.out) == files_of(shared.out)
+
+
+def test_a_sweep_is_the_same_files_whoever_writes_them_near_or_far(
+    pico_source: tuple[Path, Path], tmp_path: Path, here: Callable[..., None]
+):
+    from surgeon.merge import sweep
+
+    first, second = map(str, pico_source)
+    asked = dict(a=first, b=second, ratios="0.2,0.5,0.8")
+    sweep(out=tmp_path / "one" / "f", **asked)
+    here(None)
+    report = sweep(out=tmp_path / "two" / "f", **asked, workers=2)
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two") and len(report.written) == 3
+    # From other nodes the files travel in chunks; a worker that dies has sent a part.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Here, "near", False)
+        patch.setattr("surgeon.merge.parted.CHUNK_BYTES", 10_000)
+        here(3)
+        sweep(out=tmp_path / "far" / "f", **asked, workers=2)
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "far")
 
 
 # --- which workers --------------------------------------------------------------------------------

@@ -13,12 +13,10 @@ from typing import NamedTuple
 
 import torch
 
-from surgeon import artifact, console, lineage
+from surgeon import artifact, console
 from surgeon.checkpoint import Checkpoint, link_directory
-from surgeon.errors import BadInput
-from surgeon.families import Candidate, Family, candidate_files, description
-from surgeon.live.families import smoke_test
-from surgeon.merge import mergekit
+from surgeon.families import Family, candidate_files, description
+from surgeon.merge import mergekit, parted
 from surgeon.merge.aligned import Aligned
 from surgeon.merge.plan import SweepPlan, counted, prepare
 from surgeon.progress import track
@@ -122,6 +120,10 @@ def _write_candidates(plan: SweepPlan, family: Family) -> None:
         if candidate.merge
     ]
     todo = [(candidate, work) for candidate, work in places if work is not None]
+    if plan.roster is not None and todo:
+        smoke = plan.settings.smoke
+        parted.write_candidates(plan.roster, family, plan.others, todo, plan.by_mergekit, smoke)
+        return
     fast = [pair for pair in todo if pair[0].name not in plan.by_mergekit]
     smoke = plan.settings.smoke
     for start in range(0, len(fast), SIDE_BY_SIDE):
@@ -129,24 +131,11 @@ def _write_candidates(plan: SweepPlan, family: Family) -> None:
         candidate_files.write_weights(family, [c for c, _ in batch], [work for _, work in batch])
         for candidate, work in track(batch, what="smoke tests" if smoke else "publishing"):
             candidate_files.write_side_files(family, candidate, work)
-            _publish(candidate, work, smoke)
+            parted.publish(candidate, work, smoke)
     slow = [pair for pair in todo if pair[0].name in plan.by_mergekit]
     for candidate, work in track(slow, what="mergekit") if slow else ():
         mergekit.write(family, candidate, work, plan.others)
-        _publish(candidate, work, smoke)
-
-
-def _publish(candidate: Candidate, work: Path, smoke: bool) -> None:
-    """Smoke-test a candidate's partial directory and give it its name."""
-    if smoke:
-        try:
-            smoke_test(work)
-        except (OSError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise BadInput(
-                f"{candidate.name} failed its smoke test and stays unpublished in {work}: {reason}"
-            ) from error
-    lineage.finish(work, work.with_name(candidate.name))
+        parted.publish(candidate, work, smoke)
 
 
 def show(report: SweepReport) -> None:

@@ -22,6 +22,7 @@ from surgeon.merge import mergekit, preflight, relation, tensor_names, vocabular
 from surgeon.merge.aligned import Aligned
 from surgeon.merge.members import Member, Sweep, from_config, from_methods
 from surgeon.settings.merge_sweep import MergeSweepSettings
+from surgeon.workers import Roster, roster
 
 VERB = "merge-sweep"
 
@@ -51,6 +52,8 @@ class SweepPlan(NamedTuple):
     """What candidates have that isn't merged, and where it comes from."""
     fallback: preflight.Fallback | None
     """Where SLERP mixes linearly; None without SLERP."""
+    roster: Roster | None
+    """The workers; None where this process works alone."""
 
     def lines(self) -> list[str]:
         """Endpoints, candidates, bytes and the SLERP fallback, a line each."""
@@ -76,6 +79,7 @@ class SweepPlan(NamedTuple):
 def prepare(settings: MergeSweepSettings) -> SweepPlan:
     """Check everything; raises `BadInput` when the endpoints don't fit, the disk is too small, or
     `out` holds something else."""
+    workers = roster(settings.workforce, "cpu" if not settings.workforce.devices else "auto")
     if settings.config is None:
         wanted = from_methods(settings.method, settings.ratios, settings.dtype)
     else:
@@ -136,6 +140,7 @@ def prepare(settings: MergeSweepSettings) -> SweepPlan:
         relation=related,
         carried=_carried(family),
         fallback=preflight.fallback(first, family.cosines) if slerp else None,
+        roster=workers,
     )
 
 

@@ -3,6 +3,7 @@
 from typing import Annotated, Literal
 
 from surgeon.settings.schema import POSITIONAL, UNRECORDED, File, Many, Metavar, Out, settings
+from surgeon.settings.workforce import Workforce
 
 Side = Literal["first", "second"]
 
@@ -45,3 +46,4 @@ class MergeSweepSettings:
     """Load every candidate and let it generate before it gets its name."""
     seed: int = 0
     """Seed of mergekit's methods that draw at random."""
+    workforce: Workforce = Workforce()

@@ -31,7 +31,8 @@ class Actor:
     def __init__(self, start: Start, driver_node: str):
         self.messages: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         context = import_module("ray").get_runtime_context()
-        near = context.get_node_id() == driver_node
+        node = context.get_node_id()
+        near = node == driver_node
         if start.device == "auto" and context.get_accelerator_ids().get("GPU"):
             # Ray shows an actor its own GPUs only.
             gpus = len(context.get_accelerator_ids()["GPU"])
@@ -40,7 +41,9 @@ class Actor:
             start = start._replace(device="cpu")
         self.bench = set_up(start._replace(near=near))
         sys.stderr = Lines(self.messages.put)  # pyright: ignore[reportAttributeAccessIssue]
-        self.messages.put(hello(self.bench))
+        # Several nodes of a cluster may have one host's name.
+        kind, info = hello(self.bench)
+        self.messages.put((kind, info | {"host": f"{info['host']}-{node[:6]}"}))
 
     def begin(self, packed: bytes) -> None:
         """Begin an order, on a thread of its own."""
