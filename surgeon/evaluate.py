@@ -110,7 +110,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
 
 def prepare(settings: EvaluateSettings) -> EvaluatePlan:
     """Check every input of an evaluation against files and headers; raises `BadInput`."""
-    device, dtype = placement(settings.machine.device, settings.machine.dtype)
+    device, dtype = placement(settings.machine.device, settings.machine.dtype, several=True)
     workers = roster(settings.workforce, settings.machine.device, settings.machine.dtype)
     extract = parse_extractor(settings.answer, settings.reading.answer_words)
     parse_tags(settings.reading.think_tags)

@@ -201,6 +201,45 @@ def test_a_sweep_is_the_same_files_whoever_writes_them_near_or_far(
     assert files_of(tmp_path / "one") == files_of(tmp_path / "far")
 
 
+# --- one model over several devices ---------------------------------------------------------------
+
+
+def test_a_model_that_waits_on_the_disk_gives_the_same_files(
+    pico_source: tuple[Path, Path], prompts: str, tmp_path: Path
+):
+    from surgeon.checkpoint import Checkpoint
+    from surgeon.live.architecture import device_of
+    from surgeon.rank import rank
+
+    spread = "cpu=50KB+disk"
+    model: Any = Checkpoint.open(pico_source[0]).model(spread)
+    assert set(model.hf_device_map.values()) == {"cpu", "disk"} and str(device_of(model)) == "cpu"
+    asked = dict(mini_set=prompts, samples=2, max_tokens=6, row_tokens=2, top_k=6, dtype="float32")
+    whole = rank(str(pico_source[0]), out=tmp_path / "one", device="cpu", **asked)
+    parted = rank(str(pico_source[0]), out=tmp_path / "two", device=spread, **asked)
+    for name in ("traces.jsonl", "weights.safetensors", "scores.json"):
+        pair = [ranking.out / "candidates" / "a" / name for ranking in (whole, parted)]
+        assert pair[0].read_bytes() == pair[1].read_bytes(), name
+    with pytest.raises(BadInput, match="no room on cpu=20KB"):
+        Checkpoint.open(pico_source[0]).model("cpu=20KB")
+
+
+@pytest.mark.parametrize(
+    ("device", "several", "says"),
+    [
+        ("cpu+disk", False, "expected one device: models are spread"),
+        ("cpu+tpu", True, "expected auto, cpu, or an accelerator present"),
+        ("disk", True, "expected auto, cpu"),
+        ("cpu=much+disk", True, "expected a size such as 60GB behind cpu="),
+    ],
+)
+def test_devices_that_cannot_be_are_refused(device: str, several: bool, says: str):
+    from surgeon.checkpoint import placement
+
+    with pytest.raises(BadInput, match=says):
+        placement(device, "auto", several=several)
+
+
 # --- which workers --------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from surgeon.activations.rows import Activations, Recording, RowSums
 from surgeon.activations.selection import Held, Top, add_positive, largest
 from surgeon.activations.statistics import token_statistics
 from surgeon.errors import BadInput
-from surgeon.live.architecture import causal_lm, head_of, text_config
+from surgeon.live.architecture import at_hand, causal_lm, device_of, head_of, text_config
 from surgeon.live.blocks import FfnSite, blocks, d_ff
 from surgeon.live.passes import Pass, check_traces, in_windows, length, passes
 from surgeon.traces import Trace
@@ -116,7 +116,7 @@ def record(
         )
     sites = [site for block in blocks(model) for site in block.sites]
     check_traces(model, traces)
-    budget = batch_tokens or (1024 if next(model.parameters()).device.type == "cpu" else 8192)
+    budget = batch_tokens or (1024 if device_of(model).type == "cpu" else 8192)
     recorder = _Recorder(model, sites, row_tokens, top_k, chunk_tokens, budget)
     with recorder.experts_reported():
         yield from in_windows(model, traces, budget, recorder.window)
@@ -259,7 +259,8 @@ class _Recorder:
             return
         counts = [len(token_T) for token_T in tokens]
         token_N = torch.cat(tokens).to(hidden_BTD.device)
-        logprob_N, entropy_N = token_statistics(self.head, torch.cat(hidden), token_N)
+        with at_hand(self.head.module):
+            logprob_N, entropy_N = token_statistics(self.head, torch.cat(hidden), token_N)
         for member, logprob_T, entropy_T in zip(
             chosen, logprob_N.split(counts), entropy_N.split(counts), strict=True
         ):

@@ -43,7 +43,8 @@ def largest(held: Sequence[Held], rows: slice, k: int, d_ff: int, before: Top | 
     `before` holds those of the sites before them, which are compared too. Exact; among equal values
     the smaller key wins, on every device.
     """
-    parts = [entry.h_NF[rows] for entry in held]
+    # Layers may be on several devices.
+    parts = [entry.h_NF[rows].to(held[0].h_NF.device) for entry in held]
     fresh = 0
     if before is not None:
         # Values carried along were counted when they were new.
@@ -232,7 +233,7 @@ def _select(
     each row, and the values; and the positive sum of the columns from `fresh` on. Overwrites the
     values."""
     value_NW.relu_()
-    total_N = value_NW[:, fresh:].sum(-1, dtype=torch.float32).double().cpu().numpy()
+    total_N = value_NW[:, fresh:].sum(-1, dtype=torch.float32).cpu().double().numpy()
     keep_NW = value_NW > 0
     if k < value_NW.shape[1]:
         least_N1 = value_NW.topk(k).values[:, -1:]

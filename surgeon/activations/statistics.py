@@ -19,6 +19,8 @@ TILE_VALUES_ELSEWHERE = 1 << 25
 def token_statistics(head: Head, hidden_ND: Tensor, token_N: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probability of each token and entropy of its distribution (nats), float32 (N,)."""
     logprob_N, entropy_N = [], []
+    weight: Any = head.module.weight
+    hidden_ND, token_N = hidden_ND.to(weight.device), token_N.to(weight.device)
     n = len(hidden_ND)
     # At least 16, as matrix products of fewer rows have another order of summation.
     spare = max(0, -n % 16)

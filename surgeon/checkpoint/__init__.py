@@ -14,12 +14,12 @@ from surgeon.checkpoint.adapters import (
 )
 from surgeon.checkpoint.card import card, fenced, markdown_table
 from surgeon.checkpoint.config import Config, config_differences, context_of, d_ff_of
+from surgeon.checkpoint.devices import is_spread, placement
 from surgeon.checkpoint.directory import (
     INDEX,
     SINGLE,
     TOKENIZER_FILES,
     Checkpoint,
-    placement,
     use_templates,
 )
 from surgeon.checkpoint.dtypes import DTYPES, FLOAT_NAMES, FLOATS, disk_name, torch_dtype
@@ -52,6 +52,7 @@ __all__ = [
     "fenced",
     "hub_id",
     "is_adapter",
+    "is_spread",
     "label_dtype",
     "link_directory",
     "link_or_copy",

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from surgeon import lineage
 from surgeon.checkpoint import specs
 from surgeon.checkpoint.config import Config, context_of, d_ff_of
-from surgeon.checkpoint.dtypes import LIVE_DTYPES, torch_dtype
 from surgeon.checkpoint.templates import DEFAULT, named_template_files, read_templates
 from surgeon.checkpoint.tensors import TensorInfo, read_header, read_json, read_tensor, same_bytes
 from surgeon.errors import BadInput
@@ -416,20 +415,3 @@ def use_templates(tokenizer: Any, templates: Mapping[str, str]) -> None:
     """Give a tokenizer these chat templates, in the form that transformers keeps them in."""
     alone = set(templates) <= {DEFAULT}
     tokenizer.chat_template = templates.get(DEFAULT) if alone else dict(templates)
-
-
-def placement(device: str, dtype: str) -> "tuple[str, torch.dtype | None]":
-    """The device and dtype to run in; `auto` is an accelerator if there is one, and the dtype on
-    disk (None). Raises `BadInput` for a device that is not there or a dtype that has no name."""
-    import torch
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    kind = device.partition(":")[0]
-    if kind not in ("cpu", "cuda", "mps") or not (
-        kind == "cpu" or getattr(torch.backends if kind == "mps" else torch, kind).is_available()
-    ):
-        raise BadInput(f"device is {device!r}, expected auto, cpu, or an accelerator present.")
-    if dtype != "auto" and dtype not in LIVE_DTYPES:
-        raise BadInput(f"dtype is {dtype!r}, expected auto, {', '.join(LIVE_DTYPES)}.")
-    return device, None if dtype == "auto" else torch_dtype(dtype)

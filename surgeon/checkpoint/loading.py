@@ -4,12 +4,14 @@
 refused before a run is what would go wrong in it.
 """
 
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from surgeon import lineage, progress
 from surgeon.checkpoint.config import labelled
+from surgeon.checkpoint.devices import is_spread, require_room, shares
 from surgeon.checkpoint.directory import UNUSABLE, Checkpoint
 from surgeon.checkpoint.dtypes import DTYPES, FLOATS, torch_dtype
 from surgeon.checkpoint.quantised import refuse_quantised
@@ -300,6 +302,8 @@ class silence:
 
         self.verbosity = transformers.logging.get_verbosity()
         transformers.logging.set_verbosity_error()
+        # It remarks on layers that wait on the disk, which the user asked for.
+        logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
         transformers.logging.disable_progress_bar()
 
     def __exit__(self, *error: object) -> None:
@@ -328,9 +332,15 @@ def load(checkpoint: Checkpoint, device: str, dtype: "torch.dtype | None") -> "n
             f"{checkpoint.spec} runs in float16, which is several times slower than bfloat16 or "
             "float32 on a CPU: choose with --dtype."
         )
+    spread: dict[str, Any] = {}
+    if is_spread(device):
+        spread = {
+            "device_map": "auto", "max_memory": shares(device), "offload_folder": lineage.scratch(),
+        }  # fmt: skip
     with silence():
         model, info = kind.from_pretrained(
             checkpoint.path,
+            **spread,
             dtype=dtype,
             local_files_only=True,
             trust_remote_code=False,
@@ -344,4 +354,7 @@ def load(checkpoint: Checkpoint, device: str, dtype: "torch.dtype | None") -> "n
             f"{checkpoint.path} lacks {len(wrong)} weights of a {checkpoint.model_type} model or "
             f"has them in another shape, first {sorted(wrong)[0]}. Config and weights don't match."
         )
+    if spread:
+        require_room(model, device)
+        return model.eval()
     return model.to(device).eval()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.decoding.cache import cache_bytes_per_token
-from surgeon.live.architecture import base_model
+from surgeon.live.architecture import base_model, device_of
 
 
 class _LoneRow:
@@ -25,7 +25,7 @@ class _LoneRow:
         logits (V,) of the next."""
         first, model = self.state is None, self.model
         self.ids += ids
-        id_1N = torch.tensor([self.ids], device=model.device)
+        id_1N = torch.tensor([self.ids], device=device_of(model))
         state = _prepared(model, id_1N) if self.state is None else self.state
         inputs = model.prepare_inputs_for_generation(
             id_1N,

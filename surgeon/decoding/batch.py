@@ -22,6 +22,7 @@ from surgeon.errors import BadInput
 from surgeon.live.architecture import (
     check_decodable,
     context_limit,
+    device_of,
     fitting_threads,
     key_block,
     text_config,
@@ -47,13 +48,13 @@ def plan_rows(model: nn.Module, requests: Sequence[Request], max_tokens: int, ba
 
 def whole_rows(n: int, model: nn.Module) -> int:
     """`n` or somewhat fewer rows, see `ROWS`."""
-    on_cpu = next(model.parameters()).device.type == "cpu"
+    on_cpu = device_of(model).type == "cpu"
     return n // ROWS * ROWS if on_cpu and n > ROWS else n
 
 
 def memory_for_cache(model: nn.Module) -> int:
     """Bytes that keys and values may take: 70% of what is free."""
-    return int(0.7 * available_bytes(next(model.parameters()).device))
+    return int(0.7 * available_bytes(device_of(model)))
 
 
 @dataclass(eq=False)
@@ -118,7 +119,7 @@ class Decoder:
         self.model, self.stop, self.limit = model, stop, context_limit(model)
         self.watcher, self.sheds = watcher, sheds
         self.max_tokens, self.draw = max_tokens, DrawSettings(temperature, top_p, top_k)
-        self.device = next(model.parameters()).device
+        self.device = device_of(model)
         self.on_cpu = self.device.type == "cpu"
         self.rows = self.most = whole_rows(rows, model)
         self.budget, self.block = memory_for_cache(model), key_block(model)
@@ -304,17 +305,21 @@ class Decoder:
             if row is not None:
                 slots_by_draw.setdefault(row.draw, []).append(b)
                 at_B[b] = row.count % STREAM_BLOCK
-        number_B = torch.from_numpy(self.random_BS[np.arange(len(at_B)), at_B]).to(self.device)
+        number_B = torch.from_numpy(self.random_BS[np.arange(len(at_B)), at_B])
+        if self.device.type == "mps":
+            # It has no float64, which the choice adds up in.
+            logits_BV = logits_BV.float().cpu()
+        number_B = number_B.to(logits_BV.device)
         if len(slots_by_draw) == 1:
             (draw,) = slots_by_draw
-            return choose(logits_BV, number_B, **draw._asdict())
+            return choose(logits_BV, number_B, **draw._asdict()).to(self.device)
         token_B = torch.zeros_like(self.token_B)
         for draw, slots in slots_by_draw.items():
             # Filled up to whole rows: see `ROWS`.
             fill = round_up(len(slots), self._whole()) - len(slots)
-            where = torch.tensor(slots + slots[:1] * fill, device=self.device)
+            where = torch.tensor(slots + slots[:1] * fill, device=logits_BV.device)
             found = choose(logits_BV[where], number_B[where], **draw._asdict())
-            token_B[where[: len(slots)]] = found[: len(slots)]
+            token_B[where[: len(slots)]] = found[: len(slots)].to(self.device)
         return token_B
 
     def _force(self, token_B: Tensor) -> set[int]:

@@ -88,12 +88,14 @@ class SlotCache:
             store = stores[layer] = new.new_zeros(self.rows, self.capacity, H, D)
         if self.slots is None:
             flat = store.view(-1, H * D)
-            flat.index_copy_(0, self.at_B, new.reshape(n, H * D))  # pyright: ignore[reportArgumentType]
+            at_B = self.at_B.to(store.device)  # pyright: ignore[reportOptionalMemberAccess]
+            flat.index_copy_(0, at_B, new.reshape(n, H * D))
             return store[:n, : self.span].transpose(1, 2)
-        store[self.slots, self.start : self.start + T] = new.transpose(1, 2)
+        slots = self.slots.to(store.device)
+        store[slots, self.start : self.start + T] = new.transpose(1, 2)
         if self.start == 0:
             return new
-        return store[self.slots, : self.start + T].transpose(1, 2)
+        return store[slots, : self.start + T].transpose(1, 2)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions before this pass, of the row that has come farthest."""
@@ -134,4 +136,5 @@ class SlotCache:
         """Copy the first `length` positions of the rows `source` into the rows `target`."""
         for store in (*self.keys, *self.values):
             if store is not None:
-                store[target, :length] = store[source, :length]
+                to, where = target.to(store.device), source.to(store.device)
+                store[to, :length] = store[where, :length]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from surgeon.decoding.alone import Alone
 from surgeon.decoding.slots import Slots
-from surgeon.live.architecture import fitting_threads, misfit, text_config
+from surgeon.live.architecture import device_of, fitting_threads, misfit, text_config
 
 TOLERANCE = {torch.float32: 0.02, torch.float64: 0.02}
 COARSE_TOLERANCE = 0.3
@@ -95,7 +95,7 @@ def _trial(model: nn.Module) -> str | None:
 
 def _logits(passes: Slots | Alone, prompts: list[list[int]]) -> Tensor:
     """The logits after each prompt."""
-    device = next(passes.model.parameters()).device
+    device = device_of(passes.model)
     passes.read([(b, ids[:-1]) for b, ids in enumerate(prompts)])
     token_B = torch.tensor([ids[-1] for ids in prompts], device=device)
     return passes.logits(token_B, np.array([len(ids) - 1 for ids in prompts]))

@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 from surgeon.decoding.fitting import evaluating, why_alone
 from surgeon.decoding.shaping import Likelihood, likelihoods
-from surgeon.live.architecture import base_model, fitting_threads, head_of, text_decoder
+from surgeon.live.architecture import (
+    base_model,
+    device_of,
+    fitting_threads,
+    head_of,
+    text_decoder,
+)
 
 TOGETHER = 256
 """Positions whose logits are held at a time."""
@@ -33,7 +39,7 @@ def prompt_likelihoods(model: nn.Module, prompt: Sequence[int], top: int) -> lis
 
 def _logits(model: nn.Module, ids: Sequence[int]) -> Iterator[Tensor]:
     """The logits after each token, some positions at a time."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     id_1T = torch.tensor([list(ids)], device=device)
     if why_alone(model) is None:
         hidden_TD = text_decoder(model)(input_ids=id_1T, use_cache=False).last_hidden_state[0]

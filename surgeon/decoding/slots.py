@@ -13,6 +13,7 @@ from surgeon.decoding.attention import NAMES, ONE_TOKEN, attending
 from surgeon.decoding.cache import SlotCache, cache_bytes_per_token, round_up
 from surgeon.live.architecture import (
     context_limit,
+    device_of,
     head_of,
     key_block,
     text_config,
@@ -32,7 +33,7 @@ class Slots:
         self.model = model
         self.decoder, self.config = text_decoder(model), text_config(model)
         self.head, self.limit = head_of(model), context_limit(model)
-        self.device = next(model.parameters()).device
+        self.device = device_of(model)
         self.on_cpu = self.device.type == "cpu"
         self.block, self.token_bytes = key_block(model), cache_bytes_per_token(model)
         self.chunk = PREFILL_CHUNK if self.on_cpu else PREFILL_TOKENS
@@ -128,4 +129,4 @@ class Slots:
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state
-        return self.head.logits(hidden_B1D[:, -1])
+        return self.head.logits(hidden_B1D[:, -1]).to(self.device)

@@ -99,6 +99,27 @@ def head_of(model: nn.Module) -> Head:
     return Head(causal_lm(model).get_output_embeddings(), cap, factor)
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model takes its tokens: the first accelerator of several devices that share it."""
+    spread = getattr(model, "hf_device_map", None)
+    if spread:
+        first = next((d for d in spread.values() if str(d) not in ("cpu", "disk")), "cpu")
+        return torch.device("cuda", first) if isinstance(first, int) else torch.device(first)
+    return next(model.parameters()).device
+
+
+@contextmanager
+def at_hand(module: nn.Module) -> Iterator[None]:
+    """A module's weights as tensors, inside the block, where they wait on the disk or the host."""
+    if not any(parameter.is_meta for parameter in module.parameters()):
+        yield
+        return
+    from accelerate.utils import align_module_device
+
+    with align_module_device(module):
+        yield
+
+
 def context_limit(model: nn.Module) -> int:
     """The most tokens, prompt and answer together, that the model takes; `UNLIMITED` where it has
     no positions of its own, as with linear attention.
@@ -178,7 +199,7 @@ def fitting_threads(model: nn.Module) -> Iterator[None]:
     before = torch.get_num_threads()
     parameters = list(model.parameters())
     small = sum(p.numel() for p in parameters) < SMALL_MODEL
-    if before == 1 or not small or parameters[0].device.type != "cpu":
+    if before == 1 or not small or device_of(model).type != "cpu":
         yield
         return
     torch.set_num_threads(1)

@@ -46,6 +46,12 @@ class Materialiser:
         self.live: Any = a.model(device=device, dtype=dtype)
         self.live.requires_grad_(False)
         self.state: dict[str, Tensor] = self.live.state_dict()
+        if any(tensor.is_meta for tensor in self.state.values()):
+            raise BadInput(
+                f"{family.path} is virtual, and its candidates have no room on {device}: they are "
+                "mixed in place, not on the disk. Write them (merge-sweep without --virtual), or "
+                "name more devices."
+            )
         self.stored = [c.read_many(list(c.tensors)) for c in (a, b)]
         self.keys = {name: group.key for group in merge_groups(a) for name in group.names}
         self.places = places(self.live, self.state, list(a.tensors))

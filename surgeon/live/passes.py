@@ -26,6 +26,7 @@ from surgeon.errors import BadInput
 from surgeon.live.architecture import (
     causal_lm,
     context_limit,
+    device_of,
     fitting_threads,
     key_block,
     text_config,
@@ -198,7 +199,7 @@ def passes(
     rounding of a row depends on its neighbours: lengths are padded to a block of keys, and only
     those that attention sums in the same order share a pass.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     batches = _Batches(batch_tokens, chunk_tokens or batch_tokens, key_block(model) if apart else 1)
     lengths = [length(trace) for trace in traces]
     for batch in batches.of(lengths, in_order):

@@ -74,7 +74,7 @@ def prepare(settings: RankSettings) -> RankPlan:
     """Check every input of a ranking against files and headers; raises `BadInput`."""
     rows = scores.rows_for(settings.select)
     panels.rows_for(settings.panels)
-    device_and_dtype = placement(settings.machine.device, settings.machine.dtype)
+    device_and_dtype = placement(settings.machine.device, settings.machine.dtype, several=True)
     workers = roster(settings.workforce, settings.machine.device, settings.machine.dtype)
     prompts = read_prompts(settings.mini_set, columns=settings.columns)
     extract = parse_extractor(settings.answer, settings.reading.answer_words)

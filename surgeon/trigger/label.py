@@ -120,7 +120,7 @@ def label(settings: LabelSettings) -> Labelling:
 
 def prepare(settings: LabelSettings) -> LabelPlan:
     """Check the settings against files and headers; raises `BadInput`."""
-    device, dtype = placement(settings.machine.device, settings.machine.dtype)
+    device, dtype = placement(settings.machine.device, settings.machine.dtype, several=True)
     workers = roster(settings.workforce, settings.machine.device, settings.machine.dtype)
     texts = read_texts(settings.endpoint.prompt_file)
     judge = None

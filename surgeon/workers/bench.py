@@ -1,6 +1,7 @@
 """A worker's own place: its device, the one model that it holds, and the loop it runs."""
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -97,7 +98,7 @@ def set_up(start: Start) -> Bench:
         if start.threads:
             torch.set_num_threads(start.threads)
         if start.device.startswith("cuda:"):
-            torch.cuda.set_device(start.device.partition("+")[0])
+            torch.cuda.set_device(re.split("[+=]", start.device)[0])
     return Bench(start)
 
 

@@ -37,7 +37,7 @@ def roster(asked: Workforce, device: str = "auto", dtype: str = "auto") -> Roste
     `device` and `dtype` are those of the machine's settings. Raises `BadInput` for workers or
     devices that can't be.
     """
-    kind = placement(device, dtype)[1]
+    kind = placement(device, dtype, several=True)[1]
     found = RAY.fullmatch(asked.workers)
     names = [name for item in asked.devices for name in item.split(",")]
     if names:
@@ -47,7 +47,7 @@ def roster(asked: Workforce, device: str = "auto", dtype: str = "auto") -> Roste
                 f"found --devices {','.join(names)} and --{other}, expected one of them: "
                 "a worker is started for each device."
             )
-        return Roster(tuple(placement(name, dtype)[0] for name in names), kind)
+        return Roster(tuple(placement(name, dtype, several=True)[0] for name in names), kind)
     if found is not None:
         if importlib.util.find_spec("ray") is None:
             raise BadInput(
@@ -66,18 +66,20 @@ def roster(asked: Workforce, device: str = "auto", dtype: str = "auto") -> Roste
         )
     if asked.workers == "1":
         return None
-    places = spread(device, asked.gpus_per_worker)
+    places = spread(placement(device, dtype, several=True)[0], asked.gpus_per_worker)
     n = len(places) if asked.workers == "auto" else int(asked.workers)
     if n == 1 and asked.workers == "auto":
         return None
-    return Roster(tuple(placement(places[i % len(places)], dtype)[0] for i in range(n)), kind)
+    return Roster(
+        tuple(placement(places[i % len(places)], dtype, several=True)[0] for i in range(n)), kind
+    )
 
 
 def spread(device: str, gpus: int) -> list[str]:
     """The places for a worker on this machine: CUDA devices in groups of so many, else `device`."""
     import torch
 
-    if device not in ("auto", "cuda") or not torch.cuda.is_available():
+    if device != "cuda":
         return [device]
     names = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     if len(names) < gpus:
