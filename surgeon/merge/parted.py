@@ -23,7 +23,7 @@ CHUNK_BYTES = 32 << 20
 """Of a file that is sent from another node."""
 
 
-class Merging(NamedTuple):
+class MergeOrder(NamedTuple):
     """Candidates that a worker is to write, and all it needs for that."""
 
     family: Family
@@ -43,7 +43,7 @@ class Chunk(NamedTuple):
     data: bytes
 
 
-def merge(bench: Bench, order: Merging) -> Iterator[tuple[str, Chunk | None, bool]]:
+def merge(bench: Bench, order: MergeOrder) -> Iterator[tuple[str, Chunk | None, bool]]:
     """A worker's job: each candidate's name, once it is published here or sent."""
     torch.set_num_threads(order.threads)
     family = order.family
@@ -122,10 +122,10 @@ def write_candidates(
         "merging": [name for name in places if name not in by_mergekit],
     }
 
-    def order(group: str, names: list[str]) -> Merging:
+    def order(group: str, names: list[str]) -> MergeOrder:
         chosen = [candidates[name] for name in names]
         slow = group == "mergekit"
-        return Merging(family, others, chosen, slow, smoke, torch.get_num_threads())
+        return MergeOrder(family, others, chosen, slow, smoke, torch.get_num_threads())
 
     with Crew(roster) as crew:
         results = crew.run(groups, merge, order, what="merge", least=1)
