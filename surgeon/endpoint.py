@@ -5,9 +5,11 @@ The `openai` client speaks to it (the extra `endpoint`); it is imported when a U
 
 import json
 import os
+import random
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import ModuleType
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 KEY = "OPENAI_API_KEY"
 """Environment variable of the key; local servers need none."""
@@ -27,6 +30,8 @@ PASSING = frozenset({408, 409, 425, 429})
 """Statuses worth retrying; every 5xx is too."""
 FIRST_PAUSE = 1.0
 """Seconds before the second attempt; twice as many before each further one."""
+JITTER = 0.25
+"""A pause is longer or shorter by up to this share, so that many requests don't return at once."""
 LONGEST_PAUSE = 120.0
 """Seconds; where a server asks for a longer pause, the attempt was the last."""
 PATIENCE = 20.0
@@ -122,7 +127,10 @@ class Endpoint:
                 text, wait = self._failure(error)
                 pause = FIRST_PAUSE * 2**attempt if wait is None else wait
                 attempt += 1
-                if attempt == self.attempts or pause > LONGEST_PAUSE or self.stopped.wait(pause):
+                # What a server asks for is the least.
+                spread = random.uniform(-JITTER if wait is None else 0.0, JITTER)
+                late = pause > LONGEST_PAUSE
+                if attempt == self.attempts or late or self.stopped.wait(pause * (1 + spread)):
                     raise BadInput(
                         f"{text} Attempts: {attempt}. What was done is kept: the same command "
                         "resumes."
@@ -197,3 +205,43 @@ def _seconds(text: str | None) -> float | None:
         return max(0.0, float(text or ""))
     except ValueError:
         return None
+
+
+def is_endpoint(spec: str) -> bool:
+    """Whether a judge, a writer or an engine is named by a URL."""
+    return spec.startswith(("http://", "https://"))
+
+
+def in_parallel(
+    endpoint: Endpoint, items: Iterable[T], function: Callable[[T], R], parallel: int
+) -> Iterator[tuple[T, R]]:
+    """Yield (item, `function(item)`) as they end, at most `parallel` at a time.
+
+    After the first error, or when the consumer stops, nothing more is begun and nobody waits for
+    another attempt; what was under way is still yielded before the error is raised.
+    """
+    endpoint.stopped.clear()
+    waiting, running = iter(items), dict[Future[R], T]()
+    failure: BaseException | None = None
+    with ThreadPoolExecutor(parallel) as pool:
+        try:
+            while True:
+                while failure is None and len(running) < parallel:
+                    item = next(waiting, endpoint)
+                    if item is endpoint:
+                        break
+                    running[pool.submit(function, item)] = item  # pyright: ignore
+                if not running:
+                    break
+                for task in wait(running, return_when=FIRST_COMPLETED).done:
+                    item = running.pop(task)
+                    error = task.exception()
+                    if error is None:
+                        yield item, task.result()
+                    elif failure is None:
+                        failure = error
+                        endpoint.stopped.set()
+        finally:
+            endpoint.stopped.set()
+    if failure is not None:
+        raise failure

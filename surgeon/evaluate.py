@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from surgeon import artifact, console, jsonl, lineage, metrics, named
+from surgeon import artifact, console, engines, jsonl, lineage, metrics, named
 from surgeon.answers import (
     CheckVerdict,
     Extractor,
@@ -43,7 +43,7 @@ from surgeon.answers import (
 from surgeon.checkpoint import placement
 from surgeon.errors import BadInput
 from surgeon.families import Subject, subjects
-from surgeon.live.families import live, require_prompts
+from surgeon.live.families import live, require_prompts, stop_ids_of, tokenizer_of
 from surgeon.settings import record, verb
 from surgeon.settings.evaluate import EvaluateSettings
 from surgeon.traces import (
@@ -52,8 +52,8 @@ from surgeon.traces import (
     digest_of_prompts,
     in_order,
     keys_of,
+    read_plain,
     read_prompts,
-    read_traces,
     sampled,
     settle,
     stored_traces,
@@ -115,12 +115,15 @@ def prepare(settings: EvaluateSettings) -> EvaluatePlan:
     extract = parse_extractor(settings.answer, settings.reading.answer_words)
     parse_tags(settings.reading.think_tags)
     parse_check(settings.check)
-    problems = read_problems(settings)[: settings.limit]
+    every = read_problems(settings)
+    problems = every[: settings.limit]
     chosen = subjects(list(settings.checkpoints))
-    foreign = read_responses(settings, problems, taken=[subject.name for subject in chosen])
+    foreign = read_responses(settings, problems, chosen, every)
     require_names(settings, [*(subject.name for subject in chosen), *foreign])
     if not settings.out.exists():
         require_prompts(chosen, problems, settings.sampling)
+    asks = not settings.out.exists()
+    engines.require_engine(settings.engine, chosen, problems, asks=asks)
     # Names of candidates hold no spaces, so nothing else here can be taken for one.
     inputs = {subject.name: subject.digest for subject in chosen}
     inputs |= {name: lineage.file_digest((settings.responses or {})[name]) for name in foreign}
@@ -132,11 +135,19 @@ def prepare(settings: EvaluateSettings) -> EvaluatePlan:
 
 
 def read_responses(
-    settings: EvaluateSettings, problems: Sequence[Prompt], *, taken: Sequence[str]
+    settings: EvaluateSettings,
+    problems: Sequence[Prompt],
+    chosen: Sequence[Subject],
+    every: Sequence[Prompt],
 ) -> dict[str, list[Trace]]:
-    """The first responses to each problem from files of traces, in the problems' order; raises
-    `BadInput` where one is missing, or a name is not its own."""
+    """The first responses to each problem from files of answers, in the problems' order; raises
+    `BadInput` where one is missing, or a name is not its own.
+
+    Answers that are text, to `every` problem of the task, are read with the first candidate's
+    tokenizer.
+    """
     foreign = {}
+    taken = [subject.name for subject in chosen]
     wanted = keys_of(problems, settings.sampling.samples)
     for name, file in (settings.responses or {}).items():
         if name in taken or not NAME.fullmatch(name):
@@ -146,7 +157,11 @@ def read_responses(
             )
         if not Path(file).is_file():
             raise BadInput(f"responses {name}: {file} is no file. Give a traces.jsonl.")
-        traces = {trace.key: trace for trace in read_traces(file)}
+        tokenizer = tokenizer_of(chosen[0])
+        stop = stop_ids_of(chosen[0], tokenizer)
+        found = read_plain(file, every, tokenizer, settings.sampling, stop)
+        found.say(f"responses {name}")
+        traces = {trace.key: trace for trace in found.traces}
         missing = [key for key in wanted if key not in traces]
         if missing:
             problem, sample = missing[0]
@@ -199,6 +214,11 @@ def respond(plan: EvaluatePlan, work: Path) -> dict[str, list[Trace]]:
     each written as soon as it ends."""
     (work / "traces").mkdir(exist_ok=True)
     files = {subject.name: work / "traces" / f"{subject.name}.jsonl" for subject in plan.subjects}
+    engines.fill(
+        plan.settings.engine, [engines.Destination(s, files[s.name]) for s in plan.subjects],
+        plan.problems, plan.settings.sampling, (plan.device, plan.dtype),
+        report=work / engines.FILE, what="evaluate",
+    )  # fmt: skip
     responses = {name: in_order(stored_traces(file), plan.problems) for name, file in files.items()}
     sampling = plan.settings.sampling
     wanted = len(plan.problems) * sampling.samples

@@ -25,6 +25,7 @@ TIERS = [
     {
         "live",
         "workers",
+        "engines",
         "endpoint",
         "traces",
         "decoding",

@@ -16,9 +16,10 @@ from trigger_labels import MODEL, lines, write_traces
 from surgeon import endpoint
 from surgeon.builtin.judge import judge
 from surgeon.checkpoint import resolve
+from surgeon.endpoint import in_parallel
 from surgeon.errors import BadInput
 from surgeon.judges import docket
-from surgeon.judges.chat import Chat, Shape, in_parallel, read_value, strict
+from surgeon.judges.chat import Chat, Shape, read_value, strict
 from surgeon.judges.finding import Finding, Question
 from surgeon.judges.judges import SHAPES, EndpointJudge, parse_judge
 from surgeon.judges.wording import FILE, read_texts

@@ -21,13 +21,20 @@ from surgeon.families import (
     mixing,
 )
 from surgeon.families.description import Candidate, Choices, Family, label
-from surgeon.families.subjects import Subject, open_checkpoint, subjects, write_out
+from surgeon.families.subjects import (
+    Subject,
+    as_subject,
+    open_checkpoint,
+    subjects,
+    write_out,
+)
 
 __all__ = [
     "Candidate",
     "Choices",
     "Family",
     "Subject",
+    "as_subject",
     "candidate_files",
     "cosines",
     "description",

@@ -65,6 +65,11 @@ def subjects(specs: list[str]) -> list[Subject]:
     return _named_apart(named)
 
 
+def as_subject(checkpoint: Checkpoint) -> Subject:
+    """One checkpoint on disk, as what a verb takes."""
+    return Subject(label(checkpoint), checkpoint.spec, None, checkpoint.digest, checkpoint)
+
+
 def open_checkpoint(spec: str) -> Checkpoint:
     """The one checkpoint that a spec names, as in `subjects`; raises `BadInput` for a whole family.
 

@@ -1,18 +1,14 @@
 """Asking a model behind a chat endpoint for JSON of a given shape."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from surgeon.answers import after_thinking
 from surgeon.endpoint import Endpoint, Refused
 from surgeon.errors import BadInput
 from surgeon.settings.asking import EndpointSettings
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 CHARACTERS_PER_TOKEN = 3.5
 """For estimates: English and mathematics in usual vocabularies."""
@@ -114,52 +110,12 @@ class Chat(Endpoint):
             raise
 
 
-def is_endpoint(spec: str) -> bool:
-    """Whether a judge or writer is named by a URL."""
-    return spec.startswith(("http://", "https://"))
-
-
 def _content(reply: Any) -> tuple[str, tuple[int, int]]:
     """The text of a chat completion, and the tokens it took."""
     usage = reply.get("usage") or {}
     counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
     used_in, used_out = (n if isinstance(n, int) else 0 for n in counts)
     return str(reply["choices"][0]["message"]["content"] or ""), (used_in, used_out)
-
-
-def in_parallel(
-    endpoint: Endpoint, items: Iterable[T], function: Callable[[T], R], parallel: int
-) -> Iterator[tuple[T, R]]:
-    """Yield (item, `function(item)`) as they end, at most `parallel` at a time.
-
-    After the first error, or when the consumer stops, nothing more is begun and nobody waits for
-    another attempt; what was under way is still yielded before the error is raised.
-    """
-    endpoint.stopped.clear()
-    waiting, running = iter(items), dict[Future[R], T]()
-    failure: BaseException | None = None
-    with ThreadPoolExecutor(parallel) as pool:
-        try:
-            while True:
-                while failure is None and len(running) < parallel:
-                    item = next(waiting, endpoint)
-                    if item is endpoint:
-                        break
-                    running[pool.submit(function, item)] = item  # pyright: ignore
-                if not running:
-                    break
-                for task in wait(running, return_when=FIRST_COMPLETED).done:
-                    item = running.pop(task)
-                    error = task.exception()
-                    if error is None:
-                        yield item, task.result()
-                    elif failure is None:
-                        failure = error
-                        endpoint.stopped.set()
-        finally:
-            endpoint.stopped.set()
-    if failure is not None:
-        raise failure
 
 
 # --- shapes ---------------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from surgeon import jsonl
+from surgeon.endpoint import in_parallel
 from surgeon.errors import BadInput
-from surgeon.judges.chat import Chat, in_parallel
+from surgeon.judges.chat import Chat
 from surgeon.judges.finding import Assignment, Draft, Finding, JudgeVerdict, Question, Rewritten
 from surgeon.progress import bar, say
 from surgeon.settings.asking import EndpointSettings

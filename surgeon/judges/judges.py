@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from surgeon import named
+from surgeon.endpoint import is_endpoint
 from surgeon.errors import BadInput
-from surgeon.judges.chat import Chat, Shape, is_endpoint, tokens_of
+from surgeon.judges.chat import Chat, Shape, tokens_of
 from surgeon.judges.docket import Source
 from surgeon.judges.finding import Finding, JudgeVerdict, Question
 from surgeon.judges.wording import JudgeText, Texts, conversation, filled

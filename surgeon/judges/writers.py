@@ -12,8 +12,9 @@ from typing import Any
 
 from surgeon import named
 from surgeon.answers import same
+from surgeon.endpoint import is_endpoint
 from surgeon.errors import BadInput
-from surgeon.judges.chat import Chat, Shape, is_endpoint, tokens_of
+from surgeon.judges.chat import Chat, Shape, tokens_of
 from surgeon.judges.docket import Source
 from surgeon.judges.finding import Assignment, Draft, Rewritten
 from surgeon.judges.wording import Texts, WriterTexts, conversation, filled

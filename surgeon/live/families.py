@@ -28,7 +28,7 @@ from surgeon.families import Candidate, Family, Subject, merge_methods, mixing
 from surgeon.families.cosines import merge_groups, with_cosines
 from surgeon.settings.sampling import Sampling
 from surgeon.threads import one_thread
-from surgeon.traces import Prompt, encode
+from surgeon.traces import Prompt, encode, ends_of
 
 
 class Materialiser:
@@ -246,6 +246,13 @@ def tokenizer(family: Family) -> PreTrainedTokenizerBase:
     return chosen
 
 
+def stop_ids_of(subject: Subject, reader: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that end a subject's answers, as its model would say them."""
+    source, merged = _origin(subject)
+    source = merged.source("generation") if merged else source
+    return ends_of(generation_config(source, source.full_config), reader)
+
+
 def require_prompts(members: Sequence[Subject], prompts: Sequence[Prompt], how: Sampling) -> None:
     """Raise `BadInput` where a subject's chat template leaves out or refuses something of a prompt;
     subjects with the same tokenizer and templates are asked once."""
@@ -279,10 +286,14 @@ def _origin(subject: Subject) -> tuple[Checkpoint, Family | None]:
 
 def use_generation_config(model: Any, source: Checkpoint) -> None:
     """Give a live model the generation config `from_pretrained` would read beside `source`."""
+    model.generation_config = generation_config(source, model.config)
+
+
+def generation_config(source: Checkpoint, config: Any) -> GenerationConfig:
+    """The generation config beside a checkpoint, else what a model's config says of it."""
     if (source.path / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(source.path)
-    else:
-        model.generation_config = GenerationConfig.from_model_config(model.config)
+        return GenerationConfig.from_pretrained(source.path)
+    return GenerationConfig.from_model_config(config)
 
 
 def smoke_test(path: Path) -> None:

@@ -11,7 +11,7 @@ with the most firings, drawn (left out where no level is watched).
 
 jobs.py          the settings checked: prompts, monitor, the answers to make
 local.py         answers decoded with the model at hand
-relay.py         answers written by a server of completions (completions.py), read by the model here
+relay.py         answers written by a server of completions, read by the model here
 journal.py       what is kept of each answer
 summary.py       counts and accuracy
 result.py        monitor.json, and what is printed
@@ -79,7 +79,8 @@ def respond(
     every = list(entries)
     firings = sum(len(entry.firings) for entry in entries)
     with bar("monitor", len(jobs)) as advance:
-        for answer in (decoded if plan.endpoint is None else relayed)(plan, model, jobs):
+        answers = decoded if plan.settings.engine.is_local else relayed
+        for answer in answers(plan, model, jobs):
             entry = journal.entry_of(answer, plan.tokenizer)
             if work is not None:
                 journal.append(work, entry)

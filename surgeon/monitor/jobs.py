@@ -8,11 +8,11 @@ from surgeon import artifact, lineage, named
 from surgeon.answers import gold_problem, parse_check, parse_extractor, parse_tags
 from surgeon.checkpoint import Checkpoint, placement
 from surgeon.decoding.requests import FinishReason
+from surgeon.engines import require_engine
 from surgeon.errors import BadInput
-from surgeon.families import open_checkpoint
+from surgeon.families import as_subject, open_checkpoint
 from surgeon.lineage import Run
 from surgeon.live import support
-from surgeon.monitor.completions import Completions
 from surgeon.monitor.result import FILE, MonitoredRun
 from surgeon.settings import record
 from surgeon.settings.monitor import MonitorSettings
@@ -60,7 +60,6 @@ class MonitorPlan(NamedTuple):
     """Chance of a random firing by level, in a control run."""
     prompts: list[Prompt]
     prompt_ids: list[list[int]]
-    endpoint: Completions | None
     extract: Callable[[str], str | None]
     device: str
     dtype: "torch.dtype | None"
@@ -104,11 +103,8 @@ def prepare(settings: MonitorSettings) -> MonitorPlan:
         levels = tuple(level for level in levels if level in rates)
     for level in levels:
         forced_tokens(tokenizer, monitor.settings, level)  # raises where the trigger is missing
-    endpoint = None
-    if settings.engine is not None:
-        endpoint = Completions.parse(settings.engine)
-        if settings.out is None or not settings.out.exists():
-            endpoint.require_reachable()
+    asks = settings.out is None or not settings.out.exists()
+    require_engine(settings.engine, [as_subject(checkpoint)], prompts, asks=asks)
     inputs = {
         "checkpoint": checkpoint.digest,
         "monitor": lineage.file_digest(file),
@@ -118,7 +114,7 @@ def prepare(settings: MonitorSettings) -> MonitorPlan:
     arguments = record(settings) | {"levels": list(levels), "random_rate": rates}
     run = Run("monitor", arguments, inputs, settings.sampling.seed)
     return MonitorPlan(
-        settings, checkpoint, tokenizer, monitor, levels, rates, prompts, prompt_ids, endpoint,
+        settings, checkpoint, tokenizer, monitor, levels, rates, prompts, prompt_ids,
         extract, device, dtype, run,
     )  # fmt: skip
 

@@ -18,10 +18,12 @@ from torch import Tensor
 
 from surgeon.channels import tapped
 from surgeon.decoding import context_limit, stream_key
+from surgeon.engines import asked
+from surgeon.engines.completions import Completions, Continuation
 from surgeon.errors import BadInput
+from surgeon.families import as_subject
 from surgeon.live.architecture import fitting_threads
 from surgeon.live.passes import chunk_cache, forward
-from surgeon.monitor.completions import Completions, Continuation
 from surgeon.monitor.jobs import Job, MonitoredAnswer, MonitorPlan
 from surgeon.neureasoner.steps import SEPARATOR, StepEnds
 from surgeon.traces import stop_ids
@@ -30,8 +32,6 @@ from surgeon.watch.watching import Watch
 if TYPE_CHECKING:
     from torch import nn
 
-AT_ONCE = 8
-"""Answers that the engine is asked for at the same time, where the caller doesn't say."""
 PIECE_TOKENS = 512
 """Most tokens that are asked for in one go."""
 PASS_TOKENS = 2048
@@ -65,10 +65,18 @@ def relayed(
 
     Raises BadInput when the engine stays out of reach, or refuses.
     """
-    assert plan.endpoint is not None
-    endpoint, reader = plan.endpoint, _Reader(plan, model)
+    settings, dtype = plan.settings, None if plan.dtype is None else str(plan.dtype)
+    subject = as_subject(plan.checkpoint)
+    with asked(settings.engine, subject, dtype and dtype.removeprefix("torch.")) as endpoint:
+        yield from _relayed(plan, model, jobs, endpoint)
+
+
+def _relayed(
+    plan: MonitorPlan, model: "nn.Module", jobs: Sequence[Job], endpoint: Completions
+) -> Iterator[MonitoredAnswer]:
+    reader = _Reader(plan, model, endpoint)
     waiting = deque(jobs)
-    width = min(plan.settings.sampling.batch or AT_ONCE, len(jobs))
+    width = min(plan.settings.sampling.batch or plan.settings.engine.parallel, len(jobs))
     pool = ThreadPoolExecutor(width)
     running: dict[Future[Continuation], tuple[_Draft, bool]] = {}
     # Where no level is watched, nothing is read at a step's end.
@@ -120,8 +128,8 @@ def _ask(plan: MonitorPlan, endpoint: Completions, answer: _Draft, stops: bool) 
 class _Reader:
     """The model here, which reads what the engine writes."""
 
-    def __init__(self, plan: MonitorPlan, model: "nn.Module"):
-        self.model, self.tokenizer, self.endpoint = model, plan.tokenizer, plan.endpoint
+    def __init__(self, plan: MonitorPlan, model: "nn.Module", endpoint: Completions):
+        self.model, self.tokenizer, self.endpoint = model, plan.tokenizer, endpoint
         self.most = plan.settings.sampling.max_tokens
         self.limit, self.stop = context_limit(model), stop_ids(model, plan.tokenizer)
         self.ends = StepEnds(plan.tokenizer, plan.monitor.settings.thinking)
@@ -155,7 +163,9 @@ class _Reader:
         if ids is None:
             ids = self._encode(piece.text)
         if not ids and piece.finish_reason == "length":
-            raise BadInput(f"the engine {self._name} wrote nothing, though it was asked for more.")
+            raise BadInput(
+                f"the engine at {self.endpoint.url} wrote nothing, though it was asked for more."
+            )
         if piece.finish_reason == "length" or (ids and ids[-1] in self.stop):
             return ids
         if stops:
@@ -177,10 +187,6 @@ class _Reader:
     def _end_id(self) -> int:
         end: Any = self.tokenizer.eos_token_id
         return int(end) if end is not None else min(self.stop)
-
-    @property
-    def _name(self) -> str:
-        return "" if self.endpoint is None else f"at {self.endpoint.url}"
 
     def take(self, answer: _Draft, ids: Sequence[int]) -> None:
         """Append a piece, read it, and cut it off where the monitor steps in."""

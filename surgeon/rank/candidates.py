@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from surgeon import activations, artifact, evidence_file, lineage, nex
+from surgeon import activations, artifact, engines, evidence_file, lineage, nex
 from surgeon.answers import classes_of, parse_tags, read_answers
 from surgeon.checkpoint import read_header
 from surgeon.families import Subject
@@ -39,6 +39,12 @@ TRACES, SCORES = "traces.jsonl", "scores.json"
 def score_candidates(plan: RankPlan, work: Path) -> None:
     """Write `candidates/NAME/` for every candidate that has no `scores.json` yet."""
     missing = [s for s in plan.subjects if not is_scored(plan, candidate_dir(work, s))]
+    if plan.traces is None:
+        engines.fill(
+            plan.settings.engine,
+            [engines.Destination(s, candidate_dir(work, s) / TRACES) for s in missing],
+            plan.prompts, plan.settings.sampling, plan.placement, report=work / engines.FILE,
+        )  # fmt: skip
     if plan.roster is not None and missing:
         from surgeon.rank import shards  # it calls what is in here
 

@@ -13,9 +13,10 @@ from surgeon import artifact, lineage, named, nex
 from surgeon.activations import Recording
 from surgeon.answers import parse_extractor, parse_tags
 from surgeon.checkpoint import placement, read_header
+from surgeon.engines import require_engine
 from surgeon.errors import BadInput
 from surgeon.families import Subject, subjects
-from surgeon.live.families import require_prompts
+from surgeon.live.families import require_prompts, stop_ids_of, tokenizer_of
 from surgeon.live.support import require
 from surgeon.rank import scores
 from surgeon.rank.scores import Score
@@ -23,7 +24,15 @@ from surgeon.ranking import CandidateScores
 from surgeon.report import panels
 from surgeon.settings import record
 from surgeon.settings.rank import RankSettings
-from surgeon.traces import Prompt, Trace, digest_of_prompts, in_order, read_prompts, read_traces
+from surgeon.traces import (
+    Prompt,
+    Trace,
+    digest_of_prompts,
+    in_order,
+    read_plain,
+    read_prompts,
+    read_traces,
+)
 from surgeon.truth import accuracies_file, read_accuracies
 from surgeon.workers import Roster, roster
 
@@ -81,18 +90,23 @@ def prepare(settings: RankSettings) -> RankPlan:
     parse_tags(settings.reading.think_tags)
     candidates = subjects(list(settings.checkpoints))
     require("record", *(subject.source for subject in candidates))
-    traces = (
-        read_candidate_traces(settings.traces, candidates, prompts) if settings.traces else None
-    )
+    traces = given_traces(settings, candidates, prompts)
     if traces is None and not settings.out.exists():
         require_prompts(candidates, prompts, settings.sampling)
+    if traces is None:
+        asks = not settings.out.exists()
+        require_engine(settings.engine, candidates, prompts, asks=asks)
     shared = read_shared_weights(settings.weights, candidates) if settings.weights else None
     accuracy = read_truth(settings.truth, candidates) if settings.truth else {}
     inputs = {subject.name: subject.digest for subject in candidates}
     # Candidate names hold no spaces, so these can't be taken for one.
     inputs["mini set"] = digest_of_prompts(prompts)
     inputs |= named.digests(answer=settings.answer)
-    for name, file in (("given traces", settings.traces), ("given weights", settings.weights)):
+    for name, file in (
+        ("given traces", settings.traces),
+        ("given responses", settings.responses),
+        ("given weights", settings.weights),
+    ):
         if file and Path(file).is_file():
             inputs[name] = lineage.file_digest(file)
     scoring = settings.scoring
@@ -153,12 +167,45 @@ def require_measured(plan: RankPlan) -> None:
                 )
 
 
+def given_traces(
+    settings: RankSettings, candidates: Sequence[Subject], prompts: Sequence[Prompt]
+) -> dict[str, list[Trace]] | None:
+    """Candidate name -> the traces that were made elsewhere; None where answers are sampled."""
+    given = [n for n in ("traces", "responses", "engine") if _is_given(settings, n)]
+    if len(given) > 1:
+        raise BadInput(
+            f"found {given[0]} and {given[1]}, expected one of them: each says where the answers "
+            "come from."
+        )
+    if settings.traces:
+        return read_candidate_traces(settings.traces, candidates, prompts)
+    if settings.responses is None:
+        return None
+
+    def read(file: Path, subject: Subject) -> list[Trace]:
+        tokenizer = tokenizer_of(subject)
+        stop = stop_ids_of(subject, tokenizer)
+        found = read_plain(file, prompts, tokenizer, settings.sampling, stop)
+        found.say(f"{subject.name}: {file}")
+        return found.traces
+
+    return read_candidate_traces(settings.responses, candidates, prompts, "responses", read)
+
+
+def _is_given(settings: RankSettings, name: str) -> bool:
+    return not settings.engine.is_local if name == "engine" else bool(getattr(settings, name))
+
+
 def read_candidate_traces(
-    source: str, candidates: Sequence[Subject], prompts: Sequence[Prompt]
+    source: str,
+    candidates: Sequence[Subject],
+    prompts: Sequence[Prompt],
+    name: str = "traces",
+    read: Callable[[Path, Subject], list[Trace]] = lambda file, _: read_traces(file),
 ) -> dict[str, list[Trace]]:
     """Candidate name -> its traces, from one JSONL (one candidate), a directory of NAME.jsonl, or
-    the directory of a ranking or an evaluation."""
-    path = Path(source)
+    the directory of a ranking or an evaluation; `name` is the option that names them."""
+    path, option = Path(source), f"--{name}"
     if path.is_dir():
         forms = ("{}.jsonl", "candidates/{}/traces.jsonl", "traces/{}.jsonl")
         places = [{s.name: path / form.format(s.name) for s in candidates} for form in forms]
@@ -167,18 +214,19 @@ def read_candidate_traces(
         files = {candidates[0].name: path}
     else:
         raise BadInput(
-            f"--traces {source} is one file and there are {len(candidates)} candidates. Give a "
+            f"{option} {source} is one file and there are {len(candidates)} candidates. Give a "
             "directory with one NAME.jsonl per candidate."
         )
     ids = {prompt.id for prompt in prompts}
     traces = {}
-    for name, file in files.items():
+    for subject in candidates:
+        name, file = subject.name, files[subject.name]
         if not file.is_file():
             raise BadInput(
-                f"--traces has no {file}, the traces of candidate {name}. Give one NAME.jsonl per "
+                f"{option} has no {file}, the traces of candidate {name}. Give one NAME.jsonl per "
                 "candidate, or the directory of a ranking or an evaluation of them."
             )
-        traces[name] = read_traces(file)
+        traces[name] = read(file, subject)
         strangers = sorted({trace.prompt_id for trace in traces[name]} - ids)
         if strangers:
             raise BadInput(f"{file} answers prompt {strangers[0]!r}, which the mini-set lacks.")

@@ -5,10 +5,12 @@ from typing import Annotated, Literal
 from annotated_types import Gt, Le
 
 from surgeon.errors import BadInput
+from surgeon.settings.engine import EngineSettings
 from surgeon.settings.nopsd import NopsdReadings, Selection
 from surgeon.settings.sampling import AnswerReading, Columns, Machine, Sampling
 from surgeon.settings.schema import (
     POSITIONAL,
+    RECORDED_WHERE_SET,
     SHARED,
     UNRECORDED,
     Amount,
@@ -43,6 +45,9 @@ class Rollout:
     """0 takes the most likely token."""
     top_p: Probability = 1.0
     """Share of the probability that is drawn from, most likely tokens first."""
+    staleness: Annotated[Number, RECORDED_WHERE_SET] = 0
+    """Steps that the weights of another engine may lag behind the student: they are pushed every
+    1 + so many steps."""
 
 
 @settings
@@ -69,6 +74,9 @@ class DistillSettings:
     columns: Columns = None
     """Columns with other names than the usual ones: prompt=problem,answer=solution, of prompt,
     messages, answer, id, tools and system."""
+    responses: Annotated[File | None, RECORDED_WHERE_SET] = None
+    """Import these answers to the pool, as plain text, instead of sampling them: rows with
+    prompt_id and response."""
     method: str = "nopsd"
     """nopsd, lmsi, ttrl, intuitor, or module:function."""
     merge: bool = False
@@ -93,6 +101,7 @@ class DistillSettings:
     schedule: Schedule = Schedule()
     batches: Batches = Batches()
     machine: Machine = Machine()
+    engine: EngineSettings = EngineSettings()
 
     def __post_init__(self) -> None:
         """Raise BadInput for settings that don't go together."""

@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+from surgeon.settings.engine import EngineSettings
 from surgeon.settings.sampling import AnswerReading, Columns, Machine, Sampling
 from surgeon.settings.schema import (
     POSITIONAL,
@@ -51,8 +52,10 @@ class EvaluateSettings:
     """Candidates that differ in their seed only, by the name under which they are reported as one,
     with intervals over problems and seeds."""
     responses: dict[str, str] | None = None
-    """Files of traces that were made elsewhere, such as by `monitor`, by name: they are judged
-    beside the others, and nothing is sampled for them."""
+    """Files of answers that were made elsewhere, by name: traces, such as those of `monitor`, or
+    rows with prompt_id and response (text). They are judged beside the others, and nothing is
+    sampled for them."""
     reading: AnswerReading = AnswerReading()
     machine: Machine = Machine()
     workforce: Workforce = Workforce()
+    engine: EngineSettings = EngineSettings()

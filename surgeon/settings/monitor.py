@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from surgeon.errors import BadInput
+from surgeon.settings.engine import EngineSettings
 from surgeon.settings.sampling import AnswerReading, Columns, Machine, Sampling
 from surgeon.settings.schema import (
     POSITIONAL,
@@ -39,8 +40,6 @@ class MonitorSettings:
     """Control: fire at random, as often as that monitored run did, or as {level: chance}."""
     monitor_file: Annotated[str | None, Metavar("FILE"), UNRECORDED] = None
     """Another monitor than the checkpoint's own."""
-    engine: Annotated[str | None, Metavar("URL#MODEL")] = None
-    """A server of completions with the same weights: it writes the text, the model here reads."""
     limit: Count | None = None
     """Only the first N questions."""
     check: str = "exact"
@@ -52,6 +51,7 @@ class MonitorSettings:
     """Seconds that one check may take."""
     reading: AnswerReading = AnswerReading()
     machine: Machine = Machine()
+    engine: EngineSettings = EngineSettings()
 
     def __post_init__(self) -> None:
         if (self.prompts is None) == (self.prompt is None):
@@ -60,3 +60,5 @@ class MonitorSettings:
             raise BadInput("found no out, expected a directory to write the traces to: --out DIR.")
         if self.prompt is not None and not self.prompt.strip():
             raise BadInput("found an empty prompt, expected a question.")
+        if self.engine.ask is not None:
+            raise BadInput("found ask = chat, expected completions: answers are continued here.")

@@ -2,10 +2,12 @@
 
 from typing import Annotated, Literal
 
+from surgeon.settings.engine import EngineSettings
 from surgeon.settings.nex import ReadingChoices
 from surgeon.settings.sampling import AnswerReading, Columns, Machine, Sampling
 from surgeon.settings.schema import (
     POSITIONAL,
+    RECORDED_WHERE_SET,
     SHARED,
     UNRECORDED,
     Amount,
@@ -55,6 +57,9 @@ class RankSettings:
     traces: Annotated[str | None, Metavar("FILE|DIR")] = None
     """Use these responses instead of sampling: a file, one NAME.jsonl per candidate, or the
     directory of another ranking or evaluation."""
+    responses: Annotated[str | None, RECORDED_WHERE_SET, Metavar("FILE|DIR")] = None
+    """Import these answers, as plain text, instead of sampling: a file of rows with prompt_id and
+    response, or one NAME.jsonl per candidate."""
     weights: Annotated[str | None, Metavar("FILE")] = None
     """Score with another ranking's neuron weights."""
     answer: Annotated[str, Metavar("HOW")] = "auto"
@@ -76,3 +81,4 @@ class RankSettings:
     reading: AnswerReading = AnswerReading()
     machine: Machine = Machine()
     workforce: Workforce = Workforce()
+    engine: EngineSettings = EngineSettings()

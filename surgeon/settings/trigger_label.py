@@ -4,10 +4,12 @@ from typing import Annotated
 
 from surgeon.errors import BadInput
 from surgeon.settings.asking import EndpointSettings
+from surgeon.settings.engine import EngineSettings
 from surgeon.settings.neureasoner import LEVELS, Level
 from surgeon.settings.sampling import Columns, Machine, Sampling
 from surgeon.settings.schema import (
     POSITIONAL,
+    RECORDED_WHERE_SET,
     SHARED,
     UNRECORDED,
     Amount,
@@ -49,6 +51,9 @@ class LabelSettings:
     """Hard questions, to compare the easy ones with."""
     traces: File | None = None
     """Label these responses instead of sampling."""
+    responses: Annotated[File | None, RECORDED_WHERE_SET] = None
+    """Import these answers, as plain text, instead of sampling: rows with prompt_id and
+    response."""
     spans: File | None = None
     """Labels made by hand, for `traces`; no judge is asked."""
     levels: Many[Level] = LEVELS
@@ -67,6 +72,7 @@ class LabelSettings:
     endpoint: EndpointSettings = EndpointSettings()
     machine: Machine = Machine()
     workforce: Workforce = Workforce()
+    engine: EngineSettings = EngineSettings()
 
     def __post_init__(self) -> None:
         """Raise BadInput for no level, and for files that are of no use without another."""
@@ -74,5 +80,12 @@ class LabelSettings:
             raise BadInput(f"found levels = (), expected some of: {', '.join(LEVELS)}.")
         if (self.easy is None) != (self.hard is None):
             raise BadInput("easy and hard questions are compared with each other: give both files.")
-        if self.spans and not self.traces:
+        if self.traces and self.responses:
+            raise BadInput("found traces and responses, expected one of them.")
+        if self.engine.ask is not None:
+            raise BadInput(
+                "found ask = chat, expected completions: counterparts go on from a part of an "
+                "answer."
+            )
+        if self.spans and not (self.traces or self.responses):
             raise BadInput("spans count the steps of certain traces: give those with traces=FILE.")

@@ -6,11 +6,13 @@ columns.py    which column of a row holds what
 messages.py   messages of a conversation, in every spelling that files have
 rendering.py  prompts through chat templates, with nothing left out
 records.py    Trace, and its JSONL file
+imported.py   answers as plain text, made elsewhere
 texts.py      tokens as text
-sampling.py   the engine that samples in this process, and `sampled`, which resumes
+sampling.py   what a sampler of answers is asked, the decoder here as one, and `sampled`, which resumes
 """
 
 from surgeon.settings.sampling import Sampling
+from surgeon.traces.imported import read_plain
 from surgeon.traces.prompts import Prompt, digest_of_prompts, parse_prompt, read_prompts
 from surgeon.traces.records import (
     Key,
@@ -24,24 +26,40 @@ from surgeon.traces.records import (
     stored_traces,
 )
 from surgeon.traces.rendering import chosen_template, conversation, encode
-from surgeon.traces.sampling import encode_all, sample, sampled, stop_ids
+from surgeon.traces.sampling import (
+    Ask,
+    LocalSampler,
+    Sampler,
+    Until,
+    encode_all,
+    ends_of,
+    sample,
+    sampled,
+    stop_ids,
+)
 from surgeon.traces.texts import text_of, token_texts
 
 __all__ = [
+    "Ask",
     "Key",
+    "LocalSampler",
     "Prompt",
+    "Sampler",
     "Sampling",
     "Trace",
+    "Until",
     "append",
     "chosen_template",
     "conversation",
     "digest_of_prompts",
     "encode",
     "encode_all",
+    "ends_of",
     "in_order",
     "keys_of",
     "parse_prompt",
     "parse_trace",
+    "read_plain",
     "read_prompts",
     "read_traces",
     "sample",

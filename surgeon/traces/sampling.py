@@ -1,10 +1,12 @@
-"""The engine that samples answers in this process, and what keeps them on disk as they end."""
+"""Prompts to answers: what a sampler is asked, the decoder here as a sampler, and what keeps answers
+on disk as they end. Other writers: surgeon/engines.
+"""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from surgeon.errors import BadInput
 from surgeon.progress import bar
@@ -17,6 +19,75 @@ from surgeon.traces.texts import text_of
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
+
+    from surgeon.decoding import Answer
+
+Until = Callable[[int, Sequence[int]], bool]
+"""Whether the answer of that index, whose tokens so far are given, is to be cut after the last."""
+
+
+class Ask(NamedTuple):
+    """One answer to be written."""
+
+    key: Key
+    """Its random numbers follow from the seed and from this."""
+    ids: Sequence[int]
+    """What comes before it: the prompt's tokens, as the model reads them."""
+    prompt: Prompt | None = None
+    """What `ids` were rendered from; None where they go on from a part of an answer."""
+    max_tokens: int | None = None
+    """In place of the sampling's own."""
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """Who writes the answers of one candidate."""
+
+    @property
+    def context(self) -> int:
+        """Most tokens of prompt and answer together."""
+        ...
+
+    @property
+    def stop(self) -> frozenset[int]:
+        """The tokens that end an answer."""
+        ...
+
+    def answers(
+        self, asks: Sequence[Ask], sampling: Sampling, until: Until | None = None
+    ) -> "Iterator[Answer]":
+        """Yield the answer to `asks[index]` as it ends, with the stop token where one ended it."""
+        ...
+
+
+class LocalSampler:
+    """The decoder of this process as the sampler."""
+
+    def __init__(self, model: "nn.Module", tokenizer: "PreTrainedTokenizerBase"):
+        from surgeon.decoding import context_limit
+
+        self.model, self.context = model, context_limit(model)
+        self.stop = stop_ids(model, tokenizer)
+
+    def answers(
+        self, asks: Sequence[Ask], sampling: Sampling, until: Until | None = None
+    ) -> "Iterator[Answer]":
+        from surgeon.decoding import Request, decode, stream_key
+
+        return decode(
+            self.model,
+            [
+                Request(ask.ids, stream_key(sampling.seed, *ask.key), max_tokens=ask.max_tokens)
+                for ask in asks
+            ],
+            stop=self.stop,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            batch=sampling.batch,
+            until=until,
+        )
 
 
 def encode_all(
@@ -40,53 +111,46 @@ def encode_all(
 
 def stop_ids(model: "nn.Module", tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
     """Every token that ends an answer: those of the generation config and of the tokenizer."""
+    return ends_of(model.generation_config, tokenizer)
+
+
+def ends_of(generation: Any, tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+    """Every token that ends an answer, by a generation config and a tokenizer."""
     ends: set[Any] = set()
-    for ids in (model.generation_config.eos_token_id, tokenizer.eos_token_id):  # pyright: ignore
+    for ids in (generation.eos_token_id, tokenizer.eos_token_id):
         ends |= set(ids) if isinstance(ids, list) else {ids}
     return frozenset(ends - {None})
 
 
 def sample(
-    model: "nn.Module",
+    sampler: "nn.Module | Sampler",
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[Prompt],
     sampling: Sampling,
     *,
     done: AbstractSet[Key] = frozenset(),
 ) -> Iterator[Trace]:
-    """Sample answers with a live model and yield each trace when it ends.
+    """Sample answers and yield each trace when it ends; a model is decoded here.
 
     `done` names answers that are not drawn again. A trace depends on the seed, the prompt and its
     sample number, not on what else is drawn or in which order. Raises BadInput, before anything is
     drawn, for a prompt that can't be encoded or fills the model's context.
     """
-    # Not at the top: whoever reads traces needs no torch.
-    from surgeon.decoding import Request, context_limit, decode, stream_key
-
+    if not isinstance(sampler, Sampler):
+        sampler = LocalSampler(sampler, tokenizer)
     if tokenizer.chat_template is None:
         print("No chat template: prompts are encoded as plain text.", file=sys.stderr, flush=True)
-    encoded = encode_all(
-        tokenizer, prompts, context_limit(model), sampling.thinking, sampling.template
-    )
-    keys, requests = [], []
-    for prompt, ids in zip(prompts, encoded, strict=True):
-        for key in keys_of([prompt], sampling.samples):
-            if key not in done:
-                keys.append(key)
-                requests.append(Request(ids, stream_key(sampling.seed, *key)))
-    for answer in decode(
-        model,
-        requests,
-        stop=stop_ids(model, tokenizer),
-        max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        batch=sampling.batch,
-    ):
+    encoded = encode_all(tokenizer, prompts, sampler.context, sampling.thinking, sampling.template)
+    asks = [
+        Ask(key, ids, prompt)
+        for prompt, ids in zip(prompts, encoded, strict=True)
+        for key in keys_of([prompt], sampling.samples)
+        if key not in done
+    ]
+    for answer in sampler.answers(asks, sampling):
         yield Trace(
-            *keys[answer.index],
-            prompt_token_ids=list(requests[answer.index].prompt),
+            *asks[answer.index].key,
+            prompt_token_ids=list(asks[answer.index].ids),
             token_ids=answer.token_ids,
             text=text_of(tokenizer, answer.token_ids, answer.finish_reason),
             finish_reason=answer.finish_reason,
@@ -95,7 +159,7 @@ def sample(
 
 def sampled(
     file: str | Path,
-    model: "nn.Module",
+    sampler: "nn.Module | Sampler",
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[Prompt],
     sampling: Sampling,
@@ -114,7 +178,7 @@ def sampled(
     lacking = len(wanted) - len(traces)
     if lacking:
         with bar(what, lacking) as advance:
-            for trace in sample(model, tokenizer, prompts, sampling, done=done | traces.keys()):
+            for trace in sample(sampler, tokenizer, prompts, sampling, done=done | traces.keys()):
                 append(file, trace)
                 traces[trace.key] = trace
                 advance()

@@ -1,17 +1,30 @@
 """What the stages hand each other: directories of labels, and the checkpoint they are about."""
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from surgeon import console, jsonl, lineage, neurons
+from surgeon import console, engines, jsonl, lineage, neurons
 from surgeon.artifact import part
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
+from surgeon.families import as_subject
 from surgeon.neureasoner.steps import Span, StepEnds, check_spans, whole_steps
 from surgeon.settings.asking import EndpointSettings
-from surgeon.traces import Key, Prompt, Trace, in_order, read_prompts, read_traces, text_of
+from surgeon.settings.engine import EngineSettings
+from surgeon.traces import (
+    Key,
+    LocalSampler,
+    Prompt,
+    Sampler,
+    Trace,
+    in_order,
+    read_prompts,
+    read_traces,
+    text_of,
+)
 from surgeon.watch.spans import read_spans
 
 if TYPE_CHECKING:
@@ -170,11 +183,31 @@ class StepReader:
 class Live(StepReader):
     """A checkpoint's tokenizer and steps, and its model once it is needed."""
 
-    def __init__(self, checkpoint: Checkpoint, device: str, dtype: "torch.dtype | None"):
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: str,
+        dtype: "torch.dtype | None",
+        engine: EngineSettings | None = None,
+    ):
+        """`engine` writes in the place of the decoder here."""
         super().__init__(checkpoint.tokenizer())
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
+        self.engine, self.running = engine or EngineSettings(), ExitStack()
 
     @cached_property
     def model(self) -> "nn.Module":
         """The model, loaded."""
         return self.checkpoint.model(self.device, self.dtype)
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """Who writes the checkpoint's answers."""
+        if self.engine.is_local:
+            return LocalSampler(self.model, self.tokenizer)
+        engine = self.running.enter_context(engines.opened(self.engine, self.dtype))
+        return engine.seat(as_subject(self.checkpoint), self.tokenizer)
+
+    def close(self) -> None:
+        """Let go of an engine."""
+        self.running.close()

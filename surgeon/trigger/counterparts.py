@@ -13,11 +13,10 @@ from surgeon.progress import bar
 from surgeon.settings.neureasoner import STEPWISE
 from surgeon.settings.sampling import Sampling
 from surgeon.settings.trigger_label import LabelSettings
-from surgeon.traces import Key, Trace, append, read_traces, stop_ids, text_of
+from surgeon.traces import Ask, Key, Sampler, Trace, append, read_traces, text_of
 from surgeon.trigger.artifacts import Live
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
 Verdicts = Docket[Question, JudgeVerdict]
@@ -78,7 +77,7 @@ def counterparts(
         if missing:
             with bar(f"counterparts, try {attempt + 1}", len(missing)) as advance:
                 for trace in resample(
-                    live.model, live.tokenizer, live.ends, missing, settings.sampling
+                    live.sampler, live.tokenizer, live.ends, missing, settings.sampling
                 ):
                     append(file, trace)
                     stored[trace.key] = trace
@@ -204,7 +203,7 @@ def instance_spans(
 
 
 def resample(
-    model: "nn.Module",
+    sampler: Sampler,
     tokenizer: "PreTrainedTokenizerBase",
     ends: StepEnds,
     tries: Sequence[tuple[Failure, int]],
@@ -215,26 +214,20 @@ def resample(
     A counterpart ends with as many steps as the failing span has, where the thinking ends, or where
     it grows far longer than the span.
     """
-    # Not at the top: whoever plans the stage needs no torch.
-    from surgeon.decoding import Request, decode, stream_key
-
     if not tries:
         return
-    requests = [
-        Request(
+    asks = [
+        Ask(
+            (f.trace.prompt_id, number),
             [*f.trace.prompt_token_ids, *f.trace.token_ids[: f.start]],
-            stream_key(sampling.seed, f.trace.prompt_id, number),
             max_tokens=MOST_TIMES * f.tokens + SPARE_TOKENS,
         )
         for f, number in tries
     ]
-    stop = stop_ids(model, tokenizer)
-    for answer in decode(
-        model, requests, stop=stop, max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k,
-        batch=sampling.batch, until=lambda i, ids: _complete(ends, tries[i][0], ids),
-    ):  # fmt: skip
-        yield _counterpart(tokenizer, *tries[answer.index], answer.token_ids, stop)
+    for answer in sampler.answers(
+        asks, sampling, until=lambda i, ids: _complete(ends, tries[i][0], ids)
+    ):
+        yield _counterpart(tokenizer, *tries[answer.index], answer.token_ids, sampler.stop)
 
 
 def _complete(ends: StepEnds, failure: Failure, ids: Sequence[int]) -> bool:

@@ -1,20 +1,22 @@
 """Stage 1, `surgeon trigger label`: traces in, spans of failing steps and counterparts out."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from surgeon import console, jsonl, lineage, named
+from surgeon import console, engines, jsonl, lineage, named
 from surgeon.artifact import Already, Out, artifact, once, part
 from surgeon.checkpoint import Checkpoint, placement
 from surgeon.errors import BadInput
-from surgeon.families import open_checkpoint, subjects
+from surgeon.families import as_subject, open_checkpoint, subjects
 from surgeon.judges.docket import VERDICTS, Docket
 from surgeon.judges.finding import Finding, Question
 from surgeon.judges.judges import Judge, parse_judge
 from surgeon.judges.wording import question_of, read_texts
 from surgeon.live import support
+from surgeon.live.families import stop_ids_of
 from surgeon.neureasoner.steps import Span, StepEnds, check_spans
 from surgeon.settings import record, verb
 from surgeon.settings.neureasoner import LEVELS
@@ -25,6 +27,7 @@ from surgeon.traces import (
     Trace,
     in_order,
     keys_of,
+    read_plain,
     read_prompts,
     read_traces,
     sampled,
@@ -140,6 +143,12 @@ def prepare(settings: LabelSettings) -> LabelPlan:
     if settings.traces:
         traces = _read_answers(settings.traces, prompts, checkpoint)
         inputs["traces"] = lineage.file_digest(settings.traces)
+    if settings.responses:
+        traces = _read_responses(settings, prompts, checkpoint)
+        inputs["responses"] = lineage.file_digest(settings.responses)
+    engines.require_engine(
+        settings.engine, [as_subject(checkpoint)], prompts, asks=not settings.out.exists()
+    )
     if settings.spans:
         spans = read_spans(settings.spans)
         check_spans(spans, traces or [], StepEnds(checkpoint.tokenizer()))
@@ -185,12 +194,30 @@ def _read_answers(file: str, prompts: Sequence[Prompt], checkpoint: Checkpoint) 
     return in_order(traces, prompts)
 
 
+def _read_responses(
+    settings: LabelSettings, prompts: Sequence[Prompt], checkpoint: Checkpoint
+) -> list[Trace]:
+    """The answers of a file of texts, as traces, in the prompts' order."""
+    tokenizer = checkpoint.tokenizer()
+    stop = stop_ids_of(as_subject(checkpoint), tokenizer)
+    found = read_plain(str(settings.responses), prompts, tokenizer, settings.sampling, stop)
+    if not found.traces:
+        raise BadInput(f"{settings.responses} holds no answer to any of the prompts given.")
+    found.say(str(settings.responses))
+    require_own_tokens(found.traces, checkpoint, str(settings.responses))
+    return in_order(found.traces, prompts)
+
+
 # --- the work -------------------------------------------------------------------------------------
 
 
 def _label(plan: LabelPlan, work: Path) -> Labelling:
     """Traces, verdicts, counterparts, spans; what `label.json` holds."""
-    live = Live(plan.checkpoint, plan.device, plan.dtype)
+    with closing(Live(plan.checkpoint, plan.device, plan.dtype, plan.settings.engine)) as live:
+        return _labelled(plan, live, work)
+
+
+def _labelled(plan: LabelPlan, live: Live, work: Path) -> Labelling:
     traces = _traces(plan, live, work)
     answered = {trace.prompt_id for trace in traces}
     write_prompts(work / PROMPTS, (p for p in plan.prompts if p.id in answered))
@@ -213,6 +240,10 @@ def _traces(plan: LabelPlan, live: Live, work: Path) -> list[Trace]:
         if not file.is_file():
             jsonl.write(file, map(asdict, plan.traces))
         return plan.traces
+    engines.fill(
+        plan.settings.engine, [engines.Destination(as_subject(plan.checkpoint), file)],
+        plan.prompts, sampling, (plan.device, plan.dtype), report=work / engines.FILE,
+    )  # fmt: skip
     wanted = set(keys_of(plan.prompts, sampling.samples))
     stored = [trace for trace in stored_traces(file) if trace.key in wanted]
     if len(stored) == len(wanted):
