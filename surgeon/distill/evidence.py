@@ -79,7 +79,7 @@ class PoolEvidence(NamedTuple):
 
 def answers_only(plan: "DistillPlan", live: LiveModel, work: Path) -> PoolEvidence:
     """`samples` answers to every question; all are trained on."""
-    answers = answer_pool(live, plan.prompts, plan.settings.sampling, work)
+    answers = answer_pool(plan, live, plan.prompts, plan.settings.sampling, work)
     room, unread = sharpening_room(plan, answers, plan.prompts)
     diagnostics = Diagnostics(
         pool=len(plan.prompts),
@@ -94,13 +94,15 @@ def answers_only(plan: "DistillPlan", live: LiveModel, work: Path) -> PoolEviden
 def with_sets(plan: "DistillPlan", live: LiveModel, work: Path) -> PoolEvidence:
     """An answer to every question, contribution sets, the chosen questions and what their teacher
     sees; `samples` answers to those that the diagnostics are taken on."""
-    answers = answer_pool(live, plan.prompts, plan.zero_shot, work)
+    answers = answer_pool(plan, live, plan.prompts, plan.zero_shot, work)
     traces = [answers[prompt.id, 0] for prompt in plan.prompts]
     sets, consensus_N = pool_sets(plan, live, traces, work)
     chosen = choose(plan, live, consensus_N, work)
     probed = probe(plan, chosen)
     questions = [plan.prompts[i] for i in probed]
-    more = answer_pool(live, questions, plan.settings.sampling, work, what="room for sharpening")
+    more = answer_pool(
+        plan, live, questions, plan.settings.sampling, work, what="room for sharpening"
+    )
     contexts = find_contexts(plan, live, traces, sets, chosen, work)
     lengths = np.array([len(trace.token_ids) for trace in traces])
     length_r = metrics.pearson(consensus_N, lengths)

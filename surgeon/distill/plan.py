@@ -5,16 +5,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from surgeon import lineage, named, nopsd
+from surgeon import engines, lineage, named, nopsd
 from surgeon.answers import classes_of, final_texts, parse_extractor, parse_tags, read_answers
 from surgeon.answers.thinking import Tags
 from surgeon.checkpoint import Checkpoint, placement
 from surgeon.distill.methods import Finisher, method_of
 from surgeon.errors import BadInput
-from surgeon.families import open_checkpoint
+from surgeon.families import as_subject, open_checkpoint
 from surgeon.live import support
+from surgeon.live.families import stop_ids_of
 from surgeon.settings import record
 from surgeon.settings.distill import DistillSettings
+from surgeon.settings.engine import VLLM
 from surgeon.settings.nopsd import NopsdReadings, Selection
 from surgeon.settings.training import Schedule
 from surgeon.traces import (
@@ -25,6 +27,8 @@ from surgeon.traces import (
     conversation,
     digest_of_prompts,
     encode,
+    keys_of,
+    read_plain,
     read_prompts,
 )
 from surgeon.training import processes
@@ -51,6 +55,8 @@ class DistillPlan(NamedTuple):
     """Most tokens of a teacher's prompt."""
     tokenizer: "PreTrainedTokenizerBase"
     extract: Callable[[str], str | None]
+    imported: list[Trace]
+    """Answers that were made elsewhere."""
     device: str
     dtype: "torch.dtype | None"
     run: lineage.Run
@@ -102,20 +108,65 @@ def prepare(settings: DistillSettings) -> DistillPlan:
     support.require("distill" if method.needs_sets else "decode", checkpoint)
     tokenizer = checkpoint.tokenizer()
     prompt_ids, prompt_budget = measure_prompts(checkpoint, tokenizer, prompts, settings)
+    imported = read_imported(settings, checkpoint, tokenizer, prompts)
+    require_own_engine(settings, checkpoint, prompts)
+    given = {"responses": lineage.file_digest(settings.responses)} if settings.responses else {}
     run = lineage.Run(
         "distill",
         record(settings) | {"checkpoint": checkpoint.spec, "select": selection.select, "lr": lr},
         {
             "checkpoint": checkpoint.digest,
             "pool": digest_of_prompts(prompts),
+            **given,
             **named.digests(method=settings.method, answer=settings.answer),
         },
         settings.seed,
     )
     return DistillPlan(
         settings, method, checkpoint, prompts, prompt_ids, selection,
-        replace(settings.schedule, lr=lr), prompt_budget, tokenizer, extract, device, dtype, run,
+        replace(settings.schedule, lr=lr), prompt_budget, tokenizer, extract, imported,
+        device, dtype, run,
     )  # fmt: skip
+
+
+def read_imported(
+    settings: DistillSettings,
+    checkpoint: Checkpoint,
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Prompt],
+) -> list[Trace]:
+    """The answers that are imported, `samples` to each question; raises `BadInput` where one is
+    missing."""
+    if settings.responses is None:
+        return []
+    stop = stop_ids_of(as_subject(checkpoint), tokenizer)
+    found = read_plain(settings.responses, prompts, tokenizer, settings.sampling, stop)
+    found.say(settings.responses)
+    wanted = keys_of(prompts, settings.sampling.samples)
+    traces = {trace.key: trace for trace in found.traces}
+    missing = [key for key in wanted if key not in traces]
+    if missing:
+        question, sample = missing[0]
+        raise BadInput(
+            f"{settings.responses} lacks {len(missing)} of {len(wanted)} answers, first sample "
+            f"{sample} of question {question!r}. Add them, or lower samples."
+        )
+    return [traces[key] for key in wanted]
+
+
+def require_own_engine(
+    settings: DistillSettings, checkpoint: Checkpoint, prompts: Sequence[Prompt]
+) -> None:
+    """Raise `BadInput` where the engine can't write the answers, or isn't asked for any."""
+    if settings.rollout.staleness and settings.engine.name != VLLM:
+        raise BadInput(
+            f"found staleness = {settings.rollout.staleness}, expected 0: only engine vllm is "
+            "pushed weights."
+        )
+    if settings.engine.name == VLLM and processes.world() > 1:
+        raise BadInput("engine vllm runs in one process here; distill was started in several.")
+    asks = not settings.out.exists() and settings.responses is None
+    engines.require_engine(settings.engine, [as_subject(checkpoint)], prompts, asks=asks)
 
 
 def require_method(method: Finisher, settings: DistillSettings) -> Selection:

@@ -7,6 +7,7 @@ files of its own.
 # Shapes: N questions of the pool, K neurons of a set, E stored entries.
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from torch import nn
 
-from surgeon import lineage, nopsd
+from surgeon import engines, jsonl, lineage, nopsd
 from surgeon.contributions import contributions
+from surgeon.families import as_subject
 from surgeon.progress import bar
 from surgeon.settings.nopsd import NopsdReadings
 from surgeon.traces import Key, Prompt, Sampling, Trace, read_traces, sampled
@@ -51,6 +53,7 @@ def load(plan: "DistillPlan", accelerator: "Accelerator") -> LiveModel:
 
 
 def answer_pool(
+    plan: "DistillPlan",
     live: LiveModel,
     prompts: Sequence[Prompt],
     sampling: Sampling,
@@ -60,13 +63,19 @@ def answer_pool(
     """Zero-shot answers to the prompts, with every other that is on disk."""
     directory, accelerator = work / "rollouts", live.accelerator
     directory.mkdir(exist_ok=True)
+    imported = directory / "part-imported.jsonl"
+    if accelerator.is_main_process and plan.imported and not imported.is_file():
+        jsonl.write(imported, map(asdict, plan.imported))
+    accelerator.wait_for_everyone()
+    file = directory / f"part-{accelerator.process_index}.jsonl"
     done = stored_answers(directory).keys()
     accelerator.wait_for_everyone()
-    sampled(
-        directory / f"part-{accelerator.process_index}.jsonl", live.model, live.tokenizer,
-        prompts[accelerator.process_index :: accelerator.num_processes], sampling, what=what,
-        done=done,
+    share = prompts[accelerator.process_index :: accelerator.num_processes]
+    engines.fill(
+        plan.settings.engine, [engines.Destination(as_subject(plan.checkpoint), file)], share,
+        sampling, (plan.device, plan.dtype), report=work / engines.FILE, what=what, done=done,
     )  # fmt: skip
+    sampled(file, live.model, live.tokenizer, share, sampling, what=what, done=done)
     accelerator.wait_for_everyone()
     return stored_answers(directory)
 

@@ -134,8 +134,8 @@ def fill(
     what: str = "sample",
     done: AbstractSet[Key] = frozenset(),
 ) -> None:
-    """Write what the trace files of `places` lack with another engine than the decoder here; with the
-    decoder here, which samples when a model is loaded, nothing is done.
+    """Write what the trace files of `places` lack, with another engine than the decoder here; the
+    decoder here samples once a model is loaded, so for it nothing is done.
 
     `placement` is the device and dtype of the model that an engine is checked against. `done` are
     answers that are kept elsewhere. Appends to `report`, in the same directory as the run's other

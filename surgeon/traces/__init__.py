@@ -8,7 +8,7 @@ rendering.py  prompts through chat templates, with nothing left out
 records.py    Trace, and its JSONL file
 imported.py   answers as plain text, made elsewhere
 texts.py      tokens as text
-sampling.py   what a sampler of answers is asked, the decoder here as one, and `sampled`, which resumes
+sampling.py   what a sampler is asked, the decoder here as one, and `sampled`, which resumes
 """
 
 from surgeon.settings.sampling import Sampling

@@ -1,5 +1,5 @@
-"""Prompts to answers: what a sampler is asked, the decoder here as a sampler, and what keeps answers
-on disk as they end. Other writers: surgeon/engines.
+"""Prompts to answers: what a sampler is asked, the decoder here as a sampler, and what keeps
+answers on disk as they end. Other samplers: surgeon/engines.
 """
 
 import sys
