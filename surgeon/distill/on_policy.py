@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from surgeon import nopsd
 from surgeon.decoding import Answer, Request, decode, stream_key
 from surgeon.distill.demonstrations import prompt_of_teacher
+from surgeon.distill.pushing import PushedStudent, pushed
 from surgeon.distill.run import GUARDS, TrainingRun
 from surgeon.errors import BadInput
 from surgeon.live.architecture import head_of
@@ -45,10 +46,11 @@ class Imitation(NamedTuple):
 
 def imitate(run: TrainingRun) -> History:
     """Draw the student towards its own slow average, which sees demonstrations."""
-    return run.fit(
-        rollout_batches(run), reverse_kl_loss, teacher=make_teacher(run), target=teacher_states,
-        guards=GUARDS,
-    )  # fmt: skip
+    with pushed(run) as engine:
+        return run.fit(
+            rollout_batches(run, engine), reverse_kl_loss, teacher=make_teacher(run),
+            target=teacher_states, guards=GUARDS,
+        )  # fmt: skip
 
 
 def make_teacher(run: TrainingRun) -> Teacher:
@@ -92,8 +94,12 @@ def reverse_kl_loss(
     return Loss(both.total, sums)
 
 
-def rollout_batches(run: TrainingRun) -> Callable[[int], Iterator[Batch]]:
+def rollout_batches(
+    run: TrainingRun, engine: PushedStudent | None = None
+) -> Callable[[int], Iterator[Batch]]:
     """`batches(step)`: the student's rollouts of each step's questions, with both prompts.
+
+    Another `engine` than the decoder here draws them with weights that may lag behind.
 
     A step's questions follow from the seed and the step; a rollout's random stream from those and
     its place in the batch, so neither the number of processes nor a restart changes what is drawn.
@@ -113,16 +119,24 @@ def rollout_batches(run: TrainingRun) -> Callable[[int], Iterator[Batch]]:
             drawn = draw(evidence.chosen, size, step, seed)
             places = share_of(size, peers.process_index, peers.num_processes)
             queries = [drawn[place] for place in places]
-            requests = [
-                Request(
-                    plan.prompt_ids[i], stream_key(seed, f"{plan.prompts[i].id} step {step}", place)
-                )
+            keys = [
+                (f"{plan.prompts[i].id} step {step}", place)
                 for i, place in zip(queries, places, strict=True)
             ]
+            prompts = [plan.prompt_ids[i] for i in queries]
+            requests = [
+                Request(ids, stream_key(seed, *key)) for ids, key in zip(prompts, keys, strict=True)
+            ]
             try:
-                answers = run.student.rollouts(
-                    lambda model, requests=requests: rollout(model, requests, stop, plan)
-                )
+                if engine is None:
+                    answers, lag = (
+                        run.student.rollouts(
+                            lambda model, requests=requests: rollout(model, requests, stop, plan)
+                        ),
+                        0,
+                    )
+                else:
+                    answers, lag = engine.rollouts(step, keys, prompts)
             except BadInput as error:
                 if step == 0:
                     raise
@@ -152,7 +166,8 @@ def rollout_batches(run: TrainingRun) -> Callable[[int], Iterator[Batch]]:
                 weight=tokens if settings.readings.loss == "mean" else len(responses),  # R14
                 tokens=tokens,
                 responses=len(responses),
-                sums={"length": float(tokens), "truncated": float(truncated)},
+                sums={"length": float(tokens), "truncated": float(truncated)}
+                | ({} if engine is None else {"staleness": float(lag * len(responses))}),
             )
 
     return from_step

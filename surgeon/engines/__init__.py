@@ -12,7 +12,7 @@ agreement.py     whether an engine has a candidate's weights
 filling.py       trace files, filled candidate by candidate
 """
 
-from surgeon.engines.agreement import Agreement, agreement
+from surgeon.engines.agreement import Agreement, agreement, agreement_required
 from surgeon.engines.completions import Completions, Continuation
 from surgeon.engines.filling import FILE, Destination, Engine, fill, opened, require_engine
 from surgeon.engines.in_process import VllmEngine
@@ -30,6 +30,7 @@ __all__ = [
     "ServerSampler",
     "VllmEngine",
     "agreement",
+    "agreement_required",
     "asked",
     "fill",
     "opened",

@@ -59,7 +59,7 @@ def agreement(
     )  # fmt: skip
 
 
-def require(found: Agreement, name: str, engine: str) -> None:
+def agreement_required(found: Agreement, name: str, engine: str) -> None:
     """Raise `BadInput` where an engine can't have the weights of the candidate `name`."""
     if found.gap > found.tolerance:
         raise BadInput(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from surgeon import jsonl
-from surgeon.engines.agreement import Agreement, agreement, require
+from surgeon.engines.agreement import Agreement, agreement, agreement_required
 from surgeon.engines.in_process import VllmEngine
 from surgeon.engines.servers import Counts, ServerEngine
 from surgeon.engines.started import StartedEngine, require_vllm
@@ -168,7 +168,7 @@ def fill(
                 few = prompts[: settings.checks]
                 found = agreement(sampler, next(models)[1], tokenizer, few, sampling)
                 note(report, settings, subject, found)
-                require(found, subject.name, str(settings.name))
+                agreement_required(found, subject.name, str(settings.name))
             name = f"{what} {n}/{len(lacking)} {subject.name}"
             try:
                 sampled(place.file, sampler, tokenizer, prompts, sampling, what=name, done=done)
