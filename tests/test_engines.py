@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ class Fake:
     def __init__(self, model: Any, tokenizer: Any):
         self.model, self.tokenizer = model, tokenizer
         self.asked: list[dict[str, Any]] = []
-        self.kind, self.fail = "vllm", {}
+        self.kind, self.fail = "vllm", dict[int, Any]()
+        self.lock = threading.Lock()
 
     def answer(self, path: str, body: Any, _: Any) -> Any:
         if body is None:
@@ -67,19 +69,24 @@ class Fake:
             return 400, {"error": {"message": "unknown: return_token_ids"}}
         ids = body.get("prompt") or encode(self.tokenizer, FEW[0])
         stop = stop_ids(self.model, self.tokenizer)
-        (found,) = decode(
-            self.model, [Request(ids, stream_key(body["seed"], "", 0))], stop=stop,
-            max_tokens=body["max_tokens"], temperature=body["temperature"], top_p=body["top_p"],
-        )  # fmt: skip
+        with self.lock:
+            (found,) = decode(
+                self.model, [Request(ids, stream_key(body["seed"], "", 0))], stop=stop,
+                max_tokens=body["max_tokens"], temperature=body["temperature"],
+                top_p=body["top_p"],
+            )  # fmt: skip
         text = text_of(self.tokenizer, found.token_ids, found.finish_reason)
         choice: dict[str, Any] = {"text": text, "finish_reason": found.finish_reason}
+        read = {"prompt_token_ids": ids} if self.kind == "vllm" else {}
+        if self.kind == "vllm":
+            choice["token_ids"] = found.token_ids
         if "messages" in body:
             choice["message"] = {"content": text}
-        if self.kind == "vllm":
-            choice |= {"token_ids": found.token_ids, "prompt_token_ids": ids}
+        else:
+            choice |= read
         count = len(found.token_ids) + (self.kind == "other")
         usage = {"prompt_tokens": len(ids), "completion_tokens": count}
-        return 200, {"choices": [choice], "usage": usage}
+        return 200, {"choices": [choice], "usage": usage, **read}
 
 
 def sampler_at(url: str, here: tuple[Any, Any], **settings: Any) -> engines.ServerSampler:

@@ -25,6 +25,7 @@ from surgeon.traces import (
     encode_all,
     keys_of,
     sampled,
+    settle,
     stored_traces,
 )
 
@@ -171,7 +172,12 @@ def fill(
                 agreement_required(found, subject.name, str(settings.name))
             name = f"{what} {n}/{len(lacking)} {subject.name}"
             try:
-                sampled(place.file, sampler, tokenizer, prompts, sampling, what=name, done=done)
+                settle(
+                    place.file,
+                    sampled(
+                        place.file, sampler, tokenizer, prompts, sampling, what=name, done=done
+                    ),
+                )
             finally:
                 count(report, subject, sampler.counts)
 

@@ -157,16 +157,14 @@ def misfit(model: nn.Module) -> str | None:
     the model, and its masks come from transformers' mask functions. That says which models are
     worth trying: `surgeon.decoding.fitting` has the last word.
     """
-    from transformers.cache_utils import (
-        DummyLayer,
-        DynamicCache,
-        DynamicLayer,
-        DynamicSlidingWindowLayer,
-    )
+    from transformers import cache_utils
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
     config, decoder = text_config(model), text_decoder(model)
     kinds = {type(layer) for layer in DynamicCache(config=config).layers}
-    others = kinds - {DynamicLayer, DynamicSlidingWindowLayer, DummyLayer}
+    # Layers without memory of their own have a kind since transformers 5.20.
+    none = getattr(cache_utils, "DummyLayer", DynamicLayer)
+    others = kinds - {DynamicLayer, DynamicSlidingWindowLayer, none}
     if others:
         return f"its layers remember more than keys and values ({_names(others)})"
     taken = signature(type(decoder).forward).parameters
