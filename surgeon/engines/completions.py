@@ -91,7 +91,7 @@ class Completions(Endpoint):
 
     def _send(
         self,
-        route: "Any",
+        route: Any,
         body: dict[str, Any],
         top_k: int,
         stop_ids: Sequence[int],
@@ -115,7 +115,7 @@ class Completions(Endpoint):
                     raise
         raise AssertionError("the last form returns or raises")
 
-    def _asked(self, route: Any, body: dict[str, Any], extra: dict[str, Any], form: int) -> Any:
+    def _asked(self, route: Any, body: dict[str, Any], extra: dict[str, Any], form: int) -> object:
         reply = route.with_raw_response.create(**body, extra_body=extra)
         # Only a form that was taken counts: a request may be refused for other reasons.
         self.form = max(self.form, form)

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from surgeon import jsonl
 from surgeon.engines.agreement import Agreement, agreement, agreement_required
@@ -156,11 +156,10 @@ def fill(
         for place, tokenizer in zip(lacking, tokenizers, strict=True)
     )
     with opened(settings, placement[1], longest) as engine, ExitStack() as stack:
-        models = None
+        models: Any = None
         if settings.checks:
-            models = stack.enter_context(
-                closing(live([place.subject for place in lacking], *placement))
-            )
+            models = live([place.subject for place in lacking], *placement)
+            stack.callback(models.close)
         for n, (place, tokenizer) in enumerate(zip(lacking, tokenizers, strict=True), 1):
             subject = place.subject
             place.file.parent.mkdir(parents=True, exist_ok=True)

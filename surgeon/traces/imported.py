@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from surgeon import jsonl, progress
 from surgeon.errors import BadInput
@@ -117,11 +117,11 @@ def _sample(row: Any, place: str, counted: int) -> int:
     return number
 
 
-def _finish(row: Any, place: str) -> Any:
+def _finish(row: Any, place: str) -> Literal["stop", "length"]:
     finish = row.get("finish_reason", "stop")
     if finish not in ("stop", "length"):
         raise BadInput(f"{place}: found {finish!r} as finish_reason, expected stop or length.")
-    return finish
+    return "length" if finish == "length" else "stop"
 
 
 def _ended(
