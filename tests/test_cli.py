@@ -19,6 +19,7 @@ COMMANDS = {
     "max_tokens batch device dtype",
     "transplant": "recipient donor weights select mask control surgery alpha threshold "
     "top_fraction budget layers match weights_from_other recipient_weights seed dry_run out",
+    "weights": "weights out",
     "distill": "checkpoint pool out method tuning merge select shots context steps batch_size lr "
     "ema max_tokens save_every tracker answer seed device dtype",
     "trigger label": "checkpoint prompts out judge easy hard traces spans levels samples limit "

@@ -45,11 +45,13 @@ TIERS = [
         "truth",
         "ranking",
         "evidence_file",
+        "neuron_weights",
     },
     {"watch", "judges", "builtin", "report"},
     {
         "merge",
         "rank",
+        "weights",
         "transplant",
         "extract_lora",
         "evaluate",

@@ -1,12 +1,15 @@
 """Readings of NEX: each can be set, what is rescored under each, and the published core's cache."""
 
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks import nex_core
 from surgeon import nex
+from surgeon.activations.files import CACHE_FILES
 from surgeon.errors import BadInput
 from surgeon.rank.plan import arguments_of
 from surgeon.settings import bind
@@ -65,3 +68,28 @@ def test_r8_nines_keep_the_order():
     from surgeon.rank.scores import nines
 
     assert nines(values) == pytest.approx([0.30103, 2, 1, np.nan], nan_ok=True)
+
+
+# ---------------------------------------------------------------- the published core's cache
+
+CORE = Path(__file__).parent / "data" / "nex_core.npz"
+
+
+@pytest.mark.parametrize("kind", ["bursts", "odd"])
+def test_every_response_of_a_cache_scores_as_the_published_core_scored_it(kind: str, tmp_path):
+    """Recorded by `python -m benchmarks.nex_core CORE --write` on caches that it made."""
+    core = np.load(CORE)
+    for name, dtype in CACHE_FILES.items():
+        file = tmp_path / f"{name}.{dtype}"
+        file.parent.mkdir(exist_ok=True)
+        core[f"{kind}/{name}"].tofile(file)
+    theirs = core[f"{kind}/score"]
+    assert len(theirs) > 20
+    ours = {
+        arithmetic: nex_core.ours(tmp_path, replace(nex.DEFAULT, reuse_median_in=arithmetic))
+        for arithmetic in ("float32", "float64")
+    }
+    assert ours["float32"] == pytest.approx(theirs, abs=1e-6, nan_ok=True)
+    if kind == "odd":
+        # Without R18 the same responses miss the core's scores by far.
+        assert np.nanmax(np.abs(ours["float64"] - theirs)) > 1e-3

@@ -20,6 +20,7 @@ from test_neurons import write_all_experts, write_alternating
 from surgeon import artifact, lineage
 from surgeon.checkpoint import INDEX, Checkpoint
 from surgeon.errors import BadInput
+from surgeon.neuron_weights import NeuronWeights, find_weights, read_weights
 from surgeon.neurons import sites
 from surgeon.ranking import MiniSet, RankedCandidate, Ranking
 from surgeon.settings.transplant import UnitSelection
@@ -27,13 +28,10 @@ from surgeon.transplant import SURGERIES, TransplantReport, transplant
 from surgeon.transplant.difference import squared_difference
 from surgeon.transplant.surgeries import Surgery, operate, surgery_of
 from surgeon.transplant.units import (
-    NeuronWeights,
     choose,
-    find_weights,
     mass_matched_units,
     parse_layers,
     random_units,
-    read_weights,
     signed_units,
 )
 

@@ -104,56 +104,106 @@ def write_nex_cache(directory: str | Path, recordings: Sequence[Activations], *,
 def read_nex_cache(directory: str | Path, *, d_ff: int) -> list[Activations]:
     """Read activations from the published NEX code's cache layout.
 
-    Neurons of the reserved layer 255 are dropped, as that code does. Raises BadInput for a missing
-    file, arrays that contradict each other, or a unit beyond `d_ff`.
+    As that code does, neurons of the reserved layer 255 are dropped and masses that aren't finite
+    or positive count as 0. Raises BadInput for a missing file, arrays that contradict each other,
+    or a unit beyond `d_ff`.
     """
-    arrays: dict[str, np.ndarray] = {}
-    for name, dtype in CACHE_FILES.items():
-        if name.startswith("base/"):
-            continue
-        file = Path(directory) / f"{name}.{dtype}"
-        if not file.is_file():
-            raise BadInput(f"{file} does not exist: {directory} holds no nex-cache.")
-        kind = np.dtype(dtype).newbyteorder("<")
-        if file.stat().st_size % kind.itemsize:
-            raise BadInput(f"{file} has {file.stat().st_size} bytes, no whole number of {dtype}.")
-        arrays[name] = np.frombuffer(file.read_bytes(), kind).astype(dtype)
+    arrays = _cache_arrays(directory, "rows/")
     sample, row = arrays["rows/sample_row_ptr"], arrays["rows/row_ptr"]
     token, keys = arrays["rows/token_row_ptr"], arrays["rows/keys"]
-    mass = arrays["rows/w_sum"].astype(np.float32)
     for name, pointer, end in (
         ("sample_row_ptr", sample, len(row) - 1),
         ("row_ptr", row, len(keys)),
         ("token_row_ptr", token, None),
     ):
-        bad = not len(pointer) or pointer[0] != 0 or (np.diff(pointer) < 0).any()
-        if bad or (end is not None and pointer[-1] != end):
-            raise BadInput(
-                f"{directory}/rows/{name} contradicts the other arrays: not ascending "
-                f"from 0 to {end if end is not None else 'the token count'}."
-            )
-    if len(token) != len(row) or len(mass) != len(keys):
+        _require_pointer(f"{directory}/rows/{name}", pointer, end)
+    if len(token) != len(row) or len(arrays["rows/w_sum"]) != len(keys):
         raise BadInput(
-            f"{directory}/rows has {len(keys)} keys, {len(mass)} masses, {len(row) - 1} "
-            f"rows and {len(token) - 1} token counts: they contradict each other."
+            f"{directory}/rows has {len(keys)} keys, {len(arrays['rows/w_sum'])} masses, "
+            f"{len(row) - 1} rows and {len(token) - 1} token counts: they contradict each other."
         )
-    layer_E, unit_E = keys >> UNIT_BITS, keys & (UNITS - 1)
-    real_E = layer_E != RESERVED_LAYER
-    wide = unit_E[real_E].max(initial=0)
-    if wide >= d_ff:
-        raise BadInput(f"{directory} has unit {wide}, the model {d_ff} per layer: another model's.")
-    neuron_E = layer_E.astype(np.int64) * d_ff + unit_E
+    neuron_E, mass_E, real_E = _cache_entries(directory, arrays, "rows", d_ff)
     found = []
     for first, last in pairwise(sample.tolist()):
         row_R = np.repeat(np.arange(last - first), np.diff(row[first : last + 1]))
         span = slice(int(row[first]), int(row[last]))
         real = real_E[span]
-        row_E, part_E, mass_E = row_R[real], neuron_E[span][real], mass[span][real]
+        row_E, part_E, kept_E = row_R[real], neuron_E[span][real], mass_E[span][real]
         order = np.lexsort((part_E, row_E))
         counts = np.bincount(row_E, minlength=last - first)
         tokens_R = np.diff(token[first : last + 1]).astype(np.int32)
-        found.append(Activations(part_E[order], mass_E[order], _pointer(counts), tokens_R))
+        found.append(Activations(part_E[order], kept_E[order], _pointer(counts), tokens_R))
     return found
+
+
+def read_response_sums(directory: str | Path, *, d_ff: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """b_k of NEX sec. 3.3 for each response of a cache, as the published code scores it: neurons
+    (int64_K) and masses (float32_K), by float16 sums of their own. Raises BadInput as
+    `read_nex_cache`."""
+    arrays = _cache_arrays(directory, "base/")
+    pointer = arrays["base/row_ptr"]
+    _require_pointer(f"{directory}/base/row_ptr", pointer, len(arrays["base/keys"]))
+    if len(arrays["base/w_sum"]) != len(arrays["base/keys"]):
+        raise BadInput(f"{directory}/base has more keys than masses, or fewer.")
+    neuron_E, mass_E, real_E = _cache_entries(directory, arrays, "base", d_ff)
+    found = []
+    for first, last in pairwise(pointer.tolist()):
+        real = real_E[first:last] & (mass_E[first:last] > 0)
+        found.append((neuron_E[first:last][real], mass_E[first:last][real]))
+    return found
+
+
+def nex_cache_shape(directory: str | Path) -> tuple[int, int]:
+    """Layers and units per layer that a cache tells of: one more than its largest of both. Raises
+    BadInput as `read_nex_cache`."""
+    keys = np.concatenate([_cache_arrays(directory, kind, ("keys",))[f"{kind}keys"]
+                           for kind in ("rows/", "base/")])  # fmt: skip
+    layer_E = keys >> UNIT_BITS
+    keys, layer_E = keys[layer_E != RESERVED_LAYER], layer_E[layer_E != RESERVED_LAYER]
+    if not len(keys):
+        raise BadInput(f"{directory} is a nex-cache without a single activation.")
+    return int(layer_E.max()) + 1, int((keys & (UNITS - 1)).max()) + 1
+
+
+def _cache_arrays(
+    directory: str | Path, kind: str, only: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
+    """The arrays of a cache whose names begin with `kind`, by name."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, dtype in CACHE_FILES.items():
+        if not name.startswith(kind) or (only and name.removeprefix(kind) not in only):
+            continue
+        file = Path(directory) / f"{name}.{dtype}"
+        if not file.is_file():
+            raise BadInput(f"{file} does not exist: {directory} holds no nex-cache.")
+        raw = np.dtype(dtype).newbyteorder("<")
+        if file.stat().st_size % raw.itemsize:
+            raise BadInput(f"{file} has {file.stat().st_size} bytes, no whole number of {dtype}.")
+        arrays[name] = np.frombuffer(file.read_bytes(), raw).astype(dtype)
+    return arrays
+
+
+def _require_pointer(what: str, pointer: np.ndarray, end: int | None) -> None:
+    bad = not len(pointer) or pointer[0] != 0 or (np.diff(pointer) < 0).any()
+    if bad or (end is not None and pointer[-1] != end):
+        raise BadInput(
+            f"{what} contradicts the other arrays: not ascending from 0 to "
+            f"{end if end is not None else 'the token count'}."
+        )
+
+
+def _cache_entries(
+    directory: str | Path, arrays: dict[str, np.ndarray], kind: str, d_ff: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Neurons (int64_E), masses (float32_E) and whether they count (bool_E)."""
+    keys, mass_E = arrays[f"{kind}/keys"], arrays[f"{kind}/w_sum"].astype(np.float32)
+    layer_E, unit_E = keys >> UNIT_BITS, keys & (UNITS - 1)
+    real_E = layer_E != RESERVED_LAYER
+    wide = unit_E[real_E].max(initial=0)
+    if wide >= d_ff:
+        raise BadInput(f"{directory} has unit {wide}, the model {d_ff} per layer: another model's.")
+    mass_E = np.where(np.isfinite(mass_E), np.maximum(mass_E, 0), 0).astype(np.float32)
+    return layer_E.astype(np.int64) * d_ff + unit_E, mass_E, real_E
 
 
 def _pointer(counts: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -31,6 +31,19 @@ class Activations:
         span = slice(self.start_R1[r], self.start_R1[r + 1])
         return self.neuron_E[span], self.mass_E[span]
 
+    def without_empty_rows(self) -> "Activations":
+        """The same without rows that hold no mass, as the published NEX code reads a cache."""
+        filled_R = np.add.reduceat(np.append(self.mass_E, 0), self.start_R1[:-1]) > 0
+        filled_R &= (np.diff(self.start_R1) > 0) & (self.tokens_R > 0)
+        if filled_R.all():
+            return self
+        count_R = np.diff(self.start_R1)
+        kept_E = np.repeat(filled_R, count_R)
+        start_R1 = np.concatenate([[0], np.cumsum(count_R[filled_R])]).astype(np.int64)
+        return Activations(
+            self.neuron_E[kept_E], self.mass_E[kept_E], start_R1, self.tokens_R[filled_R]
+        )
+
 
 class Recording(NamedTuple):
     """What one teacher-forced pass says of one response."""

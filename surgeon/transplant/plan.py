@@ -11,18 +11,13 @@ from surgeon import lineage, named
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
+from surgeon.neuron_weights import NeuronWeights, find_weights, read_weights
 from surgeon.settings import record
 from surgeon.settings.transplant import TransplantSettings
 from surgeon.transplant.exchange import bytes_needed
 from surgeon.transplant.pair import Pair, corresponding
 from surgeon.transplant.surgeries import SURGERIES, Surgery, surgery_of
-from surgeon.transplant.units import (
-    NeuronWeights,
-    choose,
-    find_weights,
-    read_mask,
-    read_weights,
-)
+from surgeon.transplant.units import choose, read_mask
 
 
 class TransplantPlan(NamedTuple):
