@@ -42,6 +42,36 @@ class SelectionQuality:
 
 
 @part
+class RescoredReading:
+    """NEX under another reading, all else alike."""
+
+    reading: str
+    """What differs: "rho = 0.9"; "as ranked" for nothing."""
+    number: str
+    """R1 to R18, where it has one."""
+    scores: dict[str, float | None]
+    """Candidate -> its NEX."""
+    change: float | None
+    """Largest change of a candidate's score."""
+    order: float | None
+    """Spearman correlation with the order as ranked; None where one of them tells nobody apart."""
+    favourite: str | None
+    """None where it tells nobody apart."""
+    quality: SelectionQuality | None = None
+    """None without a truth."""
+
+
+@part
+class Sensitivity:
+    """What a ranking would be under other readings of NEX, one at a time."""
+
+    rows: tuple[RescoredReading, ...]
+    """First the ranking itself; empty where the rows weren't kept."""
+    recorded_again: tuple[str, ...]
+    """What can't be applied to kept rows, in sentences."""
+
+
+@part
 class RankedCandidate:
     """One checkpoint, its scores, and what stands behind them."""
 
@@ -133,6 +163,8 @@ class Ranking:
         dict[str, SelectionQuality] | None, Field(exclude_if=lambda value: value is None)
     ] = None
     """By score; None without a truth."""
+    sensitivity: Annotated[Sensitivity | None, Field(exclude_if=lambda value: value is None)] = None
+    """None where it wasn't asked for."""
     out: Out
     already: Already = False
 

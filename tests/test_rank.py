@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from surgeon.errors import BadInput
 from surgeon.rank import candidates, conclusion
 from surgeon.rank.scores import Pool, find
 from surgeon.ranking import CandidateScores, RankedCandidate, RankedResponse, Ranking
+from surgeon.settings import bind
 from surgeon.settings.rank import RankSettings, Scoring
 from surgeon.settings.sampling import Sampling
 from surgeon.traces import sampling as engine
@@ -208,6 +210,62 @@ def test_shared_weights_replace_each_candidates_own(ranked, pico_source, mini_se
     own = {c.name: c.scores["nex"] or 0.0 for c in ranked[1].candidates}
     assert by_name["a"] == pytest.approx(own["a"], abs=1e-6)
     assert own["b"] > 0 and by_name["b"] != pytest.approx(own["b"], abs=1e-6)
+
+
+def test_weights_of_an_unrelated_checkpoint_are_refused_unless_told(
+    ranked, pico_source, mini_set, tmp_path
+):
+    weights = str(ranked[0] / "candidates" / "a" / "weights.safetensors")
+    given: dict[str, Any] = dict(mini_set=str(mini_set), weights=weights, **SMALL)
+    with pytest.raises(BadInput, match=r"which is no candidate here .* --weights-from-other"):
+        rank.rank([str(pico_source[1])], out=tmp_path / "out", **given)
+    assert not list(tmp_path.iterdir())
+    settings = bind(
+        RankSettings,
+        {"checkpoints": [str(pico_source[1])], "out": tmp_path / "out", **given,
+         "weights_from_other": True},
+    )  # fmt: skip
+    assert rank.prepare(settings).shared_weight_LF is not None
+
+
+def test_other_readings_score_the_kept_rows(ranked, pico_source, mini_set, tmp_path, capsys):
+    """A finished ranking is only concluded anew; each row is what that reading says."""
+    out = tmp_path / "out"
+    shutil.copytree(ranked[0], out, symlinks=True)
+    asked: dict[str, Any] = dict(mini_set=str(mini_set), out=out, keep_activations=True, **SMALL)
+    truth = tmp_path / "truth.json"
+    truth.write_text('{"a": 0.4, "b": 0.6}')
+    result = rank.rank([str(p) for p in pico_source], **asked, sensitivity=True, truth=str(truth))
+    found = result.sensitivity
+    assert found is not None
+    rows = {row.reading: row for row in found.rows}
+    own = {c.name: pytest.approx(c.scores["nex"]) for c in result.candidates}
+    assert rows["as ranked"].scores == own and rows["as ranked"].change == 0
+    assert {"log_time_from = 1", "rho = 0.9", "credit = active", "preset paper"} <= set(rows)
+    assert "preset reference" not in rows
+    assert any((row.change or 0) > 0 for row in found.rows)
+    readings = nex.PRESETS["paper"]
+    acts = [
+        activations.load(f).activations
+        for f in sorted((out / "candidates" / "b" / "activations").glob("*.safetensors"))
+    ]
+    weight_N = nex.weights(*nex.accumulate([nex.credit(a, readings) for a in acts], 10**4))
+    scores = [nex.good_mass_fraction(*nex.response_mass(a), weight_N).score for a in acts]
+    assert rows["preset paper"].scores["b"] == pytest.approx(np.mean(scores))
+    quality = rows["credit = active"].quality
+    assert quality is not None and quality.regret_at_1 in (0, 10, pytest.approx(20))
+    assert "tau" in " ".join(found.recorded_again)
+    page = (out / "report.html").read_text()
+    assert "NEX under other readings" in page and "credit = active" in page
+    rank.show(result)
+    assert "credit = active" in capsys.readouterr().out
+    again = rank.rank([str(p) for p in pico_source], **asked, sensitivity=True, truth=str(truth))
+    assert again.already and again.sensitivity == found
+    # Without rows there is nothing to rescore, and that is what it says.
+    (out / "candidates" / "a" / "evidence.safetensors").unlink()
+    lost = rank.rank([str(p) for p in pico_source], **asked, sensitivity=True)
+    assert lost.sensitivity is not None and lost.sensitivity.rows == ()
+    assert "larger --evidence-mb" in lost.sensitivity.recorded_again[0]
 
 
 @pytest.mark.parametrize(

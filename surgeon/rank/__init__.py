@@ -3,6 +3,7 @@
 plan.py         every input checked, before anything is computed
 candidates.py   one candidate: sample, record, credit, weights, scores
 scores.py       every score, a row each
+sensitivity.py  the same ranking under other readings, from kept rows
 conclusion.py   all candidates: intervals, warnings, headline, `best`, report
 show.py         the tables of a terminal
 
@@ -51,9 +52,9 @@ def rank(settings: RankSettings) -> Ranking:
 
     ranking = artifact.once(settings.out, Ranking, work, run=plan.run)
     asked = (settings.select, settings.truth, settings.panels, plan.last_stage)
-    if ranking.already and (
-        ranking.select, ranking.truth, ranking.panels, ranking.last_stage
-    ) != asked:  # fmt: skip
+    stored = ranking.select, ranking.truth, ranking.panels, ranking.last_stage
+    lacks = settings.sensitivity and ranking.sensitivity is None
+    if ranking.already and (stored != asked or lacks):
         ranking = conclude(plan, settings.out)
         artifact.write(settings.out, ranking)
     return ranking

@@ -15,6 +15,7 @@ from surgeon.families import Subject, write_out
 from surgeon.rank.candidates import TRACES, candidate_dir
 from surgeon.rank.plan import RankPlan
 from surgeon.rank.scores import RECOMMENDED, Pool, Score, informs, measures
+from surgeon.rank.sensitivity import sensitivity
 from surgeon.ranking import (
     CandidateScores,
     MiniSet,
@@ -72,6 +73,7 @@ def conclude(plan: RankPlan, work: Path) -> Ranking:
         warnings=warnings(settings, pool, candidates),
         candidates=candidates,
         selection_quality=selection_quality(plan, candidates) if plan.accuracy else None,
+        sensitivity=sensitivity(plan, work) if settings.sensitivity else None,
         out=work,
     )
     link_best(plan, work, pick)

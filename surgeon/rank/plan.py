@@ -18,6 +18,7 @@ from surgeon.errors import BadInput
 from surgeon.families import Subject, subjects
 from surgeon.live.families import require_prompts, stop_ids_of, tokenizer_of
 from surgeon.live.support import require
+from surgeon.neuron_weights import read_metadata
 from surgeon.rank import scores
 from surgeon.rank.scores import Score
 from surgeon.ranking import CandidateScores
@@ -96,7 +97,11 @@ def prepare(settings: RankSettings) -> RankPlan:
     if traces is None:
         asks = not settings.out.exists()
         require_engine(settings.engine, candidates, prompts, asks=asks)
-    shared = read_shared_weights(settings.weights, candidates) if settings.weights else None
+    shared = None
+    if settings.weights:
+        shared = read_shared_weights(settings.weights, candidates)
+        if not settings.weights_from_other:
+            require_related(settings.weights, candidates)
     accuracy = read_truth(settings.truth, candidates) if settings.truth else {}
     inputs = {subject.name: subject.digest for subject in candidates}
     # Candidate names hold no spaces, so these can't be taken for one.
@@ -254,6 +259,28 @@ def read_shared_weights(source: str, candidates: Sequence[Subject]) -> np.ndarra
                 f"units; {subject.name} has {shape[0]} x {shape[1]}."
             )
     return weight_LF
+
+
+def require_related(source: str, candidates: Sequence[Subject]) -> None:
+    """Raise `BadInput` for weights of a checkpoint that is no candidate, no endpoint of a
+    candidate's family, and nothing that a candidate was made from: scores mean something within a
+    series of models (NEX sec. A.7)."""
+    metadata = read_metadata(Path(source))
+    related: set[str] = set()
+    for subject in candidates:
+        related.add(subject.digest)
+        if subject.family is not None:
+            related |= {*subject.family.endpoint_digests, *subject.family.others.values()}
+        if subject.checkpoint is not None:
+            made = lineage.read(subject.checkpoint.path) or {}
+            related |= subject.checkpoint.digests | set(map(str, made.get("inputs", {}).values()))
+    digest = metadata.get("digest", "")
+    if digest not in related:
+        raise BadInput(
+            f"--weights {source} was computed on {metadata.get('checkpoint') or 'a checkpoint'} "
+            f"({digest[:19] or 'no digest'}), which is no candidate here and none was made from "
+            "it. Rank with weights of their own, or give --weights-from-other."
+        )
 
 
 def read_truth(source: str, candidates: Sequence[Subject]) -> dict[str, float]:

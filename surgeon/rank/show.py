@@ -5,7 +5,8 @@ from rich.table import Table
 
 from surgeon.console import announce, console, say, table, warn
 from surgeon.rank.scores import SCORES, short
-from surgeon.ranking import RankedCandidate, Ranking
+from surgeon.rank.sensitivity import in_words
+from surgeon.ranking import RankedCandidate, Ranking, Sensitivity
 
 WIDE = 118
 """Columns a terminal needs for every score in one table."""
@@ -27,7 +28,32 @@ def show(ranking: Ranking) -> None:
     if ranking.selection_quality is not None:
         terminal.print("\nHow well each score would have chosen:")
         terminal.print(quality_table(ranking))
+    if ranking.sensitivity is not None:
+        show_sensitivity(ranking.sensitivity)
     say(f"Report: {ranking.out}/report.html")
+
+
+def show_sensitivity(found: Sensitivity) -> None:
+    """What other readings would have said."""
+    say(f"\n{in_words(found)}")
+    rows = table("reading", "", "order", "largest change", "favourite", left=["favourite"])
+    with_truth = any(row.quality is not None for row in found.rows)
+    for heading in ("Pearson r", "Regret@1 (pp)") if with_truth else ():
+        rows.add_column(heading, justify="right", no_wrap=True)
+    for row in found.rows:
+        cells = [row.reading, row.number, shown(row.order, 2), shown(row.change, 4),
+                 escape(row.favourite or DASH)]  # fmt: skip
+        if (q := row.quality) is not None:
+            cells += [shown(q.pearson, 2), shown(q.regret_at_1, 1)]
+        rows.add_row(*cells)
+    if found.rows:
+        console().print(rows)
+        for line in found.recorded_again:
+            say(line, style="dim")
+
+
+def shown(value: float | None, decimals: int) -> str:
+    return DASH if value is None else f"{value:.{decimals}f}"
 
 
 def candidate_table(ranking: Ranking, width: int = 80) -> Table:

@@ -91,6 +91,22 @@ def evidence(page: RankingPage) -> Markup:
     )
 
 
+def readings(page: RankingPage) -> Markup | None:
+    """NEX under other readings, where that was asked for."""
+    found = page.ranking.sensitivity
+    if found is None:
+        return None
+    with_truth = any(row.quality is not None for row in found.rows)
+    rows = []
+    for row in found.rows:
+        values = [(row.order, 2), (row.change, 4)]
+        if row.quality is not None:
+            values += [(row.quality.pearson, 2), (row.quality.regret_at_1, 1)]
+        texts = [signed(value, decimals) for value, decimals in values]
+        rows.append((row.reading, row.number, row.favourite or DASH, texts))
+    return part(TEMPLATE, "readings", rows=rows, with_truth=with_truth, lines=found.recorded_again)
+
+
 def trace(page: RankingPage) -> Markup | None:
     """One response of the best candidate with its novelty and phases."""
     if page.reading is None:
@@ -126,6 +142,7 @@ PANELS: dict[str, Panel] = {
     "scores": Panel("Scores", "Every score", scores),
     "accuracy": Panel("Against accuracy", "Against accuracy", accuracy),
     "evidence": Panel("Evidence", "Evidence", evidence),
+    "readings": Panel("Readings", "NEX under other readings", readings),
     "trace": Panel("One trace", "One trace, read", trace),
     "settings": Panel("Settings", "Settings and provenance", settings),
 }

@@ -61,7 +61,10 @@ class RankSettings:
     """Import these answers, as plain text, instead of sampling: a file of rows with prompt_id and
     response, or one NAME.jsonl per candidate."""
     weights: Annotated[str | None, Metavar("FILE")] = None
-    """Score with another ranking's neuron weights."""
+    """Score with another ranking's neuron weights: those of a candidate, or of what one was made
+    from."""
+    weights_from_other: Annotated[bool, UNRECORDED] = False
+    """Accept weights that were computed on a checkpoint unrelated to the candidates."""
     answer: Annotated[str, Metavar("HOW")] = "auto"
     """How an answer is read: auto, boxed, choice, number, last-line, a regex with one group, or
     module:function."""
@@ -75,6 +78,8 @@ class RankSettings:
     """Megabytes of evidence that are kept, an equal share for each candidate: what the responses
     say of neurons, and their sparse rows, for other readings without a model. What exceeds the
     share isn't kept, the rows first."""
+    sensitivity: Annotated[bool, UNRECORDED] = False
+    """Score again under every other reading of NEX, one at a time, from the kept rows."""
     scoring: Scoring = Scoring()
     readings: ReadingChoices = ReadingChoices()
     sampling: Sampling = Sampling()
