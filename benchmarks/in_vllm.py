@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from surgeon import engines
+from surgeon.checkpoint import resolve
 from surgeon.decoding import prompt_likelihoods
 from surgeon.distill import distill
 from surgeon.evaluate import evaluate
@@ -128,7 +129,7 @@ def results(work: Path) -> list[str]:
     return [
         *pair, f"{work}/written/family.json#slerp-0.5", f"{work}/virtual/family.json#slerp-0.3",
         f"{work}/virtual/family.json#slerp-0.7", str(work / "transplant"),
-        f"{pair[0]}+{work / 'lora'}", f"builtin:instruct+{work / 'adapter'}",
+        f"{resolve(pair[0]).path}+{work / 'lora'}", f"{resolve('builtin:instruct').path}+{work / 'adapter'}",
         str(work / "trigger"),
     ]  # fmt: skip
 

@@ -2,4 +2,6 @@
 
 from surgeon.cli import main
 
-main()
+if __name__ == "__main__":
+    # Processes that are started import this module too.
+    main()

@@ -8,6 +8,7 @@ completions.py   what is asked of a server, and what it says
 servers.py       a candidate behind a server, as a sampler
 started.py       servers that are started for one candidate
 in_process.py    vLLM in this process, its weights exchanged in place
+extension.py     what vLLM's workers do beyond vLLM
 agreement.py     whether an engine has a candidate's weights
 filling.py       trace files, filled candidate by candidate
 """

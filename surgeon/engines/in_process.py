@@ -57,6 +57,11 @@ class VllmEngine:
     def load(self, directory: Path) -> None:
         """Exchange the weights for those in a directory, and forget what was cached of prompts."""
         self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(directory)})
+        if (
+            self.loaded is not None
+            and self.loaded.full_config.get_text_config().tie_word_embeddings
+        ):
+            self.llm.collective_rpc("refresh_tied_head")
         self.llm.reset_prefix_cache()
         self.swaps += 1
 
@@ -74,7 +79,8 @@ class VllmEngine:
                 str(directory), dtype=dtype, max_model_len=context, enforce_eager=on_cpu,
                 tensor_parallel_size=self.settings.tensor_parallel,
                 gpu_memory_utilization=self.settings.memory_share,
-                skip_tokenizer_init=True, disable_log_stats=True,
+                skip_tokenizer_init=True, disable_log_stats=True, use_tqdm_on_load=False,
+                worker_extension_cls="surgeon.engines.extension.RefreshedHead",
             )  # fmt: skip
         except (ValueError, RuntimeError, NotImplementedError, ImportError) as error:
             raise BadInput(
