@@ -129,7 +129,8 @@ def results(work: Path) -> list[str]:
     return [
         *pair, f"{work}/written/family.json#slerp-0.5", f"{work}/virtual/family.json#slerp-0.3",
         f"{work}/virtual/family.json#slerp-0.7", str(work / "transplant"),
-        f"{resolve(pair[0]).path}+{work / 'lora'}", f"{resolve('builtin:instruct').path}+{work / 'adapter'}",
+        f"{resolve(pair[0]).path}+{work / 'lora'}",
+        f"{resolve('builtin:instruct').path}+{work / 'adapter'}",
         str(work / "trigger"),
     ]  # fmt: skip
 

@@ -1,5 +1,6 @@
 """Servers that are started for one candidate and stopped after it."""
 
+import ctypes
 import importlib.util
 import os
 import shlex
@@ -26,6 +27,8 @@ from surgeon.settings.engine import VLLM, EngineSettings
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+PR_SET_PDEATHSIG = 1
 GRACE_S = 30.0
 """Seconds that a server has to end once it is told to."""
 LOOK_S = 0.1
@@ -153,7 +156,7 @@ def started(words: list[str], endpoint: Completions, start_s: float) -> Iterator
         try:
             server = subprocess.Popen(
                 words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                start_new_session=True,
+                start_new_session=True, preexec_fn=_end_with_parent if LIBC else None,
             )  # fmt: skip
         except OSError as error:
             raise BadInput(
@@ -165,6 +168,12 @@ def started(words: list[str], endpoint: Completions, start_s: float) -> Iterator
             yield
         finally:
             _stop(server, host, port)
+
+
+def _end_with_parent() -> None:
+    """In the child: be told to end when this process is killed, which then can't say so."""
+    assert LIBC is not None
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _await(
