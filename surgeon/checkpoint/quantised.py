@@ -1,42 +1,34 @@
-"""Quantised checkpoints: refused by name, each with the way to a full-precision one."""
+"""Quantised checkpoints: which are read, and the way out for those that aren't."""
 
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from surgeon.checkpoint.directory import Checkpoint
 from surgeon.errors import BadInput
 
 
-class WayOut(NamedTuple):
-    """How a quantised checkpoint becomes a full-precision one."""
+class Method(NamedTuple):
+    """How transformers loads one kind of quantised checkpoint as plain numbers."""
 
-    packages: str
-    """What has to be installed, empty where transformers does it alone."""
-    call: str
-    """Of transformers, with DIR for the checkpoint."""
+    config: str = ""
+    """Its config that is told to dequantise; empty where the loaded model is asked to."""
+    module: str = ""
+    """What has to be importable beside transformers."""
+    package: str = ""
+    """The same, as pip calls it."""
 
 
-LOAD = "AutoModelForCausalLM.from_pretrained({path!r}{more})"
-DEQUANTISED = LOAD.replace("{more}", ", dtype='bfloat16'") + ".dequantize()"
-WAYS = {
-    "bitsandbytes": WayOut("bitsandbytes", DEQUANTISED),
-    "bitsandbytes_4bit": WayOut("bitsandbytes", DEQUANTISED),
-    "bitsandbytes_8bit": WayOut("bitsandbytes", DEQUANTISED),
-    "gptq": WayOut("gptqmodel optimum", DEQUANTISED),
-    "awq": WayOut("gptqmodel", DEQUANTISED),
-    "fp8": WayOut(
-        "", LOAD.replace("{more}", ", quantization_config=FineGrainedFP8Config(dequantize=True)")
+READ = {
+    "fp8": Method("FineGrainedFP8Config"),
+    "mxfp4": Method("Mxfp4Config"),
+    "compressed-tensors": Method(
+        "CompressedTensorsConfig", "compressed_tensors", "compressed-tensors"
     ),
-    "mxfp4": WayOut(
-        "", LOAD.replace("{more}", ", quantization_config=Mxfp4Config(dequantize=True)")
-    ),
-    "compressed-tensors": WayOut(
-        "compressed-tensors",
-        LOAD.replace(
-            "{more}", ", quantization_config=CompressedTensorsConfig(run_compressed=False)"
-        ),
-    ),
+    "bitsandbytes": Method("", "bitsandbytes", "bitsandbytes"),
 }
-"""By `quant_method`."""
+"""By `quant_method`. What isn't here, transformers can run and not dequantise."""
+ALSO = {"bitsandbytes_4bit": "bitsandbytes", "bitsandbytes_8bit": "bitsandbytes"}
+"""Other spellings of the same."""
 
 
 def quantisation(checkpoint: Checkpoint) -> dict[str, Any] | None:
@@ -48,20 +40,43 @@ def quantisation(checkpoint: Checkpoint) -> dict[str, Any] | None:
     return None
 
 
+def method_of(checkpoint: Checkpoint) -> str:
+    """The name of a quantised checkpoint's method, as `READ` spells it."""
+    named = str((quantisation(checkpoint) or {}).get("quant_method") or "an unnamed method")
+    return ALSO.get(named, named)
+
+
+def require_readable(checkpoint: Checkpoint) -> Method:
+    """How a quantised checkpoint is read; raises `BadInput` for kinds that can't be."""
+    name = method_of(checkpoint)
+    method = READ.get(name)
+    if method is None:
+        raise BadInput(
+            f"{checkpoint.path} is quantised ({name}): its numbers can't be mixed or moved. Use "
+            "the checkpoint that it was made from (base_model in its README), or one of these "
+            f"kinds, which are dequantised: {', '.join(READ)}, GGUF."
+        )
+    if method.module and not _installed(method.module):
+        raise BadInput(
+            f"{checkpoint.path} is quantised ({name}), which needs the package {method.package}. "
+            f"pip install {method.package} (the same command reads it then), or use the "
+            "checkpoint that it was made from."
+        )
+    return method
+
+
 def refuse_quantised(checkpoint: Checkpoint) -> None:
-    """Raise `BadInput` for a quantised checkpoint, naming the method and how to undo it."""
-    config = quantisation(checkpoint)
-    if config is None:
-        return
-    method = str(config.get("quant_method") or "an unnamed method")
-    origin = "Use the checkpoint that it was made from"
-    way = WAYS.get(method)
-    if way is None:
-        raise BadInput(f"{checkpoint.path} is quantised ({method}). {origin}.")
-    first = f"pip install {way.packages}; then " if way.packages else ""
-    call = way.call.format(path=str(checkpoint.path))
-    raise BadInput(
-        f"{checkpoint.path} is quantised ({method}): its numbers can't be mixed or moved. "
-        f'{origin}, or dequantise it once: {first}python -c "from transformers import *; '
-        f"{call}.save_pretrained('OUT')\" (and copy the tokenizer's files)."
-    )
+    """Raise `BadInput` for a quantised checkpoint that nothing has dequantised."""
+    if quantisation(checkpoint) is not None:
+        require_readable(checkpoint)
+        raise BadInput(
+            f"{checkpoint.path} is quantised ({method_of(checkpoint)}): its numbers can't be mixed "
+            "or moved. Name it as a checkpoint: it is dequantised first."
+        )
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ValueError:  # of a module that something has taken out
+        return False

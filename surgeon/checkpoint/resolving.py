@@ -12,6 +12,7 @@ from surgeon.checkpoint.adapters import (
     is_adapter,
     open_adapter,
 )
+from surgeon.checkpoint.dequantising import dequantised
 from surgeon.checkpoint.directory import TOKENIZER_FILES, Checkpoint
 from surgeon.checkpoint.gguf_files import open_gguf
 from surgeon.checkpoint.loading import require_fit
@@ -104,8 +105,9 @@ def fetch_files(spec: str) -> Path:
 
 
 def opened(path: str | Path, spec: str) -> Checkpoint:
-    """A user's checkpoint: its files, and that its weights are those its config describes."""
-    checkpoint = Checkpoint.open(path, spec)
+    """A user's checkpoint, dequantised where it is quantised: its files, and that its weights are
+    those its config describes."""
+    checkpoint = dequantised(Checkpoint.open(path, spec))
     require_fit(checkpoint)
     return checkpoint
 

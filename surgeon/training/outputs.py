@@ -107,15 +107,14 @@ def write_adapter(base: Checkpoint, adapter: Any, weights: Mapping[str, Tensor],
 def base_for_peft(base: Checkpoint, out: Path) -> tuple[str, str | None]:
     """What PEFT loads as the adapter's base, and its revision on the hub.
 
-    A base that lasts no longer than this run or the cache, such as BASE+ADAPTER or a virtual
-    candidate, is put beside the adapter first, as `base`.
+    A base that lasts no longer than this run or the cache, such as BASE+ADAPTER, a virtual
+    candidate or what was dequantised, is put beside the adapter first, as `base`.
     """
-    if base.hub_id:
-        return base.hub_id, base.spec.partition("@")[2] or None
-    if Path(base.spec).expanduser().is_dir():
-        return base.spec, None
     if not store.owns(base.path):
-        return str(base.path.resolve()), None
+        if base.hub_id:
+            return base.hub_id, base.spec.partition("@")[2] or None
+        named = Path(base.spec).expanduser().is_dir()
+        return base.spec if named else str(base.path.resolve()), None
     if not (out / "base").is_dir():
         link_directory(base.path, out / "base")
     final = out.absolute().with_name(out.name.removesuffix(".partial")) / "base"
