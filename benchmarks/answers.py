@@ -1,5 +1,5 @@
-"""How often a response is read right, on the responses of tests/data/answers.jsonl and
-tests/data/answers_fresh.jsonl.
+"""How often a response is read right, on the responses of tests/data/answers.jsonl,
+answers_fresh.jsonl and answers_blind.jsonl.
 
     python -m benchmarks.answers
 
@@ -20,7 +20,8 @@ from pathlib import Path
 from surgeon.answers import check_many, choice_letter, parse_extractor, same
 
 _DATA = Path(__file__).parents[1] / "tests/data"
-FILES = (_DATA / "answers.jsonl", _DATA / "answers_fresh.jsonl")
+FILES = tuple(_DATA / f"answers{part}.jsonl" for part in ("", "_fresh", "_blind"))
+HALVES = ("development", "figures", "fresh", "blind")
 Row = dict
 Judge = Callable[[Row], bool]
 
@@ -134,10 +135,17 @@ JUDGES: dict[str, Judge] = {
 }
 
 
+def _rows(file: Path) -> list[Row]:
+    """The rows of a file; those of a file that isn't split are a half of its name."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    name = file.stem.partition("_")[2]
+    return [{**row, "half": name or row["half"]} for row in rows]
+
+
 def main() -> None:
     """Print the table."""
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
-    rows = [json.loads(line) for file in FILES for line in file.read_text().splitlines()]
+    rows = [row for file in FILES for row in _rows(file)]
     verdicts = {name: [judge(row) for row in rows] for name, judge in JUDGES.items()}
     # What value doesn't find equal, math-verify may.
     found = check_many([(read(row), row["gold"]) for row in rows], "math")
@@ -145,12 +153,12 @@ def main() -> None:
         equal if row["kind"] == "choice" else verdict.correct
         for row, verdict, equal in zip(rows, found, verdicts["surgeon, check exact"], strict=True)
     ]
-    print("| reader | development, right | figures, right | fresh, right | wrong equal | missed |")
-    print("|---|---|---|---|---|---|")
+    print(f"| reader | {' | '.join(f'{half}, right' for half in HALVES)} | wrong equal | missed |")
+    print("|---|" + "---|" * (len(HALVES) + 2))
     for name, equal in verdicts.items():
         pairs = list(zip(rows, equal, strict=True))
         cells = []
-        for half in ("development", "figures", "fresh"):
+        for half in HALVES:
             of_half = [e == r["right"] for r, e in pairs if r["half"] == half]
             cells.append(f"{100 * sum(of_half) / len(of_half):.1f} % of {len(of_half)}")
         wrong = sum(e and not r["right"] for r, e in pairs)
