@@ -557,7 +557,7 @@ _TAIL = re.compile(
     rf"(?:(?<=[\d\s)}}])(?:{_LONG_UNITS}(?![A-Za-z])|(?!(?:and|or|mod|over|sin|cos|tan|log|ln)\b)"
     r"[^\W\d_]{3,})"
     rf"|(?<=\s){_SHORT_UNITS}(?![A-Za-z(]))"
-    r"(?:\s*(?:\^\s*\{?-?\d\}?|[²³]|/|\.|-|·|\\cdot|per\b|of\b)?\s*\(?[^\W\d_]*\)?)*))\s*$"
+    r"(?:\s*(?:\^\s*\{?-?\d\}?|[²³]|/|\.|-|·|\\cdot|per\b|of\b)?\s*\(?[^\W\d_]*\)?)*+))\s*$"
 )
 _TRIGONOMETRIC = re.compile(r"sin|cos|tan|cot|sec|csc")
 _HEAD = re.compile(
