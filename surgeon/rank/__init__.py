@@ -2,6 +2,7 @@
 
 plan.py         every input checked, before anything is computed
 candidates.py   one candidate: sample, record, credit, weights, scores
+caches.py       the published NEX code's caches instead of checkpoints
 scores.py       every score, a row each
 sensitivity.py  the same ranking under other readings, from kept rows
 conclusion.py   all candidates: intervals, warnings, headline, `best`, report
@@ -13,6 +14,7 @@ What it writes for others to read is typed in `surgeon.ranking`.
 from pathlib import Path
 
 from surgeon import artifact
+from surgeon.rank.caches import prepare_caches, score_caches
 from surgeon.rank.candidates import score_candidates
 from surgeon.rank.conclusion import conclude
 from surgeon.rank.plan import prepare
@@ -44,10 +46,13 @@ def rank(settings: RankSettings) -> Ranking:
     ranking is not computed again: another `select`, `truth` or panel, or what is behind one of
     them edited, redoes only its last stage. Raises `BadInput` before anything is sampled.
     """
-    plan = prepare(settings)
+    plan = prepare_caches(settings) if settings.nex_cache else prepare(settings)
 
     def work(partial: Path) -> Ranking:
-        score_candidates(plan, partial)
+        if plan.caches:
+            score_caches(plan, partial)
+        else:
+            score_candidates(plan, partial)
         return conclude(plan, partial)
 
     ranking = artifact.once(settings.out, Ranking, work, run=plan.run)

@@ -81,11 +81,16 @@ def score_candidate(
     if plan.traces is None:
         settle(directory / TRACES, traces)
     reduced = list(reduce_responses(plan, directory, model, traces, what))
-    learned = learn(subject, reduced, mean_positive(directory / "responses", len(reduced)))
+    n_layers, d_ff = plan.shape(subject)
+    learned = learn(n_layers * d_ff, reduced, mean_positive(directory / "responses", len(reduced)))
     write_weights(plan, directory, subject, learned)
     keep_evidence(plan, directory, subject, traces, reduced)
     think = parse_tags(plan.settings.reading.think_tags)
     answers = votes(traces, read_answers(traces, plan.extract, tokenizer, think))
+    if plan.settings.format == "nex-cache":
+        from surgeon.rank import caches  # it calls what is in here
+
+        caches.write_cache(plan, directory, subject, traces, answers)
     responses = score(plan, learned, traces, answers, reduced)
     reading = read_closely(plan, responses, reduced)
     artifact.write(directory, CandidateScores(reading=reading, responses=responses))
@@ -148,7 +153,7 @@ def reduce_responses(
                 reduced = reduce(recording, plan.readings, plan.measures)
                 room -= row_bytes(recording.activations)
                 # Rows that can't be kept aren't written.
-                rows = recording.activations if room >= 0 else None
+                rows = recording.activations if room >= 0 or plan.settings.format else None
                 save_reduced(files[n], reduced, recording.positive_N, rows)
                 advance()
     yield from map(load_reduced, files)
@@ -323,9 +328,8 @@ class Learned(NamedTuple):
     """float64, mean activation mass over the responses, of all activations."""
 
 
-def learn(subject: Subject, reduced: Sequence[Reduced], positive_N: np.ndarray) -> Learned:
+def learn(n_neurons: int, reduced: Sequence[Reduced], positive_N: np.ndarray) -> Learned:
     """The neuron weights and what they rest on (NEX Eq. 9-11)."""
-    n_neurons = subject.source.n_layers * subject.source.d_ff
     effective_N, redundant_N = nex.accumulate((r.evidence for r in reduced), n_neurons)
     mass_N = np.zeros(n_neurons)
     for r in reduced:
@@ -338,7 +342,7 @@ def learn(subject: Subject, reduced: Sequence[Reduced], positive_N: np.ndarray) 
 
 def write_weights(plan: RankPlan, directory: Path, subject: Subject, learned: Learned) -> None:
     """Write weights.safetensors: `weight_LF` and its like, with the checkpoint they belong to."""
-    n_layers, d_ff = subject.source.n_layers, subject.source.d_ff
+    n_layers, d_ff = plan.shape(subject)
     lineage.write_tensors(
         directory / "weights.safetensors",
         {

@@ -59,7 +59,9 @@ def conclude(plan: RankPlan, work: Path) -> Ranking:
     advice = recommendation(candidates, favourites)
     ranking = Ranking(
         mini_set=MiniSet(
-            path=settings.mini_set, prompts=len(plan.prompts), digest=plan.inputs["mini set"]
+            path=settings.mini_set or str(settings.nex_cache),
+            prompts=len(plan.prompts),
+            digest=plan.inputs["mini set"],
         ),
         settings=lineage.plain(plan.run.arguments),
         select=settings.select,
@@ -244,6 +246,11 @@ def warnings(
         lines += unsure_of_nex(everything, candidates)
     if len(candidates) > 1 and settings.select in ("estimate", "recommended", "dawid_skene"):
         lines += unsure_of_votes(estimate.signs(pool.answers()))
+    if settings.nex_cache:
+        lines.append(
+            "Read from caches: what share of the activation mass they keep isn't known (it is "
+            "shown as 100%), and there are no entropies and log-probabilities."
+        )
     truncated = np.mean([not r.finished for r in everything])
     if truncated > SPARSE_EVIDENCE:
         lines.append(
@@ -393,7 +400,7 @@ def recommended_lines(advice: Recommendation | None, select: str) -> list[str]:
 def link_best(plan: RankPlan, work: Path, name: str | None) -> None:
     """Point `best` at the chosen checkpoint; a virtual candidate is written out first. Where none
     was chosen there is no link."""
-    if name is None:
+    if name is None or plan.caches:
         (work / "best").unlink(missing_ok=True)
         return
     subject = next(s for s in plan.subjects if s.name == name)
@@ -416,7 +423,14 @@ def link_best(plan: RankPlan, work: Path, name: str | None) -> None:
 
 
 def write_report(plan: RankPlan, work: Path, ranking: Ranking, stored: CandidateScores) -> None:
-    """Write report.html; the trace read in it is one of the best candidate's."""
+    """Write report.html; the trace read in it is one of the best candidate's. A cache has no text
+    to read."""
+    truth = read_evaluation(plan.settings.truth)
+    if plan.caches:
+        report.write_report(
+            work, ranking, measures=measures(plan.scores), truth=truth, lineage=lineage.read(work)
+        )
+        return
     best, reading = ranking.best.name, stored.reading
     response = stored.responses[reading.response]
     subject = next(s for s in plan.subjects if s.name == best)
@@ -442,7 +456,7 @@ def write_report(plan: RankPlan, work: Path, ranking: Ranking, stored: Candidate
             score=response.nex,
             finish_reason=trace.finish_reason,
         ),
-        truth=read_evaluation(plan.settings.truth),
+        truth=truth,
         lineage=lineage.read(work),
     )
 

@@ -5,12 +5,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from surgeon import artifact, lineage, named, nex
 from surgeon.activations import Recording
+from surgeon.activations.files import RESERVED_LAYER, UNITS
 from surgeon.answers import parse_extractor, parse_tags
 from surgeon.checkpoint import placement, read_header
 from surgeon.engines import require_engine
@@ -64,6 +66,16 @@ class RankPlan(NamedTuple):
     last_stage: dict[str, str]
     """Digests of the files that the last stage reads."""
     run: lineage.Run
+    caches: Mapping[str, Path] = MappingProxyType({})
+    """Candidate -> its cache of the published NEX code, where no model is read."""
+    shapes: Mapping[str, tuple[int, int]] = MappingProxyType({})
+    """Candidate -> layers and units per layer of its cache."""
+
+    def shape(self, subject: Subject) -> tuple[int, int]:
+        """Layers, and FFN units per layer."""
+        if subject.name in self.shapes:
+            return self.shapes[subject.name]
+        return subject.source.n_layers, subject.source.d_ff
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -91,6 +103,8 @@ def prepare(settings: RankSettings) -> RankPlan:
     parse_tags(settings.reading.think_tags)
     candidates = subjects(list(settings.checkpoints))
     require("record", *(subject.source for subject in candidates))
+    if settings.format == "nex-cache":
+        require_cacheable(candidates)
     traces = given_traces(settings, candidates, prompts)
     if traces is None and not settings.out.exists():
         require_prompts(candidates, prompts, settings.sampling)
@@ -144,6 +158,18 @@ def arguments_of(settings: RankSettings, readings: nex.Readings) -> dict[str, ob
         alone.add("sampling_top_k")
     arguments = {name: value for name, value in arguments.items() if name not in alone}
     return arguments | {"reuse_median_in": readings.reuse_median_in}
+
+
+def require_cacheable(candidates: Sequence[Subject]) -> None:
+    """Raise `BadInput` for a model that the published code's cache can't hold."""
+    for subject in candidates:
+        n_layers, d_ff = subject.source.n_layers, subject.source.d_ff
+        if d_ff > UNITS or n_layers > RESERVED_LAYER:
+            raise BadInput(
+                f"found {n_layers} layers of {d_ff} units in {subject.name}, expected at most "
+                f"{RESERVED_LAYER} of {UNITS}: --format nex-cache can't hold this model. Use "
+                "--keep-activations."
+            )
 
 
 def last_stage(settings: RankSettings) -> dict[str, str]:

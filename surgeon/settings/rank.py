@@ -2,6 +2,7 @@
 
 from typing import Annotated, Literal
 
+from surgeon.errors import BadInput
 from surgeon.settings.engine import EngineSettings
 from surgeon.settings.nex import ReadingChoices
 from surgeon.settings.sampling import AnswerReading, Columns, Machine, Sampling
@@ -39,9 +40,9 @@ class Scoring:
 class RankSettings:
     """Rank checkpoints without labels: NEX, its baselines, and an estimate of accuracy by vote."""
 
-    checkpoints: Annotated[Many[str], POSITIONAL, UNRECORDED, Metavar("CHECKPOINT|FAMILY...")]
+    checkpoints: Annotated[Many[str], POSITIONAL, UNRECORDED, Metavar("CHECKPOINT|FAMILY...")] = ()
     """Directories, hub ids, BASE+ADAPTER, families, or FAMILY/family.json#CANDIDATE."""
-    mini_set: Annotated[str, Metavar("FILE")]
+    mini_set: Annotated[str, Metavar("FILE")] = ""
     """Unlabelled prompts: JSON lines, a JSON array, CSV, Parquet, builtin:NAME, or a data set on
     the hub, hf:OWNER/NAME[#CONFIG][@REVISION][:SPLIT]."""
     out: Out
@@ -74,6 +75,11 @@ class RankSettings:
     """Panels of your own on the report's page."""
     keep_activations: bool = False
     """Keep the recordings on disk, a file a response, with the statistics of every token."""
+    format: Annotated[Literal["nex-cache"] | None, RECORDED_WHERE_SET] = None
+    """nex-cache: write each candidate's rows as the published NEX code reads them, too."""
+    nex_cache: Annotated[str | None, RECORDED_WHERE_SET, Metavar("DIR")] = None
+    """Rank caches of the published NEX code instead of checkpoints, without a model: one cache, a
+    directory of one per candidate, or a ranking that wrote some."""
     evidence_mb: Annotated[Amount, UNRECORDED] = 4000
     """Megabytes of evidence that are kept, an equal share for each candidate: what the responses
     say of neurons, and their sparse rows, for other readings without a model. What exceeds the
@@ -87,3 +93,15 @@ class RankSettings:
     machine: Machine = Machine()
     workforce: Workforce = Workforce()
     engine: EngineSettings = EngineSettings()
+
+    def __post_init__(self) -> None:
+        named = {name for name in ("checkpoints", "mini_set") if getattr(self, name)}
+        others = {"traces", "responses", "weights", "format"}
+        if self.nex_cache is None:
+            if lacking := [name for name in ("checkpoints", "mini_set") if name not in named]:
+                raise BadInput(f"lacks {', '.join(lacking)}.")
+        elif given := sorted(named | {name for name in others if getattr(self, name)}):
+            raise BadInput(
+                f"found nex_cache and {', '.join(given)}, expected nex_cache alone: a cache holds "
+                "its responses' activations already."
+            )
