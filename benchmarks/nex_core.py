@@ -9,6 +9,7 @@ recruit neurons in bursts, and odd ones (few neurons, equal masses, rows of any 
 entries, responses of no or few rows). `--write` keeps one of each with what the core says of it.
 """
 
+import importlib
 import sys
 import tempfile
 from argparse import ArgumentParser
@@ -85,7 +86,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     asked = parser.parse_args()
     sys.path.insert(0, str(asked.core))
-    import nex_core  # pyright: ignore[reportMissingImports]
+    core = importlib.import_module("nex_core")
 
     kept: dict[str, np.ndarray] = {}
     for kind, make in KINDS.items():
@@ -96,7 +97,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as directory:
                 cache = Path(directory)
                 write_nex_cache(cache, made, d_ff=D_FF)
-                theirs = nex_core.score_responses(cache, nex_core.learn_nex_weights(cache))
+                theirs = core.score_responses(cache, core.learn_nex_weights(cache))
                 mine = ours(cache)
                 if asked.write:
                     for name, dtype in CACHE_FILES.items():
