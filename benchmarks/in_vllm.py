@@ -102,9 +102,6 @@ def results(work: Path) -> list[str]:
     """A result of every kind, small; returns how each is named."""
     pair = ("builtin:instruct-ffn", "builtin:thinking-ffn")
     few = work / "few.jsonl"
-    if not few.is_file():
-        rows = [{"id": p.id, "prompt": p.messages[0]["content"]} for p in questions(6)]
-        few.write_text("".join(json.dumps(row) + "\n" for row in rows))
     small: dict[str, Any] = dict(SIZE, row_tokens=1, top_k=9)
     sweep(*pair, out=work / "written", ratios="0.5")
     sweep(*pair, out=work / "virtual", ratios="0.3,0.7", virtual=True)
@@ -135,39 +132,45 @@ def results(work: Path) -> list[str]:
     ]  # fmt: skip
 
 
+def write_few(work: Path) -> None:
+    """A mini-set, and a pool, of six questions."""
+    rows = [{"id": p.id, "prompt": p.messages[0]["content"]} for p in questions(6)]
+    (work / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def questions(n: int) -> list[Prompt]:
     """The first questions of the built-in test set."""
     return read_prompts("builtin:test")[:n]
 
 
-def verbs(work: Path, share: float) -> list[str]:
+def verbs(work: Path, candidates: str, student: str, share: float, dtype: str) -> list[str]:
     """rank, evaluate and distill with `--engine vllm`; returns what isn't as it should be."""
-    faults = []
-    family, few = str(work / "virtual"), str(work / "few.jsonl")
+    faults, few, place = [], str(work / "few.jsonl"), work / f"verbs-{Path(student).name}"
+    place.mkdir(exist_ok=True)
     vllm: dict[str, Any] = dict(
-        engine={"name": "vllm", "memory_share": share, "checked_prompts": 2}, dtype="float32"
+        engine={"name": "vllm", "memory_share": share, "checked_prompts": 2}, dtype=dtype
     )
     ranking = rank(
-        [family], mini_set=few, out=work / "ranking-vllm", row_tokens=1, top_k=9, **SIZE, **vllm
+        [candidates], mini_set=few, out=place / "ranking", row_tokens=1, top_k=9, **SIZE, **vllm
     )
-    print(f"rank: {[c.name for c in ranking.candidates]}")
+    print(f"rank: {[c.name for c in ranking.candidates]}", flush=True)
     task: dict[str, Any] = dict(
         task="builtin:test", limit=24, samples=1, temperature=0.0, max_tokens=200
     )
-    there = evaluate([family], out=work / "evaluation-vllm", **task, **vllm)
-    here = evaluate([family], out=work / "evaluation-here", dtype="float32", **task)
+    there = evaluate([candidates], out=place / "evaluation-vllm", **task, **vllm)
+    here = evaluate([candidates], out=place / "evaluation-here", dtype=dtype, **task)
     pairs = list(zip(there.candidates, here.candidates, strict=True))
-    print("evaluate: " + ", ".join(f"{t.name} {t.avg:.3f} ({h.avg:.3f} here)" for t, h in pairs))
+    told = ", ".join(f"{t.name} {t.avg:.3f} ({h.avg:.3f} here)" for t, h in pairs)
+    print(f"evaluate: {told}", flush=True)
     if any(t.name != h.name or abs(t.avg - h.avg) > 1 / 24 for t, h in pairs):
         faults.append("greedy accuracies differ by more than one answer")
     distill(
-        "builtin:instruct", few, out=work / "distilled-vllm", steps=4, samples=2, shots=1,
-        diagnose=2, batch_size=2, max_tokens=96, select="all", top_global=0.014,
-        staleness=1, **vllm,
+        student, few, out=place / "distilled", steps=4, samples=2, shots=1, diagnose=2,
+        batch_size=2, max_tokens=96, select="all", top_global=0.014, staleness=1, **vllm,
     )  # fmt: skip
-    lines = (work / "distilled-vllm" / "training" / "metrics.jsonl").read_text().splitlines()
+    lines = (place / "distilled" / "training" / "metrics.jsonl").read_text().splitlines()
     lags = [json.loads(line)["staleness"] for line in lines]
-    print(f"distill: staleness of the rollouts by step {lags}")
+    print(f"distill: staleness of the rollouts by step {lags}", flush=True)
     if lags != [0, 1, 0, 1]:
         faults.append(f"the staleness is {lags}, expected 0, 1, 0, 1")
     return faults
@@ -177,25 +180,31 @@ def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # pyright: ignore
     parser.add_argument("--out", default="runs/vllm", help="directory of the results")
-    parser.add_argument("--checkpoint", action="append", default=[], help="compare this one too")
+    parser.add_argument("--checkpoint", action="append", default=[], help="try this one too")
     parser.add_argument("--memory-share", type=float, default=0.1, help="of the machine")
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--only", action="store_true", help="leave out the built-in family")
     given = parser.parse_args(arguments)
-    work = Path(given.out)
+    work, share = Path(given.out), given.memory_share
     work.mkdir(parents=True, exist_ok=True)
-    prompts, size = questions(given.prompts), (given.memory_share,)
-    rows = list(compare(results(work), torch.float32, *size, prompts, given.tokens))
-    faults = [f"{row.name}: {row.apart} answers part" for row in rows if row.apart]
-    for spec in given.checkpoint:
-        for dtype in (torch.float32, torch.bfloat16):
-            rows += compare([spec], dtype, *size, prompts, given.tokens)
-    faults += [f"{r.name}: {r.apart} answers part" for r in rows[-2:] if r.dtype == "float32"
-               and r.apart and given.checkpoint]  # fmt: skip
+    write_few(work)
+    todo = [(spec, dtype) for spec in given.checkpoint for dtype in (torch.float32, torch.bfloat16)]
+    groups = [([spec], dtype) for spec, dtype in todo]
+    if not given.only:
+        groups.insert(0, (results(work), torch.float32))
+    faults, rows = [], []
+    for specs, dtype in groups:
+        for row in compare(specs, dtype, share, questions(given.prompts), given.tokens):
+            print(json.dumps(row._asdict()), flush=True)
+            rows.append(row)
+            if row.apart and dtype == torch.float32:
+                faults.append(f"{row.name}: {row.apart} answers part")
     (work / "compared.json").write_text(json.dumps([row._asdict() for row in rows], indent=1))
-    for row in rows:
-        print(json.dumps(row._asdict()))
-    faults += verbs(work, given.memory_share)
+    if not given.only:
+        faults += verbs(work, str(work / "virtual"), "builtin:instruct", share, "float32")
+    for spec in given.checkpoint:
+        faults += verbs(work, spec, spec, share, "bfloat16")
     for fault in faults:
         print(f"FAULT: {fault}")
     return bool(faults)

@@ -681,3 +681,19 @@ def test_a_union_by_mergekit_needs_two_tokenizers(place: Path, capsys):
 
 def test_a_vocabulary_of_no_kind(place: Path, capsys):
     assert "crop" in refused(capsys, "merge-sweep", "a", "b", "--out", "out", "--vocabulary", "x")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--engine", "somewhere"], "found engine = somewhere, expected local, vllm or URL#MODEL"),
+        (["--engine", "vllm"], "needs vllm, which isn't installed"),
+        (["--engine", "http://127.0.0.1:9/v1#a"], "2 candidates and one server"),
+        (["--engine", "http://127.0.0.1:9/v1#{name}"], "can't be reached"),
+        (["--serve-command", "vllm serve"], "without a server to ask"),
+        (["--responses", "nothing.jsonl"], "is one file and there are 2 candidates"),
+        (["--responses", "x", "--engine", "vllm"], "found responses and engine, expected one"),
+    ],
+)  # fmt: skip
+def test_an_engine_that_cant_write(place: Path, capsys, options: list[str], words: str):
+    assert words in refused(capsys, *COMMANDS["rank"], *options)

@@ -334,3 +334,31 @@ def test_a_family_needs_a_server_for_each(pico_pair: Any, server: Server):
     virtual = both[0]._replace(checkpoint=None)
     with pytest.raises(BadInput, match="is virtual, so no server can have loaded it"):
         engines.require_engine(one, [virtual], FEW, asks=True)
+
+
+def test_the_weights_that_are_pushed_are_the_students(pico_pair: Any):
+    """With the adapter folded in, under the names of the files."""
+    import torch
+
+    from surgeon.checkpoint import Checkpoint
+    from surgeon.distill.pushing import weights_of
+    from surgeon.settings.training import Tuning
+    from surgeon.training.tuning import folded, tune
+
+    checkpoint = Checkpoint.open(pico_pair[0])
+    model = checkpoint.model(dtype=torch.float32)
+    before = weights_of(model, checkpoint)
+    assert before.keys() == checkpoint.tensors.keys()
+    tune(model, Tuning())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(0.1)
+    with folded(model):
+        after = weights_of(model, checkpoint)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all("proj" in name for name in changed)
+    (logits,) = (model(torch.tensor([[5, 6, 7]])).logits,)
+    plain = checkpoint.model(dtype=torch.float32)
+    plain.load_state_dict(after, strict=False)
+    torch.testing.assert_close(plain(torch.tensor([[5, 6, 7]])).logits, logits)
