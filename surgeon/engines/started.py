@@ -85,13 +85,16 @@ def asked(
 
 def vllm_command(settings: EngineSettings, dtype: str) -> str:
     """The command that serves a candidate with the vLLM of this environment."""
+    from torch.cuda import is_available
+
     words = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", "{checkpoint}",
         "--served-model-name", "{name}", "--host", "127.0.0.1", "--port", "{port}",
         "--dtype", dtype, "--tensor-parallel-size", str(settings.tensor_parallel),
         "--gpu-memory-utilization", str(settings.memory_share),
     ]  # fmt: skip
-    return shlex.join(words)
+    # Compiling for a CPU takes minutes.
+    return shlex.join(words if is_available() else [*words, "--enforce-eager"])
 
 
 def free_port() -> int:
