@@ -8,6 +8,7 @@ None (truncated, or nothing to extract) votes for nothing and counts as a sample
     Cons@k              consistency_by_prompt            accuracy of the majority of k samples
     ECE                 calibration_gaps                 15 bins, confidence = largest vote share
     agreement           agreement_by_prompt              label-free
+    exploration         parabola                         fit, vertex, test against a line
     selection           pearson spearman regret_at_1 hit_at_3, all in selection_quality
     uncertainty         bootstrap_interval; percentile_interval of resampled_means
 
@@ -179,6 +180,49 @@ def selection_quality(
     score_C, truth_C = [scores[name] for name in both], [accuracy[name] for name in both]
     measures = (pearson, spearman, regret_at_1, hit_at_3)
     return {measure.__name__: measure(score_C, truth_C) for measure in measures}
+
+
+class Parabola(NamedTuple):
+    """`a + b x + c x^2` fitted by least squares to candidates, and whether c is needed."""
+
+    a: float
+    b: float
+    c: float
+    r2: float
+    """Share of the variance of y that the parabola explains."""
+    r2_line: float
+    """The same of the straight line."""
+    vertex: float
+    """-b / 2c, in units of x; nan where c is 0."""
+    p: float
+    """Of the F-test of the parabola against the line; 1 where the line leaves nothing."""
+
+
+def parabola(x_C: ArrayLike, y_C: ArrayLike) -> Parabola | None:
+    """The parabola of y over x; None below four points, with less than three different x, or where
+    y is constant."""
+    from scipy.stats import f
+
+    pair = _pair(x_C, y_C)
+    if pair is None or len(pair[0]) < 4 or len(np.unique(pair[0])) < 3 or np.ptp(pair[1]) == 0:
+        return None
+    x_C, y_C = pair
+    middle, spread = float(x_C.mean()), float(np.ptp(x_C))
+    u_C = (x_C - middle) / spread  # large x leave c without digits
+    curve, line = np.polyfit(u_C, y_C, 2), np.polyfit(u_C, y_C, 1)
+    total = float(((y_C - y_C.mean()) ** 2).sum())
+    left, left_line = (float(((y_C - np.polyval(k, u_C)) ** 2).sum()) for k in (curve, line))
+    if left_line <= 1e-12 * total:
+        p = 1.0
+    elif left <= 1e-12 * total:
+        p = 0.0
+    else:
+        p = float(f.sf((left_line - left) / (left / (len(x_C) - 3)), 1, len(x_C) - 3))
+    c, b, a = (float(k) for k in curve)
+    vertex = middle - spread * b / (2 * c) if c else math.nan
+    c, b = c / spread**2, b / spread - 2 * c * middle / spread**2
+    a = float(np.polyval(curve, -middle / spread))
+    return Parabola(a, b, c, 1 - left / total, 1 - left_line / total, vertex, p)
 
 
 # ---------------------------------------------------------------- uncertainty

@@ -42,6 +42,27 @@ class SelectionQuality:
 
 
 @part
+class InvertedU:
+    """Accuracy as a parabola of the E segments (NEX sec. 5.2), one point a candidate."""
+
+    of: str
+    """What stands for accuracy: "accuracy" (the truth), or "estimate"."""
+    candidates: int
+    r2: float
+    r2_line: float
+    vertex: float | None
+    """E segments per response at which the parabola turns; None where it is a line."""
+    vertex_interval: Interval
+    """95 % by resampling the candidates; None, None where most resamples have no maximum."""
+    p: float
+    """F-test of the square term."""
+    verdict: str
+    """"inverted U", "U", "rising", "falling" or "flat"."""
+    line: str
+    """All of it in a sentence."""
+
+
+@part
 class RescoredReading:
     """NEX under another reading, all else alike."""
 
@@ -163,6 +184,8 @@ class Ranking:
         dict[str, SelectionQuality] | None, Field(exclude_if=lambda value: value is None)
     ] = None
     """By score; None without a truth."""
+    inverted_u: Annotated[InvertedU | None, Field(exclude_if=lambda value: value is None)] = None
+    """None for fewer than four candidates that have both."""
     sensitivity: Annotated[Sensitivity | None, Field(exclude_if=lambda value: value is None)] = None
     """None where it wasn't asked for."""
     out: Out

@@ -239,3 +239,35 @@ def test_consistency_averages_over_every_window_of_samples():
     )
     assert metrics.consistency_by_prompt(answers, correct, 1)[0] == 0.25
     assert metrics.consistency_by_prompt(answers, correct, 4)[0] == 0.0
+
+
+def test_a_parabola_is_found_by_hand_and_tested_against_the_line():
+    """y = 1 - (x - 3)^2 / 4 at 0..6: b = 1.5, c = -.25, a = 1 - 9/4, vertex 3; symmetric, so the
+    line explains nothing. A straight line leaves nothing to the square: p = 1."""
+    x = np.arange(7.0)
+    fit = metrics.parabola(x, 1 - (x - 3) ** 2 / 4)
+    assert fit is not None
+    assert (fit.a, fit.b, fit.c) == pytest.approx((-1.25, 1.5, -0.25))
+    assert (fit.vertex, fit.r2, fit.r2_line, fit.p) == pytest.approx((3, 1, 0, 0), abs=1e-9)
+    far = metrics.parabola(x + 1e4, 1 - (x - 3) ** 2 / 4)
+    assert far is not None and far.vertex == pytest.approx(10_003)
+    straight = metrics.parabola(x, 2 * x)
+    assert straight is not None and straight.p == 1
+    assert metrics.parabola(x[:3], x[:3]) is None
+    assert metrics.parabola([1, 1, 2, 2, 2], [0, 1, 2, 3, 4]) is None
+    assert metrics.parabola(x, np.ones(7)) is None
+
+
+def test_the_f_test_of_a_parabola_agrees_with_the_t_test_of_its_square():
+    """F(1, n - 3) of one more term is t^2 of that term, here from the normal equations."""
+    rng = np.random.default_rng(0)
+    x, noise = rng.uniform(0, 10, 15), rng.normal(0, 0.3, 15)
+    y = 0.02 * x - 0.01 * x**2 + noise
+    fit = metrics.parabola(x, y)
+    design = np.stack([np.ones(15), x, x**2], 1)
+    beta = np.linalg.solve(design.T @ design, design.T @ y)
+    variance = ((y - design @ beta) ** 2).sum() / 12
+    t = beta[2] / math.sqrt(variance * np.linalg.inv(design.T @ design)[2, 2])
+    from scipy.stats import t as student
+
+    assert fit is not None and fit.p == pytest.approx(2 * student.sf(abs(t), 12))

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from surgeon import activations, artifact, estimate, evidence_file, nex, rank
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
-from surgeon.rank import candidates, conclusion
+from surgeon.rank import candidates, conclusion, exploration
 from surgeon.rank.scores import Pool, find
 from surgeon.ranking import CandidateScores, RankedCandidate, RankedResponse, Ranking
 from surgeon.settings import bind
@@ -701,3 +701,26 @@ def test_weights_name_all_positive_mass_beside_what_is_kept(ranked, pico_source)
         for r in recordings:
             kept = r.activations.mass_E.sum(dtype=float)
             assert r.kept_mass == pytest.approx(kept / r.positive_N.sum(dtype=float), rel=1e-3)
+
+
+def test_the_inverted_u_is_a_statement_with_its_numbers():
+    def at(points: list[tuple[float, float]], **changes: Any) -> list[RankedCandidate]:
+        return [
+            entry(f"c{n}", explore_segments=x, estimate=y, **changes)
+            for n, (x, y) in enumerate(points)
+        ]
+
+    noise = [0.01, -0.01, 0.02, -0.02, 0.01, 0.0, -0.01]
+    hill = [(x, 0.8 - 0.03 * (x - 3) ** 2 + e) for x, e in enumerate(noise)]
+    found = exploration.inverted_u(at(hill))
+    assert found is not None and (found.verdict, found.of) == ("inverted U", "estimate")
+    low, high = found.vertex_interval
+    assert low is not None and high is not None and low < 3.0 < high
+    assert found.vertex == pytest.approx(3, abs=0.3) and found.p < 0.01
+    assert "an inverted U with its top at 3.0 E segments (95%: " in found.line
+    up = exploration.inverted_u(at([(x, 0.1 * x + e) for x, e in enumerate(noise)]))
+    assert up is not None and up.verdict == "rising"
+    flat = exploration.inverted_u(at([(x, e) for x, e in enumerate(noise)]))
+    assert flat is not None and flat.verdict == "flat"
+    assert exploration.inverted_u(at(hill[:3])) is None
+    assert exploration.inverted_u(at([(1.0, 0.5)] * 6)) is None

@@ -3,6 +3,7 @@
 plan.py         every input checked, before anything is computed
 candidates.py   one candidate: sample, record, credit, weights, scores
 caches.py       the published NEX code's caches instead of checkpoints
+exploration.py  accuracy as a parabola of the E segments
 scores.py       every score, a row each
 sensitivity.py  the same ranking under other readings, from kept rows
 conclusion.py   all candidates: intervals, warnings, headline, `best`, report

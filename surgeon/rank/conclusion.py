@@ -13,6 +13,7 @@ from surgeon import artifact, estimate, lineage, metrics, nex, report, store
 from surgeon.checkpoint import link_directory
 from surgeon.families import Subject, write_out
 from surgeon.rank.candidates import TRACES, candidate_dir
+from surgeon.rank.exploration import inverted_u
 from surgeon.rank.plan import RankPlan
 from surgeon.rank.scores import RECOMMENDED, Pool, Score, informs, measures
 from surgeon.rank.sensitivity import sensitivity
@@ -75,6 +76,7 @@ def conclude(plan: RankPlan, work: Path) -> Ranking:
         warnings=warnings(settings, pool, candidates),
         candidates=candidates,
         selection_quality=selection_quality(plan, candidates) if plan.accuracy else None,
+        inverted_u=inverted_u(candidates, settings.seed),
         sensitivity=sensitivity(plan, work) if settings.sensitivity else None,
         out=work,
     )

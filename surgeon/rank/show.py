@@ -25,6 +25,8 @@ def show(ranking: Ranking) -> None:
     terminal.print(candidate_table(ranking, terminal.width))
     if ranking.rounding:
         say(ranking.rounding, style="dim")
+    if ranking.inverted_u is not None:
+        say(ranking.inverted_u.line, style="dim")
     if ranking.selection_quality is not None:
         terminal.print("\nHow well each score would have chosen:")
         terminal.print(quality_table(ranking))

@@ -230,6 +230,7 @@ def _evidence_lines(page: RankingPage) -> list[str]:
         f"{span_text(100 * c.kept_mass for c in candidates)}% of the positive activation mass.",
         f"A row is {times(row_tokens, 'token')}.",
         *([page.ranking.rounding] if page.ranking.rounding else []),
+        *([page.ranking.inverted_u.line] if page.ranking.inverted_u else []),
     ]
 
 
