@@ -22,7 +22,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,8 +93,38 @@ class Taken(NamedTuple):
     """Student's prompts, teacher's prompts and responses of each step, tokens without padding."""
 
 
-def train_here(path: Path) -> Taken:
-    """The steps of this package."""
+@contextmanager
+def sized(**sizes: int) -> Iterator[None]:
+    """Other sizes inside the block: vocabulary, hidden, batch, length, steps."""
+    names = [name.upper() for name in sizes]
+    before = {name: globals()[name] for name in names}
+    globals().update({name.upper(): value for name, value in sizes.items()})
+    try:
+        yield
+    finally:
+        globals().update(before)
+
+
+def clock_of(device: str) -> Callable[[], float]:
+    """CPU seconds, in which other processes take no part; of a GPU what it has done by then."""
+    if device == "cpu":
+        return time.process_time
+
+    def clock() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return clock
+
+
+def losses(directory: Path) -> list[float]:
+    """The loss of every step of a training in that directory."""
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def train_here(path: Path, device: str = "cpu", model_path: Path | None = None) -> Taken:
+    """The steps of this package; `path` is where it writes, and the model unless given apart."""
     from accelerate import Accelerator
 
     from surgeon.checkpoint import Checkpoint
@@ -106,11 +137,12 @@ def train_here(path: Path) -> Taken:
     from surgeon.training.tuning import AveragedWeights, tune
 
     imported, starts, lengths = peak_mib(), [], []
-    checkpoint = Checkpoint.open(path)
-    model: Any = checkpoint.model()
+    clock = clock_of(device)
+    checkpoint = Checkpoint.open(model_path or path)
+    model: Any = checkpoint.model(device)
     tokenizer = checkpoint.tokenizer()
     tune(model, Tuning(rank=RANK))
-    student = Student(model, Accelerator(cpu=True))
+    student = Student(model, Accelerator(cpu=device == "cpu"))
 
     def encoded(messages: list[dict[str, str]]) -> list[int]:
         found: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
@@ -118,7 +150,7 @@ def train_here(path: Path) -> Taken:
 
     def batches(start: int) -> Iterator[Batch]:
         for step in range(start, STEPS + 1):
-            starts.append(time.process_time())
+            starts.append(clock())
             numbers = range(step * BATCH, (step + 1) * BATCH)
             asked = [[{"role": "user", "content": question(i)}] for i in numbers]
             shown = [
@@ -146,14 +178,15 @@ def train_here(path: Path) -> Taken:
 
     # A step more, whose start is the end of the last one.
     fit(
-        student, batches, reverse_kl_loss, path / "ours", teacher=AveragedWeights(model, RATE),
-        target=teacher_states, steps=STEPS + 1, schedule=Schedule(lr=LR, save_every=0),
+        student, batches, reverse_kl_loss, path if model_path else path / "ours",
+        teacher=AveragedWeights(model, RATE), target=teacher_states, steps=STEPS + 1, schedule=Schedule(lr=LR, save_every=0),
     )  # fmt: skip
     return Taken([b - a for a, b in pairwise(starts)], imported, lengths[:STEPS])
 
 
-def train_trl(path: Path) -> Taken:
+def train_trl(path: Path, device: str = "cpu") -> Taken:
     """The steps of TRL's trainer, with the same settings."""
+    clock = clock_of(device)
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -163,7 +196,7 @@ def train_trl(path: Path) -> Taken:
 
     class Watch(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            starts.append(time.process_time())
+            starts.append(clock())
 
         def on_self_distillation_batch_prepared(
             self,
@@ -190,7 +223,7 @@ def train_trl(path: Path) -> Taken:
     config = SDFTConfig(
         output_dir=str(path / "trl"), max_steps=STEPS + 1, shuffle_dataset=False,
         per_device_train_batch_size=MICRO, gradient_accumulation_steps=BATCH // MICRO,
-        learning_rate=LR, use_cpu=True, bf16=False, gradient_checkpointing=False,
+        learning_rate=LR, use_cpu=device == "cpu", bf16=False, gradient_checkpointing=False,
         report_to=[], save_strategy="no", logging_strategy="no",
         teacher_model_kind="ema", teacher_update_rate=RATE, teacher_sync_steps=1,
         distillation_mode="full_logits", distillation_alpha=1.0, distillation_is_clip=None,

@@ -19,7 +19,8 @@ import cProfile
 import gc
 import pstats
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -37,12 +38,25 @@ from surgeon.watch.watching import Watching, union
 
 TARGET = 1.05
 VOCABULARY, PROMPT, LAYER = 151_936, 64, 14
-UNITS, HEADS = 28, 4
-"""Channels of each level."""
+UNITS, HEADS, STEP = 28, 4, 97
+"""Channels of each level, units so far apart."""
 ENDING = 32
 """One word in so many ends a step; a paragraph of thinking has some 40 tokens or more."""
 BLOCK, WARM = 16, 8
 """Passes that are compared together, and passes before the first block."""
+
+
+@contextmanager
+def sized(vocabulary: int, layer: int, n_heads: int) -> Iterator[None]:
+    """Another model inside the block: its vocabulary, the watched layer, its heads."""
+    before = {name: globals()[name] for name in ("VOCABULARY", "LAYER", "HEADS", "UNITS", "STEP")}
+    globals().update(VOCABULARY=vocabulary, LAYER=layer)
+    if n_heads < 3 * HEADS:
+        globals().update(HEADS=1, UNITS=4, STEP=5)
+    try:
+        yield
+    finally:
+        globals().update(before)
 
 
 def tokenizer_of() -> Any:
@@ -60,7 +74,7 @@ def monitor_of() -> Monitor:
     """Untrained detectors over channels of their own, with thresholds that nothing reaches."""
     channels, detectors = {}, {}
     for n, level in enumerate(FEATURES):
-        units = tuple(range(n, n + 97 * UNITS, 97))
+        units = tuple(range(n, n + STEP * UNITS, STEP))
         channels[level] = Channels(LAYER, units, tuple(range(HEADS * n, HEADS * (n + 1))))
         detectors[level] = Detector(channels[level].size * len(FEATURES[level])).eval()
         detectors[level].requires_grad_(False).threshold.fill_(2.0)

@@ -103,7 +103,7 @@ class Crew:
         """
         if self.transport is None:
             raise ValueError("a crew works inside its block")
-        agenda = _Agenda(groups, least)
+        agenda = Agenda(groups, least)
         deaths: dict[str, int] = {}
         with progress.board(what, total) as board:
             while True:
@@ -158,7 +158,7 @@ class Crew:
         self,
         number: int,
         why: str,
-        agenda: "_Agenda",
+        agenda: "Agenda",
         deaths: dict[str, int],
         board: progress.Board,
     ) -> None:
@@ -189,7 +189,7 @@ class Crew:
         return 0 if self.transport is None else self.transport.expected()
 
 
-class _Agenda:
+class Agenda:
     """What is to be done: units by group, in the groups' order."""
 
     def __init__(self, groups: Mapping[str, Sequence[Hashable]], least: int):
