@@ -3,9 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
+GPU_WHEELS := pydantic pydantic-core annotated-types typing-inspection click rich markdown-it-py \
+	mdurl pygments hmmlearn scikit-learn scipy joblib threadpoolctl math-verify latex2sympy2-extended \
+	antlr4-python3-runtime==4.13.2
+
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo transplant test test-fast test-vllm lint format bench families family reference clean
+.PHONY: demo transplant test test-fast test-vllm test-ray lint format bench gpu gpu-wheels scale \
+	families family reference clean
 
 # One thread: on models this small several only wait for each other.
 demo: $(STAMP)  ## merge, rank and evaluate the built-in family; prints the ranking, writes a report
@@ -31,6 +36,10 @@ test-vllm: .venv-vllm/.installed  ## the engine vllm: every kind of result, rank
 	.venv-vllm/bin/pip install --quiet --editable '.[gguf,endpoint,serve]'
 	touch $@
 
+test-ray: $(STAMP)  ## workers on a Ray cluster of two nodes on this machine (installs Ray)
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --editable '.[ray]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_workers_ray.py
+
 lint: $(STAMP)  ## format check, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -42,6 +51,15 @@ format: $(STAMP)
 
 bench: $(STAMP)  ## speed and memory against the targets, as ratios within one run
 	$(BIN)/python -m benchmarks
+
+gpu:  ## one GPU against the CPU, in under eight minutes; uses the Python that has CUDA's torch
+	$(PYTHON) -m benchmarks.gpu --wheels runs/wheels --out gpu.json
+
+gpu-wheels: $(STAMP)  ## what `make gpu` needs beside torch, transformers, peft and accelerate
+	$(BIN)/pip download --quiet --no-deps --dest runs/wheels $(GPU_WHEELS)
+
+scale: $(STAMP)  ## a ranking on machines that aren't here: bytes, bottleneck, cost
+	$(BIN)/python -m benchmarks.scale
 
 reference: $(STAMP)  ## write docs/reference.md from the settings
 	$(BIN)/python docs/reference.py

@@ -179,7 +179,8 @@ def train_here(path: Path, device: str = "cpu", model_path: Path | None = None) 
     # A step more, whose start is the end of the last one.
     fit(
         student, batches, reverse_kl_loss, path if model_path else path / "ours",
-        teacher=AveragedWeights(model, RATE), target=teacher_states, steps=STEPS + 1, schedule=Schedule(lr=LR, save_every=0),
+        teacher=AveragedWeights(model, RATE), target=teacher_states, steps=STEPS + 1,
+        schedule=Schedule(lr=LR, save_every=0),
     )  # fmt: skip
     return Taken([b - a for a, b in pairwise(starts)], imported, lengths[:STEPS])
 

@@ -204,7 +204,7 @@ def parity(bench: Bench) -> Iterator[Row]:
     learned = {}
 
     def read(model: Any) -> tuple[list[Any], np.ndarray]:
-        recordings = list(record(model, answers, row_tokens=8, top_k=200))
+        recordings = list(record(model, answers, row_tokens=2, top_k=60))
         evidence = [nex.credit(r.activations) for r in recordings]
         return recordings, nex.weights(*nex.accumulate(evidence, n_neurons))
 

@@ -1,5 +1,5 @@
-"""A ranking on machines that aren't here: bytes moved, the bottleneck and the cost, by arithmetic and
-by a simulation of the crew's own agenda.
+"""A ranking on machines that aren't here: bytes moved, bottleneck and cost, by arithmetic and by a
+simulation of the crew's own agenda.
 
     python -m benchmarks.scale [--case 70b-1000] [--price 2.5]
 
@@ -78,7 +78,7 @@ CASES = [
 SIMULATED = 400_000
 """Answers above which only the arithmetic is done."""
 EVIDENCE = 1.0e6
-"""Bytes of a reduced recording without the dense part (2,000 activations a token, 32-token rows)."""
+"""Bytes of a reduced recording and its rows, without the dense part."""
 TRACE_BYTES = 14
 """Bytes of a trace file per token: its id and its text."""
 
@@ -128,6 +128,8 @@ class Outcome(NamedTuple):
     hours: float
     busy: float
     """Share of the replicas' time in which they drew or recorded."""
+    full: float
+    """Share of a full batch's rows that were in use while answers were drawn."""
     loads: int
     lost_tokens: float
     deaths: int
@@ -146,6 +148,7 @@ def simulate(case: Case, machine: Machine, seed: int = 0) -> Outcome:
     mean = np.log(case.mean_tokens) - case.spread**2 / 2
     loaded: dict[int, str | None] = dict.fromkeys(range(case.replicas))
     waiting = [(0.0, r) for r in range(case.replicas)]
+    drawn = drawing = 0.0
     busy = lost = link_until = link_busy = end = 0.0
     loads = deaths = 0
     while agenda:
@@ -159,6 +162,7 @@ def simulate(case: Case, machine: Machine, seed: int = 0) -> Outcome:
         rows = [0.0] * min(rate.rows, len(chosen))
         for n in tokens:
             heapq.heapreplace(rows, rows[0] + n)
+        drawn, drawing = drawn + float(tokens.sum()), drawing + max(rows) * rate.rows
         work = max(rows) * rate.rows / rate.tokens_s + tokens.sum() / rate.recorded_s
         dies = rng.exponential(machine.hours_between_deaths * 3600)
         if dies < load + work:
@@ -177,7 +181,13 @@ def simulate(case: Case, machine: Machine, seed: int = 0) -> Outcome:
         busy += work
         heapq.heappush(waiting, (max(now + load + work, link_until - 3600), r))
     return Outcome(
-        end / 3600, busy / (end * case.replicas), loads, lost, deaths, min(1.0, link_busy / end)
+        end / 3600,
+        busy / (end * case.replicas),
+        drawn / drawing,
+        loads,
+        int(lost),
+        deaths,
+        min(1.0, link_busy / end),
     )
 
 
@@ -190,8 +200,8 @@ def main() -> None:
     machine = Machine()
     print(
         f"{'case':<18}{'GPUs':>6}{'rows':>6}{'drawn/s':>9}{'read/s':>9}{'load s':>8}"
-        f"{'hours':>10}{'busy':>7}{'loads':>7}{'dead':>6}{'link':>6}{'sent TB':>10}{'loaded TB':>11}"
-        f"{'dollars':>13}"
+        f"{'hours':>10}{'busy':>7}{'full':>7}{'loads':>7}{'dead':>6}{'link':>6}{'sent TB':>10}"
+        f"{'loaded TB':>11}{'dollars':>13}"
     )
     for case in CASES:
         if asked.case not in (None, case.name):
@@ -201,22 +211,16 @@ def main() -> None:
         sent = answers * rate.answer_bytes / 1e12
         if answers <= SIMULATED:
             took = simulate(case, machine)
-            hours, busy, loads, dead, link = (
-                took.hours,
-                took.busy,
-                took.loads,
-                took.deaths,
-                took.link,
-            )
+            hours, busy, full, loads, _, dead, link = took
         else:
             seconds = case.mean_tokens * (1 / rate.tokens_s + 1 / rate.recorded_s)
             hours = max(answers * seconds / case.replicas, sent * 1e3 / machine.link_gb_s) / 3600
-            busy, loads, dead = float("nan"), case.candidates, 0
+            busy, full, loads, dead = 1.0, 1.0, case.candidates, 0
             link = sent * 1e3 / machine.link_gb_s / 3600 / hours
         loaded = loads * 2 * case.parameters_b * (2 if case.virtual else 1) / 1e3
         print(
             f"{case.name:<18}{gpus:>6}{rate.rows:>6}{rate.tokens_s:>9,.0f}{rate.recorded_s:>9,.0f}"
-            f"{rate.load_s:>8.0f}{hours:>10,.1f}{busy:>7.2f}{loads:>7,}{dead:>6}{link:>6.2f}"
+            f"{rate.load_s:>8.0f}{hours:>10,.1f}{busy:>7.2f}{full:>7.2f}{loads:>7,}{dead:>6}{link:>6.2f}"
             f"{sent:>10,.2f}{loaded:>11,.1f}{hours * gpus * asked.price:>13,.0f}"
         )
 

@@ -1,4 +1,4 @@
-"""The GPU's script on the CPU with small shapes, so that it runs when a GPU is there; and the plan."""
+"""The GPU's script on the CPU with small shapes, so that it runs where there is one; the plan."""
 
 import json
 from pathlib import Path
