@@ -56,6 +56,7 @@ TIERS = [
         "extract_lora",
         "evaluate",
         "distill",
+        "sft",
         "trigger",
         "monitor",
         "serve",

@@ -45,6 +45,7 @@ VERBS = {
             "extract_lora",
         ),
         "distill": ("distill:DistillSettings", "surgeon.distill", "distill"),
+        "sft": ("sft:SftTracesSettings", "surgeon.sft", "sft"),
         "trigger-label": ("trigger_label:LabelSettings", "surgeon.trigger.label", "label"),
         "trigger-identify": (
             "trigger_identify:IdentifySettings",

@@ -6,6 +6,7 @@ columns.py    which column of a row holds what
 messages.py   messages of a conversation, in every spelling that files have
 rendering.py  prompts through chat templates, with nothing left out
 records.py    Trace, and its JSONL file
+answered.py   prompts with their answers, as training and curation take them
 imported.py   answers as plain text, made elsewhere
 texts.py      tokens as text
 sampling.py   what a sampler is asked, the decoder here as one, and `sampled`, which resumes

@@ -57,6 +57,17 @@ def parse_messages(content: object, place: str) -> tuple[Message, ...]:
     return messages
 
 
+def parse_reply(row: object, place: str) -> Message:
+    """The assistant's message that answers a conversation; raises BadInput that begins with
+    `place`."""
+    message = _message(row, place)
+    if message["role"] != "assistant" or not (message["content"].strip() or len(message) > 2):
+        raise BadInput(
+            f"{place}: found a last message {str(row)[:60]!r}, expected the assistant's answer."
+        )
+    return message
+
+
 def ends_answered(content: object) -> bool:
     """Whether ShareGPT's form ends with the assistant's turn, as its training examples do."""
     return (

@@ -88,6 +88,98 @@ def chosen_template(
     return templates[name]
 
 
+GENERATION = re.compile(r"{%[-+]?\s*generation\s*[-+]?%}")
+"""How a chat template marks what the assistant writes."""
+
+
+class AnsweredTokens(NamedTuple):
+    """A conversation with its answer, as tokens."""
+
+    ids: list[int]
+    learned: list[bool]
+    """Whether the assistant writes the token."""
+
+
+def encode_reply(
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: Prompt,
+    reply: Message,
+    thinking: bool | None = None,
+    template: str | None = None,
+) -> AnsweredTokens:
+    """The prompt's tokens and those of the message that answers it.
+
+    What is written by the assistant says the template itself where it has `{% generation %}`: every
+    answer of the conversation. Else it is what the conversation with the answer has more than the
+    prompt, up to the last token that ends an answer; the prompt is encoded as it is asked. Raises
+    BadInput as `encode` does, and where the template leaves out a part of the answer.
+    """
+    text = chosen_template(tokenizer, template, tools=bool(prompt.tools))
+    asked = encode(tokenizer, prompt, thinking, template)
+    if text is None:
+        return replied(tokenizer, asked, reply["content"])
+    answered = Prompt(prompt.id, (*prompt.messages, reply), tools=prompt.tools)
+    given = conversation(tokenizer, answered, text, thinking)
+    options: dict[str, Any] = {
+        "tools": given.tools, "chat_template": text, "add_generation_prompt": False,
+        **_switch(thinking),
+    }  # fmt: skip
+    rendered = str(tokenizer.apply_chat_template(given.messages, tokenize=False, **options))
+    if GENERATION.search(text):
+        found: Any = tokenizer.apply_chat_template(
+            given.messages, return_dict=True, return_assistant_tokens_mask=True, **options
+        )
+        ids, learned = list(found["input_ids"]), [bool(m) for m in found["assistant_masks"]]
+    else:
+        before = conversation(tokenizer, prompt, text, thinking)
+        options |= {"tools": before.tools, "add_generation_prompt": True}
+        head = str(tokenizer.apply_chat_template(before.messages, tokenize=False, **options))
+        if not rendered.startswith(head):
+            raise BadInput(
+                f"prompt {prompt.id!r}: the chat template renders it otherwise once it is "
+                "answered, so the answer's tokens can't be told. Give the answer in a column "
+                "response beside the prompt, which is learned as it stands."
+            )
+        ids, learned = replied(tokenizer, asked, rendered[len(head) :], end=False)
+        ids, learned = _to_the_end(tokenizer, ids, learned)
+    whole = tokenizer.decode([i for i, flag in zip(ids, learned, strict=True) if flag])
+    for name in ("content", *REASONING):
+        if _squeezed(reply.get(name) or "") not in _squeezed(str(whole)):
+            raise BadInput(
+                f"prompt {prompt.id!r}: the chat template leaves out a part of the answer, "
+                "expected all of it. Give the answer in a column response beside the prompt, which "
+                "is learned as it stands."
+            )
+    return AnsweredTokens(ids, learned)
+
+
+def replied(
+    tokenizer: "PreTrainedTokenizerBase", asked: Sequence[int], text: str, *, end: bool = True
+) -> AnsweredTokens:
+    """A prompt's tokens and those of the text that answers it, its end too unless it was cut."""
+    ids: Any = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if end and tokenizer.eos_token_id is not None:
+        ids = [*ids, tokenizer.eos_token_id]
+    return AnsweredTokens([*asked, *ids], [False] * len(asked) + [True] * len(ids))
+
+
+def _to_the_end(
+    tokenizer: "PreTrainedTokenizerBase", ids: list[int], learned: list[bool]
+) -> AnsweredTokens:
+    """Without what the template puts behind the answer's end, which is added where it has none."""
+    eos = tokenizer.eos_token_id
+    if eos is None:
+        return AnsweredTokens(ids, learned)
+    ends = [n for n, (i, flag) in enumerate(zip(ids, learned, strict=True)) if flag and i == eos]
+    if not ends:
+        return AnsweredTokens([*ids, int(eos)], [*learned, True])  # pyright: ignore[reportArgumentType]
+    return AnsweredTokens(ids[: ends[-1] + 1], learned[: ends[-1] + 1])
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
 def _switch(thinking: bool | None) -> Message:
     return {} if thinking is None else {"enable_thinking": thinking}
 

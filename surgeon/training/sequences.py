@@ -4,6 +4,7 @@ sequences are shared out."""
 # Shapes: B sequences, T tokens, P response positions, C of them in a chunk, D model width,
 # V vocabulary.
 
+import inspect
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -28,9 +29,13 @@ class Sequences(NamedTuple):
     ids_BT: Tensor
     at_P: Tensor
     """int64 positions in the flattened (B * T) states, response after response."""
+    position_BT: Tensor | None = None
+    """Where rows are packed: each token's place in its own sequence, by which attention tells the
+    sequences of a row apart."""
 
     def to(self, device: torch.device) -> "Sequences":
-        return Sequences(self.ids_BT.to(device), self.at_P.to(device))
+        position_BT = None if self.position_BT is None else self.position_BT.to(device)
+        return Sequences(self.ids_BT.to(device), self.at_P.to(device), position_BT)
 
 
 class Targets(NamedTuple):
@@ -55,6 +60,73 @@ def targets(rows: Sequence[Sequence[int]], learned: Sequence[Sequence[bool]]) ->
     return Targets(_padded(rows, places), torch.tensor(tokens, dtype=torch.long))
 
 
+def packed(rows: Sequence[Sequence[int]], learned: Sequence[Sequence[bool]]) -> Targets:
+    """`targets` of the same sequences, the short ones in rows together: no row is longer than the
+    longest sequence.
+
+    Attention stays within a sequence: transformers makes the block-diagonal mask where positions
+    begin anew. `can_pack` says for which models.
+    """
+    bins = bins_of([len(row) for row in rows])
+    if len(bins) == len(rows):
+        return targets(rows, learned)
+    longest = max(map(len, rows))
+    ids_BT = torch.zeros(len(bins), longest, dtype=torch.long)
+    position_BT = torch.zeros(len(bins), longest, dtype=torch.long)
+    at, tokens = [], []
+    for b, members in enumerate(bins):
+        start = 0
+        for n in members:
+            span = slice(start, start + len(rows[n]))
+            ids_BT[b, span] = torch.as_tensor(rows[n], dtype=torch.long)
+            position_BT[b, span] = torch.arange(len(rows[n]))
+            places = [t for t, flag in enumerate(learned[n]) if flag and t]
+            at += [b * longest + start + t - 1 for t in places]
+            tokens += [int(rows[n][t]) for t in places]
+            start = span.stop
+        position_BT[b, start:] = torch.arange(longest - start)  # padding is a sequence of its own
+    return Targets(
+        Sequences(ids_BT, torch.tensor(at, dtype=torch.long), position_BT),
+        torch.tensor(tokens, dtype=torch.long),
+    )
+
+
+def bins_of(lengths: Sequence[int]) -> list[list[int]]:
+    """Which sequences share a row: as many tokens as the longest one has, each row filled with the
+    longest that still fits."""
+    bins: list[list[int]] = []
+    free: list[int] = []
+    for n in sorted(range(len(lengths)), key=lambda n: (-lengths[n], n)):
+        row = _first_fit(free, lengths[n])
+        if row is None:
+            row = len(bins)
+            bins.append([])
+            free.append(max(lengths))
+        bins[row].append(n)
+        free[row] -= lengths[n]
+    return bins
+
+
+@torch.no_grad()
+def can_pack(model: nn.Module, ids: Sequence[int]) -> bool:
+    """Whether a model keeps the sequences of a row apart: one that has another's state or attends
+    to it, or counts positions in its own way, gives them other states than it does alone.
+
+    `ids` is a text to try it on.
+    """
+    if "position_ids" not in inspect.signature(text_decoder(model).forward).parameters:
+        return False
+    long = (list(map(int, ids)) * PROBED)[:PROBED]
+    rows = [long, long[: PROBED // 2], long[PROBED // 2 :][::-1]]
+    flags = [[True] * len(row) for row in rows]
+    device = next(model.parameters()).device
+    together_PD, alone_PD = (
+        response_states(model, made.sequences.to(device)).float()
+        for made in (packed(rows, flags), targets(rows, flags))
+    )
+    return bool((together_PD - alone_PD).norm() < 0.02 * alone_PD.norm())
+
+
 def _padded(rows: Sequence[Sequence[int]], places: Sequence[Sequence[int]]) -> Sequences:
     """Rows padded to the longest, and the states that predict the tokens at these places."""
     longest = max(map(len, rows))
@@ -69,9 +141,12 @@ def _padded(rows: Sequence[Sequence[int]], places: Sequence[Sequence[int]]) -> S
 def response_states(model: nn.Module, sequences: Sequences) -> Tensor:
     """Final hidden states (P, D) at the positions that predict a response token.
 
-    Padding stands on the right, so causal attention needs no mask.
+    Padding stands on the right, so causal attention needs no mask; packed rows bring positions.
     """
-    states_BTD = text_decoder(model)(input_ids=sequences.ids_BT, use_cache=False).last_hidden_state
+    positions = {} if sequences.position_BT is None else {"position_ids": sequences.position_BT}
+    states_BTD = text_decoder(model)(
+        input_ids=sequences.ids_BT, use_cache=False, **positions
+    ).last_hidden_state
     return states_BTD.flatten(0, 1)[sequences.at_P]
 
 
@@ -159,15 +234,25 @@ def share_of(size: int, process: int, processes: int) -> list[int]:
     return places
 
 
-def grouped(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+def grouped(lengths: Sequence[int], tokens: int, *, pack: bool = False) -> list[list[int]]:
     """Sequences of similar length together, each group of at most `tokens` padded tokens (or one
-    sequence)."""
+    sequence); with `pack` those are the tokens of the rows that `packed` puts a group into."""
     groups: list[list[int]] = []
     longest = 0
+    free: list[int] = []
     for b in sorted(range(len(lengths)), key=lambda b: (-lengths[b], b)):
-        if groups and longest * (len(groups[-1]) + 1) <= tokens:
+        if pack and groups and (row := _first_fit(free, lengths[b])) is not None:
             groups[-1].append(b)
+            free[row] -= lengths[b]
+        elif groups and longest * (len(free) + 1) <= tokens:
+            groups[-1].append(b)
+            free.append(longest - lengths[b])
         else:
             groups.append([b])
-            longest = lengths[b]
+            longest, free = lengths[b], [0]
     return groups
+
+
+def _first_fit(free: Sequence[int], length: int) -> int | None:
+    """The first row with room for so many tokens."""
+    return next((row for row, room in enumerate(free) if length <= room), None)
