@@ -20,6 +20,7 @@ from surgeon.activations import (
     save,
     write_nex_cache,
 )
+from surgeon.activations.rows import RowSums
 from surgeon.activations.selection import Held, Top, _select, largest
 from surgeon.activations.statistics import token_statistics
 from surgeon.checkpoint import Checkpoint
@@ -512,3 +513,16 @@ def test_what_the_nex_cache_cannot_hold_is_refused(tmp_path: Path):
     (tmp_path / "rows" / "keys.uint32").unlink()
     with pytest.raises(BadInput, match=r"keys\.uint32 does not exist"):
         read_nex_cache(tmp_path, d_ff=100)
+
+
+def test_tau_leaves_out_neurons_that_never_pass_it_in_a_row():
+    """Rows of two tokens. Row 0: neuron 1 has .5 and .4, neuron 2 .2 and .9: above .5 is only 2,
+    whose whole mass 1.1 stays. Row 1: 1 has .6 and stays, 3 has .5 and goes. Kept: 1.7 of 3.1."""
+    sums = RowSums(2, 5, tau=0.5)
+    key = np.array([[1, 2], [1, 2], [1, 3]])
+    mass = f32([[0.5, 0.2], [0.4, 0.9], [0.6, 0.5]])
+    sums.add(Top(key, mass, mass.sum(-1)))
+    acts, kept = sums.finish()
+    assert acts.neuron_E.tolist() == [2, 1] and acts.start_R1.tolist() == [0, 1, 2]
+    assert acts.mass_E == pytest.approx([1.1, 0.6])
+    assert kept == pytest.approx(1.7 / 3.1)

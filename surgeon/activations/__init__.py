@@ -3,7 +3,8 @@
 The activation of a unit is h = phi(gate) * up, the input of `down_proj`; its mass is max(0, h). Of
 every response token the `top_k` largest masses over all layers together are kept, those computed AT
 the token's own position (the pass that reads the token, as published), and summed over rows of
-`row_tokens` tokens. Among equal masses the smaller neuron key is kept.
+`row_tokens` tokens. Among equal masses the smaller neuron key is kept. A neuron none of whose kept
+activations in a row is above `tau` is left out of the row, its mass with it (sec. A.3).
 """
 
 # Shape letters: T response tokens, N tokens of a pass, B batch, F units, C chosen experts, D width.
@@ -99,6 +100,7 @@ def record(
     *,
     row_tokens: int = 32,
     top_k: int = 2000,
+    tau: float = 0.0,
     chunk_tokens: int = 1024,
     batch_tokens: int = 0,
 ) -> Iterator[Recording]:
@@ -114,10 +116,12 @@ def record(
             f"found row_tokens {row_tokens}, top_k {top_k}, chunk_tokens {chunk_tokens}, "
             f"batch_tokens {batch_tokens}; expected at least 1, 1, 1 and 0."
         )
+    if tau < 0:
+        raise BadInput(f"found tau {tau}, expected at least 0.")
     sites = [site for block in blocks(model) for site in block.sites]
     check_traces(model, traces)
     budget = batch_tokens or (1024 if device_of(model).type == "cpu" else 8192)
-    recorder = _Recorder(model, sites, row_tokens, top_k, chunk_tokens, budget)
+    recorder = _Recorder(model, sites, row_tokens, top_k, tau, chunk_tokens, budget)
     with recorder.experts_reported():
         yield from in_windows(model, traces, budget, recorder.window)
 
@@ -154,11 +158,12 @@ class _Recorder:
         sites: list[FfnSite],
         row_tokens: int,
         top_k: int,
+        tau: float,
         chunk_tokens: int,
         batch_tokens: int,
     ):
         self.model, self.head, self.sites = model, head_of(model), sites
-        self.row_tokens, self.top_k = row_tokens, top_k
+        self.row_tokens, self.top_k, self.tau = row_tokens, top_k, tau
         self.chunk_tokens, self.batch_tokens = chunk_tokens, batch_tokens
         self.d_ff = d_ff(model)
         self.n_neurons = self.d_ff * text_config(model).num_hidden_layers
@@ -200,7 +205,7 @@ class _Recorder:
             len(trace.prompt_token_ids),
             length(trace),
             torch.tensor(trace.token_ids),
-            RowSums(self.row_tokens, self.n_neurons),
+            RowSums(self.row_tokens, self.n_neurons, self.tau),
         )
 
     def _run(self, step: Pass, members: list[_Reading]) -> tuple[Tensor, list[Top | None]]:

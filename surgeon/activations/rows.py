@@ -67,6 +67,8 @@ class RowSums:
 
     row_tokens: int
     n_neurons: int
+    tau: float = 0.0
+    """A neuron is in a row where one of its activations there is above this (NEX sec. A.3)."""
     key_TK: list[np.ndarray] = field(default_factory=list)
     mass_TK: list[np.ndarray] = field(default_factory=list)
     waiting: int = 0
@@ -102,6 +104,11 @@ class RowSums:
             flat = (key_TK[span] + row_T[:, None] * self.n_neurons).reshape(-1)
             # float64 while summing: the order of the tokens leaves no trace in float32.
             dense = np.bincount(flat, mass_TK[span].reshape(-1), R * self.n_neurons)
+            if self.tau > 0:
+                peak = np.zeros_like(dense)
+                np.maximum.at(peak, flat, mass_TK[span].reshape(-1))
+                self.kept -= float(dense[peak <= self.tau].sum())
+                dense[peak <= self.tau] = 0
             place_E = np.flatnonzero(dense)
             self.neuron.append(place_E % self.n_neurons)
             self.mass.append(dense[place_E].astype(np.float32))

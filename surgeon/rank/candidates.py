@@ -144,7 +144,7 @@ def reduce_responses(
             raise ValueError(f"{directory} lacks {len(missing)} recordings, and no model is given")
         recordings = activations.record(
             model, [traces[n] for n in missing],
-            row_tokens=scoring.row_tokens, top_k=scoring.top_k,
+            row_tokens=scoring.row_tokens, top_k=scoring.top_k, tau=scoring.tau,
         )  # fmt: skip
         with bar(f"record {what}", len(missing)) as advance:
             for n, recording in zip(missing, recordings, strict=True):

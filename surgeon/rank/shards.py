@@ -54,12 +54,13 @@ def read(bench: Bench, shard: Shard) -> Iterator[tuple[Key, Trace | Read, bool]]
     measures = scores.measured(scores.rows_for(settings.select))
     scoring = settings.scoring
     recordings = activations.record(
-        model, traces, row_tokens=scoring.row_tokens, top_k=scoring.top_k
+        model, traces, row_tokens=scoring.row_tokens, top_k=scoring.top_k, tau=scoring.tau
     )
     for trace, recording in zip(traces, recordings, strict=True):
         reduced = candidates.reduce(recording, shard.readings, measures)
         kept = recording if settings.keep_activations else None
         small = candidates.row_bytes(recording.activations) <= shard.evidence_bytes
+        small = small or settings.format is not None
         rows = recording.activations if small else None
         yield trace.key, Read(reduced, recording.positive_N, rows, kept), True
 

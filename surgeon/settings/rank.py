@@ -34,6 +34,8 @@ class Scoring:
     """Tokens per row of the novelty slope."""
     top_k: Count = 2000
     """Activations kept per token, over all layers."""
+    tau: Annotated[Amount, RECORDED_WHERE_SET] = 0.0
+    """Activation that a neuron has to pass once in a row to be in it (sec. A.3)."""
 
 
 @settings
