@@ -15,6 +15,7 @@ from serving import MODEL, PROMPTS, Server, serving
 from surgeon import endpoint, engines, jsonl
 from surgeon.checkpoint import resolve
 from surgeon.decoding import Request, decode, stream_key
+from surgeon.engines import started
 from surgeon.errors import BadInput
 from surgeon.evaluate import evaluate
 from surgeon.families import as_subject, subjects
@@ -237,10 +238,9 @@ with served(answer):
 
 
 def test_a_server_is_started_for_each_candidate_and_stopped(
-    pico_pair: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pico_pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from surgeon.engines import started
-
+    monkeypatch.setattr(started, "LEAVING_S", 0.2)
     script = tmp_path / "server.py"
     script.write_text(SERVER.format(tests=str(Path(__file__).parent)))
     port = started.free_port()

@@ -31,6 +31,8 @@ LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 PR_SET_PDEATHSIG = 1
 GRACE_S = 30.0
 """Seconds that a server has to end once it is told to."""
+LEAVING_S = 8.0
+"""Seconds that whoever listens at a server's place already has to leave it."""
 LOOK_S = 0.1
 """Seconds between two looks at whether it answers."""
 LAST_WORDS = 300
@@ -149,7 +151,11 @@ def address_of(endpoint: Completions) -> tuple[str, int]:
 def started(words: list[str], endpoint: Completions, start_s: float) -> Iterator[None]:
     """A server that answers inside the block; raises `BadInput` where it doesn't come to that."""
     host, port = address_of(endpoint)
-    if listens(host, port):
+    # That of a run which was killed may be on its way out.
+    end = time.monotonic() + LEAVING_S
+    while (taken := listens(host, port)) and time.monotonic() < end:
+        time.sleep(LOOK_S)
+    if taken:
         raise BadInput(
             f"found a server at {host}:{port} already, expected none: it would be asked in the "
             "candidate's place. Stop it, or choose another port in --engine."
