@@ -3,9 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-GPU_WHEELS := pydantic pydantic-core annotated-types typing-inspection click rich markdown-it-py \
-	mdurl pygments hmmlearn scikit-learn scipy joblib threadpoolctl math-verify latex2sympy2-extended \
-	antlr4-python3-runtime==4.13.2
+GPU_WHEELS := pydantic|pydantic_core|annotated-types|typing-inspection|click|rich|markdown-it-py|mdurl|pygments|hmmlearn|scikit-learn|scipy|joblib|threadpoolctl|math-verify|latex2sympy2[-_]extended|antlr4-python3-runtime
 
 export TOKENIZERS_PARALLELISM = false
 
@@ -56,7 +54,9 @@ gpu:  ## one GPU against the CPU, in under eight minutes; uses the Python that h
 	$(PYTHON) -m benchmarks.gpu --wheels runs/wheels --out gpu.json
 
 gpu-wheels: $(STAMP)  ## what `make gpu` needs beside torch, transformers, peft and accelerate
-	$(BIN)/pip download --quiet --no-deps --dest runs/wheels $(GPU_WHEELS)
+	mkdir -p runs/wheels
+	$(BIN)/pip freeze | grep -iE '^($(GPU_WHEELS))==' > runs/wheels/versions.txt
+	$(BIN)/pip download --quiet --no-deps --dest runs/wheels -r runs/wheels/versions.txt
 
 scale: $(STAMP)  ## a ranking on machines that aren't here: bytes, bottleneck, cost
 	$(BIN)/python -m benchmarks.scale
