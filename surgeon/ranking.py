@@ -109,6 +109,8 @@ class RankedCandidate:
     scores: dict[str, float | None]
     """Score -> its mean; higher ranks first. None without a value."""
     interval: dict[str, Interval]
+    dropped_after: int | None = None
+    """Prompts after which it stopped answering as a contender; None where it didn't."""
     not_told_apart_from_best: bool
     """The interval of the difference from the best holds 0. True of the best itself."""
     responses: int
@@ -154,6 +156,32 @@ class Recommendation:
     """What NEX alone would choose; None where it tells nobody apart."""
 
 
+@part
+class Round:
+    """More prompts for the candidates that could still be the best, and who stopped then."""
+
+    prompts: int
+    """Asked so far, in all rounds."""
+    answering: tuple[str, ...]
+    """The candidates that answered in this round."""
+    leader: str | None
+    """First by the selected score afterwards; None where it has no value."""
+    dropped: dict[str, float]
+    """Candidates that can't be chosen any more, with the most that each may be ahead of the leader
+    (upper end of the simultaneous interval, in units of the score)."""
+    tokens: int
+    """Of all responses so far."""
+    stopped: str
+    """Why no other round follows; empty where one does."""
+
+
+@artifact("rounds.json")
+class Rounds:
+    """The rounds of a ranking with `adaptive`, as far as they are decided."""
+
+    rounds: tuple[Round, ...]
+
+
 @artifact("ranking.json", version=2)
 class Ranking:
     """Checkpoints in order, and how far the order can be trusted."""
@@ -180,6 +208,8 @@ class Ranking:
     warnings: tuple[str, ...]
     candidates: tuple[RankedCandidate, ...]
     """Best first."""
+    rounds: tuple[Round, ...] = ()
+    """Where candidates stopped early (`adaptive`)."""
     selection_quality: Annotated[
         dict[str, SelectionQuality] | None, Field(exclude_if=lambda value: value is None)
     ] = None

@@ -273,7 +273,7 @@ def test_other_readings_score_the_kept_rows(ranked, pico_source, mini_set, tmp_p
     [
         (dict(select="nix"), "found select = nix, expected one of: nex, estimate, recommended"),
         (dict(select="nowhere:score"), "nowhere can't be imported"),
-        (dict(panels=["nix"]), "found panels = nix, expected one of: table, scores"),
+        (dict(panels=["nix"]), "found panels = nix, expected one of: table, rounds"),
         (dict(preset="own"), "found preset = own, expected one of: reference, paper"),
         (dict(credit="all"), "found credit = all, expected one of: introduced, active"),
         (dict(samples=0), "found samples = 0, expected a whole number of at least 1"),

@@ -4,6 +4,7 @@ plan.py         every input checked, before anything is computed
 candidates.py   one candidate: sample, record, credit, weights, scores
 caches.py       the published NEX code's caches instead of checkpoints
 exploration.py  accuracy as a parabola of the E segments
+rounds.py       candidates that can't be the best any more stop early
 scores.py       every score, a row each
 sensitivity.py  the same ranking under other readings, from kept rows
 conclusion.py   all candidates: intervals, warnings, headline, `best`, report
@@ -19,6 +20,7 @@ from surgeon.rank.caches import prepare_caches, score_caches
 from surgeon.rank.candidates import score_candidates
 from surgeon.rank.conclusion import conclude
 from surgeon.rank.plan import prepare
+from surgeon.rank.rounds import score_in_rounds
 from surgeon.rank.scores import SCORES, Score
 from surgeon.rank.show import show
 from surgeon.ranking import RankedResponse, Ranking
@@ -50,6 +52,8 @@ def rank(settings: RankSettings) -> Ranking:
     plan = prepare_caches(settings) if settings.nex_cache else prepare(settings)
 
     def work(partial: Path) -> Ranking:
+        if settings.adaptive:
+            return conclude(plan, partial, score_in_rounds(plan, partial))
         if plan.caches:
             score_caches(plan, partial)
         else:
@@ -61,6 +65,6 @@ def rank(settings: RankSettings) -> Ranking:
     stored = ranking.select, ranking.truth, ranking.panels, ranking.last_stage
     lacks = settings.sensitivity and ranking.sensitivity is None
     if ranking.already and (stored != asked or lacks):
-        ranking = conclude(plan, settings.out)
+        ranking = conclude(plan, settings.out, ranking.rounds)
         artifact.write(settings.out, ranking)
     return ranking

@@ -37,7 +37,8 @@ TRACES, SCORES = "traces.jsonl", "scores.json"
 
 
 def score_candidates(plan: RankPlan, work: Path) -> None:
-    """Write `candidates/NAME/` for every candidate that has no `scores.json` yet."""
+    """Write `candidates/NAME/` for every candidate whose `scores.json` is missing, or lacks
+    responses."""
     missing = [s for s in plan.subjects if not is_scored(plan, candidate_dir(work, s))]
     if plan.traces is None:
         engines.fill(
@@ -94,6 +95,12 @@ def score_candidate(
     responses = score(plan, learned, traces, answers, reduced)
     reading = read_closely(plan, responses, reduced)
     artifact.write(directory, CandidateScores(reading=reading, responses=responses))
+    if not plan.settings.adaptive:  # another round may add responses
+        forget_reduced(directory)
+
+
+def forget_reduced(directory: Path) -> None:
+    """Delete a candidate's reduced recordings: its scores are computed."""
     shutil.rmtree(directory / "responses", ignore_errors=True)
 
 
@@ -102,10 +109,17 @@ def candidate_dir(work: Path, subject: Subject) -> Path:
 
 
 def is_scored(plan: RankPlan, directory: Path) -> bool:
-    """Whether a candidate's `scores.json` is there, with all that the plan's scores measure."""
+    """Whether a candidate's `scores.json` is there, with the responses of all rounds so far, and
+    all that the plan's scores measure."""
     if not (directory / SCORES).is_file():
         return False
     stored = artifact.read(CandidateScores, directory)
+    if plan.settings.adaptive:
+        wanted = len(plan.prompts) * plan.settings.sampling.samples
+        if plan.traces is not None:
+            wanted = len(plan.traces[directory.name])
+        if len(stored.responses) < wanted:
+            return False
     return all(plan.measures.keys() <= r.measured.keys() for r in stored.responses)
 
 

@@ -14,7 +14,7 @@ from surgeon.checkpoint import link_directory
 from surgeon.families import Subject, write_out
 from surgeon.rank.candidates import TRACES, candidate_dir
 from surgeon.rank.exploration import inverted_u
-from surgeon.rank.plan import RankPlan
+from surgeon.rank.plan import RankPlan, tolerance
 from surgeon.rank.scores import RECOMMENDED, Pool, Score, informs, measures
 from surgeon.rank.sensitivity import sensitivity
 from surgeon.ranking import (
@@ -24,8 +24,10 @@ from surgeon.ranking import (
     RankedResponse,
     Ranking,
     Recommendation,
+    Round,
     SelectionQuality,
 )
+from surgeon.report.words import grouped, times
 from surgeon.settings.rank import RankSettings
 from surgeon.traces import read_traces, token_texts
 from surgeon.truth import EVALUATION, Evaluation
@@ -43,18 +45,24 @@ ROWS_WANTED = 48
 the built-in family, 5,700 responses read at 1, 2, 4 and 8 tokens a row)."""
 
 
-def conclude(plan: RankPlan, work: Path) -> Ranking:
+def conclude(plan: RankPlan, work: Path, rounds: Sequence[Round] = ()) -> Ranking:
     """Rank the candidates by their stored scores; write report.html and the link `best`."""
     stored = {s.name: artifact.read(CandidateScores, candidate_dir(work, s)) for s in plan.subjects}
+    asked = {r.prompt_id for scores in stored.values() for r in scores.responses}
     pool = Pool(
-        [prompt.id for prompt in plan.prompts],
+        [prompt.id for prompt in plan.prompts if not rounds or prompt.id in asked],
         {name: scores.responses for name, scores in stored.items()},
         plan.readings,
         {subject.name: subject.digest for subject in plan.subjects},
     )
-    candidates = describe(plan, pool)
-    favourites = {name: favourite(candidates, name) for name in plan.scores}
     settings = plan.settings
+    candidates = describe(plan, pool, rounds)
+    left = [c for c in candidates if c.dropped_after is None]
+    # Who stopped early was chosen against by the selected score, not by the others.
+    favourites = {
+        name: favourite(left if name in (settings.select, "recommended") else candidates, name)
+        for name in plan.scores
+    }
     doubts = unsure_of_nex(pool.everything(), candidates)
     pick = candidates[0].name if favourites[settings.select] is not None else None
     advice = recommendation(candidates, favourites)
@@ -72,9 +80,13 @@ def conclude(plan: RankPlan, work: Path) -> Ranking:
         favourites=favourites,
         pick=pick,
         recommendation=advice,
-        headline=headline(candidates, settings.select, pick, advice, doubted=bool(doubts)),
+        headline=(
+            *headline(candidates, settings.select, pick, advice, doubted=bool(doubts)),
+            *rounds_lines(plan, candidates, rounds),
+        ),
         warnings=warnings(settings, pool, candidates),
         candidates=candidates,
+        rounds=tuple(rounds),
         selection_quality=selection_quality(plan, candidates) if plan.accuracy else None,
         inverted_u=inverted_u(candidates, settings.seed),
         sensitivity=sensitivity(plan, work) if settings.sensitivity else None,
@@ -94,11 +106,15 @@ def ratio(sums: np.ndarray) -> np.ndarray:
     return np.divide(top, bottom, out=np.full(top.shape, math.nan), where=bottom > 0)
 
 
-def describe(plan: RankPlan, pool: Pool) -> tuple[RankedCandidate, ...]:
-    """The candidates, best first by the selected score; unscored ones come last.
+def describe(
+    plan: RankPlan, pool: Pool, rounds: Sequence[Round] = ()
+) -> tuple[RankedCandidate, ...]:
+    """The candidates, best first by the selected score; those that stopped early come after those
+    that went on, and unscored ones last.
 
     Means are ratios of sums over prompts, and prompts are what is resampled (95 % intervals).
     """
+    dropped = {name: (done.prompts, most) for done in rounds for name, most in done.dropped.items()}
     point_C, drawn_BC = values(plan.scores, pool, plan.settings.seed)
     interval_C2 = {
         name: metrics.percentile_interval(drawn_BC[name]) if s.ends is None
@@ -107,6 +123,7 @@ def describe(plan: RankPlan, pool: Pool) -> tuple[RankedCandidate, ...]:
     }  # fmt: skip
     select = plan.settings.select
     order = best_first(point_C[select])
+    order.sort(key=lambda c: -dropped.get(plan.subjects[c].name, (math.inf, 0))[0])
     gap_C2 = metrics.percentile_interval(drawn_BC[select] - drawn_BC[select][:, [order[0]]])
     candidates = []
     for place, c in enumerate(order):
@@ -126,7 +143,13 @@ def describe(plan: RankPlan, pool: Pool) -> tuple[RankedCandidate, ...]:
                     for name in plan.scores
                 },
                 # Without a value (nan) nothing is told.
-                not_told_apart_from_best=place == 0 or not (gap_C2[c, 1] < 0 or gap_C2[c, 0] > 0),
+                not_told_apart_from_best=place == 0
+                or not (
+                    dropped[subject.name][1] < 0
+                    if subject.name in dropped
+                    else gap_C2[c, 1] < 0 or gap_C2[c, 0] > 0
+                ),
+                dropped_after=dropped.get(subject.name, (None, 0))[0],
                 responses=len(rows),
                 truncated=sum(not r.finished for r in rows),
                 tokens=sum(r.tokens for r in rows),
@@ -394,6 +417,25 @@ def recommended_lines(advice: Recommendation | None, select: str) -> list[str]:
     else:
         alone = f"NEX alone would have picked {advice.nex_alone}, and they disagree"
     return [f"Recommended: {advice.name}, {about}, {tokens}. {alone}."]
+
+
+def rounds_lines(
+    plan: RankPlan, candidates: Sequence[RankedCandidate], rounds: Sequence[Round]
+) -> list[str]:
+    """What stopping early saved, and who stopped; nothing where nobody could stop."""
+    if not rounds:
+        return []
+    last, left = rounds[-1], sum(c.dropped_after is None for c in candidates)
+    samples = plan.settings.sampling.samples
+    # As long as their answers so far.
+    whole = sum(c.tokens / max(1, c.responses) for c in candidates) * len(plan.prompts) * samples
+    kept = "" if left == 1 else f", {left} candidates are left"
+    return [
+        f"{last.stopped.capitalize()}{kept}: {times(len(rounds), 'round')}, {last.prompts} of "
+        f"{len(plan.prompts)} prompts, {grouped(last.tokens)} tokens; all prompts to all "
+        f"candidates would take about {grouped(round(whole))}. Who stopped is not ahead by "
+        f"{tolerance(plan.settings):g} pp or more."
+    ]
 
 
 # ---------------------------------------------------------------- files

@@ -43,6 +43,10 @@ if TYPE_CHECKING:
     import torch
 
 
+TOLERANCE = 2.0
+"""Percentage points."""
+
+
 class RankPlan(NamedTuple):
     """A ranking whose inputs have been checked; nothing has been computed yet."""
 
@@ -157,6 +161,8 @@ def arguments_of(settings: RankSettings, readings: nex.Readings) -> dict[str, ob
     if settings.sampling.top_k == 0:
         alone.add("sampling_top_k")
     arguments = {name: value for name, value in arguments.items() if name not in alone}
+    if settings.adaptive:
+        arguments |= {"tolerance": tolerance(settings), "budget": settings.budget}
     return arguments | {"reuse_median_in": readings.reuse_median_in}
 
 
@@ -170,6 +176,11 @@ def require_cacheable(candidates: Sequence[Subject]) -> None:
                 f"{RESERVED_LAYER} of {UNITS}: --format nex-cache can't hold this model. Use "
                 "--keep-activations."
             )
+
+
+def tolerance(settings: RankSettings) -> float:
+    """Percentage points by which a pick of early rounds may be behind the best."""
+    return TOLERANCE if settings.tolerance is None else settings.tolerance
 
 
 def last_stage(settings: RankSettings) -> dict[str, str]:

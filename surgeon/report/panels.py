@@ -107,6 +107,21 @@ def readings(page: RankingPage) -> Markup | None:
     return part(TEMPLATE, "readings", rows=rows, with_truth=with_truth, lines=found.recorded_again)
 
 
+def rounds(page: RankingPage) -> Markup | None:
+    """Who stopped answering when, where candidates could."""
+    if not page.ranking.rounds:
+        return None
+    rows = []
+    for n, done in enumerate(page.ranking.rounds, 1):
+        gone = [
+            f"{name} ({signed(100 * most, 1)})"
+            for name, most in sorted(done.dropped.items(), key=lambda item: item[1])
+        ]
+        counts = (n, done.prompts, len(done.answering), done.tokens)
+        rows.append((list(map(grouped, counts)), done.leader or DASH, ", ".join(gone) or DASH))
+    return part(TEMPLATE, "rounds", rows=rows, end=page.ranking.rounds[-1].stopped)
+
+
 def trace(page: RankingPage) -> Markup | None:
     """One response of the best candidate with its novelty and phases."""
     if page.reading is None:
@@ -139,6 +154,7 @@ def settings(page: RankingPage) -> Markup:
 
 PANELS: dict[str, Panel] = {
     "table": Panel("Table", "Candidates, best first", table),
+    "rounds": Panel("Rounds", "Who stopped when", rounds),
     "scores": Panel("Scores", "Every score", scores),
     "accuracy": Panel("Against accuracy", "Against accuracy", accuracy),
     "evidence": Panel("Evidence", "Evidence", evidence),

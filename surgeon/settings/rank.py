@@ -75,6 +75,14 @@ class RankSettings:
     """True accuracies to hold the scores against: evaluate.json, or by candidate (JSON, CSV)."""
     panels: Annotated[Many[str], UNRECORDED, Metavar("MODULE:FUNCTION")] = ()
     """Panels of your own on the report's page."""
+    adaptive: Annotated[bool, RECORDED_WHERE_SET] = False
+    """Ask prompts in rounds: candidates that can't be the best any more stop answering, and it ends
+    when one is left."""
+    tolerance: Annotated[Amount | None, UNRECORDED] = None
+    """With adaptive: percentage points of the score by which the chosen candidate may be behind the
+    best; by default 2."""
+    budget: Annotated[Count | None, UNRECORDED] = None
+    """With adaptive: most tokens of all responses together; by default no limit."""
     keep_activations: bool = False
     """Keep the recordings on disk, a file a response, with the statistics of every token."""
     format: Annotated[Literal["nex-cache"] | None, RECORDED_WHERE_SET] = None
@@ -106,4 +114,14 @@ class RankSettings:
             raise BadInput(
                 f"found nex_cache and {', '.join(given)}, expected nex_cache alone: a cache holds "
                 "its responses' activations already."
+            )
+        if not self.adaptive and (self.tolerance, self.budget) != (None, None):
+            name = "tolerance" if self.tolerance is not None else "budget"
+            raise BadInput(
+                f"found {name} without adaptive, expected both: every candidate answers every "
+                "prompt unless --adaptive lets some stop early."
+            )
+        if self.adaptive and self.nex_cache is not None:
+            raise BadInput(
+                "found adaptive and nex_cache, expected one of them: a cache holds all responses."
             )

@@ -1,0 +1,139 @@
+"""What stopping early saves and costs: `rank --adaptive` on recorded and on simulated answers.
+
+    python -m benchmarks.adaptive
+
+Recorded: all answers of the candidates of three families (benchmarks/recorded_answers.json: every
+response's answer, NEX and tokens, and the candidates' accuracies on other problems). A race asks
+their prompts in another order for each of `SEEDS` seeds and sees only what it asked; NEX is that
+of the weights learned from all responses. Simulated: the families of benchmarks/estimate.py, all
+responses equally long, NEX 1.
+
+Columns: tokens as a share of the full ranking's (mean, highest); accuracy lost against the full
+ranking's pick in percentage points (mean, highest; below 0: gained); races whose pick is the same
+or within 1 pp of it; candidates left at the end.
+"""
+
+# Shape letters: P prompts, C candidates, S samples of a prompt.
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks.estimate import KINDS, draw
+from surgeon import nex
+from surgeon.rank import rounds
+from surgeon.rank.conclusion import best_first, values
+from surgeon.rank.scores import RECOMMENDED, SCORES, Pool
+from surgeon.ranking import RankedResponse
+
+RECORDED = Path(__file__).parent / "recorded_answers.json"
+SEEDS = 20
+TOLERANCES = (0.0, 0.01, 0.02, 0.05)
+SIMULATED = ("10 candidates", "20 candidates", "100 prompts", "nearly equal", "most are bad")
+
+
+class Answers(NamedTuple):
+    """Everything that the candidates of a family would answer."""
+
+    responses: dict[str, tuple[RankedResponse, ...]]
+    accuracy_C: np.ndarray
+
+
+def response(prompt_id: str, sample: int, answer: str | None, score: float, tokens: int):
+    return RankedResponse(
+        prompt_id=prompt_id, sample=sample, tokens=tokens, finished=True, answer=answer, nex=score,
+        reward=math.nan, bad=math.nan, credible=True, empty=False, cycles=0, gated=0,
+        explore_segments=0, kept_mass=1.0, entropy_R=(), measured={},
+    )  # fmt: skip
+
+
+def recorded() -> dict[str, Answers]:
+    """By family."""
+    found = {}
+    for name, family in json.loads(RECORDED.read_text()).items():
+        responses = {}
+        for c, candidate in enumerate(family["candidates"]):
+            rows = [
+                (f"{p}", s, None if answer == "-" else answer, score / 1000, tokens)
+                for p, row in enumerate(family["responses"])
+                for s, (answer, score, tokens) in enumerate(row[c])
+            ]
+            responses[candidate] = tuple(response(*row) for row in rows)
+        found[name] = Answers(responses, np.array(family["accuracy"]))
+    return found
+
+
+def simulated(name: str, seed: int) -> Answers:
+    """A family of benchmarks/estimate.py."""
+    kind = next(kind for kind in KINDS if kind.name == name)
+    answer_PCS, accuracy_C = draw(np.random.default_rng(seed), kind)
+    responses = {
+        f"{c}": tuple(
+            response(f"{p}", s, f"{answer_PCS[p, c, s]}", 1.0, 1)
+            for p in range(answer_PCS.shape[0])
+            for s in range(answer_PCS.shape[2])
+        )
+        for c in range(answer_PCS.shape[1])
+    }
+    return Answers(responses, accuracy_C)
+
+
+def pool(responses: dict[str, tuple[RankedResponse, ...]], prompt_ids: Sequence[str]) -> Pool:
+    return Pool(list(prompt_ids), responses, nex.DEFAULT)
+
+
+def race(family: Answers, seed: int, tolerance: float) -> tuple[float, float, int]:
+    """(share of the tokens, accuracy lost in pp against the full ranking, candidates left)."""
+    scores = {name: SCORES[name] for name in (*RECOMMENDED, "recommended")}
+    names = list(family.responses)
+    prompt_ids = sorted({r.prompt_id for rows in family.responses.values() for r in rows}, key=int)
+    seen: dict[str, tuple[RankedResponse, ...]] = dict.fromkeys(names, ())
+
+    def ask(answering: Sequence[str], asked: Sequence[str]) -> Pool:
+        for name in answering:
+            seen[name] = tuple(r for r in family.responses[name] if r.prompt_id in asked)
+        return pool(seen, asked)
+
+    rules = rounds.Race(scores, "recommended", tolerance, None, seed)
+    done = list(rounds.run(rules, names, rounds.shuffled(prompt_ids, seed), ask))
+    left = rounds.left_after(names, done)
+    asked = rounds.shuffled(prompt_ids, seed)[: done[-1].prompts]
+    # As `rank` concludes: the best of those left by all that was seen.
+    value_C = values(scores, pool(seen, asked), seed)[0]["recommended"]
+    picked = next(c for c in best_first(value_C) if names[c] in left)
+    whole_C = values(scores, pool(family.responses, prompt_ids), seed)[0]["recommended"]
+    full = best_first(whole_C)[0]
+    whole = sum(r.tokens for rows in family.responses.values() for r in rows)
+    lost = 100 * (family.accuracy_C[full] - family.accuracy_C[picked])
+    return done[-1].tokens / whole, float(lost), len(left)
+
+
+def line(name: str, tolerance: float, races: Sequence[tuple[float, float, int]]) -> None:
+    share, lost, left = (np.array(column) for column in zip(*races, strict=True))
+    print(
+        f"| {name} | {100 * tolerance:g} | {share.mean():.0%} | {share.max():.0%} "
+        f"| {lost.mean():.1f} | {lost.max():.1f} | {(lost <= 1 + 1e-9).sum()}/{len(races)} "
+        f"| {left.mean():.1f} |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    print(
+        "| family | tolerance | tokens | highest | lost (pp) | highest | within 1 pp | left |\n"
+        "|---|---|---|---|---|---|---|---|"
+    )
+    for name, family in recorded().items():
+        for tolerance in TOLERANCES:
+            line(name, tolerance, [race(family, seed, tolerance) for seed in range(SEEDS)])
+    for name in SIMULATED:
+        races = [race(simulated(name, seed), seed, 0.02) for seed in range(SEEDS)]
+        line(name, 0.02, races)
+
+
+if __name__ == "__main__":
+    main()
