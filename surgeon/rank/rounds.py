@@ -206,7 +206,10 @@ def score_in_rounds(plan: RankPlan, work: Path) -> list[Round]:
             name: in_order([t for t in plan.traces[name] if t.prompt_id in prompt_ids], prompts)
             for name in names
         }
-        now = plan._replace(prompts=prompts, subjects=subjects, traces=traces)
+        # What is kept of a candidate is its share of what all may keep.
+        share = plan.settings.evidence_mb * len(subjects) / len(plan.subjects)
+        settings = replace(plan.settings, evidence_mb=share)
+        now = plan._replace(settings=settings, prompts=prompts, subjects=subjects, traces=traces)
         score_candidates(now, work)
         return pool_of(plan, work, prompt_ids)
 
