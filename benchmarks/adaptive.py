@@ -33,7 +33,14 @@ from surgeon.ranking import RankedResponse
 RECORDED = Path(__file__).parent / "recorded_answers.json"
 SEEDS = 20
 TOLERANCES = (0.0, 0.01, 0.02, 0.05)
-SIMULATED = ("10 candidates", "20 candidates", "100 prompts", "nearly equal", "most are bad")
+SIMULATED = (
+    "4 candidates",
+    "10 candidates",
+    "20 candidates",
+    "100 prompts",
+    "nearly equal",
+    "most are bad",
+)
 
 
 class Answers(NamedTuple):

@@ -46,7 +46,7 @@ def race(accuracies: dict[str, float], *, tolerance=0.02, budget=None, seed=0) -
 
 
 def test_candidates_that_cant_be_the_best_stop_and_a_jury_goes_on():
-    chances = {"bad": 0.1, "fair": 0.5, "good": 0.95, "worse": 0.2, "well": 0.85}
+    chances = {"bad": 0.1, "fair": 0.5, "good": 0.95, "worse": 0.2, "so-so": 0.55}
     for seed in range(3):
         done = race(chances, seed=seed)
         assert [r.prompts for r in done] == rounds.sizes(60)[: len(done)]
@@ -71,12 +71,13 @@ def test_nobody_is_dropped_where_the_score_has_no_value():
     point_C, drawn_BC = np.array([0.5, math.nan, 0.5]), np.full((10, 3), [0.5, math.nan, 0.5])
     ahead_C = rounds.most_ahead(point_C, drawn_BC, 0, 5, 0.05)
     # Five prompts on which two never differed don't show that one isn't ahead by 2 pp.
-    assert math.isnan(ahead_C[1]) and ahead_C[2] >= 0.0
+    assert math.isnan(ahead_C[1]) and ahead_C[2] > 0.1
 
 
 def test_an_adaptive_ranking_resumes_to_the_same_result(pico_source, tmp_path, monkeypatch):
-    """Killed in its second round; rounds are counted in single prompts here."""
+    """Killed at the end of its second round."""
     monkeypatch.setattr(rounds, "LEAST", 2)
+    monkeypatch.setattr(rounds, "LEVEL", 1e-9)  # so that nobody stops
     mini_set = tmp_path / "mini.jsonl"
     rows = [{"id": f"q{n}", "prompt": f"w{n} w{n + 1} + 3"} for n in range(5)]
     mini_set.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +34,8 @@ FIRST, LEAST, GROWTH = 0.05, 5, 1.5
 LEVEL = 0.05
 """Chance that a candidate is dropped that is ahead by more than the tolerance, in all rounds."""
 JURY = 3
-"""Fewest candidates that answer; two alone always match each other equally often."""
+"""Fewest candidates that answer. Two always match each other equally often, so that their votes
+alone never tell them apart, however many prompts are asked."""
 ROUNDS = "rounds.json"
 UNSEEN = 1 / 3
 """Where few prompts were asked, candidates may never have differed: one prompt more counts, with
@@ -188,7 +190,9 @@ def most_ahead(
     variance_C = (deviation_BC**2).mean(0) * prompts / max(1, prompts - 1)
     spread_C = np.sqrt(variance_C + (UNSEEN / prompts) ** 2)
     worst_B = np.max(-deviation_BC / spread_C, axis=1, initial=0.0)
-    return gap_C + np.quantile(worst_B, 1 - level) * spread_C
+    # Where resamples never differ the bootstrap has no quantile of its own.
+    least = NormalDist().inv_cdf(1 - level)
+    return gap_C + max(float(np.quantile(worst_B, 1 - level)), least) * spread_C
 
 
 # ---------------------------------------------------------------- with models
