@@ -6,7 +6,17 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from surgeon import named
-from surgeon.answers.phrases import emphasised, formula, last, last_value, stated, truth, weak
+from surgeon.answers.phrases import (
+    MOST_LETTERS,
+    emphasised,
+    formula,
+    last,
+    last_value,
+    stated,
+    truth,
+    weak,
+)
+from surgeon.answers.prose import called, own, refuses, shaped, without_remarks
 from surgeon.answers.thinking import TAGS, Tags, after_thinking, opened, tags_of
 from surgeon.errors import BadInput
 
@@ -75,6 +85,11 @@ _NOT_PRONOUN = r"(?!(?<=I)\s+(?:am|was|do|don|did|can|could|would|will|think|bel
 _CHOICE_BOX = re.compile(r"[\s({\[*$]*([A-Ja-j])(?![A-Za-z0-9])")
 _CHOICE_FORMS = (
     re.compile(
+        r"(?i:\b(?:pick|choice|selection) is|leaves (?:us |me )?(?:with )?)[\s*(\[]*"
+        rf"([A-J]){_NOT_A_WORD}(?!\s+[a-z]+\s+(?:because|of))"
+    ),
+    re.compile(r"\b(?:is|must be)\s+[*(\[]{0,4}([A-J])[.)]\s*[A-Za-z]"),
+    re.compile(
         r"(?i:\banswer|\bcorrect (?:choice|option|one))[*_\s]*(?i:is\b)?[*_\s]*[:：=]?"
         r"[\s*_$\"'(\[{]*"
         rf"(?:([A-J]){_NOT_A_WORD}{_NOT_PRONOUN}|([a-j])[).\]*_ \t]*$)",
@@ -127,8 +142,14 @@ def _last_line(text: str) -> str | None:
 
 
 def _auto(text: str, words: Sequence[str] = ()) -> str | None:
-    readers = (_boxed, partial(stated, words=words), formula, weak, emphasised, last_value)
-    readers += (truth, _last_line)
+    text = own(text)
+    answer = _boxed(text) or stated(text, words=words)
+    if answer:
+        return answer
+    text = without_remarks(text[-MOST_LETTERS:])
+    if refuses(text):
+        return _last_line(text)
+    readers = (formula, weak, emphasised, shaped, called, last_value, truth, _last_line)
     return next((answer for read in readers if (answer := read(text))), None)
 
 

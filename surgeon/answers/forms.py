@@ -20,6 +20,15 @@ GSM8K = "####"
 _CHARACTERS = str.maketrans({"−": "-", "，": ",", "：": ":", "（": "(", "）": ")", "＝": "="})
 
 
+_HIGH = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+_RAISED = re.compile(r"(?<=10)[⁻]?[⁰¹²³⁴-⁹]+")
+
+
+def _power(match: re.Match[str]) -> str:
+    """10⁻⁴ as 10^{-4}."""
+    return f"^{{{match.group().translate(_HIGH)}}}"
+
+
 def tidy(answer: str) -> str:
     r"""The text without what is only typesetting: outer `$`, `\( \)`, bold and quotes, `\text{}`
     and its like, `\left`, spaces that LaTeX adds, a closing full stop.
@@ -35,6 +44,7 @@ def tidy(answer: str) -> str:
 
 
 def _once_shorter(answer: str) -> str:
+    answer = _RAISED.sub(_power, answer)
     answer = answer.translate(_CHARACTERS).replace("{,}", ",").replace("\\%", "%")
     if GSM8K in answer:
         answer = answer.rpartition(GSM8K)[2].strip() or answer

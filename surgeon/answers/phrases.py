@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from functools import cache
 
-from surgeon.answers.values import NUMBER_WORDS
+from surgeon.answers.values import MEASURE, NUMBER_WORDS
 
 MOST_LETTERS = 20_000
 """Of a response's end, where its answer is looked for in prose."""
@@ -180,7 +180,7 @@ def _shorter(answer: str) -> str | None:
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?"
 _VALUE = re.compile(
     r"(?:(?<![\w.)\]}^])[-−+]\s?)?(?<![\w.])(?:\\?[$€£¥]\s?)?"
-    rf"(?:\d+:\d+(?::\d+)*(?:\s?[ap]\.?m\b)?|\d+ \d+/\d+|\d{{1,3}}(?: \d{{3}})+(?!\d)|{_DIGITS}\s?/\s?{_DIGITS}"  # noqa: E501
+    rf"(?:\d+:\d+(?::\d+)*(?:\s?[aApP]\.?[mM]\b)?|\d+ \d+/\d+|\d{{1,3}}(?: \d{{3}})+(?!\d)|{_DIGITS}\s?/\s?{_DIGITS}"  # noqa: E501
     rf"|{_DIGITS}(?:\s?(?:x|×|\\times|\*)\s?10\^\{{?-?\d+\}}?|[eE][-+]?\d+)?|\.\d+)(?:\s?\\?%)?"
 )  # fmt: skip
 _WORDED = re.compile(
@@ -216,7 +216,9 @@ def last_value(text: str) -> str | None:
             return inside.rstrip(".,")  # x = 5, y = 3
         return re.split(r"(?<![<>!\\:])=(?!=)", inside)[-1].strip().rstrip(".,") or inside
     if number:
-        return number.group().strip().replace("−", "-").removeprefix("+").strip()
+        found = number.group().strip().replace("−", "-").removeprefix("+").strip()
+        unit = MEASURE.match(text, number.end())
+        return found + unit.group() if unit and "%" not in found else found
     word = last(_WORDED, text)
     return word.group() if word else None
 

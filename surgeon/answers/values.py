@@ -198,6 +198,9 @@ NUMBER_WORDS |= {
     if n
     for between in (" ", "-")
 }
+PARTS = {"half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6}
+PARTS |= {"seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10}
+"""Of a whole, in the singular (two thirds)."""
 NUMBER_WORDS |= {"one hundred": 100, "a hundred": 100, "hundred": 100, "one thousand": 1000}
 _PLAIN_WORDS = re.compile(r"[^\W\d_]{3,}[^\\{}=<>+*/^\d$]*|(?i:no|so|on|is|in|at|of|or|up|us|we)")
 _KEPT_AS_IT_IS = re.compile(r"[0-9A-F]+_\{?([0-9]{1,2})\}?")
@@ -255,7 +258,12 @@ def _duration(text: str) -> Value | None:
 
 def _number_word(text: str) -> Value | None:
     number = NUMBER_WORDS.get(text.casefold())
-    return None if number is None else Value(str(number))
+    if number is not None:
+        return Value(str(number))
+    count, _, part = text.casefold().replace("-", " ").partition(" ")
+    whole = PARTS.get(part.removesuffix("s"))
+    number = 1 if count == "a" else NUMBER_WORDS.get(count)
+    return Value(expressions.fingerprint(f"{number}/{whole}")) if whole and number else None
 
 
 def _plain_words(text: str) -> Value | None:
@@ -397,7 +405,10 @@ def _list(text: str) -> Value | None:
     names = {m[1] for part in parts if (m := _ASSIGNED.match(part))}
     if len(names) > 1:
         return Value(_distinct([_named(part) for part in parts]))
-    forms = [form for part in parts for form in _members(_form(part))]
+    found = [_read(part) for part in parts]
+    if len({of.unit for of in found} - {""}) == len(parts):  # 5 apples and 12 oranges
+        return Value(_distinct([f"{of.form} {of.unit}" for of in found]))
+    forms = [form for of in found for form in _members(of.form)]
     return Value(_distinct(forms)) if len(set(forms)) > 1 else _read(parts[0])
 
 
@@ -547,7 +558,9 @@ _UNIT_NAMES = {
     "hz": "hertz", "pa": "pascal", "mol": "mole", "kmh": "km/h",
 }  # fmt: skip
 _UNIT = {alias: name for name, words in _UNIT_NAMES.items() for alias in (name, *words.split())}
+_LENGTHS = ("cm", "mm", "km", "m", "in", "ft", "yd", "mi")
 UNITS = frozenset(_UNIT.values()) - {"degree"}
+UNITS |= {length + power for length in _LENGTHS for power in "²³"}
 """Whose names are known, so that two of them are two units (a degree may be of any scale)."""
 _SHORT_UNITS = r"[mgslLhNJWVAK]"
 _LONG_UNITS = r"(?:cm|mm|km|kg|mg|ml|mL|ft|in|lbs?|oz|min|hrs?|sec|mph|yd|mi|Hz|Pa|mol|rad|deg)"
@@ -559,6 +572,18 @@ _TAIL = re.compile(
     rf"|(?<=\s){_SHORT_UNITS}(?![A-Za-z(]))"
     r"(?:\s*(?:\^\s*\{?-?\d\}?|[²³]|/|\.|-|·|\\cdot|per\b|of\b)?\s*\(?[^\W\d_]*\)?)*+))\s*$"
 )
+MEASURE = re.compile(
+    r"[ ]?(?:(?:square|cubic) )?(?:"
+    + "|".join(
+        sorted(
+            (re.escape(a) for a in _UNIT if a[0].isalpha() and len(a) > 1), key=len, reverse=True
+        )
+    )
+    + r"|[gmL](?![A-Za-z(]))s?(?:\^?[23²³])?(?![A-Za-z])"
+    r"(?:\s?(?:/|per)\s?(?:hours?|h|minutes?|min|seconds?|s|days?|weeks?|years?)(?![A-Za-z]))?",
+    re.IGNORECASE,
+)
+"""A unit whose name is known, behind a number."""
 _TRIGONOMETRIC = re.compile(r"sin|cos|tan|cot|sec|csc")
 _HEAD = re.compile(
     r"(?:(?:the )?(?:(?:final )?answer|solution|result)\s*(?:[:=]|is\b)\s*|(?:about|approximately|approx\.?|around|roughly|exactly|nearly|only|just|equal to|equals|"  # noqa: E501
@@ -649,6 +674,15 @@ def _unit_of(text: str) -> str:
     plain = plain.replace("^circ", "°").replace("°c", "°c").replace("\\", "")
     if plain in ("°", "degrees"):
         return "degree"
+    for power, marks in (
+        ("²", ("square", "sq", "squared", "²", "^2")),
+        ("³", ("cubic", "cubed", "³", "^3")),
+    ):
+        for mark in marks:
+            rest = plain.removeprefix(mark) if mark[0].isalpha() else plain.removesuffix(mark)
+            rest = rest.removesuffix(mark)
+            if rest not in (plain, "") and _unit_of(rest) in UNITS:
+                return _unit_of(rest) + power
     single = plain.removesuffix("s") if len(plain) > 3 else plain
     for before, after in (("milesperhour", "mph"), ("kilometersperhour", "kmh"), ("km/h", "kmh")):
         if plain == before:
