@@ -520,7 +520,7 @@ def test_tau_leaves_out_neurons_that_never_pass_it_in_a_row():
     whose whole mass 1.1 stays. Row 1: 1 has .6 and stays, 3 has .5 and goes. Kept: 1.7 of 3.1."""
     sums = RowSums(2, 5, tau=0.5)
     key = np.array([[1, 2], [1, 2], [1, 3]])
-    mass = f32([[0.5, 0.2], [0.4, 0.9], [0.6, 0.5]])
+    mass = np.array([[0.5, 0.2], [0.4, 0.9], [0.6, 0.5]], np.float32)
     sums.add(Top(key, mass, mass.sum(-1)))
     acts, kept = sums.finish()
     assert acts.neuron_E.tolist() == [2, 1] and acts.start_R1.tolist() == [0, 1, 2]
