@@ -38,7 +38,7 @@ NEAR_TIE = 1e-3
 class Size(NamedTuple):
     """What is run."""
 
-    shape: dict[str, int]
+    shape: dict[str, Any]
     """Of the random model."""
     prompts: int
     """Of the built-in family, in the parity checks."""
