@@ -19,7 +19,7 @@ the responses, as JSON.
 # R1 rows + 1, K neurons of a response.
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -151,6 +151,36 @@ def read(directory: str | Path, *, rows: bool = True) -> CandidateEvidence:
     names = header.pop("responses")
     kept = tuple(_response(arrays, n, *name) for n, name in enumerate(names))
     return CandidateEvidence(**header, responses=kept)
+
+
+class Mass(NamedTuple):
+    """The mass of one response."""
+
+    prompt_id: str
+    sample: int
+    neuron_K: np.ndarray
+    mass_K: np.ndarray
+
+
+def masses(file: str | Path, *, entries: int = 1 << 22) -> Iterator[Mass]:
+    """The masses (b_k of NEX sec. 3.3) of all responses of a file, with about `entries` numbers in
+    memory at a time, however many responses there are."""
+    from safetensors import safe_open
+
+    with safe_open(Path(file), framework="np") as opened:
+        names = json.loads((opened.metadata() or {})["kept"])["responses"]
+        start_N1 = opened.get_tensor("mass_N1")
+        neurons, mass = opened.get_slice("mass.neuron_K"), opened.get_slice("mass.mass_K")
+        first = 0
+        while first < len(names):
+            most = int(np.searchsorted(start_N1, start_N1[first] + entries, "right")) - 1
+            last = min(len(names), max(first + 1, most))
+            begin, end = int(start_N1[first]), int(start_N1[last])
+            neuron_E, mass_E = neurons[begin:end].astype(np.int64), mass[begin:end]
+            for n in range(first, last):
+                own = slice(int(start_N1[n]) - begin, int(start_N1[n + 1]) - begin)
+                yield Mass(*names[n], neuron_E[own], mass_E[own])
+            first = last
 
 
 def require_rows(kept: CandidateEvidence, directory: str | Path) -> None:

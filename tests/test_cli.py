@@ -22,6 +22,8 @@ COMMANDS = {
     "weights": "weights out",
     "distill": "checkpoint pool out method tuning merge select shots context steps batch_size lr "
     "ema max_tokens save_every tracker answer seed device dtype",
+    "curate": "pool out by keep worst reader weights weights_from_other prompts columns exclude "
+    "finished answer top_k consensus_top thinking template seed device dtype",
     "sft": "checkpoint traces mix prompts columns out tuning merge epochs held_out pack lr "
     "batch_size save_every thinking template seed device dtype",
     "trigger label": "checkpoint prompts out judge easy hard traces spans levels samples limit "

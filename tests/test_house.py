@@ -56,6 +56,7 @@ TIERS = [
         "extract_lora",
         "evaluate",
         "distill",
+        "curate",
         "sft",
         "trigger",
         "monitor",

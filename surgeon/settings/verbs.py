@@ -45,6 +45,7 @@ VERBS = {
             "extract_lora",
         ),
         "distill": ("distill:DistillSettings", "surgeon.distill", "distill"),
+        "curate": ("curate:CurateSettings", "surgeon.curate", "curate"),
         "sft": ("sft:SftTracesSettings", "surgeon.sft", "sft"),
         "trigger-label": ("trigger_label:LabelSettings", "surgeon.trigger.label", "label"),
         "trigger-identify": (
