@@ -179,7 +179,8 @@ def masses(file: str | Path, *, entries: int = 1 << 22) -> Iterator[Mass]:
             neuron_E, mass_E = neurons[begin:end].astype(np.int64), mass[begin:end]
             for n in range(first, last):
                 own = slice(int(start_N1[n]) - begin, int(start_N1[n + 1]) - begin)
-                yield Mass(*names[n], neuron_E[own], mass_E[own])
+                prompt_id, sample = names[n]
+                yield Mass(prompt_id, sample, neuron_E[own], mass_E[own])
             first = last
 
 

@@ -1,4 +1,4 @@
-"""`surgeon curate`: selections of equal tokens, from a ranking and from a file; what is left out."""
+"""`surgeon curate`: selections of equal tokens, from a ranking and from a file; exclusions."""
 
 import json
 from pathlib import Path
@@ -11,6 +11,7 @@ from surgeon import evidence_file, nex
 from surgeon.curate import curate
 from surgeon.curate.overlap import left_out, runs
 from surgeon.curate.rules import RULES, agreement, order, within
+from surgeon.curate.written import whole
 from surgeon.errors import BadInput
 from surgeon.rank import rank
 from surgeon.sft.lessons import encoder, read_lessons
@@ -62,7 +63,7 @@ def test_a_rankings_responses_are_scored_from_what_it_kept_and_by_the_reader_ali
         assert sum(len(t.token_ids) for t in traces) == selection.tokens <= found.budget
         assert found.budget - selection.tokens < 16 and "p2" not in {t.prompt_id for t in traces}
         asked = lines(tmp_path / "kept" / "trl" / f"{selection.by}.jsonl")
-        assert [row["completion"][0]["content"] for row in asked] == [t.text for t in traces]
+        assert [row["completion"][0]["content"] for row in asked] == [whole(t.text) for t in traces]
     info = json.loads((tmp_path / "kept" / "llamafactory" / "dataset_info.json").read_text())
     assert set(info) == {"nex", "hes", "length"}
     # The model reads the same responses; killed in the middle, it goes on from there.

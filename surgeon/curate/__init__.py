@@ -106,7 +106,7 @@ def select(plan: CuratePlan, work: Path) -> Curation:
         for a in pool.answers
     ])  # fmt: skip
     places = np.flatnonzero(allowed_N)
-    candidates = [rows[n] for n in places]
+    candidates = [rows[n] for n in places.tolist()]
     budget = round(settings.keep * int(tokens_N[places].sum()))
     kept: dict[str, np.ndarray] = {}
     for name, rule in plan.rules.items():
@@ -139,7 +139,7 @@ def select(plan: CuratePlan, work: Path) -> Curation:
 
 def summary(name: str, rows: Sequence[Values], kept_N: np.ndarray, known: float) -> KeptAnswers:
     """A selection in numbers."""
-    kept = [rows[n] for n in np.flatnonzero(kept_N)]
+    kept = [rows[n] for n in np.flatnonzero(kept_N).tolist()]
     judged = [row["correct"] for row in kept if "correct" in row]
     tokens = sum(row["tokens"] for row in kept)
     return KeptAnswers(

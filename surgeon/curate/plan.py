@@ -1,6 +1,6 @@
 """A curation, checked against files and headers before a model is loaded."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -62,7 +62,7 @@ def prepare(settings: CurateSettings) -> CuratePlan:
     excluded = [read_prompts(source) for source in settings.exclude]
     ranked = ranked_pool(settings.pool)
     reader = None if settings.reader is None else open_checkpoint(settings.reader)
-    needed = {rule.needs for rule in rules.values()}
+    needed: set[str] = {rule.needs for rule in rules.values()}
     _require_reader(ranked, reader, needed)
     if reader is not None and needed & {"weights", "recording", "sets"}:
         require("record", reader)
@@ -105,9 +105,7 @@ def consensus_readings(settings: CurateSettings) -> NopsdReadings:
     return NopsdReadings(top_global=settings.consensus_top)
 
 
-def _require_reader(
-    ranked: RankedPool | None, reader: Checkpoint | None, needed: Collection[str]
-) -> None:
+def _require_reader(ranked: RankedPool | None, reader: Checkpoint | None, needed: set[str]) -> None:
     """Raise `BadInput` where a rule needs a model that wasn't named."""
     if reader is not None:
         return
@@ -127,7 +125,7 @@ def _weights(
     settings: CurateSettings,
     ranked: RankedPool | None,
     reader: Checkpoint | None,
-    needed: Collection[str],
+    needed: set[str],
 ) -> tuple[np.ndarray | None, str]:
     """The reader's neuron weights and the digest of their file; of a ranking's candidate, its own.
 
