@@ -65,7 +65,8 @@ def sizes(prompts: int) -> list[int]:
 
 def shuffled(prompt_ids: Sequence[str], seed: int) -> list[str]:
     """The order in which prompts are asked: files are often sorted, by difficulty for example."""
-    return [prompt_ids[n] for n in np.random.default_rng(seed).permutation(len(prompt_ids))]
+    order: list[int] = np.random.default_rng(seed).permutation(len(prompt_ids)).tolist()
+    return [prompt_ids[n] for n in order]
 
 
 def run(
