@@ -336,3 +336,22 @@ def test_a_merged_base_is_made_once(bases, tmp_path: Path, monkeypatch):
     assert one.path == two.path and store.owns(one.path) and len(made) == 1
     edit(tmp_path / "adapter", lora_alpha=6)
     assert resolve(spec).path != one.path and len(made) == 2
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "mixtral"])
+def test_lora_on_fused_experts_is_merged_as_peft_does(model_type, make_checkpoint, tmp_path: Path):
+    from peft import LoraConfig, get_peft_model
+
+    base = make_checkpoint(tmp_path / "base", model_type, num_hidden_layers=1, dtype="float32")
+    experts = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    config = LoraConfig(
+        r=2, target_modules=["q_proj"], target_parameters=experts, task_type="CAUSAL_LM"
+    )
+    tuned: Any = get_peft_model(Checkpoint.open(base).model(), config)  # pyright: ignore
+    for name, parameter in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter.data, 0, 0.1)
+    tuned.save_pretrained(str(tmp_path / "lora"))
+    ids = torch.arange(3, 20)[None]
+    merged: Any = resolve(f"{base}+{tmp_path / 'lora'}", tmp_path).model()
+    assert torch.equal(merged(ids).logits, tuned.merge_and_unload()(ids).logits)

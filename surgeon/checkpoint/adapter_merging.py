@@ -108,7 +108,8 @@ class Merging:
         text = self.embedding.rpartition(".")[0]
         names = {}
         for module in self.adapter.modules:
-            name = _live_name(module, live, text)
+            # PEFT wraps a module once for each of its adapted parameters.
+            name = _live_name(module.replace(".base_layer", ""), live, text)
             if name is None and self._fuses(module):
                 name = module
             if name is None:
@@ -118,7 +119,8 @@ class Merging:
                 )
             names[module] = name
         taken = list(names.values())
-        if len(set(taken)) != len(taken):
+        by_parameter = bool(self.adapter.config.get("target_parameters"))
+        if len(set(taken)) != len(taken) and not by_parameter:
             raise BadInput(
                 f"{self.adapter.spec} adapts {max(taken, key=taken.count)} under two names. Save "
                 "the adapter again with one release of PEFT."

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from surgeon.answers import after_thinking
+from surgeon.answers.thinking import TAGS
 from surgeon.endpoint import Endpoint, Refused
 from surgeon.errors import BadInput
 from surgeon.settings.asking import EndpointSettings
@@ -138,7 +139,7 @@ def read_value(text: str, shape: Shape) -> tuple[dict[str, Any] | None, str]:
 
     Thinking before it and a code fence around it are taken off.
     """
-    text = (after_thinking(text) or "").strip()
+    text = (after_thinking(text, TAGS) or "").strip()
     if text.startswith("```"):
         text = text.partition("\n")[2].rpartition("```")[0]
     try:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from surgeon.checkpoint import FLOATS, Checkpoint
+from surgeon.checkpoint import DTYPES, FLOATS, Checkpoint, stored_dtype
 from surgeon.families import label
 from surgeon.progress import bar
 
@@ -140,6 +140,12 @@ def warnings(first: Checkpoint, second: Checkpoint, found: Relation) -> list[str
             f"{found.equal_share:.0%} of {found.sampled} weights sampled in {len(found.differing)} "
             "tensors are equal bit by bit. A ratio t keeps the share t of that update, and methods "
             "that drop weights at random (dare, density below 1) may lose it"
+        )
+    stored = [DTYPES[name].torch for c in (first, second) if (name := stored_dtype(c))]
+    if len(set(stored)) > 1:
+        warned.append(
+            f"the weights of {names} are {stored[0]} and {stored[1]}: both are rounded to the "
+            "candidates' dtype (--dtype) before they are mixed"
         )
     rope = [rope_settings(c) for c in (first, second)]
     keys = [key for key in sorted(rope[0] | rope[1]) if rope[0].get(key) != rope[1].get(key)]
