@@ -29,7 +29,10 @@ class NeuronWeights(NamedTuple):
     credit_LF: np.ndarray
     """float64 >= 0: evidence for the weight's sign, which breaks ties between equal weights."""
     mass_LF: np.ndarray | None
-    """float32 >= 0: mean activation mass on the mini-set."""
+    """float32 >= 0: mean activation mass on the mini-set, of the activations that the ranking's
+    top-k kept."""
+    positive_LF: np.ndarray | None = None
+    """float32 >= 0: all of it, kept or not; None in weights of a version that did not record it."""
 
 
 def find_weights(spec: str | Path, digests: Collection[str] = ()) -> Path:
@@ -84,7 +87,13 @@ def read_weights(file: Path, n_layers: int, d_ff: int) -> NeuronWeights:
     arrays = load_file(file)
     if "weight_LF" not in arrays:
         raise BadInput(f"{file} holds no neuron weights (weight_LF), only {names_of(arrays)}.")
-    for name in {"weight_LF", "effective_LF", "redundant_LF", "mass_LF"} & arrays.keys():
+    for name in {
+        "weight_LF",
+        "effective_LF",
+        "redundant_LF",
+        "mass_LF",
+        "positive_LF",
+    } & arrays.keys():
         require_shape(file, name, arrays[name], n_layers, d_ff)
         if not np.isfinite(arrays[name]).all():
             raise BadInput(f"{file} holds values in {name} that are not finite numbers.")
@@ -102,6 +111,7 @@ def read_weights(file: Path, n_layers: int, d_ff: int) -> NeuronWeights:
         weight_LF,
         credit_LF.astype(np.float64),
         arrays.get("mass_LF"),
+        arrays.get("positive_LF"),
     )
 
 

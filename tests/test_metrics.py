@@ -271,3 +271,26 @@ def test_the_f_test_of_a_parabola_agrees_with_the_t_test_of_its_square():
     from scipy.stats import t as student
 
     assert fit is not None and fit.p == pytest.approx(2 * student.sf(abs(t), 12))
+
+
+def test_corrected_interval_takes_off_the_shift_of_the_resamples_and_holds_the_value():
+    """Resamples .7 and .8 around .75, .05 below a value of .8: centre .85, root mean square
+    sqrt((.1^2 + 0) / 2)."""
+    ends = metrics.corrected_interval(np.array([0.8]), np.array([[0.7], [0.8]]))
+    half = 1.96 * math.sqrt(0.005)
+    np.testing.assert_allclose(ends, [[0.85 - half, min(1, 0.85 + half)]])
+    assert ends[0, 0] <= 0.8 <= ends[0, 1]
+
+
+def test_the_set_that_may_be_best_holds_the_best_as_often_as_it_says():
+    """Eight equal candidates and four that are 1 worse: 60 prompts with noise of 1."""
+    rng, kept, out = np.random.default_rng(0), 0, 0
+    mean_C = np.array([1.0] * 8 + [0.0] * 4)
+    for seed in range(120):
+        value_PC = rng.normal(mean_C, 1, (60, 12))
+        drawn_BC = metrics.resampled_means(value_PC, seed=seed, n=300)
+        inside_C = metrics.may_be_best(value_PC.mean(0), drawn_BC)
+        kept += int(inside_C[0])
+        out += int((~inside_C[8:]).sum())
+    assert kept / 120 >= 0.9 and out / 480 > 0.95
+    assert metrics.may_be_best(np.array([1.0, math.nan]), np.full((9, 2), math.nan)).all()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from surgeon import nex
+from surgeon import metrics, nex
 from surgeon.activations import Activations
 from surgeon.errors import BadInput
 from surgeon.nex import PRESETS, Readings
@@ -595,3 +595,43 @@ def test_top_entropy_rows_are_found_over_all_candidates():
     assert within == pytest.approx([1 / 5, 1 / 2, 1 / 3, math.nan], nan_ok=True)
     assert len(nex.entropy_top20([])) == 0
     assert np.isnan(nex.entropy_top20([np.zeros(0)])).all()
+
+
+# Learned anew in resamples -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folds", [0, 2])
+def test_relearned_scores_are_those_of_a_plain_loop(folds: int):
+    rng = np.random.default_rng(1)
+    P, N = 6, 90
+
+    def response(used: int) -> nex.Response:
+        neuron_K = np.sort(rng.choice(N, used, replace=False))
+        credited_K = np.sort(rng.choice(neuron_K, used // 3, replace=False))
+        value_K, sign_K = rng.gamma(1, 1e-2, len(credited_K)), rng.random(len(credited_K)) < 0.5
+        nothing = (np.zeros(0), np.zeros(0, bool), 1, 1)
+        evidence = nex.Evidence(
+            credited_K, value_K * sign_K, value_K * ~sign_K, np.zeros(len(credited_K)), *nothing
+        )
+        return nex.Response(evidence, neuron_K, rng.gamma(1, 1, used).astype(np.float32))
+
+    responses = [response(0 if n == 4 else 30) for n in range(2 * P)]
+    prompt_N = np.arange(2 * P) // 2
+    count_BP = metrics.resample_counts(P, n=20)
+    fold_P = np.arange(P) % folds if folds else None
+    expected = []
+    for count_P in count_BP.astype(int):
+        scores = []
+        for r, p in zip(responses, prompt_N, strict=True):
+            learned = [
+                other.evidence
+                for other, q in zip(responses, prompt_N, strict=True)
+                if fold_P is None or fold_P[q] != fold_P[p]
+                for _ in range(count_P[q])
+            ]
+            weight_N = nex.weights(*nex.accumulate(learned, N))
+            found = nex.good_mass_fraction(r.neuron_K, r.mass_K, weight_N)
+            scores += [nex.counted(found.score, found.mass == 0)] * count_P[p]
+        expected.append(np.nanmean(scores))
+    found_B = nex.relearned(responses, prompt_N, count_BP, fold_P=fold_P)
+    np.testing.assert_allclose(found_B, expected, atol=1e-5)

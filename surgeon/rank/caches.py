@@ -220,7 +220,7 @@ def score_caches(plan: RankPlan, work: Path) -> None:
         n_neurons = about.n_layers * about.d_ff
         # A cache holds what was kept; what was not isn't known.
         learned = learn(n_neurons, reduced, np.zeros(n_neurons))
-        write_weights(plan, directory, subject, learned._replace(positive_N=learned.mass_N))
+        write_weights(plan, directory, subject, learned._replace(positive_N=np.zeros(0)))
         keep_rows(plan, directory, subject, traces, reduced, rows)
         responses = score(plan, learned, traces, [r.answer for r in about.responses], reduced)
         reading = read_closely(plan, responses, reduced)

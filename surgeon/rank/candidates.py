@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from surgeon import activations, artifact, engines, evidence_file, lineage, nex
+from surgeon import activations, artifact, engines, evidence_file, lineage, metrics, nex
 from surgeon.answers import classes_of, parse_tags, read_answers
 from surgeon.checkpoint import read_header
 from surgeon.families import Subject
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PLAIN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
-TRACES, SCORES = "traces.jsonl", "scores.json"
+TRACES, SCORES, RESAMPLES = "traces.jsonl", "scores.json", "resamples.safetensors"
 
 
 def score_candidates(plan: RankPlan, work: Path) -> None:
@@ -86,6 +86,7 @@ def score_candidate(
     learned = learn(n_layers * d_ff, reduced, mean_positive(directory / "responses", len(reduced)))
     write_weights(plan, directory, subject, learned)
     keep_evidence(plan, directory, subject, traces, reduced)
+    write_resamples(plan, directory, traces, reduced)
     think = parse_tags(plan.settings.reading.think_tags)
     answers = votes(traces, read_answers(traces, plan.extract, tokenizer, think))
     if plan.settings.format == "nex-cache":
@@ -362,6 +363,7 @@ def write_weights(plan: RankPlan, directory: Path, subject: Subject, learned: Le
         {
             name.replace("_N", "_LF"): value.astype(np.float32).reshape(n_layers, d_ff)
             for name, value in learned._asdict().items()
+            if len(value)  # caches don't say all mass
         },
         metadata={
             "format": "np", "digest": subject.digest, "checkpoint": subject.spec,
@@ -369,6 +371,29 @@ def write_weights(plan: RankPlan, directory: Path, subject: Subject, learned: Le
             "mini_set": plan.inputs["mini set"],
         },
     )  # fmt: skip
+
+
+def write_resamples(
+    plan: RankPlan, directory: Path, traces: Sequence[Trace], reduced: Sequence[Reduced]
+) -> None:
+    """Write resamples.safetensors: the NEX of every resample of the prompts, weights learned anew
+    in each; nothing where they came from elsewhere."""
+    if plan.shared_weight_LF is not None:
+        return
+    place = {prompt.id: n for n, prompt in enumerate(plan.prompts)}
+    nex_B = nex.relearned(
+        [nex.Response(r.evidence, r.neuron_K, r.mass_K) for r in reduced],
+        np.array([place[trace.prompt_id] for trace in traces], np.int64),
+        metrics.resample_counts(len(place), seed=plan.settings.seed),
+        plan.readings,
+    )
+    lineage.write_tensors(directory / RESAMPLES, {"nex_B": nex_B})
+
+
+def read_resamples(directory: Path) -> np.ndarray | None:
+    """float64_B, as written by `write_resamples`; None where nothing was."""
+    file = directory / RESAMPLES
+    return load_tensors(file, "nex_B".__eq__)["nex_B"] if file.is_file() else None
 
 
 def votes(traces: Sequence[Trace], answers: Sequence[str | None]) -> list[str | None]:

@@ -12,10 +12,10 @@ import numpy as np
 from surgeon import artifact, estimate, lineage, metrics, nex, report, store
 from surgeon.checkpoint import link_directory
 from surgeon.families import Subject, write_out
-from surgeon.rank.candidates import TRACES, candidate_dir
+from surgeon.rank.candidates import TRACES, candidate_dir, read_resamples
 from surgeon.rank.exploration import inverted_u
 from surgeon.rank.plan import RankPlan, tolerance
-from surgeon.rank.scores import RECOMMENDED, Pool, Score, informs, measures
+from surgeon.rank.scores import RECOMMENDED, Pool, Score, informs, measures, nines
 from surgeon.rank.sensitivity import sensitivity
 from surgeon.ranking import (
     CandidateScores,
@@ -54,6 +54,7 @@ def conclude(plan: RankPlan, work: Path, rounds: Sequence[Round] = ()) -> Rankin
         {name: scores.responses for name, scores in stored.items()},
         plan.readings,
         {subject.name: subject.digest for subject in plan.subjects},
+        {s.name: read_resamples(candidate_dir(work, s)) for s in plan.subjects},
     )
     settings = plan.settings
     candidates = describe(plan, pool, rounds)
@@ -116,15 +117,16 @@ def describe(
     """
     dropped = {name: (done.prompts, most) for done in rounds for name, most in done.dropped.items()}
     point_C, drawn_BC = values(plan.scores, pool, plan.settings.seed)
-    interval_C2 = {
-        name: metrics.percentile_interval(drawn_BC[name]) if s.ends is None
-        else s.ends(pool, drawn_BC[name])
-        for name, s in plan.scores.items()
-    }  # fmt: skip
+    interval_C2 = intervals(plan.scores, pool, point_C, drawn_BC)
     select = plan.settings.select
     order = best_first(point_C[select])
     order.sort(key=lambda c: -dropped.get(plan.subjects[c].name, (math.inf, 0))[0])
-    gap_C2 = metrics.percentile_interval(drawn_BC[select] - drawn_BC[select][:, [order[0]]])
+    left_C = [c for c in order if plan.subjects[c].name not in dropped]
+    inside_C = metrics.may_be_best(point_C[select][left_C], drawn_BC[select][:, left_C])
+    # One prompt says nothing of another.
+    equal = {c for c, inside in zip(left_C, inside_C, strict=True) if inside}
+    equal |= set(left_C) if len(pool.prompt_ids) < 2 else set()
+    equal |= {c for c in order if dropped.get(plan.subjects[c].name, (0, -1))[1] >= 0}
     candidates = []
     for place, c in enumerate(order):
         subject = plan.subjects[c]
@@ -142,13 +144,7 @@ def describe(
                     name: (or_none(interval_C2[name][c, 0]), or_none(interval_C2[name][c, 1]))
                     for name in plan.scores
                 },
-                # Without a value (nan) nothing is told.
-                not_told_apart_from_best=place == 0
-                or not (
-                    dropped[subject.name][1] < 0
-                    if subject.name in dropped
-                    else gap_C2[c, 1] < 0 or gap_C2[c, 0] > 0
-                ),
+                not_told_apart_from_best=place == 0 or c in equal,
                 dropped_after=dropped.get(subject.name, (None, 0))[0],
                 responses=len(rows),
                 truncated=sum(not r.finished for r in rows),
@@ -177,10 +173,34 @@ def values(
     drawn_BC = {
         name: ratio(metrics.resampled_means(sums, seed=seed)) for name, sums in sums_PC2.items()
     }
+    for c, relearned_B in enumerate(pool.relearned.values()):
+        if relearned_B is not None:
+            drawn_BC["nex"][:, c] = relearned_B
     for name, score in scores.items():
         if score.combined is not None:
             point_C[name], drawn_BC[name] = score.combined(point_C), score.combined(drawn_BC)
     return point_C, drawn_BC
+
+
+def intervals(
+    scores: Mapping[str, Score],
+    pool: Pool,
+    point_C: Mapping[str, np.ndarray],
+    drawn_BC: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """By score, the ends of the candidates' 95 % intervals, float64_C2."""
+    found = {
+        name: metrics.percentile_interval(drawn_BC[name]) if s.ends is None
+        else s.ends(pool, drawn_BC[name])
+        for name, s in scores.items()
+    }  # fmt: skip
+    relearned_C = np.array([nex_B is not None for nex_B in pool.relearned.values()], bool)
+    if relearned_C.any():
+        for name in ("nex", "recommended"):
+            ends_C2 = metrics.corrected_interval(point_C[name], drawn_BC[name])
+            found[name] = np.where(relearned_C[:, None], ends_C2, found[name])
+        found["saturation"] = nines(found)
+    return found
 
 
 def or_none(value: float) -> float | None:

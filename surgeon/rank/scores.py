@@ -32,6 +32,9 @@ class Pool(NamedTuple):
     readings: nex.Readings
     digests: Mapping[str, str] = MappingProxyType({})
     """Candidate -> its checkpoint's digest, where known: equal ones are copies."""
+    relearned: Mapping[str, np.ndarray | None] = MappingProxyType({})
+    """Candidate -> its NEX in every resample, with the weights learned anew; None where they were
+    held."""
 
     def answers(self) -> np.ndarray:
         """int64_PCS: the answers of all candidates, as `surgeon.estimate` takes them."""

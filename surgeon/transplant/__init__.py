@@ -114,7 +114,7 @@ def _exchange(
 
 def _report(plan: TransplantPlan, alignment: Alignment, difference: Difference) -> TransplantReport:
     pair, surgery, moved_LF = plan.pair, plan.surgery, alignment.moved_LF
-    mass_of, mass_share = _mass_share(plan, moved_LF)
+    mass_of, mass_share, positive_share = _mass_shares(plan, moved_LF)
     return TransplantReport(
         recipient=pair.recipient.name,
         donor=pair.donor.name if surgery.donor else "",
@@ -125,6 +125,7 @@ def _report(plan: TransplantPlan, alignment: Alignment, difference: Difference) 
         parameters_L=_parameters(pair, moved_LF),
         of_units_L=tuple(pair.exists_LF.sum(1).tolist()),
         mass_share=mass_share,
+        positive_share=positive_share,
         mass_of=mass_of,
         difference_share=difference.share(moved_LF) if surgery.donor else None,
         difference_sampled=surgery.donor and difference.sampled,
@@ -134,8 +135,11 @@ def _report(plan: TransplantPlan, alignment: Alignment, difference: Difference) 
     )
 
 
-def _mass_share(plan: TransplantPlan, moved_LF: np.ndarray) -> tuple[str, float | None]:
-    """Whose recording of activation mass is at hand, and the share of it in the units."""
+def _mass_shares(
+    plan: TransplantPlan, moved_LF: np.ndarray
+) -> tuple[str, float | None, float | None]:
+    """Whose recording of activation mass is at hand, and the units' share of it: of what the top-k
+    kept, and of all positive mass."""
     of_weights = "recipient" if plan.settings.donor is None else "donor"
     recordings = (
         ("recipient", plan.recipient_weights, moved_LF),
@@ -143,9 +147,16 @@ def _mass_share(plan: TransplantPlan, moved_LF: np.ndarray) -> tuple[str, float 
     )
     for whose, weights, mask_LF in recordings:
         if weights is not None and weights.mass_LF is not None:
-            mass_LF = weights.mass_LF.astype(np.float64)
-            return whose, float(mass_LF[mask_LF].sum() / max(mass_LF.sum(), 1e-300))
-    return "", None
+            kept, everything = (
+                None
+                if mass_LF is None
+                else float(
+                    mass_LF[mask_LF].sum(dtype=float) / max(mass_LF.sum(dtype=float), 1e-300)
+                )
+                for mass_LF in (weights.mass_LF, weights.positive_LF)
+            )
+            return whose, kept, everything
+    return "", None, None
 
 
 def _parameters(pair: Pair, moved_LF: np.ndarray) -> tuple[int, ...]:

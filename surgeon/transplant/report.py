@@ -42,7 +42,10 @@ class TransplantReport:
     """Parameters in the units that move."""
     of_units_L: tuple[int, ...]
     mass_share: float | None
-    """Share of the activation mass on the mini-set that the units carry; None if not recorded."""
+    """Share that the units carry of the activation mass that the ranking's top-k kept on the
+    mini-set; None if not recorded."""
+    positive_share: float | None = None
+    """Share of all positive activation mass on the mini-set; None if not recorded."""
     mass_of: str
     """`recipient` or `donor`: whose activation mass that is."""
     difference_share: float | None
@@ -91,9 +94,12 @@ class TransplantReport:
             lines = ["activation mass: not recorded in the weights given"]
         else:
             absent = "" if self.mass_of == "recipient" else " (the recipient's was not given)"
+            of_all = "; of all positive mass: not recorded in these weights"
+            if self.positive_share is not None:
+                of_all = f"; {self.positive_share:.1%} of all positive mass"
             lines = [
-                f"activation mass: {self.mass_share:.1%} of the {self.mass_of}'s on the mini-set"
-                + absent
+                f"activation mass: {self.mass_share:.1%} of the {self.mass_of}'s that the top-k "
+                f"kept on the mini-set{of_all}{absent}"
             ]
         if self.difference_share is not None:
             where = " of the FFNs matched" if self.matched_similarity is not None else ""
