@@ -27,6 +27,7 @@ import numpy as np
 
 from surgeon import lineage, nex
 from surgeon.activations import Activations
+from surgeon.checkpoint import read_header
 from surgeon.errors import BadInput
 
 FILE = "evidence.safetensors"
@@ -170,13 +171,21 @@ def masses(file: str | Path, *, entries: int = 1 << 22) -> Iterator[Mass]:
     with safe_open(Path(file), framework="np") as opened:
         names = json.loads((opened.metadata() or {})["kept"])["responses"]
         start_N1 = opened.get_tensor("mass_N1")
-        neurons, mass = opened.get_slice("mass.neuron_K"), opened.get_slice("mass.mass_K")
+    header = read_header(Path(file))
+    # Not through a memory map, whose pages would stay as long as there is room.
+    with open(file, "rb") as stream:
+
+        def part(name: str, dtype: type[np.generic], begin: int, end: int) -> np.ndarray:
+            stream.seek(header[name].start + begin * np.dtype(dtype).itemsize)
+            return np.fromfile(stream, dtype, end - begin)
+
         first = 0
         while first < len(names):
             most = int(np.searchsorted(start_N1, start_N1[first] + entries, "right")) - 1
             last = min(len(names), max(first + 1, most))
             begin, end = int(start_N1[first]), int(start_N1[last])
-            neuron_E, mass_E = neurons[begin:end].astype(np.int64), mass[begin:end]
+            neuron_E = part("mass.neuron_K", np.int32, begin, end).astype(np.int64)
+            mass_E = part("mass.mass_K", np.float32, begin, end)
             for n in range(first, last):
                 own = slice(int(start_N1[n]) - begin, int(start_N1[n + 1]) - begin)
                 prompt_id, sample = names[n]

@@ -196,16 +196,21 @@ def show(result: Curation) -> None:
     columns = ["selection", "answers", "prompts", "tokens", "mean length", "finished"]
     judged = result.everything.correct is not None
     names = [s.by for s in result.selections]
-    shared = {(s.one, s.other): s.share for s in result.overlap}
-    found = table(*columns, *(["correct"] if judged else []), *(f"in {n}" for n in names))
+    found = table(*columns, *(["correct"] if judged else []))
     for s in (*result.selections, result.everything):
         cells: list[Any] = [
             s.by, s.responses, s.prompts, f"{s.tokens:,}", f"{s.mean_tokens:.0f}",
             f"{s.finished:.0%}",
         ]  # fmt: skip
         cells += ["-" if s.correct is None else f"{s.correct:.0%}"] if judged else []
-        cells += [f"{shared[s.by, n]:.0%}" if (s.by, n) in shared else "" for n in names]
         found.add_row(*map(str, cells))
     console().print(found)
+    if result.overlap:
+        shared = {(s.one, s.other): f"{s.share:.0%}" for s in result.overlap}
+        say("")
+        found = table("its tokens in", *names)
+        for one in names:
+            found.add_row(one, *(shared.get((one, other), "") for other in names))
+        console().print(found)
     warn(result.warnings)
     say(f"Train on one: surgeon sft CHECKPOINT --traces {result.out / names[0]}.jsonl")

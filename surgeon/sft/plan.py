@@ -111,8 +111,8 @@ def _warnings(
         )
     if taught.unpaired:
         yield f"{taught.unpaired} prompts are answered in one file of the mixture only: left out."
-    eos = checkpoint.generation_config.get("eos_token_id")
-    stops: set[Any] = {*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_token_id}
+    ends: list[Any] = [checkpoint.generation_config.get("eos_token_id"), tokenizer.eos_token_id]
+    stops = {i for end in ends for i in (end if isinstance(end, list) else [end])}
     others = [n for lesson in taught.lessons if (n := int(lesson.ids[-1])) not in stops]
     cut = sum(file.cut for file in taught.files)
     if len(others) > cut:
