@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from surgeon.decoding import Answer, Decoder, Request, Token, decode, stream_key
+from surgeon.decoding import Answer, Decoder, NotFinite, Request, Token, decode, stream_key
 from surgeon.decoding.cache import cache_bytes_per_token
 from surgeon.decoding.fitting import why_alone
 from surgeon.errors import BadInput
@@ -436,3 +436,42 @@ def test_settings_do_not_move_the_bits_of_a_choice(tmp_path: Path, make_checkpoi
     assert found[0] == whole[0]
     assert found[4] == whole[4]
     assert sum(a != b for a, b in zip(found, whole, strict=True)) > 5
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_answer_without_finite_logits_fails_alone(model: Any, temperature: float):
+    """Token 7 has no numbers. What shares the pass, and what later sits in that row, is as ever."""
+    wanted = [r._replace(prompt=[i if i != 7 else 8 for i in r.prompt]) for r in requests(40)]
+    clean = run(model, wanted, batch=16, temperature=temperature)
+    bad = {3, 11, 20}
+    mixed = [r._replace(prompt=[*r.prompt, 7, 9]) if n in bad else r for n, r in enumerate(wanted)]
+
+    def poison(_: Any, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        return out.masked_fill((args[0] == 7)[..., None], torch.nan)
+
+    hook = model.get_input_embeddings().register_forward_hook(poison)
+    try:
+        decoder = Decoder(model, stop=STOP, rows=16, max_tokens=40, temperature=temperature)
+        for n, request in enumerate(mixed):
+            decoder.add(n, request)
+        found: dict[int, list[int]] = defaultdict(list)
+        failed: list[int] = []
+        while decoder.busy:
+            for token in decoder.step():
+                found[token.index].append(token.token_id)
+            failed += decoder.failed
+        # An answer may come upon the token by itself.
+        own = {a.index for a in clean if 7 in a.token_ids[:-1]}
+        assert bad <= set(failed) <= bad | own and not bad & found.keys()
+        for answer in clean:
+            if answer.index not in bad | own:
+                assert found[answer.index] == answer.token_ids
+        # The first batch is finished; what waits isn't begun.
+        told: list[int] = []
+        answers = decode(model, mixed, stop=STOP, max_tokens=1, temperature=0, batch=16)
+        with pytest.raises(NotFinite, match="for request 3 and 1 more: the weights") as error:
+            told.extend(answer.index for answer in answers)
+        assert sorted(told) == sorted({*range(16)} - {3, 11})
+        assert error.value.indices == (3, 11)
+    finally:
+        hook.remove()

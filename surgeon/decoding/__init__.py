@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from torch import nn
 
 from surgeon.decoding.batch import Decoder, plan_rows
-from surgeon.decoding.choosing import stream_key
+from surgeon.decoding.choosing import NotFinite, stream_key
 from surgeon.decoding.fitting import evaluating
 from surgeon.decoding.prompted import prompt_likelihoods
 from surgeon.decoding.requests import Answer, Request, Token, Watcher
@@ -31,6 +31,7 @@ __all__ = [
     "Constraint",
     "Decoder",
     "Likelihood",
+    "NotFinite",
     "Request",
     "Shaping",
     "Token",
@@ -66,7 +67,8 @@ def decode(
     those given here. `watcher` sees request `requests[i]` as index `i`, which an answer bears too.
     An answer is cut where `until`, asked with its index and its tokens after each one, says so.
     Raises BadInput for a prompt that is empty or fills the context, and for settings out of range,
-    before any pass.
+    before any pass. Where a request's logits aren't finite, the answers beside it are finished and
+    yielded, then NotFinite names it.
     """
     if not requests:
         check_decodable(model)
@@ -89,6 +91,7 @@ def decode(
         decoder.add(index, request)
     answers = {index: Answer(index, [], "length") for index in by_index}
     forced: dict[int, list[int]] = {}
+    failed: list[int] = []
     with evaluating(model):
         while decoder.busy:
             for index, token_id, is_forced, finish_reason, _ in decoder.step():
@@ -102,3 +105,9 @@ def decode(
                 if finish_reason is not None:
                     places = tuple(forced.pop(index, ()))
                     yield Answer(index, token_ids, finish_reason, places)
+            if decoder.failed:
+                failed += decoder.failed
+                for row in list(decoder.waiting):
+                    decoder.cancel(row.index)
+    if failed:
+        raise NotFinite(sorted(failed))

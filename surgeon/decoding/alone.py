@@ -119,6 +119,10 @@ class Alone:
         """The row's request is gone, and its memory."""
         self.row_by_slot.pop(slot, None)
 
+    def clear(self, slot: int) -> None:
+        """Forget what the row holds."""
+        self.free(slot)
+
     def read(self, prompts: Sequence[tuple[int, Sequence[int]]]) -> None:
         """Read tokens into rows (slot, tokens) that hold nothing yet."""
         for slot, ids in prompts:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from surgeon.decoding.alone import Alone
 from surgeon.decoding.cache import available_bytes, cache_bytes_per_token, round_up
-from surgeon.decoding.choosing import STREAM_BLOCK, DrawSettings, choose, uniforms
+from surgeon.decoding.choosing import STREAM_BLOCK, DrawSettings, NotFinite, choose, uniforms
 from surgeon.decoding.fitting import evaluating, passes_of
 from surgeon.decoding.requests import FinishReason, Request, Token, Watcher
 from surgeon.decoding.shaping import PLAIN, Constraint, Shaping, likelihoods, shaped
@@ -132,6 +132,8 @@ class Decoder:
         self.length_B = np.zeros(0, dtype=np.int64)
         """The position of each row's next token; 0 for an idle row, which rewrites position 0."""
         self.random_BS = np.zeros((0, STREAM_BLOCK))
+        self.failed: list[int] = []
+        """Requests that the last pass ended, as their logits aren't finite."""
         self.logprob_V: dict[int, Tensor] = {}
         """Log-probabilities of this pass, for the slots that tell them."""
 
@@ -187,12 +189,20 @@ class Decoder:
     @torch.inference_mode()
     def step(self) -> list[Token]:
         """Run one pass over all rows and return the token of each: none for an answer that was
-        given up until it is where it was, so the list may be empty while the decoder is `busy`."""
+        given up until it is where it was, so the list may be empty while the decoder is `busy`.
+
+        An answer whose logits aren't finite ends without one, in `failed`; the others go on.
+        """
+        self.failed.clear()
         with evaluating(self.model), fitting_threads(self.model):
             if not self._refill():
                 return []
             with nullcontext() if self.watcher is None else self.watcher.attached():
-                token_B = self._choose(self._shape(self._pass()))
+                logits_BV = self._shape(self._pass())
+                try:
+                    token_B = self._choose(logits_BV)
+                except NotFinite:
+                    token_B = self._choose(self._without_broken(logits_BV))
                 forced = self._force(token_B)
             return self._accept(token_B, forced)
 
@@ -296,6 +306,17 @@ class Decoder:
                 row.constraint,
             )  # fmt: skip
         return logits_BV
+
+    def _without_broken(self, logits_BV: Tensor) -> Tensor:
+        """End the answers whose logits aren't finite; the logits, with zeros in their place."""
+        broken_B = ~logits_BV.amax(-1).isfinite()
+        for b in broken_B.nonzero()[:, 0].tolist():
+            if (row := self.row_B[b]) is not None:
+                self.failed.append(row.index)
+                self.indices.remove(row.index)
+                self._free(b)
+            self.passes.clear(b)
+        return logits_BV.masked_fill(broken_B[:, None], 0)
 
     def _choose(self, logits_BV: Tensor) -> Tensor:
         """Each row's next token by its own settings and the next number of its stream."""

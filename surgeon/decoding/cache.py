@@ -132,6 +132,12 @@ class SlotCache:
                     stores[layer] = new
         self.rows = rows
 
+    def clear(self, row: int) -> None:
+        """Forget what a row holds: a closed position counts 0 * value, which must be a number."""
+        for store in (*self.keys, *self.values):
+            if store is not None:
+                store[row] = 0
+
     def move(self, source: Tensor, target: Tensor, length: int) -> None:
         """Copy the first `length` positions of the rows `source` into the rows `target`."""
         for store in (*self.keys, *self.values):

@@ -4,6 +4,7 @@
 
 import hashlib
 import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,26 @@ GREEDY = 1e-5
 """Temperatures below this take the most likely token: logits divided by them would be infinite."""
 SORTED_OUTRIGHT = 2048
 """Vocabularies up to this size are sorted without looking for a short list of candidates first."""
+
+
+class NotFinite(BadInput):
+    """The model's logits are no numbers: for the answers to `indices`, where those are known."""
+
+    def __init__(
+        self, indices: Sequence[int] = (), name: Callable[[int], str] = "request {}".format
+    ):
+        self.indices = tuple(indices)
+        where, more = "", len(self.indices) - 1
+        if self.indices:
+            where = " for " + name(self.indices[0]) + (f" and {more} more" if more else "")
+        super().__init__(
+            f"found logits that are not finite{where}: the weights are broken, or too large for "
+            "float16 (load the model in bfloat16 or float32)."
+        )
+
+    def named(self, name: Callable[[int], str]) -> "NotFinite":
+        """The same in words of the one who asked."""
+        return NotFinite(self.indices, name)
 
 
 class DrawSettings(NamedTuple):
@@ -74,8 +95,7 @@ def choose(
     likely tokens whose probability reaches `top_p`; among equal logits the smaller id comes first.
     Temperature 0, or as good as 0, takes the most likely token. The choice is the inverse of the
     cumulative distribution at `u_B`, most likely token first. A large vocabulary is sorted only for
-    rows whose nucleus is wider than a short list of candidates. Raises BadInput for logits that
-    aren't finite.
+    rows whose nucleus is wider than a short list of candidates. Raises NotFinite.
     """
     if temperature < GREEDY:
         largest_B, token_B = logits_BV.max(-1)
@@ -100,10 +120,7 @@ def choose(
 
 def _check(value_B: Tensor) -> None:
     if not bool(value_B.isfinite().all()):
-        raise BadInput(
-            "found logits that are not finite: the weights are broken, or too large for float16 "
-            "(load the model in bfloat16 or float32)."
-        )
+        raise NotFinite
 
 
 def _choose_within(

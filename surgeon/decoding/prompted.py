@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgeon.decoding.choosing import NotFinite
 from surgeon.decoding.fitting import evaluating, why_alone
 from surgeon.decoding.shaping import Likelihood, likelihoods
 from surgeon.live.architecture import (
@@ -25,7 +26,7 @@ TOGETHER = 256
 @torch.inference_mode()
 def prompt_likelihoods(model: nn.Module, prompt: Sequence[int], top: int) -> list[Likelihood]:
     """Each token's log-probability after those before it, and the `top` likeliest: of all tokens
-    but the first, which nothing comes before."""
+    but the first, which nothing comes before. Raises NotFinite."""
     found: list[Likelihood] = []
     if len(prompt) < 2:
         return found
@@ -33,7 +34,10 @@ def prompt_likelihoods(model: nn.Module, prompt: Sequence[int], top: int) -> lis
         for logits_TV in _logits(model, prompt[:-1]):
             at = len(found) + 1
             ids = prompt[at : at + len(logits_TV)]
-            found += likelihoods(logits_TV.float().log_softmax(-1), ids, top)
+            logprob_TV = logits_TV.float().log_softmax(-1)
+            if bool(logprob_TV.isnan().any()):
+                raise NotFinite
+            found += likelihoods(logprob_TV, ids, top)
     return found
 
 

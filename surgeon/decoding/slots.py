@@ -75,6 +75,10 @@ class Slots:
     def free(self, slot: int) -> None:
         """The row's request is gone; the next one begins at position 0 again."""
 
+    def clear(self, slot: int) -> None:
+        """Forget what the row holds, which may be no numbers."""
+        self.cache.clear(slot)
+
     def read(self, prompts: Sequence[tuple[int, Sequence[int]]]) -> None:
         """Read tokens into rows (slot, tokens) that hold nothing yet."""
         # Neighbours of similar length share a pass: little padding.

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from surgeon.decoding import Request, decode, stream_key
+from surgeon.decoding import NotFinite, Request, decode, stream_key
 from surgeon.monitor.jobs import Job, MonitoredAnswer, MonitorPlan
 from surgeon.traces import stop_ids
 from surgeon.watch.watching import Watching
@@ -23,7 +23,7 @@ def decoded(
             levels=plan.levels,
         )  # fmt: skip
     by_index = {job.index: job for job in jobs}
-    for index, token_ids, finish_reason, forced in decode(
+    answers = decode(
         model,
         {i: Request(job.ids, stream_key(sampling.seed, *job.key)) for i, job in by_index.items()},
         stop=stop_ids(model, plan.tokenizer),
@@ -33,6 +33,13 @@ def decoded(
         top_k=sampling.top_k,
         batch=sampling.batch,
         watcher=watching,
-    ):
-        firings, readings = watching.take(index) if watching else ([], [])
-        yield MonitoredAnswer(by_index[index], token_ids, finish_reason, forced, firings, readings)
+    )
+    try:
+        for index, token_ids, finish_reason, forced in answers:
+            firings, readings = watching.take(index) if watching else ([], [])
+            job = by_index[index]
+            yield MonitoredAnswer(job, token_ids, finish_reason, forced, firings, readings)
+    except NotFinite as error:
+        raise error.named(
+            lambda index: "prompt {!r}, sample {}".format(*by_index[index].key)
+        ) from error

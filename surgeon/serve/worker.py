@@ -13,7 +13,14 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
-from surgeon.decoding import Decoder, Likelihood, Request, Token, prompt_likelihoods
+from surgeon.decoding import (
+    Decoder,
+    Likelihood,
+    NotFinite,
+    Request,
+    Token,
+    prompt_likelihoods,
+)
 from surgeon.errors import BadInput
 from surgeon.serve.grammar import Match
 from surgeon.serve.refusals import Refusal, closing, dead, failed, overloaded
@@ -21,6 +28,10 @@ from surgeon.watch.watching import Firing, Watching
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+LOST = ("device-side assert", "illegal memory access", "unspecified launch failure")
+"""Words of errors after which every later call fails in this process, whatever it asks for."""
 
 
 class NextToken(NamedTuple):
@@ -235,6 +246,9 @@ class Worker:
             if request.max_tokens == 0:
                 return
             self.decoder.add(index, request)
+        except NotFinite as error:
+            deliver(Breakoff(index, failed(f"The model failed: {error}")))
+            return
         except BadInput as error:
             deliver(Breakoff(index, Refusal(400, str(error))))
             return
@@ -253,6 +267,8 @@ class Worker:
         """Raise the error again where the device is lost, which no later pass gets over."""
         import torch
 
+        if any(words in str(error) for words in LOST):
+            raise error from None
         device = next(self.model.parameters()).device
         if device.type == "cpu" or isinstance(error, torch.OutOfMemoryError | BadInput):
             return
@@ -275,6 +291,8 @@ class Worker:
             print(f"A pass of the model failed: {reason}", file=sys.stderr, flush=True)
         else:
             self._tell(tokens)
+            for index in self.decoder.failed:
+                self._fail(index)
             return
         # A decoder plans with the memory that is free: the old one, and with the error the frames
         # of its pass, must be gone by then.
@@ -303,6 +321,14 @@ class Worker:
             answer.deliver(NextToken(index, token_id, finish_reason, firings, likelihood))
             if finish_reason is not None:
                 self._forget(index)
+
+    def _fail(self, index: int) -> None:
+        """Break off an answer for which the model gave no numbers."""
+        why = str(NotFinite())
+        print(f"An answer failed: {why}", file=sys.stderr, flush=True)
+        if (answer := self._answers.get(index)) is not None:
+            answer.deliver(Breakoff(index, failed(f"The model failed: {why}")))
+            self._forget(index)
 
     def _forget(self, index: int) -> None:
         self._answers.pop(index, None)

@@ -72,22 +72,26 @@ class LocalSampler:
     def answers(
         self, asks: Sequence[Ask], sampling: Sampling, until: Until | None = None
     ) -> "Iterator[Answer]":
-        from surgeon.decoding import Request, decode, stream_key
+        from surgeon.decoding import NotFinite, Request, decode, stream_key
 
-        return decode(
-            self.model,
-            [
-                Request(ask.ids, stream_key(sampling.seed, *ask.key), max_tokens=ask.max_tokens)
-                for ask in asks
-            ],
-            stop=self.stop,
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            batch=sampling.batch,
-            until=until,
-        )
+        requests = [
+            Request(ask.ids, stream_key(sampling.seed, *ask.key), max_tokens=ask.max_tokens)
+            for ask in asks
+        ]
+        try:
+            yield from decode(
+                self.model,
+                requests,
+                stop=self.stop,
+                max_tokens=sampling.max_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                batch=sampling.batch,
+                until=until,
+            )
+        except NotFinite as error:
+            raise error.named(lambda n: "prompt {!r}, sample {}".format(*asks[n].key)) from error
 
 
 def encode_all(
