@@ -3,6 +3,7 @@
 # Shape letters: R rows of a response.
 
 import math
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, JsonValue
@@ -39,6 +40,34 @@ class SelectionQuality:
     """Accuracy lost by picking the score's favourite, in percentage points."""
     hit_at_3: float | None
     """1 when the most accurate candidate is among the score's first three, else 0."""
+
+
+@part
+class BenchmarkQuality:
+    """One benchmark's true accuracies, and how well each score would have chosen by them."""
+
+    truth: str
+    """Where the accuracies were read."""
+    accuracy: dict[str, float]
+    """Candidate -> its accuracy in [0, 1]."""
+    selection_quality: dict[str, SelectionQuality]
+    """By score."""
+
+
+def mean_quality(qualities: Iterable[SelectionQuality]) -> SelectionQuality:
+    """Each measure's mean over the qualities in which it is defined; None where it is in none."""
+    listed = list(qualities)
+
+    def mean(values: Iterable[float | None]) -> float | None:
+        there = [value for value in values if value is not None]
+        return sum(there) / len(there) if there else None
+
+    return SelectionQuality(
+        pearson=mean(q.pearson for q in listed),
+        spearman=mean(q.spearman for q in listed),
+        regret_at_1=mean(q.regret_at_1 for q in listed),
+        hit_at_3=mean(q.hit_at_3 for q in listed),
+    )
 
 
 @part
@@ -136,7 +165,7 @@ class RankedCandidate:
     bad: float | None
     """NEX Eq. 16, mean over responses."""
     accuracy: float | None
-    """In [0, 1], where a truth was given."""
+    """In [0, 1], where a truth was given; the mean over its benchmarks."""
 
 
 @part
@@ -213,7 +242,11 @@ class Ranking:
     selection_quality: Annotated[
         dict[str, SelectionQuality] | None, Field(exclude_if=lambda value: value is None)
     ] = None
-    """By score; None without a truth."""
+    """By score, against the accuracy (the mean over benchmarks); None without a truth."""
+    benchmarks: Annotated[
+        dict[str, BenchmarkQuality], Field(exclude_if=lambda value: not value)
+    ] = Field(default_factory=dict)
+    """By name, where the truth names benchmarks."""
     inverted_u: Annotated[InvertedU | None, Field(exclude_if=lambda value: value is None)] = None
     """None for fewer than four candidates that have both."""
     sensitivity: Annotated[Sensitivity | None, Field(exclude_if=lambda value: value is None)] = None
@@ -225,6 +258,13 @@ class Ranking:
     def best(self) -> RankedCandidate:
         """The first candidate; whether it was chosen, says `pick`."""
         return self.candidates[0]
+
+    @property
+    def over_benchmarks(self) -> dict[str, SelectionQuality]:
+        """Score -> the mean of each measure over the benchmarks (NEX Tab. 2 and 3)."""
+        found = [b.selection_quality for b in self.benchmarks.values()]
+        scores = dict.fromkeys(score for quality in found for score in quality)
+        return {s: mean_quality(q[s] for q in found if s in q) for s in scores}
 
     @property
     def rounding(self) -> str | None:

@@ -1,9 +1,11 @@
 """What is true of candidates: the artifact of an evaluation, and accuracies read from one, or from
-a small table, to hold a ranking against."""
+a small table or from lm-eval, to hold a ranking against."""
 
 import csv
 import json
 import math
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from surgeon.artifact import Already, Out, artifact, part
 from surgeon.errors import BadInput
 
 EVALUATION = "evaluate.json"
+BENCHMARK = re.compile(r"(?:^|,)\s*([\w.@-]+)=")
+"""The name of a benchmark and its `=`, where several are listed."""
 
 
 @part
@@ -97,28 +101,81 @@ class Evaluation:
     already: Already = False
 
 
-def accuracies_file(path: str | Path) -> Path:
-    """The file that holds the accuracies: `path`, or evaluate.json in that directory."""
-    file = Path(path).expanduser()
-    return file / EVALUATION if file.is_dir() else file
+def benchmark_sources(source: str) -> dict[str, str]:
+    """Benchmark -> where its accuracies are: `aime24=FILE,gpqa=FILE`, or one place, whose
+    benchmark has the empty name. Raises `BadInput` for a name that stands twice, or for nothing."""
+    found = list(BENCHMARK.finditer(source))
+    if not found or Path(source).expanduser().exists() or found[0].start() > 0:
+        return {"": source}
+    ends = [match.start() for match in found[1:]] + [len(source)]
+    sources: dict[str, str] = {}
+    for match, end in zip(found, ends, strict=True):
+        name, place = match[1], source[match.end() : end].strip()
+        if name in sources:
+            raise BadInput(f"found benchmark {name} twice in {source}, expected each once.")
+        if not place:
+            raise BadInput(
+                f"found benchmark {name} without a file in {source}, expected NAME=FILE."
+            )
+        sources[name] = place
+    return sources
 
 
-def read_accuracies(path: str | Path) -> dict[str, float]:
+def accuracies_files(path: str | Path) -> list[Path]:
+    """The files that hold the accuracies: `path`, evaluate.json in that directory, or else the
+    JSON files in it and below, one result of lm-eval each."""
+    place, _ = _place_and_metric(path)
+    if not place.is_dir():
+        return [place]
+    results = [] if (place / EVALUATION).exists() else sorted(place.rglob("*.json"))
+    return results or [place / EVALUATION]
+
+
+def _place_and_metric(path: str | Path) -> tuple[Path, str]:
+    """`DIR#METRIC` as its parts; the metric is empty where none is named."""
+    whole = Path(path).expanduser()
+    if whole.exists() or "#" not in str(path):
+        return whole, ""
+    place, _, metric = str(path).partition("#")
+    return Path(place).expanduser(), metric
+
+
+def read_accuracies(path: str | Path, benchmark: str = "") -> dict[str, float]:
     """Candidate name -> true accuracy in [0, 1].
 
     `path` is the directory or the `evaluate.json` of an evaluation (its Avg@k is read), a JSON
-    object `{"name": accuracy}`, or a CSV of two columns, name and accuracy, with or without a
-    header. Raises `BadInput` naming the file and the entry that can't be used.
+    object `{"name": accuracy}`, a CSV of two columns, name and accuracy, with or without a header,
+    or results of lm-eval: one JSON file a candidate, in a directory or below it. Of the tasks in
+    such a file the one called `benchmark` is read, or the only one; `DIR#METRIC` names the metric
+    where the task has several. Raises `BadInput` naming the file and the entry that can't be used.
     """
-    file = accuracies_file(path)
-    if not file.is_file():
-        raise BadInput(f"{file} is no file. Make it with surgeon evaluate, or give a CSV or JSON.")
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{file} is not text in UTF-8 ({error.reason}).") from error
-    csv_like = file.suffix.lower() in (".csv", ".tsv")
-    entries = _csv_entries(file, text) if csv_like else _json_entries(file, text)
+    entries: list[tuple[str, Any]] = []
+    place, metric = _place_and_metric(path)
+    results = place.is_dir() and not (place / EVALUATION).exists()
+    for file in accuracies_files(path):
+        if not file.is_file():
+            raise BadInput(
+                f"{file} is no file. Make it with surgeon evaluate, or give a CSV or JSON."
+            )
+        try:
+            text = file.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise BadInput(f"{file} is not text in UTF-8 ({error.reason}).") from error
+        if results and '"results"' not in text:
+            raise BadInput(
+                f"{place / EVALUATION} is no file, and {file} is no result of lm-eval. Name the "
+                "file of the accuracies, or a directory of results only."
+            )
+        csv_like = file.suffix.lower() in (".csv", ".tsv")
+        found = (
+            _csv_entries(file, text) if csv_like else _json_entries(file, text, benchmark, metric)
+        )
+        entries += _accuracies(file, found).items()
+    return _accuracies(Path(path), entries)
+
+
+def _accuracies(file: Path, entries: list[tuple[str, Any]]) -> dict[str, float]:
+    """The entries as numbers, checked."""
     accuracies: dict[str, float] = {}
     for name, value in entries:
         number = _number(value)
@@ -132,7 +189,9 @@ def read_accuracies(path: str | Path) -> dict[str, float]:
     return accuracies
 
 
-def _json_entries(file: Path, text: str) -> list[tuple[str, Any]]:
+def _json_entries(
+    file: Path, text: str, benchmark: str = "", metric: str = ""
+) -> list[tuple[str, Any]]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -142,6 +201,8 @@ def _json_entries(file: Path, text: str) -> list[tuple[str, Any]]:
             f"{file} holds a {type(content).__name__}, expected evaluate.json or an object "
             '{"name": accuracy}.'
         )
+    if isinstance(content.get("results"), dict):
+        return [_lm_eval_entry(file, content, benchmark, metric)]
     if "candidates" not in content:
         return list(content.items())
     candidates = content["candidates"]
@@ -150,6 +211,46 @@ def _json_entries(file: Path, text: str) -> list[tuple[str, Any]]:
     ):
         raise BadInput(f"{file} is not an evaluation: its candidates lack `name` or `avg`.")
     return [(str(c["name"]), c["avg"]) for c in candidates]
+
+
+def _lm_eval_entry(
+    file: Path, content: Mapping[str, Any], benchmark: str, metric: str
+) -> tuple[str, Any]:
+    """The candidate and the accuracy in a result of lm-eval.
+
+    The file is called as the candidate, or results_DATE.json as lm-eval calls it: then the model's
+    last path component is the candidate.
+    """
+    tasks = content["results"]
+    task = benchmark if benchmark in tasks else next(iter(tasks), "") if len(tasks) == 1 else ""
+    if not isinstance(tasks.get(task), dict):
+        wanted = f"task {benchmark}" if benchmark else "one task"
+        raise BadInput(
+            f"{file}: found tasks {', '.join(tasks) or 'none'}, expected {wanted}. Name the task: "
+            "--truth TASK=DIR."
+        )
+    # Keys are "metric,filter": exact_match,strict-match.
+    values = {
+        key: value
+        for key, value in tasks[task].items()
+        if "," in key and "_stderr," not in key and isinstance(value, int | float)
+    }
+    chosen = [k for k in values if metric in ("", k, k.partition(",")[0], k.removesuffix(",none"))]
+    if len(chosen) != 1:
+        raise BadInput(
+            f"{file}: found {len(chosen)} metrics {metric or 'of ' + task} (it has "
+            f"{'; '.join(k.removesuffix(',none') for k in values) or 'none'}), expected one. Name "
+            f"it: --truth {task}=DIR#METRIC."
+        )
+    name = file.stem
+    if name.startswith("results"):
+        config = content.get("config")
+        arguments = config.get("model_args") if isinstance(config, dict) else None
+        stated = re.search(r"(?:^|,)pretrained=([^,]+)", str(arguments))
+        if isinstance(arguments, dict):
+            stated = re.match("(.+)", str(arguments.get("pretrained") or ""))
+        name = str(content.get("model_name") or (stated and stated[1]) or file.parent.name)
+    return name.rstrip("/").rpartition("/")[2], values[chosen[0]]
 
 
 def _csv_entries(file: Path, text: str) -> list[tuple[str, Any]]:

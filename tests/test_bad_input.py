@@ -697,3 +697,15 @@ def test_a_vocabulary_of_no_kind(place: Path, capsys):
 )  # fmt: skip
 def test_an_engine_that_cant_write(place: Path, capsys, options: list[str], words: str):
     assert words in refused(capsys, *COMMANDS["rank"], *options)
+
+
+def test_benchmarks_that_cannot_be_used(place: Path, capsys):
+    (place / "x.csv").write_text("a,0.5\nb,0.5\n")
+    (place / "y.csv").write_text("a,0.5\n")
+    for truth, words in (
+        ("x=x.csv,y=y.csv", "--truth y=y.csv lacks 1 of the 2 ranked candidates, first b"),
+        ("x=x.csv,x=y.csv", "found benchmark x twice"),
+        ("x=x.csv,y=none.csv", "none.csv is no file"),
+        ("x=x.csv,y=a", "is no result of lm-eval"),
+    ):
+        assert words in refused(capsys, *COMMANDS["rank"], "--truth", truth)

@@ -149,6 +149,46 @@ def test_truth_and_select_only_redo_the_last_stage(pico_source, mini_set, tmp_pa
     assert Path(tmp_path / "out" / "best").resolve().name == second.best.name
 
 
+def test_several_benchmarks_are_reported_apart_and_in_the_mean(
+    pico_source, mini_set, ranked, tmp_path, capsys
+):
+    arguments: dict[str, Any] = dict(mini_set=str(mini_set), out=tmp_path / "out", **SMALL)
+    arguments |= dict(traces=str(ranked[0]), select="length")
+    specs = [str(p) for p in pico_source]
+    (tmp_path / "x.json").write_text('{"a": 0.2, "b": 0.6}')
+    (tmp_path / "y.csv").write_text("a,0.9\nb,0.3\n")
+    (tmp_path / "z").mkdir()
+    (tmp_path / "z" / "evaluate.json").write_text('{"a": 0.7, "b": 0.6}')
+    alone = rank.rank(specs, **arguments, truth=str(tmp_path / "x.json"))
+    assert alone.benchmarks == {} and "benchmarks" not in artifact.jsonable(alone)
+    listed = ",".join(
+        f"{n}={tmp_path / f}" for n, f in zip("xyz", ("x.json", "y.csv", "z"), strict=True)
+    )
+    result = rank.rank(specs, **arguments, truth=listed)
+    assert {c.name: c.accuracy for c in result.candidates} == pytest.approx({"a": 0.6, "b": 0.5})
+    x, y, z = (result.benchmarks[name].selection_quality["length"] for name in "xyz")
+    assert alone.selection_quality and x == alone.selection_quality["length"]
+    sign = 1 if result.favourites["length"] == "b" else -1
+    assert [q.pearson for q in (x, y, z)] == pytest.approx([sign, -sign, -sign])
+    regrets = (0, 60, 10) if result.favourites["length"] == "b" else (40, 0, 0)
+    assert [q.regret_at_1 for q in (x, y, z)] == pytest.approx(regrets)
+    mean = result.over_benchmarks["length"]
+    assert mean.regret_at_1 == pytest.approx(sum(regrets) / 3)
+    assert mean.pearson == pytest.approx(-sign / 3)
+    assert artifact.read(rank.Ranking, tmp_path / "out").benchmarks == result.benchmarks
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Accuracy is the mean over 3 benchmarks: x (" in page
+    assert "<h3><bdi>y</bdi></h3>" in page and "Mean of each measure" in page
+    rank.show(result)
+    shown = capsys.readouterr().out
+    assert "By benchmark (3)" in shown and "by the mean accuracy" in shown
+    (tmp_path / "y.csv").write_text("a,0.3\nb,0.3\n")
+    edited = rank.rank(specs, **arguments, truth=listed)
+    assert edited.benchmarks["y"].accuracy == {"a": 0.3, "b": 0.3}
+    one = rank.rank(specs, **arguments, truth=f"x={tmp_path / 'x.json'}")
+    assert one.over_benchmarks == one.selection_quality == alone.selection_quality
+
+
 def test_an_interrupted_ranking_resumes_to_the_same_result(
     ranked, pico_source, mini_set, tmp_path, monkeypatch
 ):

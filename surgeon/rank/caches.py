@@ -138,7 +138,7 @@ def prepare_caches(settings: RankSettings) -> RankPlan:
     readings = settings.readings.over(
         replace(nex.PRESETS[settings.scoring.preset], credit=settings.scoring.credit)
     )
-    accuracy = read_truth(settings.truth, subjects) if settings.truth else {}
+    accuracy, benchmarks = read_truth(settings.truth, subjects)
     return RankPlan(
         settings=settings,
         scores=rows,
@@ -155,6 +155,7 @@ def prepare_caches(settings: RankSettings) -> RankPlan:
         run=lineage.Run("rank", arguments_of(settings, readings), inputs, settings.seed),
         caches=MappingProxyType(caches),
         shapes={name: (about.n_layers, about.d_ff) for name, about in described.items()},
+        benchmarks=benchmarks,
     )
 
 

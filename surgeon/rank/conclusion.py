@@ -18,6 +18,7 @@ from surgeon.rank.plan import RankPlan, tolerance
 from surgeon.rank.scores import RECOMMENDED, Pool, Score, informs, measures, nines
 from surgeon.rank.sensitivity import sensitivity
 from surgeon.ranking import (
+    BenchmarkQuality,
     CandidateScores,
     MiniSet,
     RankedCandidate,
@@ -30,7 +31,7 @@ from surgeon.ranking import (
 from surgeon.report.words import grouped, times
 from surgeon.settings.rank import RankSettings
 from surgeon.traces import read_traces, token_texts
-from surgeon.truth import EVALUATION, Evaluation
+from surgeon.truth import EVALUATION, Evaluation, benchmark_sources
 
 SPARSE_EVIDENCE = 0.2
 """Share of responses without weighted mass above which a ranking rests on a zero/non-zero step."""
@@ -88,7 +89,10 @@ def conclude(plan: RankPlan, work: Path, rounds: Sequence[Round] = ()) -> Rankin
         warnings=warnings(settings, pool, candidates),
         candidates=candidates,
         rounds=tuple(rounds),
-        selection_quality=selection_quality(plan, candidates) if plan.accuracy else None,
+        selection_quality=(
+            selection_quality(plan, candidates, plan.accuracy) if plan.accuracy else None
+        ),
+        benchmarks=by_benchmark(plan, candidates),
         inverted_u=inverted_u(candidates, settings.seed),
         sensitivity=sensitivity(plan, work) if settings.sensitivity else None,
         out=work,
@@ -262,8 +266,23 @@ def recommendation(
     )
 
 
-def selection_quality(
+def by_benchmark(
     plan: RankPlan, candidates: Sequence[RankedCandidate]
+) -> dict[str, BenchmarkQuality]:
+    """The scores against each benchmark that the truth names."""
+    sources = benchmark_sources(plan.settings.truth or "")
+    return {
+        name: BenchmarkQuality(
+            truth=sources[name],
+            accuracy=accuracy,
+            selection_quality=selection_quality(plan, candidates, accuracy),
+        )
+        for name, accuracy in plan.benchmarks.items()
+    }
+
+
+def selection_quality(
+    plan: RankPlan, candidates: Sequence[RankedCandidate], accuracy: Mapping[str, float]
 ) -> dict[str, SelectionQuality]:
     """By score, how well it would have chosen; nothing where it tells nobody apart."""
     quality = {}
@@ -271,7 +290,7 @@ def selection_quality(
         values = {c.name: math.nan if (v := c.scores[name]) is None else v for c in candidates}
         if len(values) > 1 and not informs(np.array(list(values.values()))):
             values = dict.fromkeys(values, math.nan)
-        by_measure = metrics.selection_quality(values, plan.accuracy)
+        by_measure = metrics.selection_quality(values, accuracy)
         quality[name] = SelectionQuality(
             **{key: or_none(value) for key, value in by_measure.items()}
         )
@@ -526,7 +545,13 @@ def write_report(plan: RankPlan, work: Path, ranking: Ranking, stored: Candidate
 
 
 def read_evaluation(truth: str | None) -> Evaluation | None:
-    """The evaluation behind `--truth`, for the report; None where it was a bare table."""
-    path = Path(truth or "")
+    """The evaluation behind `--truth`, for the report; None where it was a bare table, or there
+    are several."""
+    places = list(benchmark_sources(truth).values()) if truth else []
+    if len(places) != 1:
+        return None
+    path = Path(places[0]).expanduser()
     file = path / EVALUATION if path.is_dir() else path
-    return artifact.read(Evaluation, file) if truth and file.name == EVALUATION else None
+    if file.name != EVALUATION or not file.is_file():
+        return None  # results of lm-eval
+    return artifact.read(Evaluation, file)

@@ -36,7 +36,7 @@ from surgeon.traces import (
     read_prompts,
     read_traces,
 )
-from surgeon.truth import accuracies_file, read_accuracies
+from surgeon.truth import accuracies_files, benchmark_sources, read_accuracies
 from surgeon.workers import Roster, roster
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ class RankPlan(NamedTuple):
     shared_weight_LF: np.ndarray | None
     """Neuron weights that score every candidate; None: each has its own."""
     accuracy: dict[str, float]
-    """Candidate -> its true accuracy in [0, 1]; empty where none are known."""
+    """Candidate -> its true accuracy in [0, 1], the mean over benchmarks; empty where none are
+    known."""
     last_stage: dict[str, str]
     """Digests of the files that the last stage reads."""
     run: lineage.Run
@@ -74,6 +75,8 @@ class RankPlan(NamedTuple):
     """Candidate -> its cache of the published NEX code, where no model is read."""
     shapes: Mapping[str, tuple[int, int]] = MappingProxyType({})
     """Candidate -> layers and units per layer of its cache."""
+    benchmarks: Mapping[str, dict[str, float]] = MappingProxyType({})
+    """Benchmark -> candidate -> accuracy, where the truth names benchmarks."""
 
     def shape(self, subject: Subject) -> tuple[int, int]:
         """Layers, and FFN units per layer."""
@@ -120,7 +123,7 @@ def prepare(settings: RankSettings) -> RankPlan:
         shared = read_shared_weights(settings.weights, candidates)
         if not settings.weights_from_other:
             require_related(settings.weights, candidates)
-    accuracy = read_truth(settings.truth, candidates) if settings.truth else {}
+    accuracy, benchmarks = read_truth(settings.truth, candidates)
     inputs = {subject.name: subject.digest for subject in candidates}
     # Candidate names hold no spaces, so these can't be taken for one.
     inputs["mini set"] = digest_of_prompts(prompts)
@@ -148,6 +151,7 @@ def prepare(settings: RankSettings) -> RankPlan:
         accuracy=accuracy,
         last_stage=last_stage(settings),
         run=lineage.Run("rank", arguments_of(settings, readings), inputs, settings.seed),
+        benchmarks=benchmarks,
     )
     require_measured(plan)
     return plan
@@ -189,8 +193,9 @@ def last_stage(settings: RankSettings) -> dict[str, str]:
     digests = named.digests(select=settings.select)
     for panel in settings.panels:
         digests |= named.digests(panels=panel)
-    if settings.truth:
-        digests["truth"] = lineage.file_digest(accuracies_file(settings.truth))
+    for name, place in benchmark_sources(settings.truth).items() if settings.truth else ():
+        found = [lineage.file_digest(file) for file in accuracies_files(place)]
+        digests[f"truth {name}".strip()] = found[0] if len(found) == 1 else lineage.digest_of(found)
     return digests
 
 
@@ -320,14 +325,24 @@ def require_related(source: str, candidates: Sequence[Subject]) -> None:
         )
 
 
-def read_truth(source: str, candidates: Sequence[Subject]) -> dict[str, float]:
-    """Candidate name -> accuracy in [0, 1]; raises `BadInput` when a candidate is missing."""
-    accuracy = read_accuracies(source)
-    missing = [s.name for s in candidates if s.name not in accuracy]
-    if missing:
-        raise BadInput(
-            f"--truth {source} lacks {len(missing)} of the {len(candidates)} ranked candidates, "
-            f"first {missing[0]} (it has {', '.join(sorted(accuracy)[:3])}, ...). Evaluate them "
-            "too."
-        )
-    return {s.name: accuracy[s.name] for s in candidates}
+def read_truth(
+    source: str | None, candidates: Sequence[Subject]
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Candidate name -> accuracy in [0, 1], the mean over benchmarks; and the same by benchmark
+    where benchmarks are named. Raises `BadInput` when a candidate is missing."""
+    by_benchmark = {}
+    for name, place in benchmark_sources(source).items() if source else ():
+        accuracy = read_accuracies(place, name)
+        missing = [s.name for s in candidates if s.name not in accuracy]
+        if missing:
+            raise BadInput(
+                f"--truth {name + '=' if name else ''}{place} lacks {len(missing)} of the "
+                f"{len(candidates)} ranked candidates, first {missing[0]} (it has "
+                f"{', '.join(sorted(accuracy)[:3])}, ...). Evaluate them too."
+            )
+        by_benchmark[name] = {s.name: accuracy[s.name] for s in candidates}
+    if not by_benchmark:
+        return {}, {}
+    of = list(by_benchmark.values())
+    mean = {s.name: sum(a[s.name] for a in of) / len(of) for s in candidates}
+    return mean, {} if "" in by_benchmark else by_benchmark

@@ -6,7 +6,7 @@ from rich.table import Table
 from surgeon.console import announce, console, say, table, warn
 from surgeon.rank.scores import SCORES, short
 from surgeon.rank.sensitivity import in_words
-from surgeon.ranking import RankedCandidate, Ranking, Sensitivity
+from surgeon.ranking import RankedCandidate, Ranking, SelectionQuality, Sensitivity
 
 WIDE = 118
 """Columns a terminal needs for every score in one table."""
@@ -28,8 +28,13 @@ def show(ranking: Ranking) -> None:
     if ranking.inverted_u is not None:
         say(ranking.inverted_u.line, style="dim")
     if ranking.selection_quality is not None:
-        terminal.print("\nHow well each score would have chosen:")
+        by = " by the mean accuracy" if len(ranking.benchmarks) > 1 else ""
+        terminal.print(f"\nHow well each score would have chosen{by}:")
         terminal.print(quality_table(ranking))
+    if ranking.benchmarks:
+        say(f"\nBy benchmark ({len(ranking.benchmarks)}), and the mean over them:")
+        terminal.print(benchmark_table(ranking))
+        say("Every score by benchmark: report.html and ranking.json.", style="dim")
     if ranking.sensitivity is not None:
         show_sensitivity(ranking.sensitivity)
     say(f"Report: {ranking.out}/report.html")
@@ -112,16 +117,30 @@ def quality_table(ranking: Ranking) -> Table:
         values = [v for c in ranking.candidates if (v := c.scores[score]) is not None]
         equals[score] = sum(value == max(values) for value in values)
     for score, q in (ranking.selection_quality or {}).items():
-        numbers = [DASH if value is None else f"{value:.2f}" for value in (q.pearson, q.spearman)]
-        regret = DASH if q.regret_at_1 is None else f"{q.regret_at_1:.1f}"
-        hit = (
-            DASH
-            if q.hit_at_3 is None
-            else {0.0: "no", 1.0: "yes"}.get(q.hit_at_3, f"{q.hit_at_3:.2f}")
-        )
         picked = escape(ranking.favourites[score] or DASH)
         if ranking.favourites[score] and equals[score] > 1:
             # The regret is the mean over them.
             picked += f" and {equals[score] - 1} equal"
-        rows.add_row(score, *numbers, regret, hit, picked)
+        rows.add_row(score, *quality_cells(q), picked)
+    return rows
+
+
+def quality_cells(q: SelectionQuality) -> list[str]:
+    """Pearson, Spearman, Regret@1 and Hit@3 of a benchmark."""
+    hit = DASH if q.hit_at_3 is None else hit_text(q.hit_at_3)
+    return [shown(q.pearson, 2), shown(q.spearman, 2), shown(q.regret_at_1, 1), hit]
+
+
+def benchmark_table(ranking: Ranking) -> Table:
+    """The selected score and NEX by benchmark; of all scores the mean over the benchmarks."""
+    rows = table(
+        "benchmark", "score", "Pearson r", "Spearman", "Regret@1 (pp)", "Hit@3", left=["score"]
+    )
+    for name, benchmark in ranking.benchmarks.items():
+        for score in dict.fromkeys((ranking.select, "nex")):
+            q = benchmark.selection_quality[score]
+            rows.add_row(escape(name), score, *quality_cells(q))
+    for score, q in ranking.over_benchmarks.items():
+        share = shown(q.hit_at_3, 2)
+        rows.add_row("mean", score, *quality_cells(q)[:3], share)
     return rows

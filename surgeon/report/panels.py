@@ -75,7 +75,7 @@ def accuracy(page: RankingPage) -> Markup | None:
         TEMPLATE,
         "accuracy",
         line=_truth_line(page),
-        quality=_quality_rows(page, quality or {}),
+        tables=_quality_tables(page, quality or {}),
         figures=figures,
     )
 
@@ -189,6 +189,10 @@ def rows_for(extra: Iterable[str]) -> dict[str, Panel]:
 
 def _truth_line(page: RankingPage) -> str:
     """Where the accuracies come from."""
+    if page.ranking.benchmarks and page.truth is None:
+        places = ", ".join(f"{name} ({b.truth})" for name, b in page.ranking.benchmarks.items())
+        count = times(len(page.ranking.benchmarks), "benchmark")
+        return f"Accuracy is the mean over {count}: {places}. No label was used to rank."
     parts, truth = ["Accuracy was measured apart"], page.truth
     if truth is not None:
         samples = _count(truth.settings, "samples")
@@ -200,6 +204,19 @@ def _truth_line(page: RankingPage) -> str:
     if page.ranking.truth:
         parts.append(f"and read from {page.ranking.truth}")
     return ", ".join(parts) + ". No label was used to rank."
+
+
+def _quality_tables(
+    page: RankingPage, quality: Mapping[str, SelectionQuality]
+) -> list[tuple[str, list[tuple[str, list[Cell]]]]]:
+    """(heading, rows) of each table: by the accuracy, by each benchmark, the mean over them."""
+    found, several = page.ranking.benchmarks, len(page.ranking.benchmarks) > 1
+    tables = [("By the mean accuracy" if several else ", ".join(found), quality)]
+    if several:
+        tables += [(name, b.selection_quality) for name, b in found.items()]
+        mean = "Mean of each measure over the benchmarks (NEX Tab. 2 and 3)"
+        tables.append((mean, page.ranking.over_benchmarks))
+    return [(heading, rows) for heading, q in tables if (rows := _quality_rows(page, q))]
 
 
 def _quality_rows(

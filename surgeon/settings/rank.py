@@ -71,8 +71,10 @@ class RankSettings:
     answer: Annotated[str, Metavar("HOW")] = "auto"
     """How an answer is read: auto, boxed, choice, number, last-line, a regex with one group, or
     module:function."""
-    truth: Annotated[str | None, UNRECORDED, Metavar("FILE")] = None
-    """True accuracies to hold the scores against: evaluate.json, or by candidate (JSON, CSV)."""
+    truth: Annotated[str | None, UNRECORDED, Metavar("FILE|NAME=FILE,...")] = None
+    """True accuracies to hold the scores against, of one benchmark or of several by name
+    (aime24=FILE,gpqa=FILE): evaluate.json or its directory, by candidate (JSON, CSV), or a
+    directory of lm-eval's results[#METRIC]."""
     panels: Annotated[Many[str], UNRECORDED, Metavar("MODULE:FUNCTION")] = ()
     """Panels of your own on the report's page."""
     adaptive: Annotated[bool, RECORDED_WHERE_SET] = False
