@@ -1,6 +1,8 @@
 """`surgeon curate`: selections of equal tokens, from a ranking and from a file; exclusions."""
 
+import importlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +68,7 @@ def test_a_rankings_responses_are_scored_from_what_it_kept_and_by_the_reader_ali
         assert [row["completion"][0]["content"] for row in asked] == [whole(t.text) for t in traces]
     info = json.loads((tmp_path / "kept" / "llamafactory" / "dataset_info.json").read_text())
     assert set(info) == {"nex", "hes", "length"}
-    # The model reads the same responses; killed in the middle, it goes on from there.
+    # The model reads the same responses.
     read = curate(out=tmp_path / "read", reader=str(ranked / "m"), **given)
     again = {(r["prompt_id"], r["sample"]): r for r in lines(tmp_path / "read" / "scores.jsonl")}
     for row in rows:
@@ -83,6 +85,60 @@ def test_a_rankings_responses_are_scored_from_what_it_kept_and_by_the_reader_ali
         [str(tmp_path / "kept" / "nex.jsonl")], encoder(tokenizer, None, None), 512, prompts={}
     )
     assert sum(lesson.tokens for lesson in taught.lessons) == found.selections[0].tokens
+
+
+def test_a_killed_reading_goes_on_with_the_answers_that_it_lacks(
+    ranked: Path, tmp_path: Path, monkeypatch
+):
+    given: dict[str, Any] = dict(
+        pool=f"{ranked / 'pool'}", reader=str(ranked / "m"), weights=f"{ranked / 'mini'}",
+        by=["nex"], keep=0.4, top_k=8,
+    )  # fmt: skip
+    curate(out=tmp_path / "whole", **given)
+    scored: Any = importlib.import_module("surgeon.curate.scored")
+    values, read = scored._values, []
+
+    def dying(plan: Any, model: Any, traces: Any) -> Any:
+        if len(read) == 8:
+            raise KeyboardInterrupt
+        read.extend(trace.key for trace in traces)
+        return values(plan, model, traces)
+
+    monkeypatch.setattr(scored, "WINDOW", 4)
+    monkeypatch.setattr(scored, "_values", dying)
+    with pytest.raises(KeyboardInterrupt):
+        curate(out=tmp_path / "out", **given)
+    (partial,) = tmp_path.glob("out*")
+    file = partial / scored.READINGS
+    assert partial.name != "out" and len(lines(file)) == 8
+    # The kill may have come within a line.
+    file.write_bytes(file.read_bytes()[:-5])
+    rest: list[Any] = []
+    monkeypatch.setattr(
+        scored, "_values", lambda p, m, t: (rest.extend(x.key for x in t), values(p, m, t))[1]
+    )
+    made = curate(out=tmp_path / "out", **given)
+    assert rest[0] == read[7] and len(rest) == 12 - 7 and not set(read[:7]) & set(rest)
+    assert curate(out=tmp_path / "out", **given).already and len(rest) == 5
+    for name in ("scores.jsonl", "nex.jsonl"):
+        one, two = (tmp_path / n / name for n in ("whole", "out"))
+        assert one.read_bytes() == two.read_bytes()
+    assert not (made.out / scored.READINGS).exists()
+
+
+def test_a_reader_of_another_vocabulary_is_refused(ranked: Path, tmp_path: Path):
+    """The same weights, though token n is the word that token n + 1 was."""
+    other = shutil.copytree(ranked / "m", tmp_path / "other")
+    file = other / "tokenizer.json"
+    told = json.loads(file.read_text())
+    names = {i: word for word, i in told["model"]["vocab"].items()}
+    words = sorted(i for i in names if names[i][0] in "wx")
+    for i, j in zip(words, words[1:] + words[:1], strict=True):
+        told["model"]["vocab"][names[j]] = i
+    file.write_text(json.dumps(told))
+    with pytest.raises(BadInput, match=r"whose tokenizer reads the tokens of .* as other") as error:
+        curate(pool=str(ranked / "pool"), reader=str(other), by=["hes"], out=tmp_path / "out")
+    assert "\n" not in str(error.value) and not list(tmp_path.glob("out*"))
 
 
 @pytest.mark.parametrize(

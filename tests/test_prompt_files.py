@@ -159,6 +159,27 @@ def test_a_data_set_has_a_config_a_revision_and_a_split(monkeypatch: pytest.Monk
     ]
 
 
+def test_a_data_set_without_a_network_is_one_line_after_one_try(monkeypatch: pytest.MonkeyPatch):
+    """A port that refuses: `datasets` itself would ask six times, over 24 s."""
+    import socket
+    import time
+
+    from datasets import config
+    from huggingface_hub import constants
+
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        for place in (constants, config):
+            monkeypatch.setattr(place, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(time, "sleep", lambda s: pytest.fail(f"waited {s} s to ask again"))
+        with pytest.raises(BadInput, match=f"no data set that .* {url} can't be reached") as error:
+            read_prompts("nobody/nothing")
+        assert "\n" not in str(error.value) and "refused" in str(error.value)
+        assert not constants.HF_HUB_OFFLINE and not config.HF_HUB_OFFLINE
+
+
 def test_tool_turns_are_read_as_servers_write_them(tmp_path: Path):
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
     row = {

@@ -2,6 +2,7 @@
 is needed, one row at a time; only what is counted of each answer stays in memory."""
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,11 +15,14 @@ from surgeon.settings.curate import CurateSettings
 from surgeon.traces import Prompt, Trace, digest_of_prompts, read_prompts
 from surgeon.traces.answered import Answered, read_answered, tokens_of
 from surgeon.traces.records import Key
+from surgeon.traces.texts import text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TRACES = "traces.jsonl"
+COMPARED = 64
+"""Responses whose text is compared with what the reader's tokenizer makes of their tokens."""
 
 
 class PooledAnswer(NamedTuple):
@@ -103,6 +107,8 @@ def open_pool(
     source = settings.pool if ranked is None else str(ranked.directory / TRACES)
     prompts = _prompts(settings, ranked)
     pool = AnswerPool(settings, source, ranked, prompts, tokenizer, [], {}, {}, "")
+    if ranked is not None and tokenizer is not None:
+        _require_its_tokens(pool, tokenizer)
     for answered in pool.rows():
         trace = pool.trace(answered)
         length = len(trace.token_ids)
@@ -149,6 +155,21 @@ def ranked_pool(spec: str) -> RankedPool | None:
     scores = artifact.read(CandidateScores, directory)
     responses = {(r.prompt_id, r.sample): r for r in scores.responses}
     return RankedPool(directory, candidate, responses)
+
+
+def _require_its_tokens(pool: AnswerPool, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raise `BadInput` where a ranking's token ids mean something else to the reader."""
+    strange = 0
+    first = list(islice(pool.rows(), COMPARED))
+    for trace in map(pool.trace, first):
+        # A server may have spelt a few otherwise.
+        strange += text_of(tokenizer, trace.token_ids, trace.finish_reason) != trace.text
+    if 2 * strange > len(first):
+        raise BadInput(
+            f"found a reader whose tokenizer reads the tokens of {pool.source} as other text, "
+            "expected the vocabulary of the ranking's candidate: rank the reader, or give the "
+            "answers as a file of texts (--pool FILE)."
+        )
 
 
 def _require_the_same(pool: AnswerPool, ranked: RankedPool) -> None:

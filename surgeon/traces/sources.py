@@ -6,8 +6,12 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from ssl import SSLError
 from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
 from surgeon import jsonl
 from surgeon.errors import BadInput
@@ -22,6 +26,8 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 EXPECTED = "a .jsonl, .json, .csv, .tsv or .parquet file of prompts, or hf:OWNER/NAME:SPLIT"
 WIDE = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 LONGEST_CELL = 1 << 30
+HUB_S = 10.0
+"""Seconds that the hub may take to say anything."""
 
 
 def read_rows(source: str) -> Rows:
@@ -207,14 +213,56 @@ def _hub_rows(source: str, found: re.Match[str]) -> Rows:
         ) from error
     config = [found["config"]] if found["config"] else []
     revision = {"revision": found["revision"]} if found["revision"] else {}
+    why = _unreachable()
     try:
-        rows: Any = datasets.load_dataset(
-            found["name"], *config, split=found["split"] or "train", **revision
-        )
+        with _offline(why is not None):
+            rows: Any = datasets.load_dataset(
+                found["name"], *config, split=found["split"] or "train", **revision
+            )
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = why or " ".join(str(error).split())[:200]
         raise BadInput(
             f"{source} is no file here and no data set that could be fetched: {reason}"
         ) from error
     for number, row in enumerate(rows, 1):
         yield f"{source}: row {number}", row
+
+
+def _unreachable() -> str | None:
+    """Why nothing can come from the hub, None where it answers at all: `datasets` asks for half a
+    minute before it gives up."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set, and it isn't in the cache of the hub's files"
+    try:
+        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_S).close()
+    except HTTPError:
+        return None
+    except OSError as error:
+        why = error.reason if isinstance(error, URLError) else error
+        # Certificates are `datasets`' own concern: it may know others.
+        if isinstance(why, SSLError):
+            return None
+        return (
+            f"{constants.ENDPOINT} can't be reached ({why}), and it isn't in the cache of the "
+            "hub's files"
+        )
+    return None
+
+
+@contextmanager
+def _offline(offline: bool) -> Iterator[None]:
+    """`datasets` reads what it has already, where `offline`."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    places: tuple[Any, ...] = (constants, config)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        for place in places:
+            place.HF_HUB_OFFLINE = offline or place.HF_HUB_OFFLINE
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
