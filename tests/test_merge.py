@@ -349,7 +349,7 @@ def test_published_candidates_are_kept_and_one_of_another_recipe_stops(
             raise KeyboardInterrupt
         published.append(path)
 
-    monkeypatch.setattr(surgeon.merge, "smoke_test", failing)
+    monkeypatch.setattr("surgeon.merge.parted.smoke_test", failing)
     with pytest.raises(KeyboardInterrupt):
         run(pico_pair, tmp_path / "f", smoke=True)
     monkeypatch.undo()
@@ -426,7 +426,7 @@ def poison(path: Path) -> None:
         (widen, r"embed_tokens.weight has shape \[128, 32\] .* \[132, 32\] .* vocabularies"),
         (drop_norm, r"lacks 1 weights .*, first model\.norm\.weight"),
         (to_float32, "is BF16 in .* and F32 in .* --dtype"),
-        (quantize, "is quantised .*dequantise it once"),
+        (quantize, r"are quantised \(fp8\), and the files hold no scales"),
         (other_word, r'differ: id \d+ is "w0" and "zero"; id \d+ is "w1" and "one"'),
         (lambda p: (p / "tokenizer.json").unlink(), "b has no tokenizer.json"),
         (poison, "holds NaN or infinity"),

@@ -460,7 +460,7 @@ def test_a_virtual_candidate_is_monitored(tmp_path: Path):
         (dict(monitor_file="nowhere"), "nowhere"),
         (dict(prompts="nowhere.jsonl"), "nowhere.jsonl"),
         (dict(check="exactly"), "exactly"),
-        (dict(engine="localhost:8000"), "URL#model"),
+        (dict(engine="localhost:8000"), "URL#MODEL"),
         (dict(device="tpu"), "tpu"),
     ],
     ids=lambda value: str(value)[:40],
