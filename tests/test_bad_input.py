@@ -709,3 +709,7 @@ def test_benchmarks_that_cannot_be_used(place: Path, capsys):
         ("x=x.csv,y=a", "is no result of lm-eval"),
     ):
         assert words in refused(capsys, *COMMANDS["rank"], "--truth", truth)
+
+
+def test_a_summary_of_what_is_no_ranking(place: Path, capsys):
+    assert "ranking.json" in refused(capsys, "summary", "a", "--out", "out")

@@ -8,6 +8,7 @@ rounds.py       candidates that can't be the best any more stop early
 scores.py       every score, a row each
 sensitivity.py  the same ranking under other readings, from kept rows
 conclusion.py   all candidates: intervals, warnings, headline, `best`, report
+pooled.py       several families together: the verb `summary`
 show.py         the tables of a terminal
 
 What it writes for others to read is typed in `surgeon.ranking`.

@@ -37,6 +37,7 @@ VERBS = {
         "merge-sweep": ("merge_sweep:MergeSweepSettings", "surgeon.merge", "sweep"),
         "rank": ("rank:RankSettings", "surgeon.rank", "rank"),
         "evaluate": ("evaluate:EvaluateSettings", "surgeon.evaluate", "evaluate"),
+        "summary": ("summary:SummarySettings", "surgeon.rank.pooled", "summary"),
         "weights": ("weights:WeightsSettings", "surgeon.weights", "weights"),
         "transplant": ("transplant:TransplantSettings", "surgeon.transplant", "transplant"),
         "extract-lora": (
