@@ -70,7 +70,7 @@ class RankingSummary:
     already: artifact.Already = False
 
 
-class Family(NamedTuple):
+class ReadFamily(NamedTuple):
     """A ranking as it was read."""
 
     name: str
@@ -96,11 +96,11 @@ def summary(settings: SummarySettings) -> RankingSummary:
     return artifact.once(settings.out, RankingSummary, work, run=run)
 
 
-def read_families(specs: Sequence[str]) -> list[Family]:
+def read_families(specs: Sequence[str]) -> list[ReadFamily]:
     """Every ranking that was named, each with a name of its own."""
     if not specs:
         raise BadInput("found no ranking, expected one or more. Name directories of surgeon rank.")
-    families: dict[str, Family] = {}
+    families: dict[str, ReadFamily] = {}
     for spec in specs:
         name, _, place = spec.rpartition("=")
         if not name or "/" in name or Path(spec).expanduser().exists():
@@ -118,11 +118,11 @@ def read_families(specs: Sequence[str]) -> list[Family]:
             raise BadInput(
                 f"found two families called {name}, expected a name each. Name them: NAME={place}."
             )
-        families[name] = Family(name, file, ranking)
+        families[name] = ReadFamily(name, file, ranking)
     return list(families.values())
 
 
-def summarise(found: Sequence[Family]) -> RankingSummary:
+def summarise(found: Sequence[ReadFamily]) -> RankingSummary:
     """The families, and what holds over them."""
     families = [summarised(f) for f in found]
     pairs = [quality for f in families for quality in f.benchmarks.values()]
@@ -135,7 +135,7 @@ def summarise(found: Sequence[Family]) -> RankingSummary:
     )
 
 
-def summarised(family: Family) -> SummarisedFamily:
+def summarised(family: ReadFamily) -> SummarisedFamily:
     ranking = family.ranking
     by_benchmark = {name: b.selection_quality for name, b in ranking.benchmarks.items()}
     if not by_benchmark:
@@ -167,7 +167,7 @@ def pool(pairs: Sequence[Mapping[str, SelectionQuality]]) -> tuple[PooledQuality
     return tuple(rows)
 
 
-def warnings(found: Sequence[Family]) -> list[str]:
+def warnings(found: Sequence[ReadFamily]) -> list[str]:
     """What keeps the numbers from being comparable."""
     lines = []
     if small := [f.name for f in found if len(f.ranking.candidates) < 4]:
