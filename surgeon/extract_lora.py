@@ -3,7 +3,8 @@
 The factors are mergekit's (a singular value decomposition of the difference, its values shared out
 between both factors); the rank is given, or the least that holds a share of the squared change.
 Embeddings, norms and whatever else LoRA can't hold are saved whole or left as the base has them,
-and said either way.
+and said either way. Experts that transformers fuses as it loads them are left: what they carry of
+the change is measured.
 """
 
 import re
@@ -76,6 +77,8 @@ class Extraction:
     """Modules that are saved whole."""
     left: tuple[str, ...]
     """Parameters that changed, and are the base's in the result."""
+    left_energy: float = 0.0
+    """Share of the squared change that those carry."""
     logits: LogitError | None = None
 
     def lines(self) -> list[str]:
@@ -148,16 +151,17 @@ def prepare(settings: ExtractLoraSettings) -> ExtractionPlan:
     (theirs, fused), (ours, _) = live_names(model, checkpoint), live_names(model, base)
     _require_alike(checkpoint, base, theirs, ours)
     changed = [n for n in ours if not _equal(checkpoint, base, theirs[n], ours[n])]
-    if not changed and not fused:
+    experts = _changed_experts(checkpoint, base, theirs, ours) if fused else []
+    if not changed and not experts:
         raise BadInput(
             f"{checkpoint.spec} and {base.spec} have the same weights: there is nothing to extract."
         )
     factored, saved, left = _sorted_by_kind(model, changed, settings)
-    left += sorted(fused)
+    left += experts
     if not factored:
         raise BadInput(
-            f"{checkpoint.spec} differs from {base.spec} only in {_some(changed or left)}, which "
-            "LoRA can't hold. Use the checkpoint as it is."
+            f"{checkpoint.spec} differs from {base.spec} only in {_some([*changed, *experts])}, "
+            "which LoRA can't hold. Use the checkpoint as it is."
         )
     ends = model.get_input_embeddings(), model.get_output_embeddings()
     tied = ends[1] is not None and ends[0].weight is ends[1].weight
@@ -203,6 +207,21 @@ def _require_alike(
                 f"{name} has shape {list(shapes[0])} in {checkpoint.spec} and {list(shapes[1])} in "
                 f"{base.spec}, expected one shape. Name the base that the checkpoint was made of."
             )
+
+
+def _changed_experts(
+    checkpoint: Checkpoint, base: Checkpoint, theirs: dict[str, str], ours: dict[str, str]
+) -> list[str]:
+    """Tensors of the files that changed and become parts of fused parameters."""
+    lone = [
+        checkpoint.tensors.keys() - set(theirs.values()), base.tensors.keys() - set(ours.values())
+    ]  # fmt: skip
+    if strange := sorted(lone[0] ^ lone[1]):
+        raise BadInput(
+            f"{strange[0]} is in one of {checkpoint.spec} and {base.spec} only, expected the same "
+            "experts in both."
+        )
+    return sorted(name for name in lone[0] if not _equal(checkpoint, base, name, name))
 
 
 def _equal(checkpoint: Checkpoint, base: Checkpoint, theirs: str, ours: str) -> bool:
@@ -253,7 +272,7 @@ def carry_out(plan: ExtractionPlan, work: Path) -> Extraction:
         modules.append(error)
         lost, whole = lost + missed**2, whole + change**2
         stored |= {f"base_model.model.{module}.lora_{k}.weight": t for k, t in factors.items()}
-    theirs, ours = plan.names
+    theirs = plan.names[0]
     for module in plan.saved:
         for name in theirs:
             if name.startswith(module + ".") and "." not in name.removeprefix(module + "."):
@@ -262,10 +281,8 @@ def carry_out(plan: ExtractionPlan, work: Path) -> Extraction:
     if _head_is_saved(plan):  # PEFT reads it by both names
         embedding = plan.checkpoint.tensor(theirs[f"{plan.embedding}.weight"])
         stored[f"base_model.model.{plan.tied}.weight"] = embedding.clone()
-    for name in plan.left:
-        if name in theirs and name in ours:
-            missed = _difference(plan, name).square().sum().item()
-            lost, whole = lost + missed, whole + missed
+    left = sum(_difference(plan, name).square().sum().item() for name in plan.left)
+    lost, whole = lost + left, whole + left
     _write_adapter(plan, modules, stored, work)
     result = Extraction(
         out=work,
@@ -277,6 +294,7 @@ def carry_out(plan: ExtractionPlan, work: Path) -> Extraction:
         modules=tuple(modules),
         saved=plan.saved,
         left=plan.left,
+        left_energy=left / whole,
         logits=_logits(plan, work),
     )
     lineage.write_text(work / "README.md", _card(plan, result, work))
@@ -291,7 +309,8 @@ def _head_is_saved(plan: ExtractionPlan) -> bool:
 
 def _difference(plan: ExtractionPlan, name: str) -> Tensor:
     theirs, ours = plan.names
-    return plan.checkpoint.tensor(theirs[name]).float() - plan.base.tensor(ours[name]).float()
+    one = plan.checkpoint.tensor(theirs.get(name, name)).float()
+    return one - plan.base.tensor(ours.get(name, name)).float()
 
 
 def _factor(plan: ExtractionPlan, module: str, file: Path) -> None:
@@ -424,7 +443,8 @@ def _warnings(result: Extraction) -> list[str]:
     if not result.left:
         return []
     return [
-        f"{len(result.left)} changed parameters are the base's in the result: {_some(result.left)}."
+        f"{len(result.left)} changed parameters are the base's in the result: "
+        f"{_some(result.left)}. They carry {result.left_energy:.1%} of the squared change."
     ]
 
 

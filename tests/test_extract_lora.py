@@ -166,3 +166,28 @@ def test_a_pair_that_doesnt_fit_is_refused(base: Path, tmp_path: Path, make_chec
         with pytest.raises(BadInput, match="rank and energy, expected one"):
             extract_lora(str(norm), base=str(base), out=tmp_path / "lora", **settings)
     assert not list(tmp_path.glob("lora*"))
+
+
+def test_experts_that_are_fused_are_left_and_what_they_carry_is_said(
+    make_checkpoint, tmp_path: Path, capsys
+):
+    root = make_checkpoint(tmp_path / "base", "qwen3_moe", dtype="float32")
+    tuned = changed(root, tmp_path / "tuned", 1, ("q_proj", "experts.1."))
+    made = extract_lora(str(tuned), base=str(root), out=tmp_path / "lora", rank=1)
+    one, two = Checkpoint.open(tuned), Checkpoint.open(root)
+    energy = {n: (one.tensor(n) - two.tensor(n)).square().sum().item() for n in one.tensors}
+    experts = sorted(n for n, value in energy.items() if value and ".experts." in n)
+    assert experts and list(made.left) == experts and all("experts.1." in n for n in experts)
+    share = sum(energy[n] for n in experts) / sum(energy.values())
+    assert made.left_energy == pytest.approx(share, rel=1e-4)
+    assert made.error == pytest.approx(share**0.5, rel=1e-3)
+    show(made)
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert f"They carry {share:.1%} of the squared change" in said and experts[0] in said
+    alone = changed(root, tmp_path / "alone", 1, ("experts.1.",))
+    with pytest.raises(BadInput, match=r"differs from .* only in .*experts\.1\."):
+        extract_lora(str(alone), base=str(root), out=tmp_path / "none", rank=1)
+    same = shutil.copytree(root, tmp_path / "same")
+    with pytest.raises(BadInput, match="nothing to extract"):
+        extract_lora(str(same), base=str(root), out=tmp_path / "none", rank=1)
+    assert not list(tmp_path.glob("none*"))
