@@ -217,7 +217,8 @@ class Ranking:
 
     mini_set: MiniSet
     settings: dict[str, JsonValue]
-    """The run's arguments, as surgeon.json has them."""
+    """The run's arguments, with the numbers that `row_tokens` and `top_k` came to; what was asked
+    for is beside them: `row_tokens_asked`, `top_k_share`."""
     select: str
     """The score that orders the candidates."""
     truth: str | None = None

@@ -14,12 +14,14 @@ from safetensors.numpy import load_file
 from surgeon import activations, artifact, estimate, evidence_file, nex, rank
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
-from surgeon.rank import candidates, conclusion, exploration
+from surgeon.families import subjects
+from surgeon.rank import candidates, conclusion, exploration, recording
 from surgeon.rank.scores import Pool, find
 from surgeon.ranking import CandidateScores, RankedCandidate, RankedResponse, Ranking
 from surgeon.settings import bind
 from surgeon.settings.rank import RankSettings, Scoring
 from surgeon.settings.sampling import Sampling
+from surgeon.traces import Trace
 from surgeon.traces import sampling as engine
 
 SMALL: dict[str, Any] = dict(samples=2, max_tokens=96, row_tokens=2, top_k=6, seed=3)
@@ -496,7 +498,7 @@ def warned(rows: dict[str, list[RankedResponse]], nex_scores: dict[str, float], 
         )
         for name, rs in rows.items()
     ]  # fmt: skip
-    return " ".join(conclusion.warnings(settings, pool, shown))
+    return " ".join(conclusion.warnings(settings, pool, shown, row_tokens))
 
 
 def test_nothing_is_warned_of_when_nothing_is_amiss():
@@ -764,3 +766,91 @@ def test_the_inverted_u_is_a_statement_with_its_numbers():
     assert flat is not None and flat.verdict == "flat"
     assert exploration.inverted_u(at(hill[:3])) is None
     assert exploration.inverted_u(at([(1.0, 0.5)] * 6)) is None
+
+
+# ---------------------------------------------------------------- how densely it records
+
+
+@pytest.mark.parametrize(
+    ("model_type", "extra", "units"),
+    [
+        ("qwen3", {}, None),
+        ("qwen3_moe", {}, 2 * 16),
+        ("qwen3_moe", {"mlp_only_layers": [1]}, 2 * 16),
+        ("mixtral", {}, None),
+    ],
+)
+def test_a_share_is_of_the_units_that_a_token_passes_through(
+    make_checkpoint, tmp_path: Path, model_type: str, extra: dict[str, Any], units: int | None
+):
+    checkpoint = Checkpoint.open(make_checkpoint(tmp_path / "m", model_type, **extra))
+    dense = int(checkpoint.config["intermediate_size"])
+    each = units or dense * (2 if model_type == "mixtral" else 1)
+    alone = len(extra.get("mlp_only_layers", ()))
+    expected = (checkpoint.n_layers - alone) * each + alone * dense
+    assert (
+        checkpoint.passed_units
+        == expected
+        < checkpoint.n_layers * checkpoint.d_ff + (model_type == "qwen3")
+    )
+    subject = subjects([str(checkpoint.path)])
+    assert list(recording.top_k(Scoring(top_k=0.25), subject).values()) == [round(expected / 4)]
+    assert list(recording.top_k(Scoring(), subject).values()) == [max(1, round(expected / 175.104))]
+    assert list(recording.top_k(Scoring(top_k=7), subject).values()) == [7]
+    assert list(recording.top_k(Scoring(preset="paper"), subject).values()) == [2000]
+
+
+def test_rows_fit_the_shorter_median_response():
+    def traces(*lengths: int) -> list[Trace]:
+        return [Trace("q", n, [1], [1] * length, "", "stop") for n, length in enumerate(lengths)]
+
+    for lengths, expected in {
+        (47, 0, 900): 1, (96, 1, 800): 2, (191,): 2, (192,): 4, (10**6,): 32, (1535, 1536): 16,
+    }.items():  # fmt: skip
+        found = recording.row_length({"a": traces(*lengths), "b": traces(10**7)})
+        assert found.row_tokens == expected and found.line.count("\n") == 0, lengths
+    assert recording.row_tokens(Scoring(preset="paper")) == 32
+    assert recording.row_tokens(Scoring(preset="paper", row_tokens=3)) == 3
+
+
+def test_auto_is_decided_once_and_the_same_however_the_traces_come(
+    pico_source, mini_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    """Rows of two tokens, as 20 are wanted; a killed run finds them again, and so do given traces
+    and rounds; a cache's rows are read off it."""
+    monkeypatch.setattr(recording, "ROWS_WANTED", 20)
+    specs = [str(p) for p in pico_source]
+    asked = dict(mini_set=str(mini_set), samples=1, max_tokens=48, seed=3)
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            candidates, "save_reduced", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            rank.rank(specs, out=out, **asked)
+    assert capsys.readouterr().err.count("row_tokens auto: 2 (") == 1
+    monkeypatch.setattr(recording, "ROWS_WANTED", 1)  # decided is decided
+    first = rank.rank(specs, out=out, **asked)
+    assert "row_tokens auto" not in capsys.readouterr().err
+    monkeypatch.setattr(recording, "ROWS_WANTED", 20)
+    settings = json.loads((out / "ranking.json").read_text())["settings"]
+    units = Checkpoint.open(specs[0]).passed_units
+    assert settings["row_tokens"] == 2 and settings["row_tokens_asked"] == "auto"
+    assert settings["top_k_share"] == pytest.approx(2000 / 350208)
+    assert settings["top_k"] == max(1, round(units * 2000 / 350208))
+    kept = evidence_file.read(out / "candidates" / "b")
+    assert (kept.row_tokens, kept.top_k) == (2, settings["top_k"])
+    assert rank.rank(specs, out=out, **asked, select="length").settings == first.settings
+    told = rank.rank(
+        specs, out=tmp_path / "told", **asked, row_tokens=2, top_k=settings["top_k"],
+        format="nex-cache",
+    )  # fmt: skip
+    scores = {c.name: c.scores for c in first.candidates}
+    assert {c.name: c.scores for c in told.candidates} == scores
+    given = rank.rank(specs, out=tmp_path / "given", traces=out, **asked)
+    assert {c.name: c.scores for c in given.candidates} == scores
+    rounds = rank.rank(specs, out=tmp_path / "rounds", adaptive=True, tolerance=0, **asked)
+    assert rounds.settings["row_tokens"] == 2
+    cached = rank.rank(nex_cache=str(tmp_path / "told"), out=tmp_path / "cached")
+    assert (cached.settings["row_tokens"], cached.settings["top_k"]) == (2, None)
+    assert "The kept activations of each token" in (cached.out / "report.html").read_text()

@@ -156,6 +156,12 @@ def test_a_ranking_is_the_same_files_with_several_workers_one_of_which_dies(
     here(5)
     shared = rank(checkpoints, out=tmp_path / "two", **monkeypatched, workers=2)
     assert files_of(whole.out) == files_of(shared.out)
+    # Also where the first traces say how long a row is.
+    monkeypatched |= {"row_tokens": "auto"}
+    whole = rank(checkpoints, out=tmp_path / "three", **monkeypatched)
+    here(5)
+    shared = rank(checkpoints, out=tmp_path / "four", **monkeypatched, workers=2)
+    assert whole.settings["row_tokens"] == 1 and files_of(whole.out) == files_of(shared.out)
 
 
 def test_an_evaluation_resumes_with_another_number_of_workers(

@@ -1,6 +1,6 @@
 """What a model's config says, whether it was read from disk or belongs to a live model."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from surgeon import lineage
@@ -37,6 +37,11 @@ def context_of(config: Any) -> int:
 ROUTED = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 SHARED = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
 """What families call the number of their routed experts, and of those that all tokens share."""
+CHOSEN = (
+    "num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk", "moe_k",
+    "top_k_experts",
+)  # fmt: skip
+"""What families call the number of routed experts that a token passes through."""
 
 
 def d_ff_of(config: Config) -> int:
@@ -52,6 +57,23 @@ def d_ff_of(config: Config) -> int:
     shared = int(config.get("shared_expert_intermediate_size") or shared)
     # A few layers of such a model may be dense; keys must have room for the wider kind.
     return max(experts * units + shared, dense)
+
+
+def passed_units_of(config: Config, routed: Collection[int]) -> int | None:
+    """FFN units that a token passes through, over all layers of a text config: of mixtures of
+    experts the chosen and the shared ones. `routed` are the layers that have experts; None where
+    the config doesn't say how many are chosen."""
+    dense = config.get("intermediate_size") or 0
+    n_layers = int(config["num_hidden_layers"])
+    dense_L = dense if isinstance(dense, list | tuple) else [int(dense)] * n_layers
+    experts = next((config[name] for name in CHOSEN if config.get(name)), None)
+    if routed and experts is None:
+        return None
+    units = int(config.get("moe_intermediate_size") or max(dense_L))
+    shared = units * next((int(config[name]) for name in SHARED if config.get(name)), 0)
+    shared = int(config.get("shared_expert_intermediate_size") or shared)
+    chosen_L = experts if isinstance(experts, list | tuple) else [int(experts or 0)] * n_layers
+    return sum(chosen_L[n] * units + shared if n in routed else dense_L[n] for n in range(n_layers))
 
 
 def config_differences(a: Config, b: Config) -> list[str]:

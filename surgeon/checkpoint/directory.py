@@ -1,6 +1,7 @@
 """The checkpoint directory, and the live model and tokenizer in it."""
 
 import os
+import re
 import shutil
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from surgeon import lineage
 from surgeon.checkpoint import specs
-from surgeon.checkpoint.config import Config, context_of, d_ff_of
+from surgeon.checkpoint.config import CHOSEN, Config, context_of, d_ff_of, passed_units_of
 from surgeon.checkpoint.templates import DEFAULT, named_template_files, read_templates
 from surgeon.checkpoint.tensors import TensorInfo, read_header, read_json, read_tensor, same_bytes
 from surgeon.errors import BadInput
@@ -115,6 +116,20 @@ class Checkpoint:
     def d_ff(self) -> int:
         """FFN units per layer; for mixtures of experts, experts x units per expert."""
         return d_ff_of(self.text_config)
+
+    @cached_property
+    def passed_units(self) -> int:
+        """FFN units that a token passes through, over all layers; for mixtures of experts, the
+        chosen and the shared ones. Raises `BadInput` where nothing says how many are chosen."""
+        found = (re.search(r"\blayers\.(\d+)\..*\bexperts\.", name) for name in self.tensors)
+        routed = {int(match[1]) for match in found if match}
+        for config in (self.text_config, self.full_config.get_text_config().to_dict()):
+            if (units := passed_units_of(config, routed)) is not None:
+                return units
+        raise BadInput(
+            f"{self.path}/config.json doesn't say how many experts a token passes through, "
+            f"expected {CHOSEN[0]}. Give --top-k as a count."
+        )
 
     @property
     def context(self) -> int:

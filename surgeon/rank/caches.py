@@ -8,7 +8,7 @@ responses they are and how they answered.
 # Shapes: R rows, N neurons.
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -139,6 +139,7 @@ def prepare_caches(settings: RankSettings) -> RankPlan:
         replace(nex.PRESETS[settings.scoring.preset], credit=settings.scoring.credit)
     )
     accuracy, benchmarks = read_truth(settings.truth, subjects)
+    row_tokens, given = settings.scoring.row_tokens, settings.scoring.top_k
     return RankPlan(
         settings=settings,
         scores=rows,
@@ -148,6 +149,7 @@ def prepare_caches(settings: RankSettings) -> RankPlan:
         extract=lambda _: None,
         placement=("cpu", None),
         roster=None,
+        top_k={s.name: given for s in subjects} if isinstance(given, int) else {},
         traces=None,
         shared_weight_LF=None,
         accuracy=accuracy,
@@ -156,7 +158,15 @@ def prepare_caches(settings: RankSettings) -> RankPlan:
         caches=MappingProxyType(caches),
         shapes={name: (about.n_layers, about.d_ff) for name, about in described.items()},
         benchmarks=benchmarks,
+        row_tokens=row_tokens_of(caches) if row_tokens == "auto" else row_tokens,
     )
+
+
+def row_tokens_of(caches: Mapping[str, Path]) -> int:
+    """Tokens of the longest row of some caches."""
+    files = [path / "rows" / "token_row_ptr.int64" for path in caches.values()]
+    longest = (np.diff(np.fromfile(f, "<i8")).max(initial=1) for f in files if f.is_file())
+    return int(max(longest, default=1))
 
 
 def digest_of_cache(path: Path) -> str:
@@ -245,8 +255,8 @@ def keep_rows(
             digest=subject.digest,
             n_layers=n_layers,
             d_ff=d_ff,
-            row_tokens=plan.settings.scoring.row_tokens,
-            top_k=plan.settings.scoring.top_k,
+            row_tokens=plan.row_tokens,
+            top_k=plan.top_k.get(subject.name, 0),
             readings=asdict(plan.readings),
             responses=tuple(
                 evidence_file.KeptResponse(

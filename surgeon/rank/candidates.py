@@ -23,10 +23,11 @@ from surgeon.answers import classes_of, parse_tags, read_answers
 from surgeon.checkpoint import read_header
 from surgeon.families import Subject
 from surgeon.live.families import live, tokenizer_of
-from surgeon.progress import bar
+from surgeon.progress import bar, say
 from surgeon.rank.plan import RankPlan
+from surgeon.rank.recording import RowLength, row_length
 from surgeon.ranking import CandidateScores, CloseReading, RankedResponse
-from surgeon.traces import Trace, in_order, sampled, settle, stored_traces
+from surgeon.traces import Trace, in_order, keys_of, sampled, settle, stored_traces
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 PLAIN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 TRACES, SCORES, RESAMPLES = "traces.jsonl", "scores.json", "resamples.safetensors"
+ROWS = "rows.json"
 
 
 def score_candidates(plan: RankPlan, work: Path) -> None:
@@ -46,6 +48,7 @@ def score_candidates(plan: RankPlan, work: Path) -> None:
             [engines.Destination(s, candidate_dir(work, s) / TRACES) for s in missing],
             plan.prompts, plan.settings.sampling, plan.placement, report=work / engines.FILE,
         )  # fmt: skip
+    plan = with_rows(plan, work)
     if plan.roster is not None and missing:
         from surgeon.rank import shards  # it calls what is in here
 
@@ -56,6 +59,46 @@ def score_candidates(plan: RankPlan, work: Path) -> None:
         place = len(plan.subjects) - len(missing) + n + 1
         what = f"{place}/{len(plan.subjects)} {subject.name}"
         score_candidate(plan, work, subject, model, tokenizer, what)
+
+
+def with_rows(plan: RankPlan, work: Path) -> RankPlan:
+    """The plan with its tokens per row. Where the first traces are to say, those of the first and
+    the last candidate are made and decide, once."""
+    if plan.row_tokens:
+        return plan
+    if not (work / ROWS).is_file():
+        ends = {s.name: s for s in (plan.subjects[0], plan.subjects[-1])}
+        found = row_length(first_traces(plan, work, list(ends.values())))
+        artifact.write(work, found)
+        say(found.line)
+    return plan._replace(row_tokens=artifact.read(RowLength, work).row_tokens)
+
+
+def first_traces(plan: RankPlan, work: Path, subjects: Sequence[Subject]) -> dict[str, list[Trace]]:
+    """Candidate name -> its traces; those that are lacking are sampled."""
+    if plan.traces is not None:
+        return {subject.name: plan.traces[subject.name] for subject in subjects}
+    sampling = plan.settings.sampling
+    files = {subject.name: candidate_dir(work, subject) / TRACES for subject in subjects}
+    wanted = set(keys_of(plan.prompts, sampling.samples))
+
+    def stored(name: str) -> list[Trace]:
+        return [trace for trace in stored_traces(files[name]) if trace.key in wanted]
+
+    lacking = [subject for subject in subjects if len(stored(subject.name)) < len(wanted)]
+    for subject in lacking:
+        files[subject.name].parent.mkdir(parents=True, exist_ok=True)
+    if plan.roster is not None and lacking:
+        from surgeon.workers import Crew
+        from surgeon.workers.sharing import answered
+
+        with Crew(plan.roster) as crew:
+            answered(crew, files, lacking, plan.prompts, sampling, what="sample the first traces")
+    else:
+        for subject, model, tokenizer in live(lacking, *plan.placement):
+            what = f"sample {subject.name}"
+            sampled(files[subject.name], model, tokenizer, plan.prompts, sampling, what=what)
+    return {subject.name: stored(subject.name) for subject in subjects}
 
 
 def score_candidate(
@@ -152,14 +195,14 @@ def reduce_responses(
     store.mkdir(exist_ok=True)
     files = [reduced_file(store, n) for n in range(len(traces))]
     missing = [n for n, file in enumerate(files) if not is_reduced(file, plan.measures)]
-    scoring = plan.settings.scoring
     room = plan.evidence_bytes - sum(map(stored_row_bytes, files))
     if missing:
         if model is None:
             raise ValueError(f"{directory} lacks {len(missing)} recordings, and no model is given")
         recordings = activations.record(
             model, [traces[n] for n in missing],
-            row_tokens=scoring.row_tokens, top_k=scoring.top_k, tau=scoring.tau,
+            row_tokens=plan.row_tokens, top_k=plan.top_k[directory.name],
+            tau=plan.settings.scoring.tau,
         )  # fmt: skip
         with bar(f"record {what}", len(missing)) as advance:
             for n, recording in zip(missing, recordings, strict=True):
@@ -317,8 +360,8 @@ def keep_evidence(
             digest=subject.digest,
             n_layers=subject.source.n_layers,
             d_ff=subject.source.d_ff,
-            row_tokens=plan.settings.scoring.row_tokens,
-            top_k=plan.settings.scoring.top_k,
+            row_tokens=plan.row_tokens,
+            top_k=plan.top_k[subject.name],
             readings=asdict(plan.readings),
             responses=tuple(responses),
         ),

@@ -12,9 +12,10 @@ import numpy as np
 from surgeon import artifact, estimate, lineage, metrics, nex, report, store
 from surgeon.checkpoint import link_directory
 from surgeon.families import Subject, write_out
-from surgeon.rank.candidates import TRACES, candidate_dir, read_resamples
+from surgeon.rank.candidates import TRACES, candidate_dir, read_resamples, with_rows
 from surgeon.rank.exploration import inverted_u
 from surgeon.rank.plan import RankPlan, tolerance
+from surgeon.rank.recording import fitting, recorded
 from surgeon.rank.scores import RECOMMENDED, Pool, Score, informs, measures, nines
 from surgeon.rank.sensitivity import sensitivity
 from surgeon.ranking import (
@@ -41,13 +42,11 @@ LOW_SHARE, MOST_SPLIT, CAMPS, SURER, MOST_READABLE = 0.3, 0.5, 0.1, 0.4, 0.8
 """Where the signs of `surgeon.estimate.signs` become warnings. In simulated families of 4 and more
 whose errors are independent the share was .31 and more; where nobody is right more often than one
 time in ten, .28 and less (benchmarks/estimate.py)."""
-ROWS_WANTED = 48
-"""Rows in the median response at which most responses had two or more counted cycles (measured on
-the built-in family, 5,700 responses read at 1, 2, 4 and 8 tokens a row)."""
 
 
 def conclude(plan: RankPlan, work: Path, rounds: Sequence[Round] = ()) -> Ranking:
     """Rank the candidates by their stored scores; write report.html and the link `best`."""
+    plan = with_rows(plan, work)
     stored = {s.name: artifact.read(CandidateScores, candidate_dir(work, s)) for s in plan.subjects}
     asked = {r.prompt_id for scores in stored.values() for r in scores.responses}
     pool = Pool(
@@ -74,7 +73,9 @@ def conclude(plan: RankPlan, work: Path, rounds: Sequence[Round] = ()) -> Rankin
             prompts=len(plan.prompts),
             digest=plan.inputs["mini set"],
         ),
-        settings=lineage.plain(plan.run.arguments),
+        settings=lineage.plain(
+            {**plan.run.arguments, **recorded(settings.scoring, plan.row_tokens, plan.top_k)}
+        ),
         select=settings.select,
         truth=settings.truth,
         panels=settings.panels,
@@ -86,7 +87,7 @@ def conclude(plan: RankPlan, work: Path, rounds: Sequence[Round] = ()) -> Rankin
             *headline(candidates, settings.select, pick, advice, doubted=bool(doubts)),
             *rounds_lines(plan, candidates, rounds),
         ),
-        warnings=warnings(settings, pool, candidates),
+        warnings=warnings(settings, pool, candidates, plan.row_tokens),
         candidates=candidates,
         rounds=tuple(rounds),
         selection_quality=(
@@ -301,11 +302,14 @@ def selection_quality(
 
 
 def warnings(
-    settings: RankSettings, pool: Pool, candidates: Sequence[RankedCandidate]
+    settings: RankSettings,
+    pool: Pool,
+    candidates: Sequence[RankedCandidate],
+    row_tokens: int,
 ) -> tuple[str, ...]:
     """Plain sentences about what the ranking rests on; empty when nothing is amiss."""
     everything = pool.everything()
-    lines = rows_too_long(everything, settings.scoring.row_tokens)
+    lines = rows_too_long(everything, row_tokens)
     if settings.select in ("nex", "recommended"):
         lines += unsure_of_nex(everything, candidates)
     if len(candidates) > 1 and settings.select in ("estimate", "recommended", "dawid_skene"):
@@ -328,13 +332,13 @@ def rows_too_long(responses: Sequence[RankedResponse], row_tokens: int) -> list[
     """What rows would fit, where most responses have too few cycles to learn from."""
     poor = np.mean([r.gated < 2 for r in responses])
     tokens = float(np.median([r.tokens for r in responses]))
-    fitting = 2 ** max(0, math.floor(math.log2(max(1.0, tokens / ROWS_WANTED))))
-    if poor <= 0.5 or fitting >= row_tokens:
+    fits = fitting(tokens)
+    if poor <= 0.5 or fits >= row_tokens:
         return []
     return [
         f"Rows of {row_tokens} tokens are too long for these traces: {poor:.0%} of the "
         "responses have fewer than two counted cycles, and one cycle teaches nothing (Eq. 6). "
-        f"The median response has {tokens:.0f} tokens; row_tokens={fitting} would fit."
+        f"The median response has {tokens:.0f} tokens; row_tokens={fits} would fit."
     ]
 
 
@@ -531,7 +535,7 @@ def write_report(plan: RankPlan, work: Path, ranking: Ranking, stored: Candidate
             sample=trace.sample,
             prompt="\n".join(str(m["content"]) for m in prompt.messages),
             tokens=token_texts(subject.source.tokenizer(), trace.token_ids),
-            row_tokens=plan.settings.scoring.row_tokens,
+            row_tokens=plan.row_tokens,
             slope_R=reading.slope_R,
             z_R=reading.z_R,
             explore_R=reading.explore_R,

@@ -21,7 +21,7 @@ from surgeon.families import Subject, subjects
 from surgeon.live.families import require_prompts, stop_ids_of, tokenizer_of
 from surgeon.live.support import require
 from surgeon.neuron_weights import read_metadata
-from surgeon.rank import scores
+from surgeon.rank import recording, scores
 from surgeon.rank.scores import Score
 from surgeon.ranking import CandidateScores
 from surgeon.report import panels
@@ -61,6 +61,8 @@ class RankPlan(NamedTuple):
     """Device and dtype."""
     roster: Roster | None
     """The workers; None where this process works alone."""
+    top_k: Mapping[str, int]
+    """Candidate -> activations that are kept per token; none for caches that don't say."""
     traces: dict[str, list[Trace]] | None
     """Candidate -> its traces, where none are sampled."""
     shared_weight_LF: np.ndarray | None
@@ -77,6 +79,8 @@ class RankPlan(NamedTuple):
     """Candidate -> layers and units per layer of its cache."""
     benchmarks: Mapping[str, dict[str, float]] = MappingProxyType({})
     """Benchmark -> candidate -> accuracy, where the truth names benchmarks."""
+    row_tokens: int = 0
+    """Tokens per row of the slope; 0 until the first traces say."""
 
     def shape(self, subject: Subject) -> tuple[int, int]:
         """Layers, and FFN units per layer."""
@@ -146,12 +150,14 @@ def prepare(settings: RankSettings) -> RankPlan:
         extract=extract,
         placement=device_and_dtype,
         roster=workers,
+        top_k=recording.top_k(settings.scoring, candidates),
         traces=traces,
         shared_weight_LF=shared,
         accuracy=accuracy,
         last_stage=last_stage(settings),
         run=lineage.Run("rank", arguments_of(settings, readings), inputs, settings.seed),
         benchmarks=benchmarks,
+        row_tokens=recording.row_tokens(settings.scoring),
     )
     require_measured(plan)
     return plan
@@ -160,7 +166,7 @@ def prepare(settings: RankSettings) -> RankPlan:
 def arguments_of(settings: RankSettings, readings: nex.Readings) -> dict[str, object]:
     """What makes the run this run. Rankings made before a setting existed lack it: they are the
     same runs where it is left alone, except for R18, which changed what the default computes."""
-    arguments = record(settings)
+    arguments = record(settings) | recording.asked(settings.scoring)
     alone = {name for name, chosen in asdict(settings.readings).items() if chosen is None}
     if settings.sampling.top_k == 0:
         alone.add("sampling_top_k")

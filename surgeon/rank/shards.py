@@ -25,6 +25,8 @@ class Shard(NamedTuple):
 
     settings: RankSettings
     readings: nex.Readings
+    row_tokens: int
+    top_k: int
     evidence_bytes: int
     """Rows that are larger are not kept."""
     drawing: Drawing
@@ -52,9 +54,8 @@ def read(bench: Bench, shard: Shard) -> Iterator[tuple[Key, Trace | Read, bool]]
         yield key, trace, False
     model, _ = bench.take(shard.drawing.subject)
     measures = scores.measured(scores.rows_for(settings.select))
-    scoring = settings.scoring
     recordings = activations.record(
-        model, traces, row_tokens=scoring.row_tokens, top_k=scoring.top_k, tau=scoring.tau
+        model, traces, row_tokens=shard.row_tokens, top_k=shard.top_k, tau=settings.scoring.tau
     )
     for trace, recording in zip(traces, recordings, strict=True):
         reduced = candidates.reduce(recording, shard.readings, measures)
@@ -93,7 +94,10 @@ class Files:
         undrawn = {key for key in keys if key not in self.traces}
         drawn = [self.traces[key] for key in keys if key in self.traces]
         drawing = Drawing.of(self.subject, self.plan.prompts, settings.sampling, undrawn)
-        return Shard(settings, self.plan.readings, self.plan.evidence_bytes, drawing, drawn)
+        plan, top_k = self.plan, self.plan.top_k[self.subject.name]
+        return Shard(
+            settings, plan.readings, plan.row_tokens, top_k, plan.evidence_bytes, drawing, drawn
+        )
 
     def add(self, key: Key, value: Trace | Read) -> None:
         """Write what a worker made."""

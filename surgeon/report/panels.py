@@ -249,7 +249,9 @@ def _evidence_lines(page: RankingPage) -> list[str]:
     candidates = page.candidates
     responses, without = page.total("responses"), page.total("without_evidence")
     empty = sum(c.without_evidence == c.responses for c in candidates)
-    top_k, row_tokens = (_count(page.ranking.settings, name) for name in ("top_k", "row_tokens"))
+    row_tokens, top_k = _count(page.ranking.settings, "row_tokens"), page.ranking.settings["top_k"]
+    # Of a cache it isn't known.
+    largest = f"{grouped(top_k)} largest" if isinstance(top_k, int) else "kept"
     return [
         f"{span_text(c.cycles for c in candidates)} cycles per response.",
         f"{grouped(without)} of {grouped(responses)} responses carry no evidence "
@@ -259,7 +261,7 @@ def _evidence_lines(page: RankingPage) -> list[str]:
             if empty
             else "every candidate has some."
         ),
-        f"The {grouped(top_k)} largest activations of each token keep "
+        f"The {largest} activations of each token keep "
         f"{span_text(100 * c.kept_mass for c in candidates)}% of the positive activation mass.",
         f"A row is {times(row_tokens, 'token')}.",
         *([page.ranking.rounding] if page.ranking.rounding else []),

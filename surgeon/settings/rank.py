@@ -16,6 +16,7 @@ from surgeon.settings.schema import (
     Many,
     Metavar,
     Out,
+    Part,
     settings,
 )
 from surgeon.settings.workforce import Workforce
@@ -30,10 +31,14 @@ class Scoring:
     credit: Literal["introduced", "active"] = "introduced"
     """Neurons that are credited: those an exploring stretch introduces, or (an ablation) all that
     are active in it."""
-    row_tokens: Count = 32
-    """Tokens per row of the novelty slope."""
-    top_k: Count = 2000
-    """Activations kept per token, over all layers."""
+    row_tokens: Annotated[Count | Literal["auto"], Metavar("N|auto")] = "auto"
+    """Tokens per row of the novelty slope. auto: the most of 1, 2, 4, ... 32 at which the median
+    response has 48 rows, of the first or the last candidate, whose is shorter; 32 with preset
+    paper."""
+    top_k: Annotated[Count | Part | Literal["auto"], Metavar("N|SHARE|auto")] = "auto"
+    """Activations kept per token, over all layers: a count, or a share, below 1, of the units that
+    a token passes through (of experts, the chosen ones). auto: the paper's share, 2000 of 350208;
+    2000 with preset paper."""
     tau: Annotated[Amount, RECORDED_WHERE_SET] = 0.0
     """Activation that a neuron has to pass once in a row to be in it (sec. A.3)."""
 
@@ -116,6 +121,11 @@ class RankSettings:
             raise BadInput(
                 f"found nex_cache and {', '.join(given)}, expected nex_cache alone: a cache holds "
                 "its responses' activations already."
+            )
+        if self.nex_cache is not None and isinstance(self.scoring.top_k, float):
+            raise BadInput(
+                f"found top_k = {self.scoring.top_k:g} and nex_cache, expected a count or nothing: "
+                "a cache holds what was kept already, and doesn't say of how many."
             )
         if not self.adaptive and (self.tolerance, self.budget) != (None, None):
             name = "tolerance" if self.tolerance is not None else "budget"

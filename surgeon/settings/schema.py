@@ -74,6 +74,8 @@ Count = Annotated[int, Ge(1)]
 Number = Annotated[int, Ge(0)]
 """None or more."""
 Share = Annotated[float, Ge(0), Le(1)]
+Part = Annotated[float, Gt(0), Lt(1)]
+"""A share that is neither nothing nor all."""
 Probability = Annotated[float, Gt(0), Le(1)]
 Amount = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
