@@ -713,3 +713,16 @@ def test_benchmarks_that_cannot_be_used(place: Path, capsys):
 
 def test_a_summary_of_what_is_no_ranking(place: Path, capsys):
     assert "ranking.json" in refused(capsys, "summary", "a", "--out", "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--top-k", "1.5"], "expected a whole number of at least 1 or a number above 0 and below"),
+        (["--row-tokens", "0.5"], "expected a whole number of at least 1 or one of: auto"),
+        (["--nex-cache", "cache", "--top-k", "0.1"], "found top_k = 0.1 and nex_cache"),
+    ],
+)
+def test_a_ranking_that_cant_be_recorded_as_asked(place: Path, capsys, options, words: str):
+    command = COMMANDS["rank"] if len(options) == 2 else ["rank", "--out", "out"]
+    assert words in refused(capsys, *command, *options)
