@@ -506,7 +506,7 @@ def relearned(
         if fold is not None and fold_P is not None:
             scored_N = np.flatnonzero(fold_P[prompt_N] == fold)
             learning_BP = counts_BP * (fold_P != fold)
-        scored = [responses[n] for n in scored_N]
+        scored = [responses[n] for n in scored_N.tolist()]
         score_BN = _scored_anew(responses, prompt_N, learning_BP, scored)
         empty_N = [math.isnan(counted(0.0, not len(r.neuron_K), readings)) for r in scored]
         weight_BN = count_BP[:, prompt_N[scored_N]] * ~np.array(empty_N, bool)

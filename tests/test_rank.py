@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -746,7 +747,7 @@ def test_weights_name_all_positive_mass_beside_what_is_kept(ranked, pico_source)
 
 
 def test_the_inverted_u_is_a_statement_with_its_numbers():
-    def at(points: list[tuple[float, float]], **changes: Any) -> list[RankedCandidate]:
+    def at(points: Sequence[tuple[float, float]], **changes: Any) -> list[RankedCandidate]:
         return [
             entry(f"c{n}", explore_segments=x, estimate=y, **changes)
             for n, (x, y) in enumerate(points)
