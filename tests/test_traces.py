@@ -126,6 +126,7 @@ def test_a_name_that_is_no_file_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPa
         return [{"prompt": f"{split} 1", "answer": "2"}]
 
     monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr("surgeon.traces.sources._unreachable", lambda: None)
     assert read_prompts("owner/set")[0].messages[0]["content"] == "train 1"
     assert read_prompts("owner/set:test[:10%]")[0].messages[0]["content"] == "test[:10%] 1"
     with pytest.raises(BadInput, match="no data set that could be fetched: no such set"):
