@@ -34,12 +34,19 @@ class NeuronWeights(NamedTuple):
     positive_LF: np.ndarray | None = None
     """float32 >= 0: all of it, kept or not; None in weights of a version that did not record it."""
 
+    @property
+    def whose(self) -> str:
+        """What they were computed on, and where they lie."""
+        in_ranking = self.path.parent.parent.name == "candidates"
+        name = self.path.parent.name if in_ranking else self.checkpoint or "a checkpoint"
+        return f"{name} ({self.path})"
+
 
 def find_weights(spec: str | Path, digests: Collection[str] = ()) -> Path:
     """The weights file that a file, a ranking's directory or `RANK_DIR#candidate` names.
 
     In a ranking's directory that is the candidate computed on a checkpoint of `digests` where there
-    is one, else the ranking's best. Raises `BadInput`.
+    is one, else the one that the ranking picked. Raises `BadInput`.
     """
     place, member = split_member(spec)
     path = Path(place).expanduser()
@@ -56,7 +63,7 @@ def find_weights(spec: str | Path, digests: Collection[str] = ()) -> Path:
             if read_metadata(file).get("digest") in digests:
                 return file
         if members and (path / "ranking.json").is_file():
-            return path / "candidates" / artifact.read(Ranking, path).best.name / WEIGHTS
+            return members[_picked(artifact.read(Ranking, path), path)]
     if members:
         raise BadInput(
             f"{path} holds no weights of {member or 'the donor'}; it has those of "
@@ -66,6 +73,29 @@ def find_weights(spec: str | Path, digests: Collection[str] = ()) -> Path:
         f"{path} has no neuron weights. Make them with: surgeon rank CHECKPOINT --mini-set "
         f"PROMPTS --out {path}"
     )
+
+
+def _picked(ranking: Ranking, path: Path) -> str:
+    """The candidate that a ranking picked; raises `BadInput` where it picked none."""
+    if ranking.pick is None and len(ranking.candidates) > 1:
+        raise BadInput(
+            f"found no candidate of {path} that is the checkpoint asked for, and none that the "
+            f"ranking picked: name whose weights to take, {path}#{ranking.best.name} for example."
+        )
+    return ranking.best.name
+
+
+def recorded_top_k(file: Path) -> int | None:
+    """Activations kept per token by the ranking that a weights file lies in; None where no ranking
+    is around it, or it doesn't say."""
+    directory = file.parent.parent.parent
+    if file.parent.parent.name != "candidates" or not (directory / "ranking.json").is_file():
+        return None
+    settings = artifact.read(Ranking, directory).settings
+    by_candidate = settings.get("top_k_by_candidate")
+    own = by_candidate.get(file.parent.name) if isinstance(by_candidate, dict) else None
+    found = settings.get("top_k") if own is None else own
+    return found if isinstance(found, int) else None
 
 
 def read_metadata(file: Path) -> dict[str, str]:

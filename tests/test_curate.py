@@ -12,10 +12,13 @@ import pytest
 from surgeon import evidence_file, nex
 from surgeon.curate import curate
 from surgeon.curate.overlap import left_out, runs
+from surgeon.curate.plan import prepare
 from surgeon.curate.rules import RULES, agreement, order, within
 from surgeon.curate.written import whole
 from surgeon.errors import BadInput
 from surgeon.rank import rank
+from surgeon.settings import bind
+from surgeon.settings.curate import CurateSettings
 from surgeon.sft.lessons import encoder, read_lessons
 from surgeon.traces import Prompt, read_traces
 
@@ -44,7 +47,7 @@ def test_a_rankings_responses_are_scored_from_what_it_kept_and_by_the_reader_ali
 ):
     given: dict[str, Any] = dict(
         pool=f"{ranked / 'pool'}", weights=f"{ranked / 'mini'}", by=["nex", "hes", "length"],
-        keep=0.4, exclude=[ranked / "mini.jsonl"], top_k=8,
+        keep=0.4, exclude=[ranked / "mini.jsonl"],
     )  # fmt: skip
     found = curate(out=tmp_path / "kept", **given)
     assert found.excluded_by_id == 1 and found.responses == 10 and found.messages
@@ -66,6 +69,9 @@ def test_a_rankings_responses_are_scored_from_what_it_kept_and_by_the_reader_ali
         assert found.budget - selection.tokens < 16 and "p2" not in {t.prompt_id for t in traces}
         asked = lines(tmp_path / "kept" / "trl" / f"{selection.by}.jsonl")
         assert [row["completion"][0]["content"] for row in asked] == [whole(t.text) for t in traces]
+    # Activations are kept as the ranking of the weights kept them.
+    plan = prepare(bind(CurateSettings, dict(given, reader=f"{ranked / 'm'}", out=tmp_path / "x")))
+    assert plan.top_k == 8 and plan.run.arguments["top_k"] == 8
     info = json.loads((tmp_path / "kept" / "llamafactory" / "dataset_info.json").read_text())
     assert set(info) == {"nex", "hes", "length"}
     # The model reads the same responses.
@@ -92,7 +98,7 @@ def test_a_killed_reading_goes_on_with_the_answers_that_it_lacks(
 ):
     given: dict[str, Any] = dict(
         pool=f"{ranked / 'pool'}", reader=str(ranked / "m"), weights=f"{ranked / 'mini'}",
-        by=["nex"], keep=0.4, top_k=8,
+        by=["nex"], keep=0.4,
     )  # fmt: skip
     curate(out=tmp_path / "whole", **given)
     scored: Any = importlib.import_module("surgeon.curate.scored")

@@ -22,7 +22,7 @@ from surgeon.ranking import CandidateScores, RankedCandidate, RankedResponse, Ra
 from surgeon.settings import bind
 from surgeon.settings.rank import RankSettings, Scoring
 from surgeon.settings.sampling import Sampling
-from surgeon.traces import Trace
+from surgeon.traces import Trace, read_traces
 from surgeon.traces import sampling as engine
 
 SMALL: dict[str, Any] = dict(samples=2, max_tokens=96, row_tokens=2, top_k=6, seed=3)
@@ -119,6 +119,17 @@ def test_reduced_recordings_are_gone_and_the_report_is_there(ranked):
     out, _ = ranked
     assert not list(out.rglob("responses")) and (out / "report.html").stat().st_size > 1000
     assert not out.with_name("out.partial").exists()
+
+
+def test_a_candidate_answers_the_same_whoever_is_beside_it(ranked, pico_source, mini_set, tmp_path):
+    """Its random streams follow from the seed, the prompt and the sample, and nothing else."""
+    second = pico_source[1]
+    rank.rank([str(second)], mini_set=str(mini_set), out=tmp_path / "alone", **SMALL)
+    alone, beside = (
+        read_traces(out / "candidates" / second.name / "traces.jsonl")
+        for out in (tmp_path / "alone", ranked[0])
+    )
+    assert alone == beside and len({tuple(t.token_ids) for t in alone}) == len(alone)
 
 
 def test_a_finished_ranking_computes_nothing_again(ranked, pico_source, mini_set, monkeypatch):
@@ -522,6 +533,19 @@ def test_a_ranking_that_rests_on_a_step_says_so():
 def test_saturated_scores_are_called_saturated():
     rows = {name: [response()] * 10 for name in "abcd"}
     assert "saturated" in warned(rows, {"a": 0.991, "b": 0.985, "c": 0.5, "d": 0.1})
+
+
+def test_intervals_that_hold_the_weights_as_learned_are_said_to():
+    settings = RankSettings(checkpoints=("a", "b"), mini_set="m.jsonl", out=Path("out"))
+    rows = {name: (response(),) for name in "ab"}
+    pool = Pool(["q0"], rows, nex.DEFAULT, relearned={"a": None, "b": np.zeros(3)})
+    (line,) = conclusion.held(settings, pool)
+    assert "of a hold the neuron weights as they were learned" in line and "--traces" in line
+    assert not conclusion.held(settings, pool._replace(relearned={"a": np.zeros(3)}))
+    given = RankSettings(
+        checkpoints=("a",), mini_set="m.jsonl", out=Path("out"), weights="w.safetensors"
+    )
+    assert not conclusion.held(given, pool)
 
 
 def test_truncation_is_said():

@@ -21,7 +21,7 @@ from surgeon import artifact, report
 from surgeon.errors import BadInput
 from surgeon.rank.scores import SCORES, measures
 from surgeon.ranking import Ranking
-from surgeon.report import TraceReading, write_report
+from surgeon.report import TraceReading, figures, write_report
 from surgeon.report.figures import axis
 from surgeon.report.reading import ROWS_SHOWN, Band, bands
 from surgeon.report.words import DASH, grouped, signed, visible
@@ -539,6 +539,22 @@ def test_scales_cover_their_values_with_few_round_ticks(values: list[float], tic
     slack = scale.step / 1e6
     assert all(scale.low - slack <= tick <= scale.high + slack for tick in scale.ticks)
     assert all(scale.text(tick) for tick in scale.ticks)
+
+
+def test_an_interval_that_reaches_a_scores_limit_is_cut_with_an_arrow():
+    ends = [(0.9, 1.2), (1.1, 12.0), (1.3, 1.9)]
+    dots = [
+        figures.Dot(n, n / 2, value, *ends[n], "", False) for n, value in enumerate((1.0, 1.3, 1.5))
+    ]
+    marks: dict[str, Any] = dict(label="", favourite=None, most_accurate=None)
+    chart = figures.ratio_chart(dots, figures.axis([0, 1]), **marks)
+    top = [t for t in chart.ticks if t[3] == "\N{UPWARDS ARROW}"]
+    assert len(top) == 1 and top[0][0] == chart.dots[1].x
+    # The scores take a fair part of the height, and nothing is drawn outside of it.
+    heights = [dot.y for dot in chart.dots]
+    assert max(heights) - min(heights) > figures.HEIGHT / 6
+    assert all(figures.TOP <= d.high <= d.low <= figures.HEIGHT - figures.BOTTOM
+               for d in chart.dots if d.low is not None and d.high is not None)  # fmt: skip
 
 
 def test_tick_labels_have_the_decimals_their_step_needs():

@@ -913,7 +913,15 @@ def test_a_ranking_gives_the_donors_weights_the_best_or_the_named(tmp_path: Path
     with pytest.raises(BadInput, match="no weights of lerp; it has those of a, slerp"):
         find_weights(f"{rank}#lerp")
     report = transplant(a, donor=b, weights=rank, dry_run=True)
-    assert report.units > 0
+    assert report.units > 0 and f"neuron weights: of slerp-0.45 ({for_b})" in report.lines()
+    other = transplant(b, donor=a, weights=for_b, weights_from_other=True, dry_run=True)
+    assert other.weights.endswith(", which is not the donor")
+    # A ranking that picked nobody doesn't choose for the user.
+    ranking = artifact.read(Ranking, rank)
+    two = (*ranking.candidates, replace(ranking.best, name="a", rank=2))
+    artifact.write(rank, replace(ranking, candidates=two))
+    with pytest.raises(BadInput, match="none that the ranking picked: name whose weights"):
+        find_weights(rank, {"sha256:other"})
 
 
 def test_a_directory_without_weights_says_how_to_make_them(tmp_path: Path):

@@ -29,8 +29,11 @@ from surgeon.live.passes import Pass, check_traces, in_windows, length, passes
 from surgeon.traces import Trace
 
 __all__ = [
+    "PAPER_TOP_K",
+    "PAPER_UNITS",
     "Activations",
     "Recording",
+    "kept_per_token",
     "load",
     "read_nex_cache",
     "record",
@@ -40,6 +43,8 @@ __all__ = [
 
 HELD_BYTES = 256 << 20
 """Activations are held this far before they are reduced to each token's largest."""
+PAPER_TOP_K, PAPER_UNITS = 2000, 350208
+"""Activations kept of the units of the paper's model (NEX A.3): 36 layers of 9,728."""
 
 
 Sink = Callable[[FfnSite, Tensor, Tensor | None], None]
@@ -91,6 +96,11 @@ def _tap_experts(undo: ExitStack, site: FfnSite, sink: Sink) -> None:
     module._apply_gate = gate
     undo.callback(module.__dict__.pop, "_apply_gate", None)
     undo.callback(module.register_forward_pre_hook(before).remove)
+
+
+def kept_per_token(passed_units: int, share: float = PAPER_TOP_K / PAPER_UNITS) -> int:
+    """How many activations a share of the units that a token passes through is; at least 1."""
+    return max(1, round(share * passed_units))
 
 
 @torch.inference_mode()

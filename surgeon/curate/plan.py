@@ -1,11 +1,13 @@
 """A curation, checked against files and headers before a model is loaded."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from surgeon import lineage, named, nopsd
+from surgeon.activations import kept_per_token
 from surgeon.answers import parse_extractor, parse_tags
 from surgeon.checkpoint import Checkpoint, placement
 from surgeon.curate.answer_pool import AnswerPool, RankedPool, open_pool, ranked_pool
@@ -14,7 +16,7 @@ from surgeon.curate.rules import Rule, rule_of, short
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
 from surgeon.live.support import require
-from surgeon.neuron_weights import find_weights, read_weights
+from surgeon.neuron_weights import find_weights, read_weights, recorded_top_k
 from surgeon.settings import record
 from surgeon.settings.curate import CurateSettings
 from surgeon.settings.nopsd import NopsdReadings
@@ -34,6 +36,8 @@ class CuratePlan(NamedTuple):
     """None where all is known without a model."""
     weight_N: np.ndarray | None
     """float32, where a rule needs the neuron weights."""
+    top_k: int
+    """Activations of the reader that are kept per token; 0 without a reader."""
     left: Left
     extract: Callable[[str], str | None]
     placement: "tuple[str, torch.dtype | None]"
@@ -66,7 +70,7 @@ def prepare(settings: CurateSettings) -> CuratePlan:
     _require_reader(ranked, reader, needed)
     if reader is not None and needed & {"weights", "recording", "sets"}:
         require("record", reader)
-    weight_N, weights_digest = _weights(settings, ranked, reader, needed)
+    weights_file, weight_N = _weights(settings, ranked, reader, needed)
     if reader is not None and "sets" in needed:
         n = reader.n_layers * reader.d_ff
         if nopsd.budget(settings.consensus_top, n) >= n:
@@ -90,14 +94,27 @@ def prepare(settings: CurateSettings) -> CuratePlan:
         inputs["prompts"] = digest_of_prompts(pool.prompts.values())
     if reader is not None:
         inputs["reader"] = reader.digest
-    if weights_digest:
-        inputs["weights"] = weights_digest
+    if weights_file is not None:
+        inputs["weights"] = lineage.file_digest(weights_file)
     for name in settings.by:
         inputs |= named.digests(by=name)
+    top_k = 0 if reader is None else _top_k(settings, reader, weights_file)
+    arguments = record(settings) | ({"top_k": top_k} if top_k else {})
     return CuratePlan(
-        settings, rules, pool, reader, weight_N, left, extract, device_and_dtype,
-        lineage.Run("curate", record(settings), inputs, settings.seed),
+        settings, rules, pool, reader, weight_N, top_k, left, extract, device_and_dtype,
+        lineage.Run("curate", arguments, inputs, settings.seed),
     )  # fmt: skip
+
+
+def _top_k(settings: CurateSettings, reader: Checkpoint, weights: Path | None) -> int:
+    """Activations of the reader that are kept per token."""
+    asked = settings.top_k
+    if isinstance(asked, int):
+        return asked
+    if isinstance(asked, float):
+        return kept_per_token(reader.passed_units, asked)
+    recorded = None if weights is None else recorded_top_k(weights)
+    return recorded or kept_per_token(reader.passed_units)
 
 
 def consensus_readings(settings: CurateSettings) -> NopsdReadings:
@@ -126,13 +143,13 @@ def _weights(
     ranked: RankedPool | None,
     reader: Checkpoint | None,
     needed: set[str],
-) -> tuple[np.ndarray | None, str]:
-    """The reader's neuron weights and the digest of their file; of a ranking's candidate, its own.
+) -> tuple[Path | None, np.ndarray | None]:
+    """The file of the reader's neuron weights, and these; of a ranking's candidate, its own.
 
     Raises `BadInput` where they are another checkpoint's, or were learned on the pool itself.
     """
     if "weights" not in needed:
-        return None, ""
+        return None, None
     if settings.weights is None:
         raise BadInput(
             "found no weights, expected --weights RANKING#NAME: rank the reader on a mini-set that "
@@ -155,7 +172,7 @@ def _weights(
             f"found the weights that were learned on the pool itself ({weights.path}), expected "
             "those of a ranking on a mini-set that isn't in it (NEX sec. 4.2)."
         )
-    return weights.weight_LF.ravel(), lineage.file_digest(weights.path)
+    return weights.path, weights.weight_LF.ravel()
 
 
 def _shape_of(ranked: RankedPool) -> tuple[int, int]:

@@ -110,7 +110,7 @@ def _values(plan: CuratePlan, model: "nn.Module", traces: Sequence[Trace]) -> li
 
     values: list[Values] = [{} for _ in traces]
     if plan.needs("weights", "recording"):
-        recordings = record(model, traces, top_k=plan.settings.top_k)
+        recordings = record(model, traces, top_k=plan.top_k)
         for row, recording in zip(values, recordings, strict=True):
             row["hes"] = float(nex.hes(recording.entropy_T))
             row["logprob"] = float(nex.mean_logprob(recording.logprob_T))

@@ -31,6 +31,7 @@ from surgeon.rank.candidates import (
     reduced_file,
     rows_of,
     score,
+    write_resamples,
     write_weights,
 )
 from surgeon.rank.plan import RankPlan, arguments_of, last_stage, read_truth
@@ -233,6 +234,7 @@ def score_caches(plan: RankPlan, work: Path) -> None:
         learned = learn(n_neurons, reduced, np.zeros(n_neurons))
         write_weights(plan, directory, subject, learned._replace(positive_N=np.zeros(0)))
         keep_rows(plan, directory, subject, traces, reduced, rows)
+        write_resamples(plan, directory, [t.prompt_id for t in traces], reduced)
         responses = score(plan, learned, traces, [r.answer for r in about.responses], reduced)
         reading = read_closely(plan, responses, reduced)
         artifact.write(directory, CandidateScores(reading=reading, responses=responses))

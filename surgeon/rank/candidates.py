@@ -129,7 +129,7 @@ def score_candidate(
     learned = learn(n_layers * d_ff, reduced, mean_positive(directory / "responses", len(reduced)))
     write_weights(plan, directory, subject, learned)
     keep_evidence(plan, directory, subject, traces, reduced)
-    write_resamples(plan, directory, traces, reduced)
+    write_resamples(plan, directory, [t.prompt_id for t in traces], reduced)
     think = parse_tags(plan.settings.reading.think_tags)
     answers = votes(traces, read_answers(traces, plan.extract, tokenizer, think))
     if plan.settings.format == "nex-cache":
@@ -417,16 +417,16 @@ def write_weights(plan: RankPlan, directory: Path, subject: Subject, learned: Le
 
 
 def write_resamples(
-    plan: RankPlan, directory: Path, traces: Sequence[Trace], reduced: Sequence[Reduced]
+    plan: RankPlan, directory: Path, prompt_ids: Sequence[str], reduced: Sequence[Reduced]
 ) -> None:
-    """Write resamples.safetensors: the NEX of every resample of the prompts, weights learned anew
-    in each; nothing where they came from elsewhere."""
+    """Write resamples.safetensors: the NEX of every resample of the plan's prompts, weights learned
+    anew in each; nothing where they came from elsewhere. `prompt_ids` are the responses'."""
     if plan.shared_weight_LF is not None:
         return
     place = {prompt.id: n for n, prompt in enumerate(plan.prompts)}
     nex_B = nex.relearned(
         [nex.Response(r.evidence, r.neuron_K, r.mass_K) for r in reduced],
-        np.array([place[trace.prompt_id] for trace in traces], np.int64),
+        np.array([place[prompt_id] for prompt_id in prompt_ids], np.int64),
         metrics.resample_counts(len(place), seed=plan.settings.seed),
         plan.readings,
     )

@@ -14,7 +14,7 @@ from surgeon.checkpoint import link_directory
 from surgeon.families import Subject, write_out
 from surgeon.rank.candidates import TRACES, candidate_dir, read_resamples, with_rows
 from surgeon.rank.exploration import inverted_u
-from surgeon.rank.plan import RankPlan, tolerance
+from surgeon.rank.plan import RankPlan, shuffled, tolerance
 from surgeon.rank.recording import fitting, recorded
 from surgeon.rank.scores import RECOMMENDED, Pool, Score, informs, measures, nines
 from surgeon.rank.sensitivity import sensitivity
@@ -48,9 +48,8 @@ def conclude(plan: RankPlan, work: Path, rounds: Sequence[Round] = ()) -> Rankin
     """Rank the candidates by their stored scores; write report.html and the link `best`."""
     plan = with_rows(plan, work)
     stored = {s.name: artifact.read(CandidateScores, candidate_dir(work, s)) for s in plan.subjects}
-    asked = {r.prompt_id for scores in stored.values() for r in scores.responses}
     pool = Pool(
-        [prompt.id for prompt in plan.prompts if not rounds or prompt.id in asked],
+        asked(plan, rounds),
         {name: scores.responses for name, scores in stored.items()},
         plan.readings,
         {subject.name: subject.digest for subject in plan.subjects},
@@ -101,6 +100,12 @@ def conclude(plan: RankPlan, work: Path, rounds: Sequence[Round] = ()) -> Rankin
     link_best(plan, work, pick)
     write_report(plan, work, ranking, stored[ranking.best.name])
     return ranking
+
+
+def asked(plan: RankPlan, rounds: Sequence[Round]) -> list[str]:
+    """The prompts, in the order in which resamples of them were drawn: with rounds, as asked."""
+    prompt_ids = [prompt.id for prompt in plan.prompts]
+    return shuffled(prompt_ids, plan.settings.seed)[: rounds[-1].prompts] if rounds else prompt_ids
 
 
 # ---------------------------------------------------------------- numbers
@@ -309,7 +314,7 @@ def warnings(
 ) -> tuple[str, ...]:
     """Plain sentences about what the ranking rests on; empty when nothing is amiss."""
     everything = pool.everything()
-    lines = rows_too_long(everything, row_tokens)
+    lines = [*held(settings, pool), *rows_too_long(everything, row_tokens)]
     if settings.select in ("nex", "recommended"):
         lines += unsure_of_nex(everything, candidates)
     if len(candidates) > 1 and settings.select in ("estimate", "recommended", "dawid_skene"):
@@ -326,6 +331,20 @@ def warnings(
             "tokens: their scores describe unfinished traces."
         )
     return tuple(lines)
+
+
+def held(settings: RankSettings, pool: Pool) -> list[str]:
+    """Whether NEX's intervals hold the weights as they were learned, though they are its own."""
+    names = [name for name, nex_B in pool.relearned.items() if nex_B is None]
+    if not names or settings.weights is not None:
+        return []
+    whose = "all candidates" if len(names) == len(pool.responses) else ", ".join(names)
+    return [
+        f"The NEX intervals of {whose} hold the neuron weights as they were learned and are too "
+        "narrow (7% to 22% held the score where 95% should): this ranking is of a version that "
+        "didn't learn them anew in every resample. Rank again into another --out (with --traces "
+        "and this ranking nothing is sampled again)."
+    ]
 
 
 def rows_too_long(responses: Sequence[RankedResponse], row_tokens: int) -> list[str]:

@@ -193,6 +193,12 @@ def tolerance(settings: RankSettings) -> float:
     return TOLERANCE if settings.tolerance is None else settings.tolerance
 
 
+def shuffled(prompt_ids: Sequence[str], seed: int) -> list[str]:
+    """The order in which rounds ask prompts: files are often sorted, by difficulty for example."""
+    order: list[int] = np.random.default_rng(seed).permutation(len(prompt_ids)).tolist()
+    return [prompt_ids[n] for n in order]
+
+
 def last_stage(settings: RankSettings) -> dict[str, str]:
     """Digests of the truth and of the scores and panels from outside: a finished ranking is
     concluded anew where one was edited."""

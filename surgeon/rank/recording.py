@@ -7,13 +7,12 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import median
 
+from surgeon.activations import PAPER_TOP_K, PAPER_UNITS, kept_per_token
 from surgeon.artifact import artifact
 from surgeon.families import Subject
 from surgeon.settings.rank import Scoring
 from surgeon.traces import Trace
 
-PAPER_TOP_K, PAPER_UNITS = 2000, 350208
-"""Activations kept of the units of the paper's model (NEX A.3): 36 layers of 9,728."""
 PAPER_ROW_TOKENS = MOST_ROW_TOKENS = 32
 """NEX A.7."""
 ROWS_WANTED = 48
@@ -62,7 +61,7 @@ def top_k(scoring: Scoring, subjects: Sequence[Subject]) -> dict[str, int]:
     part = share(scoring)
     if part is None:
         return dict.fromkeys((s.name for s in subjects), int(str(asked(scoring)["top_k"])))
-    return {s.name: max(1, round(part * s.source.passed_units)) for s in subjects}
+    return {s.name: kept_per_token(s.source.passed_units, part) for s in subjects}
 
 
 def row_tokens(scoring: Scoring) -> int:

@@ -21,9 +21,17 @@ from typing import NamedTuple
 import numpy as np
 
 from surgeon import artifact
-from surgeon.rank.candidates import candidate_dir, forget_reduced, score_candidates
+from surgeon.rank.candidates import (
+    candidate_dir,
+    forget_reduced,
+    load_reduced,
+    read_resamples,
+    reduced_file,
+    score_candidates,
+    write_resamples,
+)
 from surgeon.rank.conclusion import best_first, values
-from surgeon.rank.plan import RankPlan, tolerance
+from surgeon.rank.plan import RankPlan, shuffled, tolerance
 from surgeon.rank.scores import Pool, Score
 from surgeon.ranking import CandidateScores, Round, Rounds
 from surgeon.traces import in_order
@@ -61,12 +69,6 @@ def sizes(prompts: int) -> list[int]:
         found.append(size)
         size = math.ceil(GROWTH * size)
     return [*found, prompts]
-
-
-def shuffled(prompt_ids: Sequence[str], seed: int) -> list[str]:
-    """The order in which prompts are asked: files are often sorted, by difficulty for example."""
-    order: list[int] = np.random.default_rng(seed).permutation(len(prompt_ids)).tolist()
-    return [prompt_ids[n] for n in order]
 
 
 def run(
@@ -226,9 +228,23 @@ def score_in_rounds(plan: RankPlan, work: Path) -> list[Round]:
     for found in run(race, list(by_name), order, ask, done):
         done.append(found)
         artifact.write(work, Rounds(rounds=tuple(done)))
+    last = [by_id[prompt_id] for prompt_id in order[: done[-1].prompts]]
     for subject in plan.subjects:
+        resample_again(plan._replace(prompts=last), candidate_dir(work, subject))
         forget_reduced(candidate_dir(work, subject))
     return done
+
+
+def resample_again(plan: RankPlan, directory: Path) -> None:
+    """Resample a candidate's NEX with all prompts that were asked of anybody: who stopped early was
+    resampled with its own, which can't be paired with the others'."""
+    if not (directory / "responses").is_dir():
+        return
+    responses = artifact.read(CandidateScores, directory).responses
+    if len({r.prompt_id for r in responses}) < len(plan.prompts):
+        files = [reduced_file(directory / "responses", n) for n in range(len(responses))]
+        prompt_ids = [r.prompt_id for r in responses]
+        write_resamples(plan, directory, prompt_ids, list(map(load_reduced, files)))
 
 
 def rounds_of(work: Path) -> tuple[Round, ...]:
@@ -242,4 +258,5 @@ def pool_of(plan: RankPlan, work: Path, prompt_ids: Sequence[str]) -> Pool:
     stored = {s.name: artifact.read(CandidateScores, candidate_dir(work, s)) for s in plan.subjects}
     digests = {subject.name: subject.digest for subject in plan.subjects}
     responses = {name: scores.responses for name, scores in stored.items()}
-    return Pool(list(prompt_ids), responses, plan.readings, digests)
+    relearned = {s.name: read_resamples(candidate_dir(work, s)) for s in plan.subjects}
+    return Pool(list(prompt_ids), responses, plan.readings, digests, relearned)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from operator import attrgetter
+from statistics import median
 from typing import NamedTuple
 
 WIDTH = 340
@@ -15,6 +16,9 @@ HEIGHT = 184
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 24
 LABELLED_ROWS = 40
 """Dot plots of at most this many candidates name every row; longer ones number every tenth."""
+ROOM = 2
+"""An interval's end further from the scores than so many times their range (or the middle interval,
+where that is longer) is cut: one that reaches a score's limit would leave the others no room."""
 LONGEST_NAME = 18
 """Characters of a candidate's name beside its row."""
 
@@ -113,15 +117,40 @@ def axis(values: Iterable[float], *, ticks: int = 4, pad: float = 0.08) -> Axis:
 
 
 def spread(values: Iterable[float], dots: Iterable[Dot]) -> list[float]:
-    """All values a scale must cover: the scores and the ends of their intervals."""
+    """All values a scale must cover: the scores, and the ends of their intervals as far as they
+    leave the scores room; ends beyond are cut, and arrows say so."""
+    known, dots = list(values), list(dots)
     ends = [end for dot in dots for end in (dot.low, dot.high) if end is not None]
-    return [*values, *ends]
+    if not known or not ends:
+        return [*known, *ends]
+    lengths = [d.high - d.low for d in dots if d.low is not None and d.high is not None]
+    low, high = min(known), max(known)
+    room = ROOM * max(high - low, median(lengths) if lengths else 0.0)
+    return [*known, *(min(max(end, low - room), high + room) for end in ends)]
 
 
-def _place(dot: Dot, x: float, y: float, end: Callable[[float], float]) -> Dot:
-    """The dot where it is drawn; `end` places the ends of its interval."""
-    low, high = (None if value is None else end(value) for value in (dot.low, dot.high))
+def _place(dot: Dot, x: float, y: float, scale: Axis, end: Callable[[float], float]) -> Dot:
+    """The dot where it is drawn; `end` places its interval's ends, cut where the scale ends."""
+    low, high = (
+        None if value is None else end(min(max(value, scale.low), scale.high))
+        for value in (dot.low, dot.high)
+    )
     return dot._replace(x=x, y=y, low=low, high=high)
+
+
+def _arrows(dots: Iterable[Dot], placed: Iterable[Dot], scale: Axis, *, flat: bool) -> list[Tick]:
+    """An arrow at each end of an interval that lies outside the scale."""
+    found: list[Tick] = []
+    for dot, there in zip(dots, placed, strict=True):
+        for value, at, beyond, signs in (
+            (dot.low, there.low, -1, "\N{LEFTWARDS ARROW}\N{DOWNWARDS ARROW}"),
+            (dot.high, there.high, 1, "\N{RIGHTWARDS ARROW}\N{UPWARDS ARROW}"),
+        ):
+            outside = value is not None and not scale.low <= value <= scale.high
+            if outside and at is not None:
+                place = (at - 3 * beyond, there.y + 3.5) if flat else (there.x, at + 4)
+                found.append((*place, "middle", signs[0] if flat else signs[1]))
+    return found
 
 
 def _across(scale: Axis, value: float, left: float = LEFT) -> float:
@@ -187,8 +216,9 @@ def ratio_chart(
     def up(value: float) -> float:
         return _up(y_scale, value)
 
-    placed = [_place(dot, _across(x_scale, dot.x), up(dot.y), up) for dot in dots]
+    placed = [_place(dot, _across(x_scale, dot.x), up(dot.y), y_scale, up) for dot in dots]
     lines, ticks = _frame(x_scale, y_scale)
+    ticks += _arrows(dots, placed, y_scale, flat=False)
     truth = next((dot for dot in placed if dot.index == most_accurate), None)
     if truth is not None:
         lines.append(("best-line", truth.x, TOP, truth.x, HEIGHT - BOTTOM))
@@ -238,7 +268,8 @@ def rank_chart(
             ticks.append((left - 8, down(row) + 3.5, "end", short))
         elif (row + 1) % 10 == 0 or row == 0:
             ticks.append((left - 8, down(row) + 3.5, "end", str(row + 1)))
-    placed = [_place(dot, across(dot.x), down(dot.y), across) for dot in dots]
+    placed = [_place(dot, across(dot.x), down(dot.y), scale, across) for dot in dots]
+    ticks += _arrows(dots, placed, scale, flat=True)
     lines += [
         _whisker(dot, dot.low, dot.high, flat=True)
         for dot in placed

@@ -1,6 +1,6 @@
 """Settings of `surgeon curate`."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Gt, Le
 
@@ -12,6 +12,7 @@ from surgeon.settings.schema import (
     Many,
     Metavar,
     Out,
+    Part,
     Positive,
     settings,
 )
@@ -59,8 +60,10 @@ class CurateSettings:
     answer: str = "auto"
     """How an answer is read, for agreement and the report: auto, boxed, choice, number, last-line,
     a regex with one group, or module:function."""
-    top_k: Count = 2000
-    """Activations kept per token, as the ranking of the weights has it."""
+    top_k: Annotated[Count | Part | Literal["auto"], Metavar("N|SHARE|auto")] = "auto"
+    """Activations of the reader kept per token: a count, or a share, below 1, of the units that a
+    token passes through. auto: as many as the ranking of the weights kept; where no ranking says
+    so, the paper's share, 2000 of 350208."""
     consensus_top: Positive = 5000.0
     """Neurons kept per token for consensus; below 1 a share of all."""
     thinking: bool | None = None

@@ -121,6 +121,7 @@ def _report(plan: TransplantPlan, alignment: Alignment, difference: Difference) 
         surgery=surgery.name,
         alpha=plan.settings.alpha,
         selection=plan.settings.units_in_words(),
+        weights=_whose(plan),
         units_L=tuple(moved_LF.sum(1).tolist()),
         parameters_L=_parameters(pair, moved_LF),
         of_units_L=tuple(pair.exists_LF.sum(1).tolist()),
@@ -133,6 +134,16 @@ def _report(plan: TransplantPlan, alignment: Alignment, difference: Difference) 
         matched_similarity=alignment.matched_similarity,
         warnings=(*plan.warnings, *alignment.warnings),
     )
+
+
+def _whose(plan: TransplantPlan) -> str:
+    """Whose neuron weights chose the units, and whether that is another checkpoint's."""
+    if plan.weights is None:
+        return ""
+    donor = plan.settings.donor is not None
+    role, of = ("donor", plan.pair.donor) if donor else ("recipient", plan.pair.recipient)
+    other = "" if plan.weights.digest in of.digests else f", which is not the {role}"
+    return f"{plan.weights.whose}{other}"
 
 
 def _mass_shares(

@@ -37,6 +37,9 @@ class TransplantReport:
     alpha: float
     selection: str
     """In words: sign or mask, threshold, share, layers, control, seed."""
+    weights: str = ""
+    """Whose neuron weights chose, and their file; empty for a mask, and in reports of a version
+    that didn't say."""
     units_L: tuple[int, ...]
     parameters_L: tuple[int, ...]
     """Parameters in the units that move."""
@@ -77,6 +80,7 @@ class TransplantReport:
         return [
             f"{source}: {what}",
             f"chosen: {self.selection}",
+            *([f"neuron weights: of {self.weights}"] if self.weights else []),
             "layer    units       of  params",
             *(
                 f"{layer:5d} {units:8,d} {of:8,d}  {parameters:,d}"
