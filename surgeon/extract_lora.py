@@ -3,8 +3,10 @@
 The factors are mergekit's (a singular value decomposition of the difference, its values shared out
 between both factors); the rank is given, or the least that holds a share of the squared change.
 Embeddings, norms and whatever else LoRA can't hold are saved whole or left as the base has them,
-and said either way. Experts that transformers fuses as it loads them are left: what they carry of
-the change is measured.
+and said either way. The experts of a layer are one parameter of three dimensions in the live model,
+however the files hold them: PEFT adapts it by its name, each expert with factors of its own.
+
+Shape legend: E experts, R rank.
 """
 
 import re
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 
 from surgeon import artifact, console, lineage
 from surgeon.checkpoint import Checkpoint, card, markdown_table, placement
-from surgeon.checkpoint.adapter_merging import live_model, live_names
+from surgeon.checkpoint.live_names import converted, live_model, live_names
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
 from surgeon.progress import track
@@ -107,15 +109,17 @@ class ExtractionPlan(NamedTuple):
     settings: ExtractLoraSettings
     checkpoint: Checkpoint
     base: Checkpoint
-    factored: dict[str, tuple[str, str]]
-    """Live module -> its weight in the checkpoint's files and in the base's."""
+    pair: "LivePair"
+    factored: tuple[str, ...]
+    """Live modules, and parameters of three dimensions, whose changes become factors."""
     saved: tuple[str, ...]
     left: tuple[str, ...]
-    names: tuple[dict[str, str], dict[str, str]]
-    """Live parameter -> tensor in the files of the checkpoint, of the base."""
     targets: list[str]
+    """Names of the modules among `factored`, as PEFT takes them."""
+    experts: tuple[str, ...]
+    """The parameters among `factored`."""
     transposed: frozenset[str]
-    """Modules whose weights are stored (in, out)."""
+    """Those of `factored` that are stored (in, out)."""
     tied: str | None
     """The head, where it is the embedding."""
     embedding: str
@@ -148,20 +152,17 @@ def prepare(settings: ExtractLoraSettings) -> ExtractionPlan:
     run = lineage.Run("extract-lora", arguments, inputs)
     lineage.check(settings.out, run)
     model: Any = live_model(base)
-    (theirs, fused), (ours, _) = live_names(model, checkpoint), live_names(model, base)
-    _require_alike(checkpoint, base, theirs, ours)
-    changed = [n for n in ours if not _equal(checkpoint, base, theirs[n], ours[n])]
-    experts = _changed_experts(checkpoint, base, theirs, ours) if fused else []
-    if not changed and not experts:
+    pair = LivePair(model, checkpoint, base)
+    changed = pair.changed()
+    if not changed:
         raise BadInput(
             f"{checkpoint.spec} and {base.spec} have the same weights: there is nothing to extract."
         )
-    factored, saved, left = _sorted_by_kind(model, changed, settings)
-    left += experts
-    if not factored:
+    factored, experts, saved, left = _sorted_by_kind(model, changed, settings)
+    if not factored and not experts:
         raise BadInput(
-            f"{checkpoint.spec} differs from {base.spec} only in {_some([*changed, *experts])}, "
-            "which LoRA can't hold. Use the checkpoint as it is."
+            f"{checkpoint.spec} differs from {base.spec} only in {_some(changed)}, which LoRA "
+            "can't hold. Use the checkpoint as it is."
         )
     ends = model.get_input_embeddings(), model.get_output_embeddings()
     tied = ends[1] is not None and ends[0].weight is ends[1].weight
@@ -169,13 +170,15 @@ def prepare(settings: ExtractLoraSettings) -> ExtractionPlan:
         settings=settings,
         checkpoint=checkpoint,
         base=base,
-        factored={m: (theirs[f"{m}.weight"], ours[f"{m}.weight"]) for m in factored},
+        pair=pair,
+        factored=(*factored, *experts),
         saved=tuple(saved),
         left=tuple(left),
-        names=(theirs, ours),
         targets=_targets(model, factored),
+        experts=tuple(experts),
         transposed=frozenset(
-            m for m in factored if not isinstance(model.get_submodule(m), nn.Linear)
+            [m for m in factored if not isinstance(model.get_submodule(m), nn.Linear)]
+            + [p for p in experts if _stored_transposed(model, p)]
         ),
         tied=next((name for name, m in model.named_modules() if tied and m is ends[1]), None),
         embedding=next(name for name, m in model.named_modules() if m is ends[0]),
@@ -186,66 +189,109 @@ def prepare(settings: ExtractLoraSettings) -> ExtractionPlan:
     )
 
 
-def _require_alike(
-    checkpoint: Checkpoint, base: Checkpoint, theirs: dict[str, str], ours: dict[str, str]
-) -> None:
-    """Refuse a pair whose tensors don't stand for each other."""
-    if checkpoint.model_type != base.model_type:
-        raise BadInput(
-            f"found a {checkpoint.model_type} model and a {base.model_type} base, expected one "
-            "architecture."
-        )
-    if lone := sorted(theirs.keys() ^ ours.keys()):
-        raise BadInput(
-            f"{lone[0]} is in one of {checkpoint.spec} and {base.spec} only: a head of its own, or "
-            "another architecture. LoRA holds changes of weights that both have."
-        )
-    for name in ours:
-        shapes = checkpoint.tensors[theirs[name]].shape, base.tensors[ours[name]].shape
-        if shapes[0] != shapes[1]:
+class LiveSide(NamedTuple):
+    """One checkpoint of a pair, by the names of the live model."""
+
+    checkpoint: Checkpoint
+    files: dict[str, str]
+    """Live parameter -> its tensor in the files."""
+    made: dict[str, tuple[str, ...]]
+    """Live parameter -> the tensors that transformers makes it of."""
+
+
+class LivePair:
+    """A checkpoint and its base, by the names of the live model."""
+
+    def __init__(self, model: Any, checkpoint: Checkpoint, base: Checkpoint):
+        if checkpoint.model_type != base.model_type:
             raise BadInput(
-                f"{name} has shape {list(shapes[0])} in {checkpoint.spec} and {list(shapes[1])} in "
-                f"{base.spec}, expected one shape. Name the base that the checkpoint was made of."
+                f"found a {checkpoint.model_type} model and a {base.model_type} base, expected one "
+                "architecture."
+            )
+        self.model = model
+        self.sides = tuple(LiveSide(c, *live_names(model, c)) for c in (checkpoint, base))
+        self.source: dict[str, str] = {}
+        """Live parameter -> the name by which a side has it; another where several are made."""
+        theirs, ours = (side.files.keys() | side.made.keys() for side in self.sides)
+        if lone := sorted(theirs ^ ours):
+            raise BadInput(
+                f"{lone[0]} is in one of {checkpoint.spec} and {base.spec} only: a head of its "
+                "own, or another architecture. LoRA holds changes of weights that both have."
+            )
+        one, two = self.sides
+        for name in one.files.keys() & two.files.keys():
+            self._require_one_shape(name, [c.tensors[f[name]].shape for c, f, _ in self.sides])
+
+    def _require_one_shape(self, name: str, shapes: list[Any]) -> None:
+        one, two = (list(shape) for shape in shapes)
+        if one != two:
+            raise BadInput(
+                f"{name} has shape {one} in {self.sides[0].checkpoint.spec} and {two} in "
+                f"{self.sides[1].checkpoint.spec}, expected one shape. Name the base that the "
+                "checkpoint was made of."
             )
 
+    def changed(self) -> list[str]:
+        """Live parameters that differ, comparing all weights once."""
+        found = []
+        base = self.sides[1]
+        for name in track([*base.files, *base.made], what="compare weights"):
+            theirs, ours = (self._read(side, name) for side in self.sides)
+            for live in ours:
+                self.source[live] = name
+                self._require_one_shape(live, [theirs[live].shape, ours[live].shape])
+                if not torch.equal(theirs[live].float(), ours[live].float()):
+                    found.append(live)
+        return found
 
-def _changed_experts(
-    checkpoint: Checkpoint, base: Checkpoint, theirs: dict[str, str], ours: dict[str, str]
-) -> list[str]:
-    """Tensors of the files that changed and become parts of fused parameters."""
-    lone = [
-        checkpoint.tensors.keys() - set(theirs.values()), base.tensors.keys() - set(ours.values())
-    ]  # fmt: skip
-    if strange := sorted(lone[0] ^ lone[1]):
-        raise BadInput(
-            f"{strange[0]} is in one of {checkpoint.spec} and {base.spec} only, expected the same "
-            "experts in both."
-        )
-    return sorted(name for name in lone[0] if not _equal(checkpoint, base, name, name))
+    def _read(self, side: LiveSide, name: str) -> dict[str, Tensor]:
+        """A live parameter, or those that one conversion makes."""
+        if (file := side.files.get(name)) is not None:
+            return {name: side.checkpoint.tensor(file)}
+        return converted(self.model, side.checkpoint, name, side.made[name])
+
+    def value(self, live: str) -> Tensor:
+        """The checkpoint's parameter, in its dtype."""
+        return self._read(self.sides[0], self.source[live])[live]
+
+    def difference(self, live: str) -> tuple[Tensor, Tensor]:
+        """What the checkpoint changed in a parameter, and the base's, float32."""
+        one, two = (self._read(side, self.source[live])[live].float() for side in self.sides)
+        return one - two, two
+
+    def of_module(self, module: str) -> list[str]:
+        """The stored parameters of a module itself."""
+        return [live for live in self.source if live.rpartition(".")[0] == module]
 
 
-def _equal(checkpoint: Checkpoint, base: Checkpoint, theirs: str, ours: str) -> bool:
-    one, two = checkpoint.tensor(theirs), base.tensor(ours)
-    return torch.equal(one.float(), two.float())
+def _stored_transposed(model: Any, parameter: str) -> bool:
+    """Whether PEFT takes the experts for (E, in, out)."""
+    return bool(getattr(model.get_submodule(parameter.rpartition(".")[0]), "is_transposed", False))
 
 
 def _sorted_by_kind(
     model: Any, changed: list[str], settings: ExtractLoraSettings
-) -> tuple[list[str], list[str], list[str]]:
-    """Modules that LoRA holds, modules that are saved whole, parameters that are left."""
+) -> tuple[list[str], list[str], list[str], list[str]]:
+    """Modules and parameters that LoRA holds, modules that are saved whole, parameters that are
+    left.
+    """
     from transformers.pytorch_utils import Conv1D
 
-    factored, saved, left = [], [], []
+    factored, experts, saved, left = [], [], [], []
+    shapes = {name: parameter.dim() for name, parameter in model.named_parameters()}
+    stacked = {name.rpartition(".")[0] for name, dims in shapes.items() if dims == 3}
     for name in changed:
         module, _, part = name.rpartition(".")
         linear = isinstance(model.get_submodule(module), nn.Linear | Conv1D)
         if linear and part == "weight":
             factored.append(module)
-        elif linear or settings.rest == "leave" or not part:
+        elif shapes.get(name) == 3 and module:
+            experts.append(name)
+        elif linear or settings.rest == "leave" or not part or module in stacked:
             left.append(name)
         elif module not in saved:
             saved.append(module)
-    return factored, saved, left
+    return factored, experts, saved, left
 
 
 def _targets(model: Any, factored: list[str]) -> list[str]:
@@ -263,27 +309,24 @@ def carry_out(plan: ExtractionPlan, work: Path) -> Extraction:
     parts = work / PARTS
     parts.mkdir(exist_ok=True)
     modules, lost, whole = [], 0.0, 0.0
-    stored: dict[str, Tensor] = {}
+    factors: dict[str, dict[str, Tensor]] = {}
     for number, module in enumerate(track(list(plan.factored), what="factor")):
         file = parts / f"{number}.safetensors"
         if not file.exists():
             _factor(plan, module, file)
-        (error, missed, change), factors = _read(file, module)
+        (error, missed, change), factors[module] = _read(file, module)
         modules.append(error)
         lost, whole = lost + missed**2, whole + change**2
-        stored |= {f"base_model.model.{module}.lora_{k}.weight": t for k, t in factors.items()}
-    theirs = plan.names[0]
-    for module in plan.saved:
-        for name in theirs:
-            if name.startswith(module + ".") and "." not in name.removeprefix(module + "."):
-                stored[f"base_model.model.{name}"] = plan.checkpoint.tensor(theirs[name])
-                whole += _difference(plan, name).square().sum().item()
+    stored = {}
+    for name in (n for module in plan.saved for n in plan.pair.of_module(module)):
+        stored[f"base_model.model.{name}"] = plan.pair.value(name)
+        whole += _squared(plan, name)
     if _head_is_saved(plan):  # PEFT reads it by both names
-        embedding = plan.checkpoint.tensor(theirs[f"{plan.embedding}.weight"])
+        embedding = plan.pair.value(f"{plan.embedding}.weight")
         stored[f"base_model.model.{plan.tied}.weight"] = embedding.clone()
-    left = sum(_difference(plan, name).square().sum().item() for name in plan.left)
+    left = sum(_squared(plan, name) for name in plan.left)
     lost, whole = lost + left, whole + left
-    _write_adapter(plan, modules, stored, work)
+    _write_adapter(plan, modules, factors, stored, work)
     result = Extraction(
         out=work,
         checkpoint=plan.checkpoint.spec,
@@ -307,43 +350,49 @@ def _head_is_saved(plan: ExtractionPlan) -> bool:
     return plan.tied is not None and plan.embedding in plan.saved
 
 
-def _difference(plan: ExtractionPlan, name: str) -> Tensor:
-    theirs, ours = plan.names
-    one = plan.checkpoint.tensor(theirs.get(name, name)).float()
-    return one - plan.base.tensor(ours.get(name, name)).float()
+def _squared(plan: ExtractionPlan, name: str) -> float:
+    """The squared change of a parameter."""
+    return plan.pair.difference(name)[0].square().sum().item()
 
 
 def _factor(plan: ExtractionPlan, module: str, file: Path) -> None:
-    """Write one module's factors: A (rank, in) and B (out, rank), float32."""
+    """Write one module's factors, float32: A (E x rank, in) and B (out, rank x E), as PEFT has
+    them; E is 1 but for experts.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of mergekit's own imports
         from mergekit.scripts.extract_lora import TaskVectorDecompositionTask
 
-    theirs, ours = plan.factored[module]
-    base = plan.base.tensor(ours).float()
-    change = plan.checkpoint.tensor(theirs).float() - base
+    change, base = plan.pair.difference(module if module in plan.experts else f"{module}.weight")
     if not bool(change.isfinite().all()):
         raise BadInput(f"{module} is not finite in {plan.checkpoint.spec} or {plan.base.spec}.")
-    matrix = change.T if module in plan.transposed else change
-    full = plan.settings.rank or min(matrix.shape)
+    matrices = list(change) if module in plan.experts else [change]
+    if module in plan.transposed:
+        matrices = [matrix.T for matrix in matrices]
+    full = min(plan.settings.rank or max(change.shape), *matrices[0].shape)
     # Its fields but the arithmetic's concern mergekit's graph of tasks, which isn't run here.
     task: Any = TaskVectorDecompositionTask.model_construct(
         max_rank=full, distribute_scale=True, transpose=False, sv_epsilon=0
     )
-    a, b = task.execute(matrix)
+    each_A, each_B = zip(*(task.execute(matrix) for matrix in matrices), strict=True)
+    a_ERI, b_EOR = torch.stack(each_A), torch.stack(each_B)
     if plan.settings.energy is not None:
-        rank = _rank_of(a.square().sum(1), plan.settings.energy)
-        a, b = a[:rank], b[:, :rank]
-    missed = (matrix - b @ a).norm().item()
-    figures = [len(a), base.norm().item(), change.norm().item(), missed]
+        rank = _rank_of(a_ERI.square().sum(2), plan.settings.energy)
+        a_ERI, b_EOR = a_ERI[:, :rank], b_EOR[:, :, :rank]
+    missed = (torch.stack(matrices) - b_EOR @ a_ERI).norm().item()
+    figures = [a_ERI.shape[1], base.norm().item(), change.norm().item(), missed]
+    # PEFT's order: the experts are the slow index of A's rows, and the fast one of B's columns.
+    a, b = a_ERI.flatten(0, 1), b_EOR.permute(1, 2, 0).flatten(1, 2)
     lineage.write_tensors(
-        file, {"A": a.numpy(), "B": b.numpy()}, {"figures": lineage.short(figures, 1000)}
+        file,
+        {"A": a.contiguous().numpy(), "B": b.contiguous().numpy()},
+        {"figures": lineage.short(figures, 1000)},
     )
 
 
-def _rank_of(singular_R: Tensor, energy: float) -> int:
-    """The least rank that holds this share of the squared change."""
-    held_R = singular_R.double().square().cumsum(0)
+def _rank_of(singular_ER: Tensor, energy: float) -> int:
+    """The least rank that holds this share of the squared change, one for all experts."""
+    held_R = singular_ER.double().square().sum(0).cumsum(0)
     return int((held_R < energy * held_R[-1] * (1 - 1e-9)).sum()) + 1
 
 
@@ -362,7 +411,11 @@ def _read(file: Path, module: str) -> tuple[tuple[ModuleError, float, float], di
 
 
 def _write_adapter(
-    plan: ExtractionPlan, modules: list[ModuleError], stored: dict[str, Tensor], work: Path
+    plan: ExtractionPlan,
+    modules: list[ModuleError],
+    factors: dict[str, dict[str, Tensor]],
+    stored: dict[str, Tensor],
+    work: Path,
 ) -> None:
     """The PEFT directory: alpha is the rank, so the factors' product is the change itself."""
     from peft import LoraConfig
@@ -375,9 +428,10 @@ def _write_adapter(
         r=most,
         lora_alpha=most,
         target_modules=plan.targets,
+        target_parameters=list(plan.experts) or None,
         rank_pattern=ranks,
         alpha_pattern=dict(ranks),
-        fan_in_fan_out=bool(plan.transposed),
+        fan_in_fan_out=any(module not in plan.experts for module in plan.transposed),
         modules_to_save=list(plan.saved) or None,
         ensure_weight_tying=_head_is_saved(plan),
         task_type="CAUSAL_LM",
@@ -386,8 +440,26 @@ def _write_adapter(
         inference_mode=True,
     )
     config.save_pretrained(str(work))
+    wrappers = _wrappers(plan, config) if plan.experts else {}
+    for module, pair in factors.items():
+        key = wrappers.get(module, module)
+        stored |= {f"base_model.model.{key}.lora_{k}.weight": t for k, t in pair.items()}
     whole = {key: tensor.contiguous() for key, tensor in stored.items()}
     save_file(whole, work / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _wrappers(plan: ExtractionPlan, config: Any) -> dict[str, str]:
+    """Parameter -> the name of PEFT's layer around it: those of one module lie inside each other,
+    in an order that is PEFT's.
+    """
+    from peft import PeftModel
+
+    wrapped: Any = PeftModel(live_model(plan.base), config, low_cpu_mem_usage=True)
+    names = {}
+    for name, layer in wrapped.base_model.model.named_modules():
+        if (parameter := getattr(layer, "parameter_name", None)) is not None:
+            names[f"{name.replace('.base_layer', '')}.{parameter}"] = name
+    return names
 
 
 # --- the measure ----------------------------------------------------------------------------------

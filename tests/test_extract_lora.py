@@ -168,26 +168,118 @@ def test_a_pair_that_doesnt_fit_is_refused(base: Path, tmp_path: Path, make_chec
     assert not list(tmp_path.glob("lora*"))
 
 
-def test_experts_that_are_fused_are_left_and_what_they_carry_is_said(
-    make_checkpoint, tmp_path: Path, capsys
+def as_the_model_has_them(source: Path, out: Path) -> Path:
+    """A copy whose file holds the live model's parameters: the experts of a layer in one."""
+    from safetensors.torch import save_file
+
+    shutil.copytree(source, out)
+    for file in out.glob("model*"):
+        file.unlink()
+    state = Checkpoint.open(source).model().state_dict()
+    state.pop("lm_head.weight", None)
+    save_file(
+        {name: t.contiguous() for name, t in state.items()},
+        out / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    return out
+
+
+@pytest.mark.parametrize("form", ["one by one", "fused", "gpt_oss", "mixed"])
+def test_experts_get_factors_of_their_own_however_the_files_hold_them(
+    form: str, make_checkpoint, tmp_path: Path, capsys
 ):
-    root = make_checkpoint(tmp_path / "base", "qwen3_moe", dtype="float32")
-    tuned = changed(root, tmp_path / "tuned", 1, ("q_proj", "experts.1."))
-    made = extract_lora(str(tuned), base=str(root), out=tmp_path / "lora", rank=1)
-    one, two = Checkpoint.open(tuned), Checkpoint.open(root)
-    energy = {n: (one.tensor(n) - two.tensor(n)).square().sum().item() for n in one.tensors}
-    experts = sorted(n for n, value in energy.items() if value and ".experts." in n)
-    assert experts and list(made.left) == experts and all("experts.1." in n for n in experts)
-    share = sum(energy[n] for n in experts) / sum(energy.values())
-    assert made.left_energy == pytest.approx(share, rel=1e-4)
-    assert made.error == pytest.approx(share**0.5, rel=1e-3)
+    """Against PEFT: the merged model's weights and logits are the tuned one's."""
+    from peft import PeftModel
+
+    if form == "gpt_oss":  # transposed experts, gate and up interleaved, biases
+        settings: dict[str, Any] = dict(num_local_experts=4, num_experts_per_tok=2)
+    else:
+        settings = {}
+    root = make_checkpoint(
+        tmp_path / "base", "gpt_oss" if form == "gpt_oss" else "qwen3_moe", dtype="float32",
+        num_hidden_layers=2, **settings,
+    )  # fmt: skip
+    model: Any = Checkpoint.open(root).model()
+    torch.manual_seed(5)
+    touched = ("layers.1.mlp.experts.gate_up_proj", "layers.1.mlp.experts.down_proj", "q_proj")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.removesuffix(".weight").endswith(touched):
+                *_, rows, columns = parameter.shape
+                change = torch.randn(*parameter.shape[:-2], rows, 2) @ torch.randn(2, columns)
+                parameter += 0.05 * change
+            elif name.endswith(("layers.1.mlp.gate.weight", "layers.1.mlp.router.weight")):
+                parameter += 0.1 * torch.randn_like(parameter)
+    tuned = tmp_path / "tuned"
+    model.save_pretrained(tuned)
+    Checkpoint.open(root).copy_side_files(tuned, {file.name for file in tuned.iterdir()})
+    if form == "fused":
+        root = as_the_model_has_them(root, tmp_path / "base-fused")
+    if form in ("fused", "mixed"):
+        tuned = as_the_model_has_them(tuned, tmp_path / "tuned-fused")
+    (tmp_path / "mini.jsonl").write_text('{"prompt": "w1 w2 w3 w5 w8"}\n{"prompt": "w4"}\n')
+    given: dict[str, Any] = dict(base=str(root), mini_set=str(tmp_path / "mini.jsonl"))
+    made = extract_lora(str(tuned), out=tmp_path / "lora", rank=2, **given)
+    rows = {m.module: m for m in made.modules}
+    assert len(rows) == 4 and not made.left and len(made.saved) == 1
+    assert rows["model.layers.1.mlp.experts.down_proj"].rank == 2 and made.error < 1e-4
+    assert made.logits is not None and made.logits.largest < 1e-3 < made.logits.kl_base
+    loaded: Any = PeftModel.from_pretrained(
+        Checkpoint.open(root).model(),  # pyright: ignore
+        str(tmp_path / "lora"),
+    )
+    ids = torch.arange(3, 20)[None]
+    want = model(ids).logits
+    torch.testing.assert_close(loaded(ids).logits, want, rtol=1e-3, atol=1e-3)
+    own: Any = resolve(f"{root}+{tmp_path / 'lora'}", tmp_path / "work").model()
+    state = loaded.merge_and_unload().state_dict()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(state[name], tensor, rtol=1e-4, atol=1e-4)
+        assert torch.equal(own.state_dict()[name], state[name]), name
+
+    # A rank that is too small: what is missed is said, and the logits' error is that of PEFT.
+    least = extract_lora(str(tuned), out=tmp_path / "least", energy=0.5, **given)
+    assert {m.rank for m in least.modules} == {1} and 0.1 < least.error < 0.5**0.5
+    assert least.logits is not None
+    worse: Any = PeftModel.from_pretrained(
+        Checkpoint.open(root).model(),  # pyright: ignore
+        str(tmp_path / "least"),
+    )
+    tokenizer = Checkpoint.open(tuned).tokenizer()
+    largest = 0.0
+    for text in ("w1 w2 w3 w5 w8", "w4"):
+        ids = torch.tensor(
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+            )
+        )[None]
+        with torch.no_grad():
+            found = (model(ids).logits - worse(ids).logits).abs().max().item()
+        largest = max(largest, found)
+    assert least.logits.largest == pytest.approx(largest, rel=1e-3)
+
+
+def test_what_of_a_mixture_cant_be_held_is_left_and_said(make_checkpoint, tmp_path: Path, capsys):
+    """The biases of gpt-oss's experts lie in the module whose weights get factors."""
+    root = make_checkpoint(
+        tmp_path / "base", "gpt_oss", dtype="float32", num_hidden_layers=1, num_local_experts=4,
+        num_experts_per_tok=2,
+    )  # fmt: skip
+    model: Any = Checkpoint.open(root).model()
+    with torch.no_grad():
+        experts = model.model.layers[0].mlp.experts
+        experts.down_proj_bias += 0.1
+        bias_alone = tmp_path / "bias"
+        model.save_pretrained(bias_alone)
+        experts.down_proj += 0.1
+        model.save_pretrained(tmp_path / "tuned")
+    made = extract_lora(str(tmp_path / "tuned"), base=str(root), out=tmp_path / "lora", rank=1)
+    assert made.left == ("model.layers.0.mlp.experts.down_proj_bias",)
+    assert made.left_energy == pytest.approx(1 / 49, rel=1e-3)  # 4 x 32 of 4 x 32 x (1 + 48)
     show(made)
     said = " ".join("".join(capsys.readouterr()).split())
-    assert f"They carry {share:.1%} of the squared change" in said and experts[0] in said
-    alone = changed(root, tmp_path / "alone", 1, ("experts.1.",))
-    with pytest.raises(BadInput, match=r"differs from .* only in .*experts\.1\."):
-        extract_lora(str(alone), base=str(root), out=tmp_path / "none", rank=1)
-    same = shutil.copytree(root, tmp_path / "same")
-    with pytest.raises(BadInput, match="nothing to extract"):
-        extract_lora(str(same), base=str(root), out=tmp_path / "none", rank=1)
+    assert "down_proj_bias. They carry 2.0% of the squared change" in said
+    with pytest.raises(BadInput, match=r"differs from .* only in .*down_proj_bias"):
+        extract_lora(str(bias_alone), base=str(root), out=tmp_path / "none", rank=1)
     assert not list(tmp_path.glob("none*"))

@@ -22,7 +22,7 @@ from surgeon import lineage
 from surgeon.checkpoint.adapters import Adapter
 from surgeon.checkpoint.directory import INDEX, TOKENIZER_FILES, Checkpoint
 from surgeon.checkpoint.dtypes import torch_dtype
-from surgeon.checkpoint.loading import model_class
+from surgeon.checkpoint.live_names import live_model, live_names
 from surgeon.checkpoint.rewriting import link_or_copy, rewrite
 from surgeon.checkpoint.templates import read_templates, write_templates
 from surgeon.checkpoint.tensors import read_json
@@ -31,7 +31,6 @@ from surgeon.errors import BadInput
 if TYPE_CHECKING:
     from peft import PeftConfig
     from torch import Tensor, nn
-    from transformers import PreTrainedModel
 
 OUTER = ("model", "language_model", "text_model", "transformer", "decoder", "backbone", "module")
 """What one release or class puts before the names of another's text modules."""
@@ -460,20 +459,6 @@ class Merging:
         lineage.write_json(out / "config.json", config)
 
 
-def live_model(base: Checkpoint) -> "PreTrainedModel":
-    """The model of a checkpoint without its weights; raises `BadInput` where it writes no text."""
-    import torch
-
-    try:
-        kind = model_class(base.full_config)
-    except ValueError as error:
-        raise BadInput(f"{base.spec}: {error}") from error
-    with torch.device("meta"):
-        model = kind(base.full_config)
-        model.tie_weights()
-    return model
-
-
 def _merge_whole(base: Checkpoint, adapter: Adapter, out: Path) -> None:
     """Merge with the whole model in float32, and let transformers write it."""
     import torch
@@ -534,27 +519,6 @@ def _live_name(module: str, live: set[str], text: str) -> str | None:
             return None
         parts = parts[1:]
     return None
-
-
-def live_names(model: Any, base: Checkpoint) -> tuple[dict[str, str], set[str]]:
-    """Live parameter -> its tensor in the base's files, and the live ones that are fused."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
-    mapping = get_model_conversion_mapping(model)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    live, prefix = model.state_dict(), model.base_model_prefix
-    names, fused = {}, set()
-    for name in base.tensors:
-        renamed, pattern = rename_source_key(name, renamings, converters, prefix, live)
-        if renamed not in live and name in live:
-            renamed, pattern = rename_source_key(name, [], [], prefix, live)
-        if pattern is not None:
-            fused.add(renamed)
-        else:
-            names[renamed] = name
-    return names, fused
 
 
 def _of_adapter(name: str) -> bool:
