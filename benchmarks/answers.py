@@ -1,8 +1,9 @@
 """How often a response is read right, on the responses of tests/data/answers.jsonl,
-answers_fresh.jsonl and answers_blind.jsonl.
+answers_fresh.jsonl, answers_blind.jsonl and answers_blind4.jsonl.
 
-    python -m benchmarks.answers
+    python -m benchmarks.answers [FILE ...] [--each]
 
+`--each` lists the rows that check exact, check math and math-verify judge wrong.
 Each row of the table reads every response and compares what it finds with the gold answer. *Right*
 is the share of responses judged as the file says; *wrong equal* are those called right that are
 wrong, *missed* those called wrong that are right. The filters of lm-eval (gsm8k strict and
@@ -11,6 +12,7 @@ package; minerva_math's second step, a comparison by sympy, is left out. They ex
 their few-shot prompts teach, and most of these responses don't have it.
 """
 
+import argparse
 import json
 import logging
 import re
@@ -20,8 +22,7 @@ from pathlib import Path
 from surgeon.answers import check_many, choice_letter, parse_extractor, same
 
 _DATA = Path(__file__).parents[1] / "tests/data"
-FILES = tuple(_DATA / f"answers{part}.jsonl" for part in ("", "_fresh", "_blind"))
-HALVES = ("development", "figures", "fresh", "blind")
+FILES = tuple(_DATA / f"answers{part}.jsonl" for part in ("", "_fresh", "_blind", "_blind4"))
 Row = dict
 Judge = Callable[[Row], bool]
 
@@ -59,7 +60,8 @@ def by_math_verify(row: Row) -> bool:
         if row["kind"] == "choice"
         else [LatexExtractionConfig(), ExprExtractionConfig()]
     )
-    gold = parse(row["gold"], kinds) or parse(f"${row['gold']}$", kinds)
+    # Without dollars a bare `16-4\pi` reads as its last number.
+    gold = parse(f"${row['gold']}$", kinds) or parse(row["gold"], kinds)
     return bool(verify(gold, parse(row["response"], kinds)))
 
 
@@ -142,10 +144,8 @@ def _rows(file: Path) -> list[Row]:
     return [{**row, "half": name or row["half"]} for row in rows]
 
 
-def main() -> None:
-    """Print the table."""
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
-    rows = [row for file in FILES for row in _rows(file)]
+def judged(rows: list[Row]) -> dict[str, list[bool]]:
+    """By reader, whether each row's response is called right."""
     verdicts = {name: [judge(row) for row in rows] for name, judge in JUDGES.items()}
     # What value doesn't find equal, math-verify may.
     found = check_many([(read(row), row["gold"]) for row in rows], "math")
@@ -153,20 +153,36 @@ def main() -> None:
         equal if row["kind"] == "choice" else verdict.correct
         for row, verdict, equal in zip(rows, found, verdicts["surgeon, check exact"], strict=True)
     ]
-    print(f"| reader | {' | '.join(f'{half}, right' for half in HALVES)} | wrong equal | missed |")
-    print("|---|" + "---|" * (len(HALVES) + 2))
+    return verdicts
+
+
+def main() -> None:
+    """Print the table."""
+    options = argparse.ArgumentParser(prog="python -m benchmarks.answers")
+    options.add_argument("files", nargs="*", type=Path, default=FILES)
+    options.add_argument("--each", action="store_true")
+    given = options.parse_args()
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+    rows = [row for file in given.files for row in _rows(file)]
+    halves = list(dict.fromkeys(row["half"] for row in rows))
+    verdicts = judged(rows)
+    print(f"| reader | {' | '.join(f'{half}, right' for half in halves)} | wrong equal | missed |")
+    print("|---|" + "---|" * (len(halves) + 2))
     for name, equal in verdicts.items():
         pairs = list(zip(rows, equal, strict=True))
         cells = []
-        for half in HALVES:
+        for half in halves:
             of_half = [e == r["right"] for r, e in pairs if r["half"] == half]
             cells.append(f"{100 * sum(of_half) / len(of_half):.1f} % of {len(of_half)}")
         wrong = sum(e and not r["right"] for r, e in pairs)
         missed = sum(r["right"] and not e for r, e in pairs)
         print(f"| {name} | {' | '.join(cells)} | {wrong} | {missed} |")
-    for row, equal in zip(rows, verdicts["surgeon, check math"], strict=True):
-        if equal and not row["right"]:
-            print(f"{row['id']}: {read(row)!r} called equal to {row['gold']!r}")
+    listed = ("surgeon, check exact", "surgeon, check math") + ("math-verify",) * given.each
+    for name in listed:
+        for row, equal in zip(rows, verdicts[name], strict=True):
+            if equal != row["right"] and (equal or given.each):
+                said = "equal" if equal else "different"
+                print(f"{name}: {row['id']}: {read(row)!r} called {said}, gold {row['gold']!r}")
 
 
 if __name__ == "__main__":
