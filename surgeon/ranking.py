@@ -303,6 +303,9 @@ class RankedResponse:
     where none can be read."""
     nex: float
     """Good-Mass Fraction in [0, 1] (Eq. 14)."""
+    nex_active: Measured = math.nan
+    """The same under weights that credit all neurons which are active in an exploring stretch (the
+    ablation of sec. 5.3); nan where the rows weren't kept, or the weights came from elsewhere."""
     reward: Measured
     bad: Measured
     credible: bool

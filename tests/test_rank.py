@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from surgeon import activations, artifact, estimate, evidence_file, nex, rank
+from surgeon import activations, artifact, estimate, evidence_file, metrics, nex, rank
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
 from surgeon.families import subjects
 from surgeon.rank import candidates, conclusion, exploration, recording
 from surgeon.rank.scores import Pool, find
+from surgeon.rank.sensitivity import rescored
 from surgeon.ranking import CandidateScores, RankedCandidate, RankedResponse, Ranking
 from surgeon.settings import bind
 from surgeon.settings.rank import RankSettings, Scoring
@@ -47,6 +48,19 @@ def ranked(pico_source, mini_set: Path, tmp_path_factory) -> tuple[Path, Ranking
     return out, result
 
 
+def test_active_credit_stands_beside_introduced_in_one_run(ranked):
+    """Its column is what kept rows give under that reading, and its interval is learned anew."""
+    out, result = ranked
+    for c in result.candidates:
+        kept = evidence_file.read(out / "candidates" / c.name)
+        expected = rescored(kept, nex.Readings(credit="active"))
+        assert c.scores["nex_active"] == pytest.approx(expected, abs=1e-6)
+        value_B = candidates.read_resamples(out / "candidates" / c.name)["nex_active"]
+        point = np.array([c.scores["nex_active"]])
+        ends = metrics.corrected_interval(point, value_B[:, None])[0]
+        assert c.interval["nex_active"] == pytest.approx(tuple(ends))
+
+
 def test_ranking_json_has_the_promised_schema(ranked):
     out, result = ranked
     written = json.loads((out / "ranking.json").read_text())
@@ -56,9 +70,9 @@ def test_ranking_json_has_the_promised_schema(ranked):
     assert [c["rank"] for c in written["candidates"]] == [1, 2]
     for c in written["candidates"]:
         assert set(c["scores"]) == set(c["interval"]) == {
-            "nex", "estimate", "recommended", "saturation", "length", "hes", "entropy_top20",
-            "entropy_rows", "logprob",
-            "explore_segments", "agreement", "dawid_skene", "finished",
+            "nex", "estimate", "recommended", "nex_active", "saturation", "length", "hes",
+            "entropy_top20", "entropy_rows", "logprob", "explore_segments", "agreement",
+            "dawid_skene", "finished",
         }  # fmt: skip
         assert c["responses"] == 10 and 0 <= c["truncated"] <= 10 and c["tokens"] > 0
         assert {"checkpoint", "name", "not_told_apart_from_best", "cycles"} <= c.keys()
@@ -538,10 +552,10 @@ def test_saturated_scores_are_called_saturated():
 def test_intervals_that_hold_the_weights_as_learned_are_said_to():
     settings = RankSettings(checkpoints=("a", "b"), mini_set="m.jsonl", out=Path("out"))
     rows = {name: (response(),) for name in "ab"}
-    pool = Pool(["q0"], rows, nex.DEFAULT, relearned={"a": None, "b": np.zeros(3)})
+    pool = Pool(["q0"], rows, nex.DEFAULT, relearned={"a": {}, "b": {"nex": np.zeros(3)}})
     (line,) = conclusion.held(settings, pool)
     assert "of a hold the neuron weights as they were learned" in line and "--traces" in line
-    assert not conclusion.held(settings, pool._replace(relearned={"a": np.zeros(3)}))
+    assert not conclusion.held(settings, pool._replace(relearned={"a": {"nex": np.zeros(3)}}))
     given = RankSettings(
         checkpoints=("a",), mini_set="m.jsonl", out=Path("out"), weights="w.safetensors"
     )

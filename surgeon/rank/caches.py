@@ -24,6 +24,7 @@ from surgeon.rank import scores
 from surgeon.rank.candidates import (
     Reduced,
     candidate_dir,
+    credited_anew,
     is_scored,
     learn,
     load_tensors,
@@ -234,8 +235,10 @@ def score_caches(plan: RankPlan, work: Path) -> None:
         learned = learn(n_neurons, reduced, np.zeros(n_neurons))
         write_weights(plan, directory, subject, learned._replace(positive_N=np.zeros(0)))
         keep_rows(plan, directory, subject, traces, reduced, rows)
-        write_resamples(plan, directory, [t.prompt_id for t in traces], reduced)
-        responses = score(plan, learned, traces, [r.answer for r in about.responses], reduced)
+        active = credited_anew(rows, plan, reduced)
+        write_resamples(plan, directory, [t.prompt_id for t in traces], reduced, active)
+        answers = [r.answer for r in about.responses]
+        responses = score(plan, learned, traces, answers, reduced, active)
         reading = read_closely(plan, responses, reduced)
         artifact.write(directory, CandidateScores(reading=reading, responses=responses))
 

@@ -11,8 +11,8 @@ import hashlib
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -129,14 +129,15 @@ def score_candidate(
     learned = learn(n_layers * d_ff, reduced, mean_positive(directory / "responses", len(reduced)))
     write_weights(plan, directory, subject, learned)
     keep_evidence(plan, directory, subject, traces, reduced)
-    write_resamples(plan, directory, [t.prompt_id for t in traces], reduced)
+    active = credited_if_active(plan, directory, reduced)
+    write_resamples(plan, directory, [t.prompt_id for t in traces], reduced, active)
     think = parse_tags(plan.settings.reading.think_tags)
     answers = votes(traces, read_answers(traces, plan.extract, tokenizer, think))
     if plan.settings.format == "nex-cache":
         from surgeon.rank import caches  # it calls what is in here
 
         caches.write_cache(plan, directory, subject, traces, answers)
-    responses = score(plan, learned, traces, answers, reduced)
+    responses = score(plan, learned, traces, answers, reduced, active)
     reading = read_closely(plan, responses, reduced)
     artifact.write(directory, CandidateScores(reading=reading, responses=responses))
     if not plan.settings.adaptive:  # another round may add responses
@@ -416,27 +417,66 @@ def write_weights(plan: RankPlan, directory: Path, subject: Subject, learned: Le
     )  # fmt: skip
 
 
+def credited_if_active(
+    plan: RankPlan, directory: Path, reduced: Sequence[Reduced]
+) -> list[nex.Evidence] | None:
+    """Every response's evidence where all neurons that are active in an exploring stretch are
+    credited (the ablation of sec. 5.3), from the rows on disk; None where a response has none, or
+    the weights come from elsewhere."""
+    files = [reduced_file(directory / "responses", n) for n in range(len(reduced))]
+    if plan.shared_weight_LF is not None or not all(map(stored_row_bytes, files)):
+        return None
+    if plan.readings.credit == "active":
+        return [r.evidence for r in reduced]
+    rows = ({rows_of(k) or k: v for k, v in load_tensors(f, rows_of).items()} for f in files)
+    return credited_anew((activations.Activations(**fields) for fields in rows), plan, reduced)
+
+
+def credited_anew(
+    rows: Iterable[activations.Activations], plan: RankPlan, reduced: Sequence[Reduced]
+) -> list[nex.Evidence]:
+    """The same from these rows: with the phases that were found, which credit doesn't change."""
+    readings = replace(plan.readings, credit="active")
+    return [
+        nex.cycle_credit(
+            acts, nex.first_seen(acts), r.evidence.slope_R, r.evidence.explore_R, readings
+        )
+        for acts, r in zip(rows, reduced, strict=True)
+    ]
+
+
 def write_resamples(
-    plan: RankPlan, directory: Path, prompt_ids: Sequence[str], reduced: Sequence[Reduced]
+    plan: RankPlan,
+    directory: Path,
+    prompt_ids: Sequence[str],
+    reduced: Sequence[Reduced],
+    active: Sequence[nex.Evidence] | None = None,
 ) -> None:
-    """Write resamples.safetensors: the NEX of every resample of the plan's prompts, weights learned
-    anew in each; nothing where they came from elsewhere. `prompt_ids` are the responses'."""
+    """Write resamples.safetensors: the NEX of every resample of the plan's prompts, weights
+    learned anew in each, and the same by active credit; nothing where the weights came from
+    elsewhere. `prompt_ids` are the responses'."""
     if plan.shared_weight_LF is not None:
         return
     place = {prompt.id: n for n, prompt in enumerate(plan.prompts)}
-    nex_B = nex.relearned(
-        [nex.Response(r.evidence, r.neuron_K, r.mass_K) for r in reduced],
-        np.array([place[prompt_id] for prompt_id in prompt_ids], np.int64),
-        metrics.resample_counts(len(place), seed=plan.settings.seed),
-        plan.readings,
-    )
-    lineage.write_tensors(directory / RESAMPLES, {"nex_B": nex_B})
+    prompt_N = np.array([place[prompt_id] for prompt_id in prompt_ids], np.int64)
+    count_BP = metrics.resample_counts(len(place), seed=plan.settings.seed)
+
+    def resampled(evidences: Sequence[nex.Evidence]) -> np.ndarray:
+        pairs = zip(evidences, reduced, strict=True)
+        responses = [nex.Response(e, r.neuron_K, r.mass_K) for e, r in pairs]
+        return nex.relearned(responses, prompt_N, count_BP, plan.readings)
+
+    found = {"nex_B": resampled([r.evidence for r in reduced])}
+    if active is not None:
+        found["nex_active_B"] = resampled(active)
+    lineage.write_tensors(directory / RESAMPLES, found)
 
 
-def read_resamples(directory: Path) -> np.ndarray | None:
-    """float64_B, as written by `write_resamples`; None where nothing was."""
+def read_resamples(directory: Path) -> dict[str, np.ndarray]:
+    """Score -> float64_B, as written by `write_resamples`; empty where nothing was."""
     file = directory / RESAMPLES
-    return load_tensors(file, "nex_B".__eq__)["nex_B"] if file.is_file() else None
+    found = load_tensors(file, lambda name: True) if file.is_file() else {}
+    return {name.removesuffix("_B"): value_B for name, value_B in found.items()}
 
 
 def votes(traces: Sequence[Trace], answers: Sequence[str | None]) -> list[str | None]:
@@ -458,10 +498,15 @@ def score(
     traces: Sequence[Trace],
     answers: Sequence[str | None],
     reduced: Sequence[Reduced],
+    active: Sequence[nex.Evidence] | None = None,
 ) -> tuple[RankedResponse, ...]:
-    """Every response with its Good-Mass Fraction (Eq. 12-16) and what else scores are made of."""
+    """Every response with its Good-Mass Fraction (Eq. 12-16) and what else scores are made of;
+    `active` is its evidence by active credit."""
     shared_LF = plan.shared_weight_LF
     weight_N = learned.weight_N if shared_LF is None else shared_LF.ravel()
+    active_N = None
+    if active is not None:
+        active_N = nex.weights(*nex.accumulate(active, len(weight_N)))
     responses = []
     for trace, answer, r in zip(traces, answers, reduced, strict=True):
         mass = nex.good_mass_fraction(r.neuron_K, r.mass_K, weight_N)
@@ -473,6 +518,9 @@ def score(
                 finished=trace.finish_reason != "length",
                 answer=answer,
                 nex=mass.score,
+                nex_active=math.nan
+                if active_N is None
+                else nex.good_mass_fraction(r.neuron_K, r.mass_K, active_N).score,
                 reward=mass.reward,
                 bad=mass.bad,
                 credible=mass.credible,

@@ -183,9 +183,9 @@ def values(
     drawn_BC = {
         name: ratio(metrics.resampled_means(sums, seed=seed)) for name, sums in sums_PC2.items()
     }
-    for c, relearned_B in enumerate(pool.relearned.values()):
-        if relearned_B is not None:
-            drawn_BC["nex"][:, c] = relearned_B
+    for c, relearned in enumerate(pool.relearned.values()):
+        for name, value_B in relearned.items():
+            drawn_BC[name][:, c] = value_B
     for name, score in scores.items():
         if score.combined is not None:
             point_C[name], drawn_BC[name] = score.combined(point_C), score.combined(drawn_BC)
@@ -204,11 +204,12 @@ def intervals(
         else s.ends(pool, drawn_BC[name])
         for name, s in scores.items()
     }  # fmt: skip
-    relearned_C = np.array([nex_B is not None for nex_B in pool.relearned.values()], bool)
-    if relearned_C.any():
-        for name in ("nex", "recommended"):
+    for name, learned in {"nex": "nex", "recommended": "nex", "nex_active": "nex_active"}.items():
+        relearned_C = np.array([learned in values for values in pool.relearned.values()], bool)
+        if relearned_C.any():
             ends_C2 = metrics.corrected_interval(point_C[name], drawn_BC[name])
             found[name] = np.where(relearned_C[:, None], ends_C2, found[name])
+    if any("nex" in values for values in pool.relearned.values()):
         found["saturation"] = nines(found)
     return found
 
@@ -335,7 +336,7 @@ def warnings(
 
 def held(settings: RankSettings, pool: Pool) -> list[str]:
     """Whether NEX's intervals hold the weights as they were learned, though they are its own."""
-    names = [name for name, nex_B in pool.relearned.items() if nex_B is None]
+    names = [name for name, found in pool.relearned.items() if "nex" not in found]
     if not names or settings.weights is not None:
         return []
     whose = "all candidates" if len(names) == len(pool.responses) else ", ".join(names)

@@ -32,9 +32,9 @@ class Pool(NamedTuple):
     readings: nex.Readings
     digests: Mapping[str, str] = MappingProxyType({})
     """Candidate -> its checkpoint's digest, where known: equal ones are copies."""
-    relearned: Mapping[str, np.ndarray | None] = MappingProxyType({})
-    """Candidate -> its NEX in every resample, with the weights learned anew; None where they were
-    held."""
+    relearned: Mapping[str, Mapping[str, np.ndarray]] = MappingProxyType({})
+    """Candidate -> score -> float64_B, its value in every resample with the neuron weights learned
+    anew; no score whose weights were held."""
 
     def answers(self) -> np.ndarray:
         """int64_PCS: the answers of all candidates, as `surgeon.estimate` takes them."""
@@ -121,6 +121,11 @@ def good_mass(pool: Pool) -> np.ndarray:
     return pool.sums(nex.counted(r.nex, r.empty, pool.readings) for r in pool.everything())
 
 
+def active_mass(pool: Pool) -> np.ndarray:
+    """NEX with every active neuron credited; without the rows there is none."""
+    return pool.sums(nex.counted(r.nex_active, r.empty, pool.readings) for r in pool.everything())
+
+
 def entropy_top20(pool: Pool) -> np.ndarray:
     """The percentile is that of all candidates' rows."""
     rows = [np.array(r.entropy_R) for r in pool.everything()]
@@ -204,6 +209,10 @@ SCORES: dict[str, Score] = {
     "recommended": Score(
         "Recommended", "", "NEX times the estimated accuracy", combined=recommended,
         column="NEX x est.",
+    ),
+    "nex_active": Score(
+        "NEX, all active", "", "NEX that credits all neurons active in an exploring stretch",
+        pooled=active_mass, decimals=4, column="NEX act.",
     ),
     "saturation": Score(
         "NEX in nines", "", "-log10(1 - NEX): the same order, spread near 1", combined=nines,
