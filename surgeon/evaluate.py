@@ -52,6 +52,7 @@ from surgeon.traces import (
     digest_of_prompts,
     in_order,
     keys_of,
+    outlook,
     read_plain,
     read_prompts,
     sampled,
@@ -103,9 +104,50 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
 
     Raises `BadInput` before anything is sampled.
     """
+    if settings.dry_run:
+        raise BadInput(
+            "found dry_run, expected forecast(settings): from Python that says what it will take."
+        )
     plan = prepare(settings)
-    run = lineage.Run("evaluate", record(settings), plan.inputs, settings.sampling.seed)
-    return artifact.once(settings.out, Evaluation, partial(measure, plan), run=run)
+    return artifact.once(settings.out, Evaluation, partial(measure, plan), run=run_of(plan))
+
+
+def run_of(plan: EvaluatePlan) -> lineage.Run:
+    """What makes the evaluation this evaluation."""
+    return lineage.Run("evaluate", record(plan.settings), plan.inputs, plan.settings.sampling.seed)
+
+
+def forecast(settings: EvaluateSettings) -> outlook.Outlook:
+    """What the evaluation will take: answers, tokens, time and disk by candidate; writes nothing.
+
+    Raises `BadInput` as the evaluation would.
+    """
+    plan = prepare(settings)
+    lineage.check(settings.out, run_of(plan))
+    outlook.require_timed(settings.measure_s, local=settings.engine.is_local, given=False)
+    free = lineage.free_bytes(settings.out)
+    if settings.out.exists():
+        artifact.read(Evaluation, settings.out)
+        done = "It is finished: nothing would be computed."
+        return outlook.Outlook("evaluate", (), (done,), free)
+    work = settings.out.with_name(settings.out.name + ".partial") / "traces"
+    sampling, paces = settings.sampling, {}
+    if settings.measure_s:
+        models = live(outlook.timed_ones(plan.subjects), plan.device, plan.dtype)
+        for subject, model, tokenizer, load_s in outlook.loaded(models):
+            paces[subject.name] = outlook.timed(
+                subject, model, tokenizer, plan.problems, sampling,
+                load_s=load_s, seconds=settings.measure_s,
+            )  # fmt: skip
+    there = outlook.on_disk({s.name: [work / f"{s.name}.jsonl"] for s in plan.subjects})
+    known = outlook.Known(there, paces, sampling, outlook.ratios(plan.subjects))
+    tokens = outlook.mean_prompt_tokens(tokenizer_of(plan.subjects[0]), plan.problems, sampling)
+    wanted = keys_of(plan.problems, sampling.samples)
+    workers = 1 if plan.roster is None else max(1, len(plan.roster.devices))
+    costs = [outlook.lacking(known, s.name, wanted, tokens, workers) for s in plan.subjects]
+    about = outlook.about(known, plan.problems, tokens, local=settings.engine.is_local)
+    lines = (*(pace.line for pace in paces.values()), *about)
+    return outlook.Outlook("evaluate", tuple(costs), lines, free)
 
 
 def prepare(settings: EvaluateSettings) -> EvaluatePlan:

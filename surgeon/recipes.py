@@ -36,8 +36,13 @@ class RecipeStep(NamedTuple):
 
     def run(self) -> None:
         """Do the step and print its result."""
-        row = known_verb(self.verb)
-        result = row.load()(self.settings())
+        row, settings = known_verb(self.verb), self.settings()
+        if row.forecast and getattr(settings, "dry_run", False):
+            from surgeon.traces import outlook
+
+            outlook.show(row.load_forecast()(settings))
+            return
+        result = row.load()(settings)
         row.show(result)
         if getattr(result, "interrupted", False):
             # The verb ended well, and whatever was to come after it isn't wanted any more.

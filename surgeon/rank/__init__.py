@@ -3,6 +3,7 @@
 plan.py         every input checked, before anything is computed
 candidates.py   one candidate: sample, record, credit, weights, scores
 caches.py       the published NEX code's caches instead of checkpoints
+costs.py        what it will take, for a dry run
 exploration.py  accuracy as a parabola of the E segments
 rounds.py       candidates that can't be the best any more stop early
 scores.py       every score, a row each
@@ -17,9 +18,11 @@ What it writes for others to read is typed in `surgeon.ranking`.
 from pathlib import Path
 
 from surgeon import artifact
+from surgeon.errors import BadInput
 from surgeon.rank.caches import prepare_caches, score_caches
 from surgeon.rank.candidates import score_candidates
 from surgeon.rank.conclusion import conclude
+from surgeon.rank.costs import forecast
 from surgeon.rank.plan import prepare
 from surgeon.rank.rounds import score_in_rounds
 from surgeon.rank.scores import SCORES, Score
@@ -34,6 +37,7 @@ __all__ = [
     "RankedResponse",
     "Ranking",
     "Score",
+    "forecast",
     "prepare",
     "rank",
     "show",
@@ -50,6 +54,10 @@ def rank(settings: RankSettings) -> Ranking:
     ranking is not computed again: another `select`, `truth` or panel, or what is behind one of
     them edited, redoes only its last stage. Raises `BadInput` before anything is sampled.
     """
+    if settings.dry_run:
+        raise BadInput(
+            "found dry_run, expected forecast(settings): from Python that says what it will take."
+        )
     plan = prepare_caches(settings) if settings.nex_cache else prepare(settings)
 
     def work(partial: Path) -> Ranking:

@@ -2,11 +2,13 @@
 
 from typing import Annotated
 
+from surgeon.errors import BadInput
 from surgeon.settings.engine import EngineSettings
 from surgeon.settings.sampling import AnswerReading, Columns, Machine, Sampling
 from surgeon.settings.schema import (
     POSITIONAL,
     UNRECORDED,
+    Amount,
     Count,
     File,
     Many,
@@ -55,7 +57,18 @@ class EvaluateSettings:
     """Files of answers that were made elsewhere, by name: traces, such as those of `monitor`, or
     rows with prompt_id and response (text). They are judged beside the others, and nothing is
     sampled for them."""
+    dry_run: Annotated[bool, UNRECORDED] = False
+    """Say what it will take (tokens, time, disk) and write nothing."""
+    measure_s: Annotated[Amount, UNRECORDED] = 0.0
+    """With dry_run: seconds for which the first, the middle and the last candidate answer each, to
+    measure how long answers are and how fast they come; 0: nothing is loaded."""
     reading: AnswerReading = AnswerReading()
     machine: Machine = Machine()
     workforce: Workforce = Workforce()
     engine: EngineSettings = EngineSettings()
+
+    def __post_init__(self) -> None:
+        if self.measure_s and not self.dry_run:
+            raise BadInput(
+                "found measure_s without dry_run, expected both: only a dry run measures."
+            )

@@ -103,6 +103,11 @@ class RankSettings:
     share isn't kept, the rows first."""
     sensitivity: Annotated[bool, UNRECORDED] = False
     """Score again under every other reading of NEX, one at a time, from the kept rows."""
+    dry_run: Annotated[bool, UNRECORDED] = False
+    """Say what it will take (tokens, time, disk) and write nothing."""
+    measure_s: Annotated[Amount, UNRECORDED] = 0.0
+    """With dry_run: seconds for which the first, the middle and the last candidate answer each, to
+    measure how long answers are and how fast they come; 0: nothing is loaded."""
     scoring: Scoring = Scoring()
     readings: ReadingChoices = ReadingChoices()
     sampling: Sampling = Sampling()
@@ -126,6 +131,10 @@ class RankSettings:
             raise BadInput(
                 f"found top_k = {self.scoring.top_k:g} and nex_cache, expected a count or nothing: "
                 "a cache holds what was kept already, and doesn't say of how many."
+            )
+        if self.measure_s and not self.dry_run:
+            raise BadInput(
+                "found measure_s without dry_run, expected both: only a dry run measures."
             )
         if not self.adaptive and (self.tolerance, self.budget) != (None, None):
             name = "tolerance" if self.tolerance is not None else "budget"

@@ -16,6 +16,8 @@ class VerbRow(NamedTuple):
     module: str
     """The module of its function and of `show`, which prints the result."""
     function: str
+    forecast: str = ""
+    """Beside it, where `dry_run` asks what it will take."""
 
     def load_settings(self) -> type:
         """Import the settings class; imports nothing heavy."""
@@ -26,6 +28,10 @@ class VerbRow(NamedTuple):
         """Import the function that does the work."""
         return getattr(importlib.import_module(self.module), self.function)
 
+    def load_forecast(self) -> Callable[..., Any]:
+        """Import the function that says what the work will take."""
+        return getattr(importlib.import_module(self.module), self.forecast)
+
     def show(self, result: Any) -> None:
         """Print the result for a person at a terminal."""
         importlib.import_module(self.module).show(result)
@@ -35,8 +41,8 @@ VERBS = {
     name: VerbRow(*row)
     for name, row in {
         "merge-sweep": ("merge_sweep:MergeSweepSettings", "surgeon.merge", "sweep"),
-        "rank": ("rank:RankSettings", "surgeon.rank", "rank"),
-        "evaluate": ("evaluate:EvaluateSettings", "surgeon.evaluate", "evaluate"),
+        "rank": ("rank:RankSettings", "surgeon.rank", "rank", "forecast"),
+        "evaluate": ("evaluate:EvaluateSettings", "surgeon.evaluate", "evaluate", "forecast"),
         "summary": ("summary:SummarySettings", "surgeon.rank.pooled", "summary"),
         "weights": ("weights:WeightsSettings", "surgeon.weights", "weights"),
         "transplant": ("transplant:TransplantSettings", "surgeon.transplant", "transplant"),
