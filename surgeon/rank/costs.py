@@ -14,7 +14,7 @@ from surgeon.rank.recording import MOST_ROW_TOKENS, fitting
 from surgeon.rank.rounds import sizes
 from surgeon.ranking import CandidateScores, Ranking
 from surgeon.settings.rank import RankSettings
-from surgeon.traces import keys_of, outlook
+from surgeon.traces import Trace, keys_of, outlook
 from surgeon.traces.outlook import Bounds, Cost, Known, Outlook, Pace
 
 TENSORS = 6
@@ -61,7 +61,7 @@ def free(plan: RankPlan) -> int:
     return lineage.free_bytes(plan.settings.out)
 
 
-def there(plan: RankPlan) -> dict[str, Any]:
+def there(plan: RankPlan) -> dict[str, list[Trace]]:
     """Candidate -> its answers that are known already."""
     if plan.traces is not None:
         return plan.traces
