@@ -132,6 +132,10 @@ class RankedCandidate:
     """Share of the second endpoint in a merge."""
     method: str | None
     """Merge method; None for an endpoint, which belongs to every method."""
+    run: Annotated[str, Field(exclude_if=lambda value: not value)] = ""
+    """The training run that it is a checkpoint of."""
+    step: Annotated[int | None, Field(exclude_if=lambda value: value is None)] = None
+    """Its training step."""
     digest: str
     rank: int
     """1 is the best."""

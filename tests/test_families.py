@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -591,3 +592,65 @@ def test_a_smoke_test_fails_on_weights_that_are_not_finite(
     save_file(tensors, shard, metadata={"format": "pt"})
     with pytest.raises(BadInput, match="not finite"):
         smoke_test(pico_pair[0])
+
+
+# --- training runs --------------------------------------------------------------------------------
+
+
+def test_checkpoints_of_a_run_come_by_their_step_however_they_are_named(
+    pico_source, tmp_path: Path, monkeypatch
+):
+    a, b = pico_source
+    run = tmp_path / "run"
+    for name in ("checkpoint-1000", "checkpoint-200", "checkpoint-30"):
+        shutil.copytree(b, run / name)
+    # A run that was resumed says its own step.
+    (run / "checkpoint-30" / "trainer_state.json").write_text('{"global_step": 530}')
+    (run / "logs").mkdir()
+    expected = [("checkpoint-200", 200), ("checkpoint-30", 530), ("checkpoint-1000", 1000)]
+    shell = [str(a), *sorted(map(str, run.glob("checkpoint-*")))]
+    for specs in (shell, [str(a), f"{run}/checkpoint-*"], [str(a), str(run)]):
+        first, *found = subjects(specs)
+        assert (first.name, first.run, first.step) == ("a", "", None)
+        assert [(s.name, s.step) for s in found] == expected
+        assert {s.run for s in found} == {str(run)}
+    # What the run left at its end is its last step; another run keeps its place.
+    shutil.copytree(b, tmp_path / "other" / "step_5")
+    for file in b.iterdir():
+        shutil.copy(file, run / file.name)
+    (run / "trainer_state.json").write_text('{"global_step": 1200}')
+    *found, last = subjects([str(run), f"{run}/checkpoint-*", str(tmp_path / "other" / "step_5")])
+    assert [s.step for s in found] == [200, 530, 1000, 1200] and last.name == "step_5"
+    monkeypatch.chdir(run)
+    assert subjects(["checkpoint-200"])[0].run == str(run)
+    # One that only finished a run of its own is on no axis.
+    (tmp_path / "alone").mkdir()
+    for file in b.iterdir():
+        shutil.copy(file, tmp_path / "alone" / file.name)
+    (tmp_path / "alone" / "trainer_state.json").write_text('{"global_step": 9}')
+    assert subjects([str(tmp_path / "alone")])[0].step is None
+    with pytest.raises(BadInput, match=r"nothing-\* matches no directory"):
+        subjects([f"{run}/nothing-*"])
+
+
+def test_adapters_of_a_run_are_merged_into_the_base_that_they_name(pico_source, tmp_path: Path):
+    from peft import LoraConfig, get_peft_model
+
+    a, run = pico_source[0], tmp_path / "run"
+    for step in (20, 3):
+        torch.manual_seed(step)
+        tuned: Any = get_peft_model(
+            Checkpoint.open(a).model(),  # pyright: ignore[reportArgumentType]
+            LoraConfig(
+                r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False
+            ),
+        )
+        tuned.save_pretrained(str(run / f"checkpoint-{step}"))
+    found = subjects([f"{run}/checkpoint-*"])
+    assert [(s.name, s.step) for s in found] == [("a+checkpoint-3", 3), ("a+checkpoint-20", 20)]
+    assert len({Checkpoint.open(a).digest, *(s.digest for s in found)}) == 3
+    # An adapter outside a run, or of a base that isn't there, is asked for its base.
+    config = run / "checkpoint-3" / "adapter_config.json"
+    config.write_text(config.read_text().replace(json.dumps(str(a)), '"/nowhere/base"'))
+    with pytest.raises(BadInput, match=r"Name its base too .its config says /nowhere/base"):
+        subjects([f"{run}/checkpoint-*"])

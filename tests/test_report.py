@@ -319,6 +319,23 @@ def test_each_merge_method_is_a_line_in_every_panel():
     assert parsed.count("line", "best-line") == 9 + 8 + 1
 
 
+def test_checkpoints_of_training_runs_are_drawn_against_the_step():
+    found = [
+        {**candidate(None, None, row, 0.01 * m), "name": f"{run}-{100 * n}", "run": f"/x/{run}",
+         "step": 100 * n}
+        for m, run in enumerate(("warm", "cold"))
+        for n, row in enumerate(CURVE[:6], 1)
+    ]  # fmt: skip
+    page = render(ranking([*found, candidate(None, None, CURVE[-1])]))
+    parsed = checked(page)
+    labels = [a.get("aria-label", "") for a in parsed.all("svg")]
+    panels = [label for label in labels if "against the training step" in label]
+    assert len(panels) == 9 + 9 and not [x for x in labels if "merge ratio" in x]
+    assert parsed.count("polyline", "line") == 2 * len(panels)
+    assert {"warm", "cold"} <= set(parsed.lines(".legend"))
+    assert "Candidates without a training step" in parsed.text()
+
+
 def test_an_endpoint_without_a_method_belongs_to_every_line():
     found = [candidate(m, row[0], row) for m in ("slerp", "linear") for row in CURVE[1:-1]]
     found.append({**candidate("slerp", 0.0, CURVE[0]), "name": "org/instruct"})

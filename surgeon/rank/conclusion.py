@@ -147,6 +147,8 @@ def describe(
                 name=subject.name,
                 ratio=subject.ratio,
                 method=method(subject),
+                run=subject.run,
+                step=subject.step,
                 digest=subject.digest,
                 rank=place + 1,
                 scores={name: or_none(point_C[name][c]) for name in plan.scores},

@@ -131,16 +131,50 @@ def series(page: RankingPage) -> dict[str, list[int]]:
     return {label: [*members, *shared] for label, members in lines.items()}
 
 
+class Across(NamedTuple):
+    """What charts have on their horizontal axis."""
+
+    axis: str
+    against: str
+    """In a chart's label."""
+    lines: dict[str, list[int]]
+    """Label -> places of the candidates on a line."""
+    x: dict[int, float]
+    """Place -> where the candidate is."""
+
+
+def axes(page: RankingPage) -> list[Across]:
+    """The axes that candidates have places on: the merge ratio, and the step of a training run."""
+    candidates, found = page.candidates, []
+    lines = series(page)
+    if lines:
+        ratio = {n: c.ratio for n, c in enumerate(candidates) if c.ratio is not None}
+        axis_name = "merge ratio (0 = first endpoint, 1 = second)"
+        found.append(Across(axis_name, "the merge ratio", lines, ratio))
+    steps = {
+        n: float(c.step) for n, c in enumerate(candidates) if c.ratio is None and c.step is not None
+    }
+    runs = list(dict.fromkeys(candidates[n].run for n in steps))
+    if steps:
+        names = [Path(run).name if len(runs) > 1 else "" for run in runs]
+        if len(set(names)) < len(runs):
+            names = runs
+        members = [[n for n in steps if candidates[n].run == run] for run in runs]
+        by_run = dict(zip(names, members, strict=True))
+        found.append(Across("training step", "the training step", by_run, steps))
+    return found
+
+
 def _groups(
     page: RankingPage, curves: Sequence[Quantity], most_accurate: int | None
 ) -> list[Group]:
-    """Charts against the ratio, and charts by rank of the candidates without one."""
-    lines, candidates = series(page), page.candidates
-    placed = {n for members in lines.values() for n in members}
+    """Charts against each axis, and charts by rank of the candidates that are on none."""
+    candidates, across = page.candidates, axes(page)
+    placed = {n for one in across for members in one.lines.values() for n in members}
     others = [n for n in range(len(candidates)) if n not in placed]
     names = [f"{candidates[n].rank} {candidates[n].name}" for n in others]
-    x_scale = figures.axis([candidates[n].ratio or 0.0 for n in placed], pad=0.03)
-    by_ratio: list[Figure] = []
+    scales = [figures.axis(one.x.values(), pad=0.03) for one in across]
+    drawn: list[list[Figure]] = [[] for _ in across]
     by_rank: list[Figure] = []
     for curve in curves:
         measure, favourite = curve.measure, curve.favourite
@@ -150,16 +184,16 @@ def _groups(
             note = f"{curve.verb} {candidates[favourite].name}: {text}"
         title = f"{measure.label} {measure.unit}".strip() + (f"; {note}" if note else "")
         marks: dict[str, Any] = dict(favourite=favourite, most_accurate=most_accurate)
-        if placed:
+        for one, scale, into in zip(across, scales, drawn, strict=True):
             dots = [
-                dot._replace(x=candidates[n].ratio or 0.0, series=line)
-                for line, members in enumerate(lines.values())
+                dot._replace(x=one.x[n], series=line)
+                for line, members in enumerate(one.lines.values())
                 for n in members
                 if (dot := _dot(page, curve, n))
             ]
-            label = f"{title}; against the merge ratio"
-            chart = figures.ratio_chart(dots, x_scale, label=label, **marks)
-            by_ratio.append(Figure(measure.label, measure.unit, note, chart))
+            label = f"{title}; against {one.against}"
+            chart = figures.ratio_chart(dots, scale, label=label, **marks)
+            into.append(Figure(measure.label, measure.unit, note, chart))
         if others:
             dots = [
                 dot._replace(x=dot.y, y=float(row))
@@ -168,18 +202,18 @@ def _groups(
             ]
             chart = figures.rank_chart(dots, names, label=f"{title}; by rank", **marks)
             by_rank.append(Figure(measure.label, measure.unit, note, chart))
-    entries = [(line, label) for line, label in enumerate(lines) if label]
     flags: dict[str, bool] = dict(
         tied=any(c.not_told_apart_from_best for c in candidates[1:]),
         accurate=most_accurate is not None,
         intervals=any(ends[0] is not None for curve in curves for ends in curve.ends),
     )
     groups = []
-    if by_ratio:
-        axis_name = "merge ratio (0 = first endpoint, 1 = second)"
-        groups.append(Group("", axis_name, entries, by_ratio, **flags))
+    for n, (one, found) in enumerate(zip(across, drawn, strict=True)):
+        entries = [(line, label) for line, label in enumerate(one.lines) if label]
+        groups.append(Group("Training steps" if n else "", one.axis, entries, found, **flags))
     if by_rank:
-        heading = "Candidates without a merge ratio" if by_ratio else ""
+        words = " or ".join(one.against.removeprefix("the ") for one in across)
+        heading = f"Candidates without a {words}" if across else ""
         axis_name = "one row per candidate, best on top; numbers are ranks"
         groups.append(Group(heading, axis_name, [], by_rank, **flags))
     return groups
