@@ -19,7 +19,8 @@ What has no value (no prompts, a nan or infinite input, a correlation with a con
 without a warning.
 """
 
-# Shapes: P prompts, C candidates, B bootstrap resamples, X anything (candidates, scores).
+# Shapes: P prompts, C candidates, B bootstrap resamples, J groups of prompts that are left out,
+# X anything (candidates, scores).
 
 import math
 from collections import Counter
@@ -263,6 +264,26 @@ def resampled_means(values_PX: ArrayLike, *, seed: int = 0, n: int = 2000) -> np
     return means.reshape(n, *rest)
 
 
+def left_out_counts(n_prompts: int, *, most: int = 200) -> np.ndarray:
+    """float64_JP: how often each prompt stands where one group of them is left out, group after
+    group (delete-a-group jackknife): a group a prompt, at most `most` groups."""
+    groups = min(n_prompts, most)
+    return (np.arange(n_prompts) % max(1, groups) != np.arange(groups)[:, None]).astype(float)
+
+
+def left_out_means(values_PX: ArrayLike, *, most: int = 200) -> np.ndarray:
+    """float64_JX: the mean over prompts where each group of `left_out_counts` is left out; nan as
+    in `resampled_means`."""
+    values_PX = np.asarray(values_PX, float)
+    count_JP = left_out_counts(len(values_PX), most=most)
+    present_PX = ~np.isnan(values_PX)
+    total_JX = np.tensordot(count_JP, np.where(present_PX, values_PX, 0.0), 1)
+    weight_JX = np.tensordot(count_JP, present_PX.astype(float), 1)
+    return np.divide(
+        total_JX, weight_JX, out=np.full(total_JX.shape, math.nan), where=weight_JX > 0
+    )
+
+
 def resampled_members(means_BSX: np.ndarray, *, seed: int = 0) -> np.ndarray:
     """float64_BX: the mean over S members (seeds of one setting), of which each resample draws with
     replacement too. Takes what `resampled_means` makes of values_PSX; one member is left alone."""
@@ -285,20 +306,40 @@ def percentile_interval(means_BX: np.ndarray, *, level: float = 0.95) -> np.ndar
     return ends.reshape(*rest, 2)
 
 
-def corrected_interval(point_X: np.ndarray, value_BX: np.ndarray) -> np.ndarray:
+def corrected_interval(
+    point_X: np.ndarray, value_BX: np.ndarray, left_JX: np.ndarray | None = None
+) -> np.ndarray:
     """float64_X2: ends of the 95 % interval of a share in [0, 1] that is learned from the sample it
-    is measured on, from its value and its resamples.
+    is measured on, from its value, its resamples, and its values with groups left out.
 
     A smaller sample gives such a score another mean, and a resample is one: it holds 63 % of the
-    prompts. The mean difference to the resamples is taken off the value, and 1.96 root mean squares
-    of the differences lie on either side.
+    prompts. So the mean difference to the resamples is taken off the value. For the same reason
+    resamples scatter too little: the standard error is the jackknife's, with the quantile of
+    Student's t, and the difference that was taken off is added to it in quadrature, as it is
+    itself unsure by about as much. Where nothing was left out (`left_JX` is None, or nan) the
+    resamples' root mean square stands for both.
     """
     gap_BX = value_BX - point_X
     there_X = np.maximum(np.isfinite(gap_BX).sum(0), 1)
     shift_X = np.nansum(gap_BX, 0) / there_X
     spread_X = 1.96 * np.sqrt(np.nansum(gap_BX**2, 0) / there_X)
+    if left_JX is not None and len(left_JX) > 1:
+        from scipy.stats import t
+
+        groups = len(left_JX)
+        error_X = jackknife_error(left_JX)
+        wide_X = float(t.ppf(0.975, groups - 1)) * np.sqrt(error_X**2 + shift_X**2)
+        spread_X = np.where(np.isnan(wide_X), spread_X, wide_X)
     centre_X = point_X - shift_X
     return np.clip(np.stack([centre_X - spread_X, centre_X + spread_X], -1), 0, 1)
+
+
+def jackknife_error(left_JX: np.ndarray) -> np.ndarray:
+    """float64_X: the standard error from values with one of J groups left out; nan where one of
+    them is."""
+    groups = len(left_JX)
+    gap_JX = left_JX - left_JX.mean(0)
+    return np.sqrt((groups - 1) / max(1, groups) * (gap_JX**2).sum(0))
 
 
 def may_be_best(point_C: np.ndarray, value_BC: np.ndarray, *, level: float = 0.95) -> np.ndarray:

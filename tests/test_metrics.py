@@ -294,3 +294,29 @@ def test_the_set_that_may_be_best_holds_the_best_as_often_as_it_says():
         out += int((~inside_C[8:]).sum())
     assert kept / 120 >= 0.9 and out / 480 > 0.95
     assert metrics.may_be_best(np.array([1.0, math.nan]), np.full((9, 2), math.nan)).all()
+
+
+def test_the_jackknife_error_of_a_mean_is_its_standard_error_and_groups_are_few():
+    values_PX = np.random.default_rng(0).normal(size=(37, 2))
+    values_PX[3, 1] = np.nan
+    left_JX = metrics.left_out_means(values_PX)
+    assert left_JX[5, 0] == pytest.approx(np.delete(values_PX[:, 0], 5).mean())
+    assert left_JX[3, 1] == pytest.approx(np.nanmean(values_PX[:, 1]))
+    expected = values_PX[:, 0].std(ddof=1) / np.sqrt(37)
+    assert metrics.jackknife_error(left_JX)[0] == pytest.approx(expected)
+    count_JP = metrics.left_out_counts(1001, most=200)
+    assert count_JP.shape == (200, 1001) and (count_JP.sum(0) == 199).all()
+    assert metrics.left_out_counts(0).shape == (0, 0)
+
+
+def test_what_is_taken_off_a_learned_share_widens_its_interval():
+    """Half a width is t times the jackknife's error and the shift, in quadrature."""
+    left_JX = np.array([[0.50], [0.52], [0.54], [0.56]])
+    low, high = metrics.corrected_interval(np.array([0.5]), np.full((9, 1), 0.4), left_JX)[0]
+    error = np.sqrt(3 / 4 * ((left_JX - 0.53) ** 2).sum())
+    assert (low + high) / 2 == pytest.approx(0.6)
+    assert (high - low) / 2 == pytest.approx(3.1824463 * np.hypot(error, 0.1))
+    unknown = metrics.corrected_interval(np.array([0.5]), np.full((9, 1), 0.4), left_JX * np.nan)
+    assert unknown == pytest.approx(
+        metrics.corrected_interval(np.array([0.5]), np.full((9, 1), 0.4))
+    )

@@ -17,7 +17,7 @@ from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
 from surgeon.families import subjects
 from surgeon.rank import candidates, conclusion, exploration, recording
-from surgeon.rank.scores import Pool, find
+from surgeon.rank.scores import Pool, Resamples, find
 from surgeon.rank.sensitivity import rescored
 from surgeon.ranking import CandidateScores, RankedCandidate, RankedResponse, Ranking
 from surgeon.settings import bind
@@ -55,10 +55,31 @@ def test_active_credit_stands_beside_introduced_in_one_run(ranked):
         kept = evidence_file.read(out / "candidates" / c.name)
         expected = rescored(kept, nex.Readings(credit="active"))
         assert c.scores["nex_active"] == pytest.approx(expected, abs=1e-6)
-        value_B = candidates.read_resamples(out / "candidates" / c.name)["nex_active"]
+        drawn = candidates.read_resamples(out / "candidates" / c.name)["nex_active"]
+        assert drawn.left_J is not None and len(drawn.left_J) == 5
         point = np.array([c.scores["nex_active"]])
-        ends = metrics.corrected_interval(point, value_B[:, None])[0]
+        ends = metrics.corrected_interval(point, drawn.value_B[:, None], drawn.left_J[:, None])[0]
         assert c.interval["nex_active"] == pytest.approx(tuple(ends))
+
+
+def test_intervals_are_cross_fitted_where_asked(ranked, pico_source, mini_set, tmp_path):
+    """Only the last stage is redone, no score moves, and without evidence it says so."""
+    out, result = ranked
+    shutil.copytree(out, tmp_path / "out", symlinks=True)
+    asked: dict[str, Any] = dict(
+        mini_set=str(mini_set), out=tmp_path / "out", keep_activations=True, cross_fit=True, **SMALL
+    )
+    found = rank.rank([str(p) for p in pico_source], **asked)
+    for old, new in zip(result.candidates, found.candidates, strict=True):
+        assert old.name == new.name and old.scores == new.scores
+        assert {s for s in new.interval if old.interval[s] != new.interval[s]} == {
+            "nex", "recommended", "saturation",
+        }  # fmt: skip
+    (tmp_path / "out" / "candidates" / result.best.name / "evidence.safetensors").unlink()
+    again = rank.rank([str(p) for p in pico_source], **(asked | {"cross_fit": False}))
+    assert again.candidates == result.candidates
+    lacking = rank.rank([str(p) for p in pico_source], **asked)
+    assert any(f"of {result.best.name} are not cross-fitted" in line for line in lacking.warnings)
 
 
 def test_ranking_json_has_the_promised_schema(ranked):
@@ -552,10 +573,11 @@ def test_saturated_scores_are_called_saturated():
 def test_intervals_that_hold_the_weights_as_learned_are_said_to():
     settings = RankSettings(checkpoints=("a", "b"), mini_set="m.jsonl", out=Path("out"))
     rows = {name: (response(),) for name in "ab"}
-    pool = Pool(["q0"], rows, nex.DEFAULT, relearned={"a": {}, "b": {"nex": np.zeros(3)}})
+    drawn = Resamples(np.zeros(3), None)
+    pool = Pool(["q0"], rows, nex.DEFAULT, relearned={"a": {}, "b": {"nex": drawn}})
     (line,) = conclusion.held(settings, pool)
     assert "of a hold the neuron weights as they were learned" in line and "--traces" in line
-    assert not conclusion.held(settings, pool._replace(relearned={"a": {"nex": np.zeros(3)}}))
+    assert not conclusion.held(settings, pool._replace(relearned={"a": {"nex": drawn}}))
     given = RankSettings(
         checkpoints=("a",), mini_set="m.jsonl", out=Path("out"), weights="w.safetensors"
     )

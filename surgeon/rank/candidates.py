@@ -26,6 +26,7 @@ from surgeon.live.families import live, tokenizer_of
 from surgeon.progress import bar, say
 from surgeon.rank.plan import RankPlan
 from surgeon.rank.recording import RowLength, row_length
+from surgeon.rank.scores import Resamples
 from surgeon.ranking import CandidateScores, CloseReading, RankedResponse
 from surgeon.traces import Trace, in_order, keys_of, sampled, settle, stored_traces
 
@@ -459,24 +460,50 @@ def write_resamples(
         return
     place = {prompt.id: n for n, prompt in enumerate(plan.prompts)}
     prompt_N = np.array([place[prompt_id] for prompt_id in prompt_ids], np.int64)
-    count_BP = metrics.resample_counts(len(place), seed=plan.settings.seed)
-
-    def resampled(evidences: Sequence[nex.Evidence]) -> np.ndarray:
-        pairs = zip(evidences, reduced, strict=True)
-        responses = [nex.Response(e, r.neuron_K, r.mass_K) for e, r in pairs]
-        return nex.relearned(responses, prompt_N, count_BP, plan.readings)
-
-    found = {"nex_B": resampled([r.evidence for r in reduced])}
-    if active is not None:
-        found["nex_active_B"] = resampled(active)
+    found = {}
+    for name, evidences in {"nex": [r.evidence for r in reduced], "nex_active": active}.items():
+        if evidences is not None:
+            pairs = zip(evidences, reduced, strict=True)
+            responses = [nex.Response(e, r.neuron_K, r.mass_K) for e, r in pairs]
+            value_B, left_J = resampled(plan, responses, prompt_N, len(place))
+            found |= {f"{name}_B": value_B, f"{name}_J": left_J}
     lineage.write_tensors(directory / RESAMPLES, found)
 
 
-def read_resamples(directory: Path) -> dict[str, np.ndarray]:
-    """Score -> float64_B, as written by `write_resamples`; empty where nothing was."""
+def resampled(
+    plan: RankPlan, responses: Sequence[nex.Response], prompt_N: np.ndarray, prompts: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(float64_B, float64_J): the NEX of every resample of the prompts, and of all but one group
+    of them."""
+    count_BP = metrics.resample_counts(prompts, seed=plan.settings.seed)
+    count_XP = np.concatenate([count_BP, metrics.left_out_counts(prompts)])
+    value_X = nex.relearned(responses, prompt_N, count_XP, plan.readings)
+    return value_X[: len(count_BP)], value_X[len(count_BP) :]
+
+
+def read_resamples(directory: Path) -> dict[str, Resamples]:
+    """By score, as written by `write_resamples`; empty where nothing was. Rankings made before
+    groups were left out lack `left_J`."""
     file = directory / RESAMPLES
     found = load_tensors(file, lambda name: True) if file.is_file() else {}
-    return {name.removesuffix("_B"): value_B for name, value_B in found.items()}
+    names = [name.removesuffix("_B") for name in found if name.endswith("_B")]
+    return {name: Resamples(found[f"{name}_B"], found.get(f"{name}_J")) for name in names}
+
+
+def cross_fitted(plan: RankPlan, directory: Path) -> Resamples:
+    """The resamples of NEX with weights learned on one half of the prompts and scored on the other,
+    moved so that they lie about the ranking's NEX; from the kept evidence."""
+    kept = evidence_file.read(directory, rows=False)
+    place = {prompt.id: n for n, prompt in enumerate(plan.prompts)}
+    half_P = np.arange(len(place)) % 2
+    np.random.default_rng(plan.settings.seed).shuffle(half_P)
+    responses = [nex.Response(r.evidence, r.neuron_K, r.mass_K) for r in kept.responses]
+    prompt_N = np.array([place[r.prompt_id] for r in kept.responses], np.int64)
+    count_BP = metrics.resample_counts(len(place), seed=plan.settings.seed)
+    count_BP = np.concatenate([np.ones((1, len(place))), count_BP])
+    value_B = nex.relearned(responses, prompt_N, count_BP, plan.readings, fold_P=half_P)
+    (whole,) = nex.relearned(responses, prompt_N, count_BP[:1], plan.readings)
+    return Resamples(value_B[1:] - value_B[0] + whole, None)
 
 
 def votes(traces: Sequence[Trace], answers: Sequence[str | None]) -> list[str | None]:

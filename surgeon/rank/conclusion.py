@@ -1,22 +1,29 @@
 """All candidates of a ranking together: scores, intervals, warnings, headline, `best`, report."""
 
-# Shape letters: P prompts, C candidates.
+# Shape letters: P prompts, C candidates, B resamples, J groups of prompts that are left out.
 
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from surgeon import artifact, estimate, lineage, metrics, nex, report, store
+from surgeon import artifact, estimate, evidence_file, lineage, metrics, nex, report, store
 from surgeon.checkpoint import link_directory
 from surgeon.families import Subject, write_out
-from surgeon.rank.candidates import TRACES, candidate_dir, read_resamples, with_rows
+from surgeon.rank.candidates import (
+    TRACES,
+    candidate_dir,
+    cross_fitted,
+    read_resamples,
+    with_rows,
+)
 from surgeon.rank.exploration import inverted_u
 from surgeon.rank.plan import RankPlan, shuffled, tolerance
 from surgeon.rank.recording import fitting, recorded
-from surgeon.rank.scores import RECOMMENDED, Pool, Score, informs, measures, nines
+from surgeon.rank.scores import RECOMMENDED, Pool, Resamples, Score, informs, measures, nines
 from surgeon.rank.sensitivity import sensitivity
 from surgeon.ranking import (
     BenchmarkQuality,
@@ -53,7 +60,7 @@ def conclude(plan: RankPlan, work: Path, rounds: Sequence[Round] = ()) -> Rankin
         {name: scores.responses for name, scores in stored.items()},
         plan.readings,
         {subject.name: subject.digest for subject in plan.subjects},
-        {s.name: read_resamples(candidate_dir(work, s)) for s in plan.subjects},
+        {s.name: relearned(plan, candidate_dir(work, s)) for s in plan.subjects},
     )
     settings = plan.settings
     candidates = describe(plan, pool, rounds)
@@ -86,7 +93,10 @@ def conclude(plan: RankPlan, work: Path, rounds: Sequence[Round] = ()) -> Rankin
             *headline(candidates, settings.select, pick, advice, doubted=bool(doubts)),
             *rounds_lines(plan, candidates, rounds),
         ),
-        warnings=warnings(settings, pool, candidates, plan.row_tokens),
+        warnings=(
+            *warnings(settings, pool, candidates, plan.row_tokens),
+            *not_cross_fitted(plan, work),
+        ),
         candidates=candidates,
         rounds=tuple(rounds),
         selection_quality=(
@@ -111,6 +121,27 @@ def asked(plan: RankPlan, rounds: Sequence[Round]) -> list[str]:
 # ---------------------------------------------------------------- numbers
 
 
+def relearned(plan: RankPlan, directory: Path) -> dict[str, Resamples]:
+    """A candidate's resamples by score, those of NEX cross-fitted where that is asked for."""
+    found = read_resamples(directory)
+    if plan.settings.cross_fit and "nex" in found and (directory / evidence_file.FILE).is_file():
+        found["nex"] = cross_fitted(plan, directory)
+    return found
+
+
+def not_cross_fitted(plan: RankPlan, work: Path) -> list[str]:
+    """Whose intervals couldn't be cross-fitted, in a sentence; nothing where none was asked for."""
+    directories = {s.name: candidate_dir(work, s) for s in plan.subjects}
+    names = [n for n, d in directories.items() if not (d / evidence_file.FILE).is_file()]
+    if not plan.settings.cross_fit or not names:
+        return []
+    return [
+        f"The NEX intervals of {', '.join(names)} are not cross-fitted: their evidence was not "
+        "kept. Rank again into another --out with a larger --evidence-mb (--traces takes the old "
+        "ranking, so that nothing is sampled again)."
+    ]
+
+
 def ratio(sums: np.ndarray) -> np.ndarray:
     """`sums[..., 0] / sums[..., 1]`; nan where nothing was counted."""
     top, bottom = sums[..., 0], sums[..., 1]
@@ -126,8 +157,8 @@ def describe(
     Means are ratios of sums over prompts, and prompts are what is resampled (95 % intervals).
     """
     dropped = {name: (done.prompts, most) for done in rounds for name, most in done.dropped.items()}
-    point_C, drawn_BC = values(plan.scores, pool, plan.settings.seed)
-    interval_C2 = intervals(plan.scores, pool, point_C, drawn_BC)
+    point_C, drawn_BC, left_JC = values(plan.scores, pool, plan.settings.seed)
+    interval_C2 = intervals(plan.scores, pool, point_C, drawn_BC, left_JC)
     select = plan.settings.select
     order = best_first(point_C[select])
     order.sort(key=lambda c: -dropped.get(plan.subjects[c].name, (math.inf, 0))[0])
@@ -175,23 +206,35 @@ def describe(
     return tuple(candidates)
 
 
-def values(
-    scores: Mapping[str, Score], pool: Pool, seed: int
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """By score, the candidates' values (float64_C) and those of every resample (float64_BC)."""
+class Values(NamedTuple):
+    """By score, the candidates' values."""
+
+    point_C: dict[str, np.ndarray]
+    drawn_BC: dict[str, np.ndarray]
+    """In every resample of the prompts."""
+    left_JC: dict[str, np.ndarray]
+    """Without each group of prompts."""
+
+
+def values(scores: Mapping[str, Score], pool: Pool, seed: int) -> Values:
+    """The values of the scores, of their resamples, and of all but one group of prompts."""
     sums_PC2 = {name: s(name, pool) for name, s in scores.items() if s.combined is None}
     point_C = {name: ratio(sums.sum(0)) for name, sums in sums_PC2.items()}
     # Every score and candidate sees the same resampled prompts, so differences are paired.
     drawn_BC = {
         name: ratio(metrics.resampled_means(sums, seed=seed)) for name, sums in sums_PC2.items()
     }
-    for c, relearned in enumerate(pool.relearned.values()):
-        for name, value_B in relearned.items():
+    left_JC = {name: ratio(metrics.left_out_means(sums)) for name, sums in sums_PC2.items()}
+    for c, by_score in enumerate(pool.relearned.values()):
+        for name, (value_B, left_J) in by_score.items():
             drawn_BC[name][:, c] = value_B
+            left_JC[name][:, c] = math.nan if left_J is None else left_J
+    found = Values(point_C, drawn_BC, left_JC)
     for name, score in scores.items():
         if score.combined is not None:
-            point_C[name], drawn_BC[name] = score.combined(point_C), score.combined(drawn_BC)
-    return point_C, drawn_BC
+            for of in found:
+                of[name] = score.combined(of)
+    return found
 
 
 def intervals(
@@ -199,6 +242,7 @@ def intervals(
     pool: Pool,
     point_C: Mapping[str, np.ndarray],
     drawn_BC: Mapping[str, np.ndarray],
+    left_JC: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
     """By score, the ends of the candidates' 95 % intervals, float64_C2."""
     found = {
@@ -209,7 +253,7 @@ def intervals(
     for name, learned in {"nex": "nex", "recommended": "nex", "nex_active": "nex_active"}.items():
         relearned_C = np.array([learned in values for values in pool.relearned.values()], bool)
         if relearned_C.any():
-            ends_C2 = metrics.corrected_interval(point_C[name], drawn_BC[name])
+            ends_C2 = metrics.corrected_interval(point_C[name], drawn_BC[name], left_JC[name])
             found[name] = np.where(relearned_C[:, None], ends_C2, found[name])
     if any("nex" in values for values in pool.relearned.values()):
         found["saturation"] = nines(found)

@@ -203,6 +203,8 @@ def last_stage(settings: RankSettings) -> dict[str, str]:
     """Digests of the truth and of the scores and panels from outside: a finished ranking is
     concluded anew where one was edited."""
     digests = named.digests(select=settings.select)
+    if settings.cross_fit:
+        digests["cross-fit"] = "asked"
     for panel in settings.panels:
         digests |= named.digests(panels=panel)
     for name, place in benchmark_sources(settings.truth).items() if settings.truth else ():

@@ -166,7 +166,7 @@ def decide(
     """(the leader of those left, the candidates to drop with the most that each may be ahead of
     it); nobody is dropped where the score has no value."""
     names = list(pool.responses)
-    point_C, drawn_BC = values(race.scores, pool, race.seed)
+    point_C, drawn_BC, _ = values(race.scores, pool, race.seed)
     member_C = [names.index(name) for name in left]
     point_C, drawn_BC = point_C[race.select][member_C], drawn_BC[race.select][:, member_C]
     first = best_first(point_C)[0]

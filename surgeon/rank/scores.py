@@ -23,6 +23,15 @@ from surgeon.ranking import RankedResponse
 from surgeon.report import Measure
 
 
+class Resamples(NamedTuple):
+    """What a score is where the prompts are others and its neuron weights are learned anew."""
+
+    value_B: np.ndarray
+    """float64, in every resample of the prompts."""
+    left_J: np.ndarray | None
+    """float64, without each group of `metrics.left_out_counts`; None where that isn't known."""
+
+
 class Pool(NamedTuple):
     """The responses of all candidates to the same prompts."""
 
@@ -32,9 +41,8 @@ class Pool(NamedTuple):
     readings: nex.Readings
     digests: Mapping[str, str] = MappingProxyType({})
     """Candidate -> its checkpoint's digest, where known: equal ones are copies."""
-    relearned: Mapping[str, Mapping[str, np.ndarray]] = MappingProxyType({})
-    """Candidate -> score -> float64_B, its value in every resample with the neuron weights learned
-    anew; no score whose weights were held."""
+    relearned: Mapping[str, Mapping[str, Resamples]] = MappingProxyType({})
+    """Candidate -> score -> its resamples; no score whose weights were held."""
 
     def answers(self) -> np.ndarray:
         """int64_PCS: the answers of all candidates, as `surgeon.estimate` takes them."""

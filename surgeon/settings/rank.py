@@ -101,6 +101,9 @@ class RankSettings:
     """Megabytes of evidence that are kept, an equal share for each candidate: what the responses
     say of neurons, and their sparse rows, for other readings without a model. What exceeds the
     share isn't kept, the rows first."""
+    cross_fit: Annotated[bool, UNRECORDED] = False
+    """Intervals of NEX by cross-fitting: weights learned on one half of the prompts score the
+    other; by default they are learned from the prompts that they score."""
     sensitivity: Annotated[bool, UNRECORDED] = False
     """Score again under every other reading of NEX, one at a time, from the kept rows."""
     dry_run: Annotated[bool, UNRECORDED] = False
@@ -135,6 +138,11 @@ class RankSettings:
         if self.measure_s and not self.dry_run:
             raise BadInput(
                 "found measure_s without dry_run, expected both: only a dry run measures."
+            )
+        if self.cross_fit and self.weights is not None:
+            raise BadInput(
+                "found cross_fit and weights, expected one of them: given weights are learned from "
+                "no prompt here, so there is nothing to fit across."
             )
         if not self.adaptive and (self.tolerance, self.budget) != (None, None):
             name = "tolerance" if self.tolerance is not None else "budget"
