@@ -206,7 +206,7 @@ def describe(
     return tuple(candidates)
 
 
-class Values(NamedTuple):
+class ScoreValues(NamedTuple):
     """By score, the candidates' values."""
 
     point_C: dict[str, np.ndarray]
@@ -216,7 +216,7 @@ class Values(NamedTuple):
     """Without each group of prompts."""
 
 
-def values(scores: Mapping[str, Score], pool: Pool, seed: int) -> Values:
+def values(scores: Mapping[str, Score], pool: Pool, seed: int) -> ScoreValues:
     """The values of the scores, of their resamples, and of all but one group of prompts."""
     sums_PC2 = {name: s(name, pool) for name, s in scores.items() if s.combined is None}
     point_C = {name: ratio(sums.sum(0)) for name, sums in sums_PC2.items()}
@@ -229,7 +229,7 @@ def values(scores: Mapping[str, Score], pool: Pool, seed: int) -> Values:
         for name, (value_B, left_J) in by_score.items():
             drawn_BC[name][:, c] = value_B
             left_JC[name][:, c] = math.nan if left_J is None else left_J
-    found = Values(point_C, drawn_BC, left_JC)
+    found = ScoreValues(point_C, drawn_BC, left_JC)
     for name, score in scores.items():
         if score.combined is not None:
             for of in found:
