@@ -14,8 +14,8 @@ import numpy as np
 
 from benchmarks._timing import peak_mib
 from surgeon import evidence_file, lineage
-from surgeon.curate.rules import RULES, order, within
-from surgeon.curate.scored import good_masses
+from surgeon.scoring.reader import good_masses
+from surgeon.scoring.rules import RULES, order, within
 
 RESPONSES, NEURONS, USED = 100_000, 30_000, 1_000
 

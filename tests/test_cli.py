@@ -25,6 +25,8 @@ COMMANDS = {
     "ema max_tokens save_every tracker answer seed device dtype",
     "curate": "pool out by keep worst reader weights weights_from_other prompts columns exclude "
     "finished answer top_k consensus_top thinking template seed device dtype",
+    "pick": "sources out prompts traces weights weights_from_other by columns check answer top_k "
+    "samples max_tokens seed engine workers device dtype",
     "sft": "checkpoint traces mix prompts columns out tuning merge epochs held_out pack lr "
     "batch_size save_every thinking template seed device dtype",
     "trigger label": "checkpoint prompts out judge easy hard traces spans levels samples limit "

@@ -13,10 +13,11 @@ from surgeon import evidence_file, nex
 from surgeon.curate import curate
 from surgeon.curate.overlap import left_out, runs
 from surgeon.curate.plan import prepare
-from surgeon.curate.rules import RULES, agreement, order, within
 from surgeon.curate.written import whole
 from surgeon.errors import BadInput
 from surgeon.rank import rank
+from surgeon.scoring.rules import RULES, order, within
+from surgeon.scoring.voting import agreement
 from surgeon.settings import bind
 from surgeon.settings.curate import CurateSettings
 from surgeon.sft.lessons import encoder, read_lessons

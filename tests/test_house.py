@@ -47,7 +47,7 @@ TIERS = [
         "evidence_file",
         "neuron_weights",
     },
-    {"watch", "judges", "builtin", "report"},
+    {"watch", "judges", "builtin", "report", "scoring"},
     {
         "merge",
         "rank",
@@ -57,6 +57,7 @@ TIERS = [
         "evaluate",
         "distill",
         "curate",
+        "pick",
         "sft",
         "trigger",
         "monitor",

@@ -220,7 +220,7 @@ def test_ids_of_any_form_have_file_names_of_their_own(ids: list[str]):
 def test_traces_of_a_ranking_or_an_evaluation_are_found(form: str, tmp_path: Path):
     from types import SimpleNamespace
 
-    from surgeon.rank.plan import read_candidate_traces
+    from surgeon.traces.given import read_candidate_traces
 
     candidates: Any = [SimpleNamespace(name=name) for name in ("a", "b")]
     for candidate in candidates:

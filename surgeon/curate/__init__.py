@@ -3,9 +3,10 @@
 answer_pool.py  the pool: a file, or a ranking's candidate
 overlap.py      prompts that must not be learned
 plan.py         what is checked before a model is loaded
-rules.py        the rules, a row each, and the budget
 scored.py       what is known of every answer
 written.py      selections on disk
+
+The rules are those of surgeon.scoring, as those of `surgeon pick` are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,9 +19,10 @@ from surgeon import artifact, jsonl
 from surgeon.artifact import part
 from surgeon.console import announce, console, say, table, warn
 from surgeon.curate.plan import CuratePlan, prepare
-from surgeon.curate.rules import order, within
-from surgeon.curate.scored import READINGS, Values, scored
+from surgeon.curate.scored import READINGS, scored
 from surgeon.curate.written import write_selections
+from surgeon.scoring.reader import Values
+from surgeon.scoring.rules import order, within
 from surgeon.settings import verb
 from surgeon.settings.curate import CurateSettings
 

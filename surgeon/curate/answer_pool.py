@@ -6,13 +6,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from surgeon import artifact, evidence_file, lineage
+from surgeon import lineage
 from surgeon.checkpoint import split_member
 from surgeon.curate.overlap import text_of_prompt
 from surgeon.errors import BadInput
-from surgeon.ranking import CandidateScores, RankedCandidate, RankedResponse, Ranking
+from surgeon.scoring.ranked import TRACES, RankedPool, prompts_of, ranked_pools
 from surgeon.settings.curate import CurateSettings
-from surgeon.traces import Prompt, Trace, digest_of_prompts, read_prompts
+from surgeon.traces import Prompt, Trace, read_prompts
 from surgeon.traces.answered import Answered, read_answered, tokens_of
 from surgeon.traces.records import Key
 from surgeon.traces.texts import text_of
@@ -20,7 +20,6 @@ from surgeon.traces.texts import text_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TRACES = "traces.jsonl"
 COMPARED = 64
 """Responses whose text is compared with what the reader's tokenizer makes of their tokens."""
 
@@ -39,21 +38,6 @@ class PooledAnswer(NamedTuple):
     @property
     def key(self) -> Key:
         return self.prompt_id, self.sample
-
-
-class RankedPool(NamedTuple):
-    """A candidate of a ranking, as the source of a pool."""
-
-    directory: Path
-    """`RANKING/candidates/NAME`."""
-    candidate: RankedCandidate
-    responses: Mapping[Key, RankedResponse]
-
-    @property
-    def evidence(self) -> Path | None:
-        """The file with the masses of its responses, where the ranking kept it."""
-        file = self.directory / evidence_file.FILE
-        return file if file.is_file() else None
 
 
 class AnswerPool(NamedTuple):
@@ -131,30 +115,18 @@ def open_pool(
 
 def ranked_pool(spec: str) -> RankedPool | None:
     """The candidate that `RANKING#NAME` names; None where the pool is a file. Raises `BadInput`."""
-    place, member = split_member(spec)
+    place, _ = split_member(spec)
     path = Path(place).expanduser()
     if not path.is_dir():
         return None
-    if not (path / "ranking.json").is_file():
-        raise BadInput(f"{path} is a directory but no finished ranking, expected a file or one.")
-    ranking = artifact.read(Ranking, path)
-    named = {candidate.name: candidate for candidate in ranking.candidates}
-    if member not in named and (member or len(named) > 1):
-        found = f"no candidate {member!r}" if member else f"{len(named)} candidates"
+    pools = ranked_pools(spec)
+    if len(pools) > 1:
+        names = [pool.candidate.name for pool in pools]
         raise BadInput(
-            f"found {found} in {path}, expected the name of one: {path}#{next(iter(named))} "
-            f"({', '.join(named)})."
+            f"found {len(pools)} candidates in {path}, expected the name of one: "
+            f"{path}#{names[0]} ({', '.join(names)})."
         )
-    candidate = named[member] if member else next(iter(named.values()))
-    directory = path / "candidates" / candidate.name
-    if not (directory / TRACES).is_file():
-        raise BadInput(
-            f"{directory} holds no {TRACES}: its responses were given to the ranking. Give their "
-            "file as the pool, and a --reader."
-        )
-    scores = artifact.read(CandidateScores, directory)
-    responses = {(r.prompt_id, r.sample): r for r in scores.responses}
-    return RankedPool(directory, candidate, responses)
+    return pools[0]
 
 
 def _require_its_tokens(pool: AnswerPool, tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -185,14 +157,7 @@ def _prompts(settings: CurateSettings, ranked: RankedPool | None) -> dict[str, P
     """The prompts that were given, or those that the ranking read, where they are still there."""
     source = settings.prompts
     if source is None and ranked is not None:
-        arguments = (lineage.read(ranked.directory.parents[1]) or {}).get("arguments", {})
-        named = str(arguments.get("mini_set", ""))
-        if named.startswith("builtin:") or Path(named).is_file():
-            read = read_prompts(named)
-            same = artifact.read(Ranking, ranked.directory.parents[1]).mini_set.digest
-            if digest_of_prompts(read) == same:
-                return {prompt.id: prompt for prompt in read}
-        return {}
+        return prompts_of(ranked.directory.parents[1])
     if source is None:
         return {}
     return {prompt.id: prompt for prompt in read_prompts(source, columns=settings.columns)}
@@ -200,8 +165,6 @@ def _prompts(settings: CurateSettings, ranked: RankedPool | None) -> dict[str, P
 
 def _digest(source: str, ranked: RankedPool | None) -> str:
     if ranked is not None:
-        files = [ranked.directory / TRACES, ranked.directory / "scores.json"]
-        files += [ranked.evidence] if ranked.evidence else []
-        return lineage.digest_of([lineage.file_digest(file) for file in files])
+        return ranked.digest
     path = Path(source).expanduser()
     return lineage.file_digest(path) if path.is_file() else lineage.digest_of(source)

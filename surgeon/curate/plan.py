@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from surgeon import lineage, named, nopsd
-from surgeon.activations import kept_per_token
 from surgeon.answers import parse_extractor, parse_tags
 from surgeon.checkpoint import Checkpoint, placement
-from surgeon.curate.answer_pool import AnswerPool, RankedPool, open_pool, ranked_pool
+from surgeon.curate.answer_pool import AnswerPool, open_pool, ranked_pool
 from surgeon.curate.overlap import Left, left_out
-from surgeon.curate.rules import Rule, rule_of, short
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
 from surgeon.live.support import require
-from surgeon.neuron_weights import find_weights, read_weights, recorded_top_k
+from surgeon.neuron_weights import find_weights, read_weights
+from surgeon.scoring.ranked import RankedPool
+from surgeon.scoring.reader import needs_model, recorded_alike
+from surgeon.scoring.rules import Rule, rule_of, short
 from surgeon.settings import record
 from surgeon.settings.curate import CurateSettings
-from surgeon.settings.nopsd import NopsdReadings
 from surgeon.traces import digest_of_prompts, read_prompts
 
 if TYPE_CHECKING:
@@ -50,9 +50,8 @@ class CuratePlan(NamedTuple):
     @property
     def reads(self) -> bool:
         """Whether the reader's model is to run over the answers."""
-        ranked = self.pool.ranked
-        kept = ranked is not None and self.reader is None
-        return self.needs("sets") or (not kept and self.needs("weights", "recording"))
+        kept = self.pool.ranked is not None and self.reader is None
+        return needs_model({rule.needs for rule in self.rules.values()}, kept=kept)
 
 
 def prepare(settings: CurateSettings) -> CuratePlan:
@@ -98,28 +97,12 @@ def prepare(settings: CurateSettings) -> CuratePlan:
         inputs["weights"] = lineage.file_digest(weights_file)
     for name in settings.by:
         inputs |= named.digests(by=name)
-    top_k = 0 if reader is None else _top_k(settings, reader, weights_file)
+    top_k = 0 if reader is None else recorded_alike(settings.top_k, reader, weights_file)
     arguments = record(settings) | ({"top_k": top_k} if top_k else {})
     return CuratePlan(
         settings, rules, pool, reader, weight_N, top_k, left, extract, device_and_dtype,
         lineage.Run("curate", arguments, inputs, settings.seed),
     )  # fmt: skip
-
-
-def _top_k(settings: CurateSettings, reader: Checkpoint, weights: Path | None) -> int:
-    """Activations of the reader that are kept per token."""
-    asked = settings.top_k
-    if isinstance(asked, int):
-        return asked
-    if isinstance(asked, float):
-        return kept_per_token(reader.passed_units, asked)
-    recorded = None if weights is None else recorded_top_k(weights)
-    return recorded or kept_per_token(reader.passed_units)
-
-
-def consensus_readings(settings: CurateSettings) -> NopsdReadings:
-    """How contribution sets are formed."""
-    return NopsdReadings(top_global=settings.consensus_top)
 
 
 def _require_reader(ranked: RankedPool | None, reader: Checkpoint | None, needed: set[str]) -> None:
@@ -160,7 +143,7 @@ def _weights(
     else:
         assert ranked is not None
         owner, digests = ranked.candidate.checkpoint, {ranked.candidate.digest}
-        shape = _shape_of(ranked)
+        shape = ranked.shape
     weights = read_weights(find_weights(settings.weights, digests), *shape)
     if weights.digest not in digests and not settings.weights_from_other:
         raise BadInput(
@@ -173,12 +156,3 @@ def _weights(
             "those of a ranking on a mini-set that isn't in it (NEX sec. 4.2)."
         )
     return weights.path, weights.weight_LF.ravel()
-
-
-def _shape_of(ranked: RankedPool) -> tuple[int, int]:
-    """Layers, and units of each."""
-    from surgeon.checkpoint import read_header
-
-    header = read_header(ranked.directory / "weights.safetensors")
-    n_layers, d_ff = header["weight_LF"].shape
-    return n_layers, d_ff

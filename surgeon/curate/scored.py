@@ -5,17 +5,15 @@ run goes on from there.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from surgeon import evidence_file, jsonl, nex, nopsd
-from surgeon.answers import check_many, classes_of, parse_tags, read_answers
-from surgeon.curate.plan import CuratePlan, consensus_readings
-from surgeon.curate.rules import agreement
+from surgeon import jsonl
+from surgeon.answers import check_many, parse_tags, read_answers
+from surgeon.curate.plan import CuratePlan
 from surgeon.progress import bar
+from surgeon.scoring.reader import Asked, Values, good_masses, read_values
+from surgeon.scoring.voting import agreement, places_of, votes_of
 from surgeon.traces import Trace
 from surgeon.traces.records import Key
 
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
 WINDOW = 64
 """Answers that are in memory together."""
 READINGS = "readings.jsonl"
-Values = dict[str, Any]
 
 
 def scored(plan: CuratePlan, work: Path) -> list[Values]:
@@ -45,14 +42,6 @@ def scored(plan: CuratePlan, work: Path) -> list[Values]:
     if plan.needs("votes") or plan.pool.golds:
         _vote(plan, rows)
     return rows
-
-
-def good_masses(file: Path, weight_N: np.ndarray) -> Iterator[tuple[Key, float | None]]:
-    """The Good-Mass Fraction of every response whose mass a file keeps (NEX Eq. 12-14); None
-    without any mass."""
-    for prompt_id, sample, neuron_K, mass_K in evidence_file.masses(file):
-        score = nex.good_mass_fraction(neuron_K, mass_K, weight_N).score
-        yield (prompt_id, sample), score if len(neuron_K) else None
 
 
 def _kept(plan: CuratePlan) -> dict[Key, Mapping[str, Any]]:
@@ -105,28 +94,11 @@ def _windows(plan: CuratePlan, wanted: set[Key]) -> Iterator[list[Trace]]:
 
 def _values(plan: CuratePlan, model: "nn.Module", traces: Sequence[Trace]) -> list[Values]:
     """nex, hes, logprob and consensus of some answers, as far as rules need them."""
-    from surgeon.activations import record
-    from surgeon.contributions import contributions
-
-    values: list[Values] = [{} for _ in traces]
-    if plan.needs("weights", "recording"):
-        recordings = record(model, traces, top_k=plan.top_k)
-        for row, recording in zip(values, recordings, strict=True):
-            row["hes"] = float(nex.hes(recording.entropy_T))
-            row["logprob"] = float(nex.mean_logprob(recording.logprob_T))
-            if plan.weight_N is not None:
-                neuron_K, mass_K = nex.response_mass(recording.activations)
-                score = nex.good_mass_fraction(neuron_K, mass_K, plan.weight_N).score
-                row["nex"] = score if len(neuron_K) else None
-    if plan.needs("sets"):
-        readings = consensus_readings(plan.settings)
-        scores = contributions(
-            model, traces, nopsd.contribution, activation=readings.activation,
-            chunk_tokens=readings.chunk_tokens,
-        )  # fmt: skip
-        for row, (_, chunks) in zip(values, groupby(scores, key=lambda p: p[0]), strict=True):
-            row["consensus"] = nopsd.contribution_set((s for _, s in chunks), readings).consensus
-    return values
+    asked = Asked(
+        plan.needs("weights", "recording"), plan.needs("sets"), plan.weight_N,
+        plan.top_k, plan.settings.consensus_top,
+    )  # fmt: skip
+    return read_values(model, traces, asked)
 
 
 def _vote(plan: CuratePlan, rows: list[Values]) -> None:
@@ -139,15 +111,9 @@ def _vote(plan: CuratePlan, rows: list[Values]) -> None:
             for answer in answers:
                 rows[at]["answer"] = answer
                 at += 1
-    places: dict[str, list[int]] = {}
-    for n, row in enumerate(rows):
-        places.setdefault(row["prompt_id"], []).append(n)
+    names = [row["prompt_id"] for row in rows]
     given = [row.get("answer") for row in rows]
-    votes: list[str | None] = [None] * len(rows)
-    groups = classes_of([[given[n] for n in members] for members in places.values()])
-    for members, group in zip(places.values(), groups, strict=True):
-        for n, vote in zip(members, group, strict=True):
-            votes[n] = vote
+    places, votes = places_of(names), votes_of(given, names)
     for members in places.values():
         for n, share in agreement(votes, members).items():
             rows[n]["agreement"] = share

@@ -34,8 +34,8 @@ class CurateSettings:
     out: Out
     """Directory to write; nothing is written elsewhere."""
     by: Annotated[Many[str], Metavar("RULE")] = ("nex",)
-    """One or more of nex, hes, length (shortest first), logprob, agreement, consensus, random, or
-    module:function; each makes a selection."""
+    """One or more of nex, hes, low-hes, length (shortest first), longest, logprob, agreement,
+    consensus, random, or module:function; each makes a selection."""
     keep: Annotated[float, Gt(0), Le(1)] = 0.2
     """Share of the pool's response tokens that a selection holds."""
     worst: bool = False

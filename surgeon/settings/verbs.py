@@ -53,6 +53,7 @@ VERBS = {
         ),
         "distill": ("distill:DistillSettings", "surgeon.distill", "distill"),
         "curate": ("curate:CurateSettings", "surgeon.curate", "curate"),
+        "pick": ("pick:PickSettings", "surgeon.pick", "pick"),
         "sft": ("sft:SftTracesSettings", "surgeon.sft", "sft"),
         "trigger-label": ("trigger_label:LabelSettings", "surgeon.trigger.label", "label"),
         "trigger-identify": (

@@ -1,4 +1,4 @@
-"""The rules by which answers are chosen: a row each.
+"""The rules by which answers are chosen, from a pool or among those to one prompt: a row each.
 
 A rule from outside, `--by my_rules:rule`, is a function of one scored answer (a mapping with
 `prompt_id`, `sample`, `tokens`, `finished` and `answer`) that returns a number, the highest kept
@@ -50,7 +50,9 @@ def measured(name: str, sign: int = 1) -> Callable[[Row], float | None]:
 RULES: dict[str, Rule] = {
     "nex": Rule("the largest Good-Mass Fraction (NEX Eq. 14)", "weights", measured("nex")),
     "hes": Rule("the largest sum of token entropies", "recording", measured("hes")),
+    "low-hes": Rule("the smallest sum of token entropies", "recording", measured("hes", -1)),
     "length": Rule("the fewest tokens", "nothing", measured("tokens", -1)),
+    "longest": Rule("the most tokens", "nothing", measured("tokens")),
     "logprob": Rule("the largest mean log-probability", "recording", measured("logprob")),
     "agreement": Rule(
         "answers that most of the prompt's others give", "votes", measured("agreement")
@@ -62,9 +64,9 @@ RULES: dict[str, Rule] = {
 }
 
 
-def rule_of(name: str) -> Rule:
+def rule_of(name: str, rules: Mapping[str, Rule] = RULES) -> Rule:
     """The rule of that row, or from outside; raises `BadInput` where there is none."""
-    row = named.row(RULES, name, "by")
+    row = named.row(rules, name, "by")
     if isinstance(row, Rule):
         return row
     first_line = (row.__doc__ or name).strip().partition("\n")[0]
@@ -76,16 +78,22 @@ def short(name: str) -> str:
     return name.rpartition(":")[2]
 
 
-def order(name: str, rule: Rule, rows: Sequence[Row], *, seed: int, worst: bool) -> np.ndarray:
-    """int64: the places of the answers, best first (worst first); equals in an order that the seed
-    draws, and those without a value last."""
+def values_of(name: str, rule: Rule, rows: Sequence[Row]) -> np.ndarray:
+    """float64: the value of every answer under a rule, nan where it has none; raises `BadInput`
+    where a rule from outside returns no number."""
     values = []
     for row in rows:
         value = rule.of(row)
         if value is not None and not isinstance(value, int | float):
             raise BadInput(f"rule {name} returned {value!r} for an answer, expected a number.")
         values.append(np.nan if value is None else float(value))
-    value_N = np.array(values)
+    return np.array(values)
+
+
+def order(name: str, rule: Rule, rows: Sequence[Row], *, seed: int, worst: bool) -> np.ndarray:
+    """int64: the places of the answers, best first (worst first); equals in an order that the seed
+    draws, and those without a value last."""
+    value_N = values_of(name, rule, rows)
     tie_N = np.array([draw(name, row, seed) for row in rows])
     key_N = value_N if worst else -value_N
     return np.lexsort((tie_N, np.where(np.isnan(key_N), np.inf, key_N)))
@@ -97,16 +105,3 @@ def within(order_N: np.ndarray, tokens_N: np.ndarray, budget: int) -> np.ndarray
     kept_N = np.zeros(len(tokens_N), bool)
     kept_N[order_N[: max(1, int(np.searchsorted(total_N, budget, "right")))]] = True
     return kept_N
-
-
-def agreement(answers: Sequence[str | None], places: Sequence[int]) -> dict[int, float]:
-    """Place -> share of the prompt's other answers that are in the same class; none for an answer
-    that couldn't be read, or is the only one."""
-    votes = [answers[n] for n in places]
-    if len(places) < 2:
-        return {}
-    return {
-        n: (votes.count(vote) - 1) / (len(places) - 1)
-        for n, vote in zip(places, votes, strict=True)
-        if vote is not None
-    }
