@@ -8,10 +8,10 @@ credited neurons. Arrays in, arrays out: no model, no file, no randomness.
 Equation -> function (numbers are the paper's; 3, 4 and 17 happen while recording):
 
     1          novelty slope per row                     first_seen, novelty
-    2          neurons a cycle introduces                cycle_credit
+    2          neurons a cycle introduces                cycle_readings
     3, 4       h = phi(gate) * up; mass = max(0, h)      surgeon.activations.record
-    5, 6       reuse share, progress                     cycle_credit
-    7, 8       consolidation, strength gate              cycle_credit
+    5, 6       reuse share, progress                     cycle_readings
+    7, 8       consolidation, strength gate              cycle_readings
     9, 10      effective and redundant evidence          cycle_credit, accumulate
     11         neuron weights                            weights
     12-14      Good-Mass Fraction                        good_mass_fraction
@@ -300,22 +300,88 @@ def cycle_credit(
     readings: Readings = DEFAULT,
 ) -> Evidence:
     """One response's evidence, given its phases; `first_K` is from `first_seen` (Eq. 2, 5-10)."""
-    found = cycles(explore_R)
+    found = cycle_readings(acts, first_K, slope_R, explore_R, readings, every=False)
+    effective_N, redundant_N, faint_N = np.zeros((3, _span(acts)))
+    gated = [read for read in found if read.strong]
+    for read in gated:
+        progress = read.progress
+        effective = progress > 0 and read.consolidation > 0
+        side_N = effective_N if effective else redundant_N
+        weight = progress * read.consolidation if effective else abs(progress)
+        added_K = read.mass_K * weight
+        side_N[read.neuron_K] += added_K  # Eq. 9, 10
+        if abs(progress) < FAINT:
+            faint_N[read.neuron_K] += added_K
+    kept_K = np.flatnonzero((effective_N > 0) | (redundant_N > 0))
+    return Evidence(
+        kept_K,
+        effective_N[kept_K],
+        redundant_N[kept_K],
+        faint_N[kept_K],
+        slope_R,
+        explore_R,
+        len(cycles(explore_R)),
+        len(gated),
+    )
+
+
+class CycleReading(NamedTuple):
+    """What NEX reads in one E -> X cycle."""
+
+    cycle: Cycle
+    neuron_K: np.ndarray
+    """int64: the neurons that it is credited with, those it introduces (Eq. 2)."""
+    mass_K: np.ndarray
+    """float64, their mass in the E rows."""
+    slope_explore: float
+    """Median novelty slope of the E rows."""
+    slope_exploit: float
+    share: float
+    """Reuse share in [0, 1]: of the mass of the X rows, what is on these neurons (Eq. 5)."""
+    progress: float
+    """Reuse share above the median cycle's (Eq. 6)."""
+    consolidation: float
+    """In [0, 1]: how far the slope falls from E to X (Eq. 7)."""
+    strong: bool
+    """It passes the strength gate (Eq. 8) and introduces neurons, so that it counts."""
+
+    @property
+    def verdict(self) -> str:
+        """ "effective" or "redundant" where it counts; "even" where its progress is below `FAINT`,
+        as the median cycle's own, which credits next to nothing; else "weak"."""
+        if not self.strong:
+            return "weak"
+        if abs(self.progress) < FAINT:
+            return "even"
+        return "effective" if self.progress > 0 and self.consolidation > 0 else "redundant"
+
+
+def cycle_readings(
+    acts: "Activations",
+    first_K: np.ndarray,
+    slope_R: np.ndarray,
+    explore_R: np.ndarray,
+    readings: Readings = DEFAULT,
+    *,
+    every: bool = True,
+) -> list[CycleReading]:
+    """The cycles of a response in order, given its phases (Eq. 2, 5-8); `first_K` is from
+    `first_seen`. `every` False leaves out those that are in neither the credit nor the median."""
     start_R1, first_R1 = acts.start_R1, np.searchsorted(first_K, acts.start_R1)
     # Cycle i writes i over its neurons, so the marks of earlier cycles need no clearing.
     mark_N = np.zeros(_span(acts), np.int32)
     median_slope = np.median(slope_R) if len(slope_R) else 0.0
-    shares: list[float] = []
-    gated: list[tuple[np.ndarray, np.ndarray, float, float]] = []
-    for i, (e, x) in enumerate(found, start=1):
+    over_all = readings.reuse_median_over == "all"  # R2
+    found: list[CycleReading] = []
+    for i, (e, x) in enumerate(cycles(explore_R), start=1):
         slope_e, slope_x = np.median(slope_R[e]), np.median(slope_R[x])
         if readings.credit == "introduced":
             new_K = first_K[first_R1[e.start] : first_R1[e.stop]]
             neuron_K, mass_K = acts.neuron_E[new_K], acts.mass_E[new_K].astype(float)  # Eq. 2
         else:
             neuron_K, mass_K = _summed(acts, e)
-        passes = slope_e - median_slope > 0 and len(neuron_K) > 0  # Eq. 8
-        if not passes and readings.reuse_median_over == "gated":  # R2
+        strong = bool(slope_e - median_slope > 0 and len(neuron_K) > 0)  # Eq. 8
+        if not (strong or over_all or every):
             continue
         mark_N[neuron_K] = i
         in_x = slice(start_R1[x.start], start_R1[x.stop])
@@ -327,30 +393,15 @@ def cycle_credit(
             reused = (mass_X * again_X).sum(dtype=np.float64)
             share = float(reused / (mass_X.sum(dtype=np.float64) + EPS))  # Eq. 5
         consolidation = float(np.clip(1 - slope_x / (slope_e + EPS), 0, 1))  # Eq. 7
-        shares.append(share)
-        if passes:
-            gated.append((neuron_K, mass_K, share, consolidation))
-    effective_N, redundant_N, faint_N = np.zeros((3, len(mark_N)))
+        found.append(
+            CycleReading(
+                Cycle(e, x), neuron_K, mass_K, float(slope_e), float(slope_x), share, 0.0,
+                consolidation, strong,
+            )
+        )  # fmt: skip
+    shares = [read.share for read in found if read.strong or over_all]
     median_share = float(np.median(np.array(shares, readings.reuse_median_in))) if shares else 0.0
-    for neuron_K, mass_K, share, consolidation in gated:
-        progress = share - median_share  # Eq. 6
-        effective = progress > 0 and consolidation > 0
-        side_N = effective_N if effective else redundant_N
-        added_K = mass_K * (progress * consolidation if effective else abs(progress))
-        side_N[neuron_K] += added_K  # Eq. 9, 10
-        if abs(progress) < FAINT:
-            faint_N[neuron_K] += added_K
-    kept_K = np.flatnonzero((effective_N > 0) | (redundant_N > 0))
-    return Evidence(
-        kept_K,
-        effective_N[kept_K],
-        redundant_N[kept_K],
-        faint_N[kept_K],
-        slope_R,
-        explore_R,
-        len(found),
-        len(gated),
-    )
+    return [read._replace(progress=read.share - median_share) for read in found]  # Eq. 6
 
 
 def _share_in_float32(mass_X: np.ndarray, again_X: np.ndarray, row_X1: np.ndarray) -> float:

@@ -726,3 +726,9 @@ def test_a_summary_of_what_is_no_ranking(place: Path, capsys):
 def test_a_ranking_that_cant_be_recorded_as_asked(place: Path, capsys, options, words: str):
     command = COMMANDS["rank"] if len(options) == 2 else ["rank", "--out", "out"]
     assert words in refused(capsys, *command, *options)
+
+
+def test_a_reading_of_what_is_no_ranking(place: Path, capsys):
+    assert "expected the directory of a finished ranking" in refused(
+        capsys, "read", "a", "--out", "out"
+    )

@@ -51,6 +51,7 @@ TIERS = [
     {
         "merge",
         "rank",
+        "read",
         "weights",
         "transplant",
         "extract_lora",

@@ -8,6 +8,7 @@ Text from checkpoints and models is foreign: it reaches the page only through th
 import base64
 import functools
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,26 @@ from surgeon.report.words import visible
 HERE = Path(__file__).parent
 
 
-def filled(template: str, *styles: str, **values: Any) -> str:
-    """A page from a template of this directory that extends `page.html.j2`, with its style sheets.
+def filled(
+    template: str,
+    *styles: str,
+    scripts: Sequence[str] = ("page.js",),
+    beside: bool = False,
+    **values: Any,
+) -> str:
+    """A page from a template of this directory that extends `page.html.j2`, with its style sheets
+    and scripts; `beside` lets it load scripts that lie beside it.
 
     Foreign text among the values is escaped, and control characters are drawn.
     """
-    script = (HERE / "page.js").read_text(encoding="utf-8")
+    script = "".join((HERE / name).read_text(encoding="utf-8") for name in scripts)
     page = (
         _environment()
         .get_template(template)
         .render(
             style=Markup("".join((HERE / name).read_text(encoding="utf-8") for name in styles)),
             script=Markup(script),
+            beside=beside,
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
             **values,
         )

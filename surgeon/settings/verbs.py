@@ -44,6 +44,7 @@ VERBS = {
         "rank": ("rank:RankSettings", "surgeon.rank", "rank", "forecast"),
         "evaluate": ("evaluate:EvaluateSettings", "surgeon.evaluate", "evaluate", "forecast"),
         "summary": ("summary:SummarySettings", "surgeon.rank.pooled", "summary"),
+        "read": ("read:ReadSettings", "surgeon.read", "read"),
         "weights": ("weights:WeightsSettings", "surgeon.weights", "weights"),
         "transplant": ("transplant:TransplantSettings", "surgeon.transplant", "transplant"),
         "extract-lora": (

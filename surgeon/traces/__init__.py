@@ -38,7 +38,7 @@ from surgeon.traces.sampling import (
     sampled,
     stop_ids,
 )
-from surgeon.traces.texts import text_of, token_texts
+from surgeon.traces.texts import row_texts, text_of, token_texts
 
 __all__ = [
     "Ask",
@@ -63,6 +63,7 @@ __all__ = [
     "read_plain",
     "read_prompts",
     "read_traces",
+    "row_texts",
     "sample",
     "sampled",
     "settle",

@@ -81,3 +81,28 @@ def token_texts(tokenizer: "PreTrainedTokenizerBase", token_ids: Sequence[int]) 
     detokenizer = Detokenizer(tokenizer)
     texts = [detokenizer.push(token_id) for token_id in token_ids]
     return [*texts[:-1], texts[-1] + detokenizer.finish()] if texts else []
+
+
+def row_texts(
+    tokenizer: "PreTrainedTokenizerBase", token_ids: Sequence[int], sizes: Sequence[int]
+) -> list[str]:
+    """The text that each row of tokens adds; a character split over rows goes to the one that ends
+    it. `sizes` are the rows' tokens; two calls of the decoder a row."""
+    texts: list[str] = []
+    ids: list[int] = []
+    known = at = 0
+    for n, size in enumerate(sizes):
+        row = list(token_ids[at : at + size])
+        ids, at = ids + row, at + size
+        text = text_of(tokenizer, ids)
+        certain = text.rstrip(BROKEN)
+        last = n == len(sizes) - 1
+        if last or len(text) - len(certain) >= NO_CHARACTER:
+            certain = text
+        texts.append(certain[known:])
+        known = max(known, len(certain))
+        if certain == text:
+            # It goes on from here; how a token is written may depend on those before it.
+            ids = ids[-max(size, WINDOW) :]
+            known = len(text_of(tokenizer, ids))
+    return texts
