@@ -11,9 +11,9 @@ from pathlib import Path
 
 from surgeon import artifact, jsonl
 from surgeon.read.phase_entropy import PhaseEntropy, phase_entropy, uncertainty_warnings
+from surgeon.read.phase_reading import PhaseReading
 from surgeon.read.phased import cycle_rows, read_candidates, read_responses
 from surgeon.read.plan import ReadPlan, prepare
-from surgeon.read.result import PhaseReading
 from surgeon.read.shown import show, write_page
 from surgeon.settings import verb
 from surgeon.settings.read import ReadSettings

@@ -9,7 +9,7 @@ from surgeon import artifact, evidence_file, lineage, nex
 from surgeon.checkpoint import read_header
 from surgeon.errors import BadInput
 from surgeon.families import Subject, subjects
-from surgeon.live.families import stop_ids_of, tokenizer_of
+from surgeon.live.families import stop_ids_of
 from surgeon.ranking import CandidateScores, RankedCandidate, Ranking
 from surgeon.settings.sampling import Sampling
 from surgeon.traces import (

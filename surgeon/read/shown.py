@@ -6,9 +6,9 @@ from pathlib import Path
 from surgeon.console import announce, console, say, table, warn
 from surgeon.judges.wording import question_of
 from surgeon.read.phase_entropy import PhaseEntropy
+from surgeon.read.phase_reading import PhaseReading
 from surgeon.read.phased import read_responses
 from surgeon.read.plan import ReadPlan
-from surgeon.read.result import PhaseReading
 from surgeon.report.browser import (
     VERDICTS,
     BrowserPage,
