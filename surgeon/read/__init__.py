@@ -3,6 +3,7 @@
 opened_ranking.py  the ranking, what it kept, and its traces
 phased.py          one response read: rows, phases, cycles
 phase_entropy.py   entropy of E and X rows; novelty against entropy
+phase_reading.py   read.json
 plan.py            what is checked before anything is read
 shown.py           the page, and the tables of a terminal
 """

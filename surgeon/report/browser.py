@@ -74,7 +74,7 @@ class BrowsedResponse(NamedTuple):
     cycles: Sequence[BrowsedCycle] | None
     """None where they aren't known."""
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> dict[str, object]:
         """A line of JSON."""
         cycles = None if self.cycles is None else [c._asdict() for c in self.cycles]
         return {**self._asdict(), "cycles": cycles}
