@@ -21,6 +21,7 @@ COMMANDS = {
     "top_fraction budget layers match weights_from_other recipient_weights seed dry_run out",
     "weights": "weights out",
     "summary": "rankings out",
+    "read": "ranking out candidates traces record seed device dtype",
     "distill": "checkpoint pool out method tuning merge select shots context steps batch_size lr "
     "ema max_tokens save_every tracker answer seed device dtype",
     "curate": "pool out by keep worst reader weights weights_from_other prompts columns exclude "

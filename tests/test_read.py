@@ -215,7 +215,6 @@ CANT_BE_READ: dict[str, tuple[Any, list[str], str]] = {
     "other traces": (
         lambda p: (p / "candidates/m/traces.jsonl").write_text(""), [], "found none as sample 0",
     ),
-    "not a number": (None, ["--blocks", "0"], "found blocks = 0"),
     "an out that is there": (lambda p: (p.parent / "out").mkdir(), [], "not written by surgeon"),
 }  # fmt: skip
 
