@@ -9,6 +9,8 @@ import pytest
 import torch
 from serving import CHAT, TIMEOUT_S, TOKENS, Gate, Model, joined, serving, until
 
+from surgeon.serve.worker import FAILURES
+
 
 def test_a_device_that_is_lost_ends_every_request_and_none_waits(
     monkeypatch: pytest.MonkeyPatch, capfd: Any
@@ -72,3 +74,42 @@ def test_a_row_without_finite_logits_fails_alone(capfd: Any):
         assert status == 500 and "not finite" in body["error"]["message"]
         assert server.chat(1).choices[0].message.content == expected
     assert "An answer failed" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("numbers", [True, False])
+def test_a_model_whose_every_pass_fails_is_dead_and_one_that_some_prompts_break_is_not(
+    numbers: bool, monkeypatch: pytest.MonkeyPatch, capfd: Any
+):
+    """On a CPU, with words that say nothing of a device, or with logits that are not finite."""
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    with serving(rows=2) as server:
+        ids = Model.load().ids(0)
+        every = threading.Event()
+
+        def forward(_: Any, args: Any, out: torch.Tensor) -> torch.Tensor:
+            if not every.is_set() and args[0].shape[-1] < 4 and not (args[0] == ids[-1]).any():
+                return out
+            if not numbers:
+                raise RuntimeError("no kernel for this, in a library of its own")
+            return out * torch.nan
+
+        server.worker.model.get_input_embeddings().register_forward_hook(forward)  # pyright: ignore
+
+        def fails(**more: Any) -> None:
+            status, body, _ = server.send("POST", "/v1/completions", dict(prompt=ids, **more))
+            assert status == 500 and "The model failed" in body["error"]["message"]
+
+        for _ in range(2 * FAILURES + 1):
+            fails(max_tokens=4)
+        assert server.send("GET", "/health")[0] == 200
+        every.set()
+        for _ in range(FAILURES - 1):  # one failed just now
+            fails(**(dict(max_tokens=4) if numbers else dict(max_tokens=0, echo=True, logprobs=1)))
+        until(lambda: server.worker.dead is not None)
+        status, body, _ = server.send("GET", "/health")
+        assert (status, body["status"]) == (503, "dead")
+        assert f"{FAILURES} passes in a row failed" in body["reason"]
+        assert ("not finite" if numbers else "no kernel for this") in body["reason"]
+        status, body, _ = server.send("POST", "/v1/completions", dict(prompt=ids))
+        assert status == 503 and body["error"]["code"] == "engine_dead"
+    assert "The engine is dead" in capfd.readouterr().err

@@ -3,7 +3,8 @@
     POST /v1/chat/completions   messages in; at once or as a stream
     POST /v1/completions        text or token ids in, to be continued; likewise
     GET  /v1/models             the one model
-    GET  /health                {"status": "ok", "running": ..., "waiting": ...}; 503 when dead
+    GET  /health                {"status": "ok", "running": ..., "waiting": ...}; 503 when dead: the
+                                device is lost, or passes fail one after another
     GET  /metrics               counts and times, for Prometheus
 
 Taken are `model`, `messages` or `prompt`, `temperature`, `top_p`, `max_tokens` (in chats also

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 LOST = ("device-side assert", "illegal memory access", "unspecified launch failure")
 """Words of errors after which every later call fails in this process, whatever it asks for."""
+FAILURES = 3
+"""Passes that fail in a row before a single token is tried, which tells a request's fault from the
+model's."""
 
 
 class NextToken(NamedTuple):
@@ -105,13 +108,15 @@ class Worker:
     ):
         self.model, self.stop, self.rows, self.max_tokens = model, stop, rows, max_tokens
         self.max_waiting, self.watching = max_waiting, watching
-        self.decoder = self._decoder()
+        self.decoder = self._decoder(self.rows, self.watching)
         # The decoder may have fewer than it was asked for.
         self.rows = self.decoder.rows
         self.closing = False
         """No new requests are taken."""
         self.dead: str | None = None
         """Why the model can't be run any more, if so."""
+        self.failures = 0
+        """Passes that failed since the last that didn't."""
         self.answered = self.tokens = 0
         """Answers that were finished and tokens that were decoded, ever."""
         self._numbers = itertools.count()
@@ -242,12 +247,14 @@ class Worker:
         try:
             if reads:
                 told = self._read(request)
+                self.failures = 0
                 deliver(PromptRead(index, told, request.max_tokens == 0))
             if request.max_tokens == 0:
                 return
             self.decoder.add(index, request)
         except NotFinite as error:
             deliver(Breakoff(index, failed(f"The model failed: {error}")))
+            self._count_failure()
             return
         except BadInput as error:
             deliver(Breakoff(index, Refusal(400, str(error))))
@@ -256,6 +263,7 @@ class Worker:
             self._check_alive(error)
             traceback.print_exc()
             deliver(Breakoff(index, failed(f"The model failed: {_first_words(error)}")))
+            self._count_failure()
             return
         match = request.constraint if isinstance(request.constraint, Match) else None
         self._answers[index] = _Client(deliver, match)
@@ -293,12 +301,40 @@ class Worker:
             self._tell(tokens)
             for index in self.decoder.failed:
                 self._fail(index)
+            if tokens:
+                self.failures = 0
+            elif self.decoder.failed:
+                self._count_failure()
             return
         # A decoder plans with the memory that is free: the old one, and with the error the frames
         # of its pass, must be gone by then.
         del self.decoder
-        self.decoder = self._decoder()
+        self.decoder = self._decoder(self.rows, self.watching)
         self._break_off(failed(f"The model failed: {reason}"))
+        self._count_failure()
+
+    def _count_failure(self) -> None:
+        """Raise where passes fail one after another, and a single token is too much too."""
+        self.failures += 1
+        if self.failures < FAILURES:
+            return
+        self.failures = 0
+        # What the monitor keeps of the answers in the batch isn't touched.
+        watcher = None if self._answers else self.watching
+        try:
+            decoder = self._decoder(1, watcher)
+            decoder.add(0, Request([min(self.stop, default=0)], bytes(16), max_tokens=1))
+            decoder.step()
+            broken = NotFinite() if decoder.failed else None
+        except (BadInput, RuntimeError, MemoryError) as error:
+            broken = error
+        if watcher is not None:
+            watcher.take(0)
+        if broken is not None:
+            raise RuntimeError(
+                f"{FAILURES} passes in a row failed, and one over a single token then: "
+                f"{_first_words(broken)}"
+            ) from broken
 
     def _tell(self, tokens: Sequence[Token]) -> None:
         for index, token_id, _, finish_reason, likelihood in tokens:
@@ -340,13 +376,9 @@ class Worker:
             answer.deliver(Breakoff(index, why))
             self._forget(index)
 
-    def _decoder(self) -> Decoder:
+    def _decoder(self, rows: int, watcher: Watching | None) -> Decoder:
         return Decoder(
-            self.model,
-            stop=self.stop,
-            rows=self.rows,
-            max_tokens=self.max_tokens,
-            watcher=self.watching,
+            self.model, stop=self.stop, rows=rows, max_tokens=self.max_tokens, watcher=watcher
         )
 
 
