@@ -12,8 +12,8 @@ COMMIT = "c" * 40
 
 
 @contextmanager
-def hub(root: Path) -> Iterator[str]:
-    """Its address, inside the block."""
+def hub(root: Path, cut: str | None = None) -> Iterator[str]:
+    """Its address, inside the block; a file called `cut` breaks off, each time it is sent."""
 
     class Hub(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -54,7 +54,12 @@ def hub(root: Path) -> Iterator[str]:
             self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
             self.send_header("X-Repo-Commit", COMMIT)
             self.end_headers()
-            if self.command != "HEAD":
+            if self.command == "HEAD":
+                return
+            if self.path.rpartition("/")[2] == cut:
+                self.wfile.write(body[:10])
+                self.close_connection = True
+            else:
                 self.wfile.write(body)
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from surgeon import nopsd
+from surgeon import cli, nopsd
 from surgeon.answers import majority, parse_tags, read_answers
 from surgeon.artifact import read
 from surgeon.checkpoint import Checkpoint, resolve
@@ -37,7 +38,7 @@ from surgeon.merge import sweep
 from surgeon.settings import bind
 from surgeon.settings.distill import DistillSettings
 from surgeon.threads import one_thread
-from surgeon.traces import Prompt, Trace, read_traces
+from surgeon.traces import Prompt, Trace, read_prompts, read_traces
 from surgeon.training.sequences import draw, grouped, share_of
 
 SMALL: dict[str, Any] = dict(
@@ -480,6 +481,42 @@ def test_words_for_answer_in_other_languages_are_read(source: Path, tmp_path: Pa
     assert words.run.arguments["answer_words"] == ("respuesta",)
     with pytest.raises(BadInput, match="expected two tags"):
         planned(source, tmp_path, think_tags="[THINK]")
+
+
+def test_answer_words_and_think_tags_of_the_command_line_change_the_votes(
+    tmp_path: Path, capsys, monkeypatch
+):
+    """Two answers a question, which are one by the given words, and none by the given tags."""
+    monkeypatch.chdir(tmp_path)
+    questions = read_prompts("builtin:pool")[:2]
+    for name, form in (("words", "Respuesta: 7\nLuego {} pasos"), ("tags", "[MUSE] {} [/MUSE] 7")):
+        rows = [
+            {"prompt_id": p.id, "response": form.format(50 + n)}
+            for p in questions for n in range(2)
+        ]  # fmt: skip
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("pool.jsonl").write_text(
+        "".join(
+            json.dumps({"id": p.id, "prompt": p.messages[-1]["content"]}) + "\n" for p in questions
+        )
+    )
+    command = [
+        "distill", "builtin:instruct", "--pool", "pool.jsonl", "--method", "lmsi", "--steps", "1",
+        "--diagnose", "1", "--rank", "1", "--set", "samples=2", "--set", "max_tokens=30",
+        "--set", "batch_size=1",
+    ]  # fmt: skip
+    rooms = {}
+    for out, responses, *more in (
+        ("none", "words"),
+        ("words", "words", "--answer-words", "respuesta"),
+        ("tags", "tags", "--think-tags", "[MUSE] [/MUSE]"),
+    ):
+        cli.main([*command, "--responses", f"{responses}.jsonl", "--out", out, *more])
+        rooms[out] = re.findall(r"room for sharpening +([0-9.]+)", capsys.readouterr().out)[-1]
+    assert rooms == {"none": "0.500", "words": "0.000", "tags": "0.000"}
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--responses", "tags.jsonl", "--out", "tags"])
+    assert "think_tags" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("virtual", [False, True])

@@ -5,11 +5,19 @@ from pathlib import Path
 import pytest
 import torch
 from hub import hub
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 from peft import LoraConfig, get_peft_model
 
 from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.errors import BadInput
+
+
+def use(address: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
 
 
 def test_base_and_adapter_by_hub_id(make_checkpoint, tmp_path: Path, monkeypatch):
@@ -20,11 +28,7 @@ def test_base_and_adapter_by_hub_id(make_checkpoint, tmp_path: Path, monkeypatch
     tuned = get_peft_model(model, config)  # pyright: ignore
     tuned.save_pretrained(str(repositories / "lora"))
     with hub(tmp_path) as address:
-        monkeypatch.setattr(constants, "ENDPOINT", address)
-        url = address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        use(address, tmp_path / "cache", monkeypatch)
         merged = resolve("them/base@main+them/lora", tmp_path / "work")
         assert resolve("them/base").path.is_relative_to(tmp_path / "cache")
         for spec, words in (
@@ -41,3 +45,28 @@ def test_base_and_adapter_by_hub_id(make_checkpoint, tmp_path: Path, monkeypatch
         assert torch.equal(merged.tensor(name), expected[name]), name
     name = next(name for name in merged.tensors if "q_proj" in name)
     assert not torch.equal(merged.tensor(name), base.tensor(name))
+
+
+def test_a_hub_that_goes_away_while_it_sends_is_one_line_and_the_next_try_goes_on(
+    make_checkpoint, tmp_path: Path, monkeypatch
+):
+    source = make_checkpoint(tmp_path / "them" / "base")
+    cache, waits = tmp_path / "cache", []
+    monkeypatch.setattr(file_download.time, "sleep", waits.append)
+    get = file_download.http_get
+    # Every try brings some bytes, and would be followed by others for ever.
+    monkeypatch.setattr(
+        file_download, "http_get", lambda *a, **k: get(*a, **{**k, "_nb_retries": 0})
+    )
+    with hub(tmp_path, cut="model.safetensors") as address:
+        use(address, cache, monkeypatch)
+        with pytest.raises(
+            BadInput, match=r"them/base .*the hub went away .*fetches what"
+        ) as error:
+            resolve("them/base")
+        assert "\n" not in str(error.value)
+    monkeypatch.setattr(file_download, "http_get", get)
+    with hub(tmp_path) as address:
+        use(address, cache, monkeypatch)
+        fetched = resolve("them/base")
+    assert fetched.digest == Checkpoint.open(source).digest

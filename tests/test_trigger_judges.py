@@ -14,6 +14,7 @@ from endpoints import Said, served
 from trigger_labels import MODEL, lines, write_traces
 
 from surgeon import endpoint
+from surgeon.answers.thinking import TAGS
 from surgeon.builtin.judge import judge
 from surgeon.checkpoint import resolve
 from surgeon.endpoint import in_parallel
@@ -289,13 +290,25 @@ def test_a_wrong_shape_is_said(value: str, said: str):
 
 @pytest.mark.parametrize(
     "text",
-    ["{}", "```json\n{}\n```", "<think>\nWell, {1}.\n</think>\n\n{}", " \n{} "],
-    ids=["plain", "fenced", "thought", "spaced"],
+    [
+        "{}",
+        "```json\n{}\n```",
+        " \n{} ",
+        *(f"{opening}\nWell, {{1}}.\n{closing}\n\n{{}}" for opening, closing in TAGS),
+        f"An end without a beginning: {{1}}{TAGS[1][1]}\n```json\n{{}}\n```",
+    ],
 )
 def test_what_stands_around_the_object_is_taken_off(text: str):
     value = {"difficulty": "easy", "settled": None, "reason": "x"}
     found, complaint = read_value(text.replace("{}", json.dumps(value)), SHAPES["instance"])
     assert found == value and complaint == ""
+
+
+@pytest.mark.parametrize("opening", [opening for opening, _ in TAGS])
+def test_a_judge_whose_thought_never_ends_has_said_nothing(opening: str):
+    value = {"difficulty": "easy", "settled": None, "reason": "x"}
+    found, complaint = read_value(f"{opening} {json.dumps(value)}", SHAPES["instance"])
+    assert found is None and "no JSON object" in complaint
 
 
 # --- servers that fail ----------------------------------------------------------------------------

@@ -88,18 +88,27 @@ def fetch(spec: str) -> Checkpoint:
 
 def fetch_files(spec: str) -> Path:
     """Download a hub repository's safetensors, configs and tokenizer into the hub's own cache."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import errors, snapshot_download
 
     repository, _, revision = spec.partition("@")
+    # What goes wrong on the way is an error of the hub's HTTP library, which it says and tries
+    # again for a while.
+    on_the_way = errors.HTTPError  # pyright: ignore[reportPrivateImportUsage]
+    refusals = (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.HFValidationError)
     try:
         directory = snapshot_download(
             repository, revision=revision or None, allow_patterns=HUB_FILES
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (*refusals, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(
             f"{spec} is no local directory and could not be fetched from the hub: {reason}"
+        ) from error
+    except on_the_way as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadInput(
+            f"{spec} could not be fetched whole: the hub went away ({reason}). The same command "
+            "fetches what is missing."
         ) from error
     return Path(directory)
 
