@@ -13,8 +13,11 @@ checked. Reported per candidate, each with a 95% bootstrap interval over problem
 
 A truncated response has no answer: it is wrong and votes for nothing, as in `agreement`.
 
+With `consensus`, Neuron-OPSD's s(x) of every response is read (Eq. 4), and reported is whether it
+tells the right ones: AUROC, accuracy by coverage, Fig. 2 and 3, and what is left at equal length.
+
 On disk: `evaluate.json`, `traces/NAME.jsonl` (every response) and `answers/NAME.jsonl` (what was
-read out of it, and whether it is right).
+read out of it, and whether it is right), and `consensus/NAME.jsonl` (s(x) of each response).
 """
 
 # Shape letters: P problems, M metrics, S members of a group, K samples, X bins of the calibration
@@ -22,6 +25,7 @@ read out of it, and whether it is right).
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,11 +45,14 @@ from surgeon.answers import (
     read_answers,
 )
 from surgeon.checkpoint import placement
+from surgeon.consensus import Reliability, reliability, require_budget, sentence, sizes
 from surgeon.errors import BadInput
 from surgeon.families import Subject, subjects
+from surgeon.live import support
 from surgeon.live.families import live, require_prompts, stop_ids_of, tokenizer_of
 from surgeon.settings import record, verb
 from surgeon.settings.evaluate import EvaluateSettings
+from surgeon.settings.nopsd import NopsdReadings
 from surgeon.traces import (
     Prompt,
     Trace,
@@ -109,7 +116,11 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
             "found dry_run, expected forecast(settings): from Python that says what it will take."
         )
     plan = prepare(settings)
-    return artifact.once(settings.out, Evaluation, partial(measure, plan), run=run_of(plan))
+    evaluation = artifact.once(settings.out, Evaluation, partial(measure, plan), run=run_of(plan))
+    if settings.consensus and evaluation.consensus_top != settings.consensus_top:
+        evaluation = with_consensus(plan, evaluation)
+        artifact.write(settings.out, evaluation)
+    return evaluation
 
 
 def run_of(plan: EvaluatePlan) -> lineage.Run:
@@ -161,6 +172,10 @@ def prepare(settings: EvaluateSettings) -> EvaluatePlan:
     problems = every[: settings.limit]
     chosen = subjects(list(settings.checkpoints))
     foreign = read_responses(settings, problems, chosen, every)
+    if settings.consensus:
+        for subject in chosen:
+            support.require("distill", subject.source)
+            require_budget(subject.source, consensus_readings(settings), "consensus_top")
     require_names(settings, [*(subject.name for subject in chosen), *foreign])
     if not settings.out.exists():
         require_prompts(chosen, problems, settings.sampling)
@@ -322,6 +337,34 @@ def judge(plan: EvaluatePlan, work: Path, responses: dict[str, list[Trace]]) -> 
             ),
         )  # fmt: skip
     return judged
+
+
+def consensus_readings(settings: EvaluateSettings) -> NopsdReadings:
+    """How contribution sets are formed."""
+    return NopsdReadings(top_global=settings.consensus_top)
+
+
+def with_consensus(plan: EvaluatePlan, evaluation: Evaluation) -> Evaluation:
+    """A finished evaluation with s(x) of every response, and what it says of the right ones."""
+    out = evaluation.out
+    (out / "consensus").mkdir(exist_ok=True)
+    found: dict[str, Reliability] = {}
+    for n, (subject, model, _) in enumerate(live(plan.subjects, plan.device, plan.dtype), 1):
+        what = f"consensus {n}/{len(plan.subjects)} {subject.name}"
+        traces = in_order(stored_traces(out / "traces" / f"{subject.name}.jsonl"), plan.problems)
+        file = out / "consensus" / f"{subject.name}.jsonl"
+        size = sizes(model, traces, consensus_readings(plan.settings), file, what=what)
+        answers = out / "answers" / f"{subject.name}.jsonl"
+        right = {(r["prompt_id"], r["sample"]): r["correct"] for _, r in jsonl.rows(answers)}
+        found[subject.name] = reliability(
+            [size[trace.key] for trace in traces],
+            [len(trace.token_ids) for trace in traces],
+            [float(right[trace.key]) for trace in traces],
+            [trace.prompt_id for trace in traces],
+            seed=plan.settings.sampling.seed,
+        )
+    candidates = tuple(replace(c, consensus=found.get(c.name)) for c in evaluation.candidates)
+    return replace(evaluation, candidates=candidates, consensus_top=plan.settings.consensus_top)  # pyright: ignore
 
 
 # Measures ----------------------------------------------------------------------------------------
@@ -516,5 +559,8 @@ def show(evaluation: Evaluation) -> None:
     )
     terminal = console.console()
     terminal.print(table(evaluation, terminal.width))
+    for candidate in evaluation.candidates:
+        if candidate.consensus is not None:
+            console.say(f"consensus of {candidate.name}: {sentence(candidate.consensus)}")
     console.warn(evaluation.warnings)
     console.say(f"Written: {evaluation.out}/{EVALUATION}")

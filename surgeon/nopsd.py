@@ -147,6 +147,7 @@ def select(consensus_N: np.ndarray, selection: Selection, *, seed: int = 0) -> n
 
     `bottom` and `top` keep `share` of the pool with the smallest and largest s(x); `band` those
     between two shares of the ranking; `random` as many as `bottom`, drawn with `seed`; `all` all.
+    `auto` is decided before, by `surgeon.distill`.
     """
     how, band = selection.select, selection.band
     N = len(consensus_N)

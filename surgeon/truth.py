@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.artifact import Already, Out, artifact, part
+from surgeon.consensus import Reliability
 from surgeon.errors import BadInput
 
 EVALUATION = "evaluate.json"
@@ -68,6 +69,8 @@ class EvaluatedCandidate(Measures):
     """Answers that count as wrong because their check took too long."""
     check_deaths: int
     """Answers that count as wrong because the process of their check ended by itself."""
+    consensus: Reliability | None = None
+    """Whether s(x) tells its right responses; None where nobody asked, or no model read them."""
 
 
 @part
@@ -97,6 +100,8 @@ class Evaluation:
     """What the accuracies may not show, in sentences."""
     candidates: tuple[EvaluatedCandidate, ...]
     groups: tuple[EvaluatedGroup, ...] = ()
+    consensus_top: float | None = None
+    """Neurons kept per token for consensus (below 1 a share of all); None where nobody asked."""
     out: Out = Path()
     already: Already = False
 

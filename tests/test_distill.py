@@ -23,6 +23,7 @@ from surgeon import cli, nopsd
 from surgeon.answers import majority, parse_tags, read_answers
 from surgeon.artifact import read
 from surgeon.checkpoint import Checkpoint, resolve
+from surgeon.consensus import reliability
 from surgeon.distill import Distillation, demonstrations, distill, pool, show
 from surgeon.distill import evidence as stages
 from surgeon.distill.diagnostics import cautions
@@ -156,8 +157,8 @@ def test_killed_in_each_stage_it_ends_in_the_same_result(
     from surgeon.traces import sampling
 
     for module, name, n in (
-        (sampling, "append", 5), (pool, "set_block", 0), (demonstrations, "teacher_prompt", 3),
-        (on_policy, "rollout", 3),
+        (sampling, "append", 5), (pool, "contribution_sets", 0),
+        (demonstrations, "teacher_prompt", 3), (on_policy, "rollout", 3),
     ):  # fmt: skip
         with monkeypatch.context() as patch:
             patch.setattr(module, name, stop_after(n, getattr(module, name)))
@@ -645,6 +646,7 @@ def test_diagnostics_warn_in_plain_words(source: Path, tmp_path: Path):
         entropy_gap_interval=(-0.03, -0.01), probed=3, shots=2.0, demonstrations_dropped=0,
         questions_with_dropped=0,
     )  # fmt: skip
+    upside_down = reliability(np.arange(16), [5] * 16, [0] * 8 + [1] * 8, list(map(str, range(16))))
     assert cautions(plan, good) == cautions(plan, replace(good, consensus_length_r=None)) == []
     for change, said in (
         ({"room": 0.01}, "nearly always agree"),
@@ -653,10 +655,27 @@ def test_diagnostics_warn_in_plain_words(source: Path, tmp_path: Path):
         ({"truncated": 0.5}, "50% of the answers hit the limit of 80 tokens"),
         ({"unread": 0.4}, "In 40% of the finished answers 'last-line' finds nothing"),
         ({"consensus_length_r": 0.95}, "length"),
+        ({"signal": upside_down}, "at the top of s(x) agree with the vote more often, and the bot"),
         ({"questions_with_dropped": 2, "demonstrations_dropped": 7}, "7 demonstrations of 2"),
     ):
         (line,) = cautions(plan, replace(good, **change))
         assert said in line
+
+
+def test_auto_takes_the_end_of_the_pool_whose_answers_agree(source, tmp_path, monkeypatch):
+    """16 questions with two answers each; those of the upper half of s(x) agree, the others don't:
+    the top is reliable, and what the paper takes is warned of."""
+    plan = planned(source, tmp_path, select="auto", answer="number", diagnose=16)
+    answers = {
+        (f"q{i}", n): answered(i, "7" if i >= 8 else str(n)) for i in range(16) for n in range(2)
+    }
+    monkeypatch.setattr(stages, "answer_pool", lambda *_, **__: answers)
+    traces = [answers[f"q{i}", 0] for i in range(16)]
+    signal = stages.pool_signal(plan, living(plan), traces, np.arange(16), tmp_path)
+    assert signal.against == "votes" and (signal.auroc, signal.end) == (0.0, "top")
+    chosen = stages.choose(plan, living(plan), np.arange(16), "top", tmp_path)
+    assert chosen == [10, 11, 12, 13, 14, 15]
+    assert json.loads((tmp_path / "selection.json").read_text())["select"] == "top"
 
 
 # --- baselines with a reward

@@ -100,7 +100,9 @@ def test_evaluation_has_the_promised_schema_and_counts_by_hand(
     assert evaluation.out == tmp_path / "out" and not evaluation.already
     assert artifact.read(Evaluation, tmp_path / "out") == evaluation
     result = json.loads((tmp_path / "out" / "evaluate.json").read_text())
-    assert result.keys() == {"format", "task", "settings", "warnings", "candidates", "groups"}
+    assert result.keys() == {
+        "format", "task", "settings", "warnings", "candidates", "groups", "consensus_top",
+    }  # fmt: skip
     assert result["task"]["problems"] == PROBLEMS
     assert result["settings"]["samples"] == 3
     assert [c["name"] for c in result["candidates"]] == ["a", "b"]
@@ -421,3 +423,24 @@ def test_a_problem_without_answer_is_named_by_its_line(run: Callable[..., Evalua
     task.write_text('{"prompt": "w1", "answer": "1"}\n\n{"prompt": "w2"}\n')
     with pytest.raises(BadInput, match=r"task\.jsonl:3: found no answer"):
         run()
+
+
+def test_consensus_may_be_asked_of_a_finished_evaluation(
+    run: Callable[..., Evaluation], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    first = run("first", checkpoints=("a",), consensus_top=0.1)
+    assert first.candidates[0].consensus is None and first.consensus_top is None
+    other = {"responses": {"theirs": str(tmp_path / "first" / "traces" / "a.jsonl")}}
+    at_once = run("second", checkpoints=("a",), consensus=True, consensus_top=0.1, **other)
+    later = run("first", checkpoints=("a",), consensus=True, consensus_top=0.1)
+    a, theirs = at_once.candidates
+    assert theirs.consensus is None, "no model of theirs is here"
+    assert a.consensus is not None and a.consensus == later.candidates[0].consensus
+    assert a.consensus.accuracy == pytest.approx(a.avg)
+    assert artifact.read(Evaluation, tmp_path / "first").candidates == later.candidates
+    rows = (tmp_path / "first" / "consensus" / "a.jsonl").read_text().splitlines()
+    assert len(rows) == 3 * PROBLEMS
+    show(later)
+    assert "consensus of a: AUROC" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="consensus_top 5000 keeps all"):
+        run("third", consensus=True, consensus_top=5000)

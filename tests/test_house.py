@@ -46,6 +46,7 @@ TIERS = [
         "ranking",
         "evidence_file",
         "neuron_weights",
+        "consensus",
     },
     {"watch", "judges", "builtin", "report", "scoring"},
     {

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgeon import artifact, lineage
+from surgeon.consensus import sentence
 from surgeon.distill.evidence import Diagnostics, SetDiagnostics
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def summary(measured: Diagnostics) -> list[str]:
             f"entropy gap             {measured.entropy_gap:+.4f} nats per token "
             f"({low:+.4f} to {high:+.4f}; teacher {measured.teacher_entropy:.4f}, student "
             f"{measured.student_entropy:.4f})",
+            *([] if measured.signal is None else [told(measured)]),
             f"mean Jaccard distance   {measured.mean_jaccard_distance:.3f}",
             f"consensus s(x)          {measured.consensus_chosen:.0f} where chosen, "
             f"{measured.consensus_pool:.0f} in the pool",
@@ -53,6 +55,12 @@ def summary(measured: Diagnostics) -> list[str]:
             f"{measured.demonstrations_dropped} dropped for length",
         ]
     return lines
+
+
+def told(measured: SetDiagnostics) -> str:
+    """Which end of the pool is the reliable one, by the vote of its own answers."""
+    assert measured.signal is not None
+    return f"s(x) against the vote   {sentence(measured.signal)}; {measured.select} is trained on"
 
 
 def cautions(plan: "DistillPlan", measured: Diagnostics) -> list[str]:
@@ -89,6 +97,18 @@ def _cautions_of_sets(plan: "DistillPlan", measured: SetDiagnostics) -> list[str
             f"The teacher is not clearly sharper than the student: entropy gap "
             f"{measured.entropy_gap:+.4f} nats per token ({low:+.4f} to {high:+.4f}). In the paper "
             "such pools gained nothing."
+        )
+    end = None if measured.signal is None else measured.signal.end
+    if end is not None and {end, measured.select} == {"bottom", "top"}:
+        lines.append(
+            f"In this pool the answers at the {end} of s(x) agree with the vote more often, and "
+            f"the {measured.select} is trained on. --select {end} takes them, --select auto would."
+        )
+    if end is None and plan.selection.select == "auto":
+        lines.append(
+            "Which end of s(x) is the reliable one isn't clear on "
+            f"{0 if measured.signal is None else measured.signal.responses} questions; auto took "
+            "the bottom, as the paper does. A larger --diagnose asks more."
         )
     distance = measured.mean_jaccard_distance
     if plan.settings.demonstrations.context == "nearest" and distance < DIVERSE:

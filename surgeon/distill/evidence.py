@@ -7,6 +7,7 @@ functions of the methods call stages 1 to 3 and measure.
 # Shapes: N questions of the pool, Q chosen ones, T response tokens.
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,6 +16,7 @@ import torch
 
 from surgeon import lineage, metrics, nopsd
 from surgeon.artifact import part
+from surgeon.consensus import Reliability, reliability
 from surgeon.distill.demonstrations import Context, find_contexts, prompt_of_teacher
 from surgeon.distill.pool import Answers, LiveModel, answer_pool, pool_sets
 from surgeon.live.architecture import head_of
@@ -64,6 +66,11 @@ class SetDiagnostics(Diagnostics):
     """Mean number of demonstrations that fit."""
     demonstrations_dropped: int
     questions_with_dropped: int
+    select: str = "bottom"
+    """What was selected, after `auto`."""
+    signal: Reliability | None = None
+    """Whether s(x) tells which first answers the question's other answers agree with, on up to
+    `diagnose` questions of the whole pool."""
 
 
 class PoolEvidence(NamedTuple):
@@ -97,7 +104,11 @@ def with_sets(plan: "DistillPlan", live: LiveModel, work: Path) -> PoolEvidence:
     answers = answer_pool(plan, live, plan.prompts, plan.zero_shot, work)
     traces = [answers[prompt.id, 0] for prompt in plan.prompts]
     sets, consensus_N = pool_sets(plan, live, traces, work)
-    chosen = choose(plan, live, consensus_N, work)
+    signal = pool_signal(plan, live, traces, consensus_N, work)
+    select = plan.selection.select
+    if select == "auto":
+        select = signal.end or "bottom"
+    chosen = choose(plan, live, consensus_N, select, work)
     probed = probe(plan, chosen)
     questions = [plan.prompts[i] for i in probed]
     more = answer_pool(
@@ -129,6 +140,8 @@ def with_sets(plan: "DistillPlan", live: LiveModel, work: Path) -> PoolEvidence:
         shots=float(np.mean([context.kept for context in contexts.values()])),
         demonstrations_dropped=sum(dropped),
         questions_with_dropped=sum(n > 0 for n in dropped),
+        select=select,
+        signal=signal,
     )
     return PoolEvidence(answers, chosen, contexts, diagnostics)
 
@@ -136,14 +149,43 @@ def with_sets(plan: "DistillPlan", live: LiveModel, work: Path) -> PoolEvidence:
 # --- stage 2: which questions to train on ---------------------------------------------------------
 
 
-def choose(plan: "DistillPlan", live: LiveModel, consensus_N: np.ndarray, work: Path) -> list[int]:
+def pool_signal(
+    plan: "DistillPlan",
+    live: LiveModel,
+    traces: Sequence[Trace],
+    consensus_N: np.ndarray,
+    work: Path,
+) -> Reliability:
+    """Whether s(x) of a question's first answer tells how many of its other answers agree with it:
+    which end of the pool is the reliable one. No label is read."""
+    order = np.random.default_rng(plan.settings.seed).permutation(len(plan.prompts))
+    asked = sorted(order[: plan.settings.diagnose].tolist())
+    questions = [plan.prompts[i] for i in asked]
+    more = answer_pool(plan, live, questions, plan.settings.sampling, work, what="vote on the pool")
+    samples = range(plan.settings.sampling.samples)
+    votes = plan.votes([[more[prompt.id, n] for n in samples] for prompt in questions])
+    agreeing = [
+        0.0 if own is None else float(np.mean([own == v for v in rest])) for own, *rest in votes
+    ]
+    return reliability(
+        consensus_N[asked],
+        [len(traces[i].token_ids) for i in asked],
+        agreeing,
+        [prompt.id for prompt in questions],
+        against="votes",
+        seed=plan.settings.seed,
+    )
+
+
+def choose(
+    plan: "DistillPlan", live: LiveModel, consensus_N: np.ndarray, select: str, work: Path
+) -> list[int]:
     """Positions of the questions to train on; writes `selection.json`."""
-    chosen = nopsd.select(consensus_N, plan.selection, seed=plan.settings.seed).tolist()
+    how = replace(plan.selection, select=select)
+    chosen = nopsd.select(consensus_N, how, seed=plan.settings.seed).tolist()
     if live.accelerator.is_main_process:
         questions = [{"id": plan.prompts[i].id, "consensus": int(consensus_N[i])} for i in chosen]
-        lineage.write_json(
-            work / "selection.json", {"select": plan.selection.select, "questions": questions}
-        )
+        lineage.write_json(work / "selection.json", {"select": select, "questions": questions})
     return chosen
 
 

@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from surgeon import engines, lineage, named, nopsd
+from surgeon import engines, lineage, named
 from surgeon.answers import classes_of, final_texts, parse_extractor, parse_tags, read_answers
 from surgeon.answers.thinking import Tags
 from surgeon.checkpoint import Checkpoint, placement
+from surgeon.consensus import require_budget
 from surgeon.distill.methods import Finisher, method_of
 from surgeon.errors import BadInput
 from surgeon.families import as_subject, open_checkpoint
@@ -17,7 +18,7 @@ from surgeon.live.families import stop_ids_of
 from surgeon.settings import record
 from surgeon.settings.distill import DistillSettings
 from surgeon.settings.engine import VLLM
-from surgeon.settings.nopsd import NopsdReadings, Selection
+from surgeon.settings.nopsd import Selection
 from surgeon.settings.training import Schedule
 from surgeon.traces import (
     Prompt,
@@ -188,20 +189,6 @@ def require_method(method: Finisher, settings: DistillSettings) -> Selection:
             f"{settings.method} trains on the whole pool; it takes no select ({select!r})."
         )
     return replace(settings.selection, select="all")
-
-
-def require_budget(checkpoint: Checkpoint, readings: NopsdReadings) -> None:
-    """Raise `BadInput` where a budget keeps every neuron, so that all sets would be alike."""
-    L, F = checkpoint.n_layers, checkpoint.d_ff
-    for name, n in (("top_global", L * F), ("top_layer", F)):
-        amount = getattr(readings, name)
-        if name == "top_layer" and readings.sets == "main":
-            continue
-        if nopsd.budget(amount, n) >= n:
-            raise BadInput(
-                f"{name} {amount:g} keeps all {n:,} neurons of {checkpoint.spec}. Give a share, "
-                f"for example {name} 0.014 (5,000 of the 350,208 of the paper's model)."
-            )
 
 
 def require_text(

@@ -8,7 +8,6 @@ files of its own.
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,10 +15,9 @@ import numpy as np
 from torch import nn
 
 from surgeon import engines, jsonl, lineage, nopsd
-from surgeon.contributions import contributions
+from surgeon.consensus import contribution_sets
 from surgeon.families import as_subject
 from surgeon.progress import bar
-from surgeon.settings.nopsd import NopsdReadings
 from surgeon.traces import Key, Prompt, Sampling, Trace, read_traces, sampled
 
 if TYPE_CHECKING:
@@ -102,7 +100,9 @@ def pool_sets(
     missing = [(first, file) for first, file in pairs if not file.is_file()]
     with bar("contribution sets", len(missing)) as advance:
         for first, file in missing:
-            block = set_block(live.model, traces[first : first + BLOCK], plan.settings.readings)
+            block = contribution_sets(
+                live.model, traces[first : first + BLOCK], plan.settings.readings
+            )
             sizes = [len(s.neuron_K) for s in block]
             lineage.write_tensors(
                 file,
@@ -120,18 +120,3 @@ def pool_sets(
     n_neurons = plan.checkpoint.n_layers * plan.checkpoint.d_ff
     consensus_N = np.concatenate([b["consensus_N"] for b in blocks])
     return nopsd.Sets(neuron_E, start_N1.astype(np.int64), n_neurons), consensus_N
-
-
-def set_block(
-    model: nn.Module, traces: Sequence[Trace], readings: NopsdReadings
-) -> list[nopsd.ContributionSet]:
-    """The contribution set of each trace, one matrix product per layer and chunk."""
-    scores = contributions(
-        model, traces, nopsd.contribution, activation=readings.activation,
-        chunk_tokens=readings.chunk_tokens,
-    )  # fmt: skip
-    # Traces come in order, and so do each trace's chunks.
-    return [
-        nopsd.contribution_set((score for _, score in chunks), readings)
-        for _, chunks in groupby(scores, key=lambda pair: pair[0])
-    ]

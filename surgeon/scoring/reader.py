@@ -4,14 +4,14 @@ No phases are decoded here: those are needed to learn weights, not to use them.
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from surgeon import evidence_file, nex, nopsd
+from surgeon import evidence_file, nex
 from surgeon.checkpoint import Checkpoint
+from surgeon.consensus import contribution_sets
 from surgeon.neuron_weights import recorded_top_k
 from surgeon.settings.nopsd import NopsdReadings
 from surgeon.traces import Trace
@@ -42,7 +42,6 @@ class Asked(NamedTuple):
 def read_values(model: "nn.Module", traces: Sequence[Trace], asked: Asked) -> list[Values]:
     """nex, hes, logprob and consensus of some answers, as far as they are asked for."""
     from surgeon.activations import record
-    from surgeon.contributions import contributions
 
     values: list[Values] = [{} for _ in traces]
     if asked.recording:
@@ -53,13 +52,9 @@ def read_values(model: "nn.Module", traces: Sequence[Trace], asked: Asked) -> li
                 neuron_K, mass_K = nex.response_mass(recording.activations)
                 row["nex"] = good_mass(neuron_K, mass_K, asked.weight_N)
     if asked.sets:
-        readings = NopsdReadings(top_global=asked.consensus_top)
-        scores = contributions(
-            model, traces, nopsd.contribution, activation=readings.activation,
-            chunk_tokens=readings.chunk_tokens,
-        )  # fmt: skip
-        for row, (_, chunks) in zip(values, groupby(scores, key=lambda p: p[0]), strict=True):
-            row["consensus"] = nopsd.contribution_set((s for _, s in chunks), readings).consensus
+        sets = contribution_sets(model, traces, NopsdReadings(top_global=asked.consensus_top))
+        for row, one in zip(values, sets, strict=True):
+            row["consensus"] = one.consensus
     return values
 
 

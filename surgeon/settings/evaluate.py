@@ -4,6 +4,7 @@ from typing import Annotated
 
 from surgeon.errors import BadInput
 from surgeon.settings.engine import EngineSettings
+from surgeon.settings.nopsd import TOP_GLOBAL
 from surgeon.settings.sampling import AnswerReading, Columns, Machine, Sampling
 from surgeon.settings.schema import (
     POSITIONAL,
@@ -53,6 +54,11 @@ class EvaluateSettings:
     groups: dict[str, tuple[str, ...]] | None = None
     """Candidates that differ in their seed only, by the name under which they are reported as one,
     with intervals over problems and seeds."""
+    consensus: Annotated[bool, UNRECORDED] = False
+    """Read each response once more, for the consensus s(x) of Neuron-OPSD, and report whether it
+    tells right answers from wrong ones. May be asked of a finished evaluation."""
+    consensus_top: Annotated[Positive, UNRECORDED] = TOP_GLOBAL
+    """Neurons kept per token for consensus; below 1 a share of all."""
     responses: dict[str, str] | None = None
     """Files of answers that were made elsewhere, by name: traces, such as those of `monitor`, or
     rows with prompt_id and response (text). They are judged beside the others, and nothing is

@@ -5,6 +5,11 @@ from typing import Literal
 from surgeon.errors import BadInput
 from surgeon.settings.schema import Count, Positive, Probability, Share, settings
 
+TOP_GLOBAL = 0.014277
+"""The paper's share: 5,000 of the 350,208 neurons of its model."""
+TOP_LAYER = 0.20559
+"""2,000 of the 9,728 neurons of one of its layers."""
+
 
 @settings
 class NopsdReadings:
@@ -14,11 +19,12 @@ class NopsdReadings:
     """R9: how N(x) is formed."""
     activation: Literal["gate", "gated"] = "gate"
     """The unit's activation in Eq. 3: act(gate), or act(gate) * up."""
-    top_global: Positive = 5000.0
+    top_global: Positive = TOP_GLOBAL
     """R9: neurons kept over all layers, per token (main) or per response (appendix); at least 1 is
-    a number of neurons, below 1 a share of all."""
-    top_layer: Positive = 2000.0
-    """R9, appendix: neurons kept per layer and chunk; a number, or a share of the layer's."""
+    a number of neurons, below 1 a share of all. By default the paper's share, 5,000 of 350,208."""
+    top_layer: Positive = TOP_LAYER
+    """R9, appendix: neurons kept per layer and chunk; a number, or a share of the layer's. By
+    default the paper's share, 2,000 of 9,728."""
     chunk_tokens: Count = 128
     """R9, appendix: response tokens in a chunk."""
     demonstration: Literal["answer", "response"] = "answer"
@@ -41,8 +47,9 @@ class NopsdReadings:
 class Selection:
     """Which questions of the pool are trained on, by their consensus s(x)."""
 
-    select: Literal["bottom", "top", "band", "all", "random"] = "bottom"
-    """The smallest s(x), the largest, those between two shares of the ranking, all, or random
+    select: Literal["bottom", "top", "auto", "band", "all", "random"] = "bottom"
+    """The smallest s(x), the largest, whichever end answers of this pool agree more with the vote
+    (auto; bottom where it isn't clear), those between two shares of the ranking, all, or random
     ones."""
     share: Probability = 0.2
     """Share of the pool that bottom, top and random keep."""

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from surgeon.errors import BadInput
 from surgeon.settings.engine import EngineSettings
+from surgeon.settings.nopsd import TOP_GLOBAL
 from surgeon.settings.sampling import AnswerReading, Columns, Machine, Sampling
 from surgeon.settings.schema import (
     POSITIONAL,
@@ -64,8 +65,9 @@ class PickSettings:
     """Activations kept per token: a count, or a share, below 1, of the units that a token passes
     through. auto: as many as the ranking of the weights kept; where no ranking says so, the paper's
     share, 2000 of 350208."""
-    consensus_top: Positive = 5000.0
-    """Neurons kept per token for consensus; below 1 a share of all."""
+    consensus_top: Positive = TOP_GLOBAL
+    """Neurons kept per token for consensus; below 1 a share of all. By default Neuron-OPSD's
+    share."""
     seed: Annotated[int, SHARED] = 0
     """Seed of everything random."""
     sampling: Sampling = Sampling()
