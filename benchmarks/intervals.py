@@ -5,17 +5,18 @@
 
 Coverage: the recorded prompts of a candidate are the population, and its NEX on all of them is the
 value to be covered. Mini-sets are drawn from them with replacement; the table says how often the
-95 % interval of a mini-set covers that value, and how often the candidates that are not told apart
-from the best hold the best of the population.
+95 % interval of a mini-set covers that value, by several ways, and how often the candidates that
+are not told apart from the best, of six drawn at random, hold the best of them.
 """
 
-# Shapes: N responses, P prompts, B resamples, C candidates.
+# Shapes: N responses, P prompts, B resamples, J groups left out, C candidates, W ways.
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,9 +25,11 @@ import numpy as np
 from benchmarks._timing import cpu_seconds
 from surgeon import evidence_file, metrics, nex
 
-RESAMPLES, DRAWS = 400, 200
+RESAMPLES, DRAWS = 300, 80
 """Of a mini-set in the coverage table, and mini-sets drawn."""
-SIZES = (20, 40, 60, 100)
+SIZES = (40, 100)
+FAMILY = 6
+"""Candidates among which the best is looked for."""
 TARGET = 20
 """Times faster than the loop."""
 
@@ -60,39 +63,92 @@ def mini_set(one: Candidate, drawn_P: np.ndarray) -> Candidate:
     return Candidate(one.name, [one.responses[n] for p in places for n in p], prompt_N)
 
 
-def values(one: Candidate, prompts: int, seed: int, fold_P: np.ndarray | None = None) -> np.ndarray:
-    """float64_B1: the score of the responses first, then that of every resample of the prompts."""
+class Drawn(NamedTuple):
+    """What a mini-set says of a candidate's NEX."""
+
+    point: float
+    value_B: np.ndarray
+    """In resamples of the prompts, weights learned anew."""
+    left_J: np.ndarray
+    """Without each group of prompts, weights learned anew."""
+    crossed_B: np.ndarray
+    """In resamples, cross-fitted, moved to lie about the point."""
+    held_B: np.ndarray
+    """In resamples, weights held as they were learned from the mini-set."""
+
+
+def drawn(one: Candidate, prompts: int, seed: int) -> Drawn:
+    """As `rank` does it."""
     count_BP = metrics.resample_counts(prompts, seed=seed, n=RESAMPLES)
-    count_BP = np.concatenate([np.ones((1, prompts)), count_BP])
-    return nex.relearned(one.responses, one.prompt_N, count_BP, fold_P=fold_P)
+    whole_1P = np.ones((1, prompts))
+    count_XP = np.concatenate([whole_1P, count_BP, metrics.left_out_counts(prompts)])
+    value_X = nex.relearned(one.responses, one.prompt_N, count_XP)
+    half_P = np.arange(prompts) % 2
+    np.random.default_rng(seed).shuffle(half_P)
+    crossed_X = nex.relearned(
+        one.responses, one.prompt_N, np.concatenate([whole_1P, count_BP]), fold_P=half_P
+    )
+    crossed_B = crossed_X[1:] - crossed_X[0] + value_X[0]
+    split = 1 + len(count_BP)
+    return Drawn(
+        float(value_X[0]), value_X[1:split], value_X[split:], crossed_B, held(one, count_BP)
+    )
 
 
-def held(one: Candidate, prompts: int, seed: int) -> np.ndarray:
-    """The same with the weights held as they were learned from the mini-set."""
+def held(one: Candidate, count_BP: np.ndarray) -> np.ndarray:
+    """float64_B: the resampled scores with the weights held as they were learned."""
     n_neurons = 1 + max(int(r.neuron_K.max(initial=0)) for r in one.responses)
     weight_N = nex.weights(*nex.accumulate([r.evidence for r in one.responses], n_neurons))
     score_N = [nex.good_mass_fraction(r.neuron_K, r.mass_K, weight_N).score for r in one.responses]
+    prompts = count_BP.shape[1]
     sums_P = np.bincount(one.prompt_N, score_N, prompts)
     n_P = np.bincount(one.prompt_N, minlength=prompts)
-    count_BP = metrics.resample_counts(prompts, seed=seed, n=RESAMPLES)
-    count_BP = np.concatenate([np.ones((1, prompts)), count_BP])
     return (count_BP @ sums_P) / (count_BP @ n_P)
 
 
-def coverage(one: Candidate, size: int) -> tuple[float, float]:
-    """How often the interval of a mini-set covers the NEX of all prompts: with the weights learned
-    anew, and with the weights held."""
-    prompts = int(one.prompt_N.max()) + 1
-    truth = nex.relearned(one.responses, one.prompt_N, np.ones((1, prompts)))[0]
-    rng, anew, fixed = np.random.default_rng(size), 0, 0
-    for seed in range(DRAWS):
-        drawn = mini_set(one, rng.integers(prompts, size=size))
-        value_B = values(drawn, size, seed)
-        low, high = metrics.corrected_interval(value_B[:1], value_B[1:, None])[0]
-        anew += int(low <= truth <= high)
-        low, high = metrics.percentile_interval(held(drawn, size, seed)[1:])
-        fixed += int(low <= truth <= high)
-    return anew / DRAWS, fixed / DRAWS
+WAYS = ("as here", "cross-fitted", "resamples' spread alone", "weights held")
+
+
+def ends(found: Drawn) -> list[tuple[float, float]]:
+    """The 95 % interval by each of `WAYS`."""
+    point, value_B = np.array([found.point]), found.value_B[:, None]
+    return [
+        tuple(metrics.corrected_interval(point, value_B, found.left_J[:, None])[0]),
+        tuple(metrics.corrected_interval(point, found.crossed_B[:, None])[0]),
+        tuple(metrics.corrected_interval(point, value_B)[0]),
+        tuple(metrics.percentile_interval(found.held_B)),
+    ]
+
+
+def coverage(found: Sequence[Candidate], size: int) -> None:
+    """Print how often the intervals of mini-sets of that size hold the NEX of all prompts, and the
+    candidates that aren't told apart from the best the best of a family."""
+    prompts = int(found[0].prompt_N.max()) + 1
+    truth_C = np.array(
+        [nex.relearned(c.responses, c.prompt_N, np.ones((1, prompts)))[0] for c in found]
+    )
+    # Every candidate answers the same mini-sets, so that they can be compared.
+    sets = np.random.default_rng(size).integers(prompts, size=(DRAWS, size))
+    rows = []
+    for one, truth in zip(found, truth_C, strict=True):
+        by_set = [drawn(mini_set(one, set_P), size, n) for n, set_P in enumerate(sets)]
+        rows.append(by_set)
+        holds_XW = [[low <= truth <= high for low, high in ends(d)] for d in by_set]
+        cells = " | ".join(f"{share:.2f}" for share in np.mean(holds_XW, 0))
+        print(f"| {one.name} | {size} | {cells} |", flush=True)
+    rng, inside, sizes = np.random.default_rng(size), [], []
+    for n in range(DRAWS):
+        part_C = rng.choice(len(found), min(FAMILY, len(found)), replace=False)
+        point_C = np.array([rows[c][n].point for c in part_C])
+        value_BC = np.stack([rows[c][n].value_B for c in part_C], 1)
+        may_C = metrics.may_be_best(point_C, value_BC)
+        inside.append(may_C[truth_C[part_C].argmax()])
+        sizes.append(may_C.sum())
+    print(
+        f"  {size} prompts, {len(part_C)} candidates at random: {np.mean(inside):.2f} of the sets "
+        f"not told apart hold the best; they have {np.mean(sizes):.1f} candidates",
+        flush=True,
+    )
 
 
 def made_up(prompts: int = 100, neurons: int = 1536, seed: int = 0) -> Candidate:
@@ -126,11 +182,10 @@ def loop(one: Candidate, count_BP: np.ndarray, neurons: int) -> list[float]:
 
 def main() -> None:
     if len(sys.argv) > 1:
-        print("candidate, prompts: learned anew, held")
-        for one in read(Path(sys.argv[1])):
-            for size in SIZES:
-                anew, fixed = coverage(one, size)
-                print(f"  {one.name:<14} {size:4d}: {anew:6.1%} {fixed:6.1%}", flush=True)
+        found = read(Path(sys.argv[1]))
+        print(f"| candidate | prompts | {' | '.join(WAYS)} |\n|---|---|{'---|' * len(WAYS)}")
+        for size in SIZES:
+            coverage(found, size)
         return
     one, few = made_up(), 20
     count_BP = metrics.resample_counts(100, n=2000)
