@@ -190,6 +190,21 @@ class Recommendation:
 
 
 @part
+class KnownAnswers:
+    """How often the votes give answers that are known (`known`)."""
+
+    asked: int
+    right: float
+    """Of them the first answer of all votes together; equal first ones share."""
+    said: float
+    """Chance that a vote is right by how the votes agree, in (0, 1]."""
+    p: float
+    """Of so few right ones or fewer, were the votes right as often as they say, less .1."""
+    misled: bool
+    """That is below .05: the candidates err alike."""
+
+
+@part
 class Round:
     """More prompts for the candidates that could still be the best, and who stopped then."""
 
@@ -237,6 +252,8 @@ class Ranking:
     """The candidate that `select` chooses and `best` links to; None where it tells nobody apart."""
     recommendation: Recommendation | None = None
     """None where neither NEX nor the votes tell anybody apart."""
+    known: Annotated[KnownAnswers | None, Field(exclude_if=lambda value: value is None)] = None
+    """None where no known answer was to be looked at."""
     headline: tuple[str, ...]
     """The ranking in sentences, the most important first."""
     warnings: tuple[str, ...]

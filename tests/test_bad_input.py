@@ -721,10 +721,13 @@ def test_a_summary_of_what_is_no_ranking(place: Path, capsys):
         (["--top-k", "1.5"], "expected a whole number of at least 1 or a number above 0 and below"),
         (["--row-tokens", "0.5"], "expected a whole number of at least 1 or one of: auto"),
         (["--nex-cache", "cache", "--top-k", "0.1"], "found top_k = 0.1 and nex_cache"),
+        (["--known", "2"], "prompts with an answer in"),
+        (["--cross-fit", "--weights", "w"], "found cross_fit and weights, expected one of them"),
     ],
 )
 def test_a_ranking_that_cant_be_recorded_as_asked(place: Path, capsys, options, words: str):
-    command = COMMANDS["rank"] if len(options) == 2 else ["rank", "--out", "out"]
+    caches = "--nex-cache" in options
+    command = ["rank", "--out", "out"] if caches else COMMANDS["rank"]
     assert words in refused(capsys, *command, *options)
 
 

@@ -234,3 +234,15 @@ def test_traces_of_a_ranking_or_an_evaluation_are_found(form: str, tmp_path: Pat
     }  # fmt: skip
     with pytest.raises(BadInput, match="the traces of candidate a"):
         read_candidate_traces(str(tmp_path / "nowhere"), candidates[:1], prompts)
+
+
+def test_a_part_of_a_file_keeps_its_rows_and_their_names(tmp_path):
+    file = tmp_path / "q.jsonl"
+    file.write_text("".join(f'{{"id": "q{n}", "prompt": "w{n}"}}\n' for n in range(5)))
+    ids = {part: [p.id for p in read_prompts(f"{file}[{part}]")] for part in (":2", "2:", "1:3")}
+    assert ids == {":2": ["q0", "q1"], "2:": ["q2", "q3", "q4"], "1:3": ["q1", "q2"]}
+    assert len(read_prompts("builtin:test[:7]")) == 7
+    with pytest.raises(BadInput, match="holds no prompts"):
+        read_prompts(f"{file}[9:]")
+    file.rename(tmp_path / "q[1:2]")  # a file of that name is itself
+    assert [p.id for p in read_prompts(f"{tmp_path}/q[1:2]")] == [f"q{n}" for n in range(5)]

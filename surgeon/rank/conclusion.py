@@ -13,6 +13,7 @@ import numpy as np
 from surgeon import artifact, estimate, evidence_file, lineage, metrics, nex, report, store
 from surgeon.checkpoint import link_directory
 from surgeon.families import Subject, write_out
+from surgeon.rank import known
 from surgeon.rank.candidates import (
     TRACES,
     candidate_dir,
@@ -73,6 +74,7 @@ def conclude(plan: RankPlan, work: Path, rounds: Sequence[Round] = ()) -> Rankin
     doubts = unsure_of_nex(pool.everything(), candidates)
     pick = candidates[0].name if favourites[settings.select] is not None else None
     advice = recommendation(candidates, favourites)
+    checked = known.check(settings, plan.prompts, pool)
     ranking = Ranking(
         mini_set=MiniSet(
             path=settings.mini_set or str(settings.nex_cache),
@@ -89,6 +91,7 @@ def conclude(plan: RankPlan, work: Path, rounds: Sequence[Round] = ()) -> Rankin
         favourites=favourites,
         pick=pick,
         recommendation=advice,
+        known=checked,
         headline=(
             *headline(candidates, settings.select, pick, advice, doubted=bool(doubts)),
             *rounds_lines(plan, candidates, rounds),
@@ -96,6 +99,7 @@ def conclude(plan: RankPlan, work: Path, rounds: Sequence[Round] = ()) -> Rankin
         warnings=(
             *warnings(settings, pool, candidates, plan.row_tokens),
             *not_cross_fitted(plan, work),
+            *([known.in_words(checked)] if checked is not None and checked.misled else []),
         ),
         candidates=candidates,
         rounds=tuple(rounds),

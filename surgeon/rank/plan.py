@@ -21,7 +21,7 @@ from surgeon.families import Subject, subjects
 from surgeon.live.families import require_prompts, stop_ids_of, tokenizer_of
 from surgeon.live.support import require
 from surgeon.neuron_weights import read_metadata
-from surgeon.rank import recording, scores
+from surgeon.rank import known, recording, scores
 from surgeon.rank.scores import Score
 from surgeon.ranking import CandidateScores
 from surgeon.report import panels
@@ -109,6 +109,7 @@ def prepare(settings: RankSettings) -> RankPlan:
     device_and_dtype = placement(settings.machine.device, settings.machine.dtype, several=True)
     workers = roster(settings.workforce, settings.machine.device, settings.machine.dtype)
     prompts = read_prompts(settings.mini_set, columns=settings.columns)
+    known.require(settings, prompts)
     extract = parse_extractor(settings.answer, settings.reading.answer_words)
     parse_tags(settings.reading.think_tags)
     candidates = subjects(list(settings.checkpoints))
@@ -204,6 +205,8 @@ def last_stage(settings: RankSettings) -> dict[str, str]:
     digests = named.digests(select=settings.select)
     if settings.cross_fit:
         digests["cross-fit"] = "asked"
+    if settings.known is not None:
+        digests["known"] = str(settings.known)
     for panel in settings.panels:
         digests |= named.digests(panels=panel)
     for name, place in benchmark_sources(settings.truth).items() if settings.truth else ():

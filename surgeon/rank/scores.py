@@ -53,6 +53,14 @@ class Pool(NamedTuple):
                 rows[place[r.prompt_id]][c].append(r.answer)
         return estimate.numbered(rows)
 
+    def classes(self) -> list[list[str]]:
+        """By prompt, the classes of its answers in the order of their numbers in `answers`."""
+        found: dict[str, dict[str, None]] = {prompt_id: {} for prompt_id in self.prompt_ids}
+        for r in self.everything():
+            if r.answer is not None:
+                found[r.prompt_id][r.answer] = None
+        return [list(names) for names in found.values()]
+
     def voted(self) -> estimate.Estimate:
         """The estimate of every candidate's accuracy by the others' votes."""
         names = [self.digests.get(name, name) for name in self.responses]

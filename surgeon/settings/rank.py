@@ -82,6 +82,9 @@ class RankSettings:
     directory of lm-eval's results[#METRIC]."""
     panels: Annotated[Many[str], UNRECORDED, Metavar("MODULE:FUNCTION")] = ()
     """Panels of your own on the report's page."""
+    known: Annotated[Count | None, UNRECORDED] = None
+    """Look at the true answers of so many prompts, drawn by the seed from those that come with one,
+    to see whether the votes give them: errors that all candidates share show in nothing else."""
     adaptive: Annotated[bool, RECORDED_WHERE_SET] = False
     """Ask prompts in rounds: candidates that can't be the best any more stop answering, and it ends
     when one is left."""
@@ -121,7 +124,7 @@ class RankSettings:
 
     def __post_init__(self) -> None:
         named = {name for name in ("checkpoints", "mini_set") if getattr(self, name)}
-        others = {"traces", "responses", "weights", "format"}
+        others = {"traces", "responses", "weights", "format", "known"}
         if self.nex_cache is None:
             if lacking := [name for name in ("checkpoints", "mini_set") if name not in named]:
                 raise BadInput(f"lacks {', '.join(lacking)}.")

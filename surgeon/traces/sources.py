@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from ssl import SSLError
 from typing import Any
@@ -22,6 +23,7 @@ DATASET = re.compile(
     r"(?:@(?P<revision>[\w./-]+))?(?::(?P<split>[\w.\[\]:%+-]+))?"
 )
 """`[hf:]OWNER/NAME[#CONFIG][@REVISION][:SPLIT]`."""
+PART = re.compile(r"(?P<whole>.+)\[(?P<first>\d*):(?P<end>\d*)\]")
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 EXPECTED = "a .jsonl, .json, .csv, .tsv or .parquet file of prompts, or hf:OWNER/NAME:SPLIT"
 WIDE = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
@@ -33,9 +35,14 @@ HUB_S = 10.0
 def read_rows(source: str) -> Rows:
     """The rows of a file, of `builtin:NAME`, or of a data set on the hub; raises BadInput.
 
-    The hub is asked only for `hf:...`, and where no such file exists and the source is written like
-    an id.
+    `[FIRST:END]` behind a file or `builtin:NAME` takes rows FIRST to END - 1, counted from 0; one
+    of the two may be left out. The hub is asked only for `hf:...`, and where no such file exists
+    and the source is written like an id.
     """
+    part = PART.fullmatch(source)
+    if part and not Path(source).exists() and not source.startswith("hf:"):
+        first, end = (int(part[name]) if part[name] else None for name in ("first", "end"))
+        return islice(read_rows(part["whole"]), first, end)
     if source.startswith("builtin:"):
         from surgeon import builtin
 
