@@ -540,9 +540,11 @@ def relearned(
     count_BP: np.ndarray,
     readings: Readings = DEFAULT,
     fold_P: np.ndarray | None = None,
+    scored_BP: np.ndarray | None = None,
 ) -> np.ndarray:
     """float64_B: the model score with its weights learned anew where prompt p stands
-    `count_BP[b, p]` times; nan where no response counts.
+    `count_BP[b, p]` times, and `scored_BP[b, p]` times in the mean (by default as often); nan where
+    no response counts.
 
     Response n answers prompt `prompt_N[n]`. With `fold_P` it is cross-fitted: the weights that
     score the prompts of a fold are learned from the prompts of the others. Each value is what
@@ -560,7 +562,8 @@ def relearned(
         scored = [responses[n] for n in scored_N.tolist()]
         score_BN = _scored_anew(responses, prompt_N, learning_BP, scored)
         empty_N = [math.isnan(counted(0.0, not len(r.neuron_K), readings)) for r in scored]
-        weight_BN = count_BP[:, prompt_N[scored_N]] * ~np.array(empty_N, bool)
+        mean_BP = count_BP if scored_BP is None else scored_BP
+        weight_BN = mean_BP[:, prompt_N[scored_N]] * ~np.array(empty_N, bool)
         total_B += (weight_BN * score_BN).sum(1)
         n_B += weight_BN.sum(1)
     return np.divide(total_B, n_B, out=np.full(len(n_B), math.nan), where=n_B > 0)

@@ -121,6 +121,50 @@ class Sensitivity:
     """What can't be applied to kept rows, in sentences."""
 
 
+Spread = tuple[float | None, float | None]
+"""The middle 90 % of several draws."""
+
+
+@part
+class CurveRow:
+    """A score from a part of the mini-set, mean over the parts that were drawn; None where no part
+    tells candidates apart."""
+
+    prompts: int
+    """In each part."""
+    score: str
+    """`nex_all`: NEX of all responses, by weights that the part alone taught."""
+    draws: int
+    order: float | None = None
+    """Spearman correlation with the order by all prompts."""
+    same: float | None = None
+    """Share of the parts with the favourite of all prompts."""
+    pearson: float | None = None
+    """With the true accuracies, where they are known; so is the next."""
+    regret: float | None = None
+    """Regret@1, percentage points."""
+    error: float | None = None
+    """Of a score that is an accuracy: mean absolute error against the true one; without a truth,
+    distance from its value by all prompts."""
+    spread: dict[str, Spread]
+    """Of each of these but `same`."""
+
+
+@part
+class Curve:
+    """How the ranking depends on the number of prompts (NEX Fig. 5)."""
+
+    asked: str
+    draws: int
+    """Parts of each size but that of all prompts, which is one."""
+    held: bool
+    """Whether NEX's weights are those of all prompts, because no evidence was kept."""
+    rows: tuple[CurveRow, ...]
+    """By size, then by score."""
+    line: str
+    """How many prompts were enough, in a sentence."""
+
+
 @part
 class RankedCandidate:
     """One checkpoint, its scores, and what stands behind them."""
@@ -272,6 +316,8 @@ class Ranking:
     inverted_u: Annotated[InvertedU | None, Field(exclude_if=lambda value: value is None)] = None
     """None for fewer than four candidates that have both."""
     sensitivity: Annotated[Sensitivity | None, Field(exclude_if=lambda value: value is None)] = None
+    """None where it wasn't asked for."""
+    curve: Annotated[Curve | None, Field(exclude_if=lambda value: value is None)] = None
     """None where it wasn't asked for."""
     out: Out
     already: Already = False

@@ -4,6 +4,7 @@ plan.py         every input checked, before anything is computed
 candidates.py   one candidate: sample, record, credit, weights, scores
 caches.py       the published NEX code's caches instead of checkpoints
 costs.py        what it will take, for a dry run
+curve.py        the same ranking from fewer prompts
 exploration.py  accuracy as a parabola of the E segments
 rounds.py       candidates that can't be the best any more stop early
 scores.py       every score, a row each
@@ -72,7 +73,9 @@ def rank(settings: RankSettings) -> Ranking:
     ranking = artifact.once(settings.out, Ranking, work, run=plan.run)
     asked = (settings.select, settings.truth, settings.panels, plan.last_stage)
     stored = ranking.select, ranking.truth, ranking.panels, ranking.last_stage
+    drawn = None if ranking.curve is None else (ranking.curve.asked, ranking.curve.draws)
     lacks = settings.sensitivity and ranking.sensitivity is None
+    lacks |= settings.curve is not None and drawn != (settings.curve, settings.draws)
     if ranking.already and (stored != asked or lacks):
         ranking = conclude(plan, settings.out, ranking.rounds)
         artifact.write(settings.out, ranking)

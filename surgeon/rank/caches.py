@@ -35,7 +35,7 @@ from surgeon.rank.candidates import (
     write_resamples,
     write_weights,
 )
-from surgeon.rank.plan import RankPlan, arguments_of, last_stage, read_truth
+from surgeon.rank.plan import RankPlan, arguments_of, curve_sizes, last_stage, read_truth
 from surgeon.ranking import CandidateScores
 from surgeon.report import panels
 from surgeon.settings.rank import RankSettings
@@ -141,6 +141,8 @@ def prepare_caches(settings: RankSettings) -> RankPlan:
         replace(nex.PRESETS[settings.scoring.preset], credit=settings.scoring.credit)
     )
     accuracy, benchmarks = read_truth(settings.truth, subjects)
+    if settings.curve is not None:
+        curve_sizes(settings.curve, len(prompts))
     row_tokens, given = settings.scoring.row_tokens, settings.scoring.top_k
     return RankPlan(
         settings=settings,

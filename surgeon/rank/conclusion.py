@@ -21,10 +21,11 @@ from surgeon.rank.candidates import (
     read_resamples,
     with_rows,
 )
+from surgeon.rank.curve import curve
 from surgeon.rank.exploration import inverted_u
 from surgeon.rank.plan import RankPlan, shuffled, tolerance
 from surgeon.rank.recording import fitting, recorded
-from surgeon.rank.scores import RECOMMENDED, Pool, Resamples, Score, informs, measures, nines
+from surgeon.rank.scores import RECOMMENDED, Pool, Resamples, Score, informs, measures, nines, ratio
 from surgeon.rank.sensitivity import sensitivity
 from surgeon.ranking import (
     BenchmarkQuality,
@@ -109,6 +110,7 @@ def conclude(plan: RankPlan, work: Path, rounds: Sequence[Round] = ()) -> Rankin
         benchmarks=by_benchmark(plan, candidates),
         inverted_u=inverted_u(candidates, settings.seed),
         sensitivity=sensitivity(plan, work) if settings.sensitivity else None,
+        curve=curve(plan, work, pool) if settings.curve is not None else None,
         out=work,
     )
     link_best(plan, work, pick)
@@ -144,12 +146,6 @@ def not_cross_fitted(plan: RankPlan, work: Path) -> list[str]:
         "kept. Rank again into another --out with a larger --evidence-mb (--traces takes the old "
         "ranking, so that nothing is sampled again)."
     ]
-
-
-def ratio(sums: np.ndarray) -> np.ndarray:
-    """`sums[..., 0] / sums[..., 1]`; nan where nothing was counted."""
-    top, bottom = sums[..., 0], sums[..., 1]
-    return np.divide(top, bottom, out=np.full(top.shape, math.nan), where=bottom > 0)
 
 
 def describe(

@@ -2,6 +2,7 @@
 
 # Shape letters: L layers, F units per layer.
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 
 TOLERANCE = 2.0
 """Percentage points."""
+SIZES = re.compile(r"\d+:\d+:\d+|\d+(,\d+)*")
+LEAST = 2
+"""Prompts of a part of the mini-set."""
 
 
 class RankPlan(NamedTuple):
@@ -111,6 +115,8 @@ def prepare(settings: RankSettings) -> RankPlan:
     prompts = read_prompts(settings.mini_set, columns=settings.columns)
     known.require(settings, prompts)
     extract = parse_extractor(settings.answer, settings.reading.answer_words)
+    if settings.curve is not None:
+        curve_sizes(settings.curve, len(prompts))
     parse_tags(settings.reading.think_tags)
     candidates = subjects(list(settings.checkpoints))
     require("record", *(subject.source for subject in candidates))
@@ -197,6 +203,28 @@ def shuffled(prompt_ids: Sequence[str], seed: int) -> list[str]:
     """The order in which rounds ask prompts: files are often sorted, by difficulty for example."""
     order: list[int] = np.random.default_rng(seed).permutation(len(prompt_ids)).tolist()
     return [prompt_ids[n] for n in order]
+
+
+def curve_sizes(text: str, prompts: int) -> list[int]:
+    """Sizes from `start:stop:step` or a comma list, ascending, at most `prompts`; raises
+    `BadInput`."""
+    found: list[int] = []
+    if SIZES.fullmatch(text):
+        numbers = [int(part) for part in re.split("[:,]", text)]
+        if ":" not in text:
+            found = sorted(set(numbers))
+        elif numbers[2] and numbers[0] <= numbers[1]:
+            found = list(range(numbers[0], numbers[1] + 1, numbers[2]))
+    if not found or found[0] < LEAST:
+        raise BadInput(
+            f"found curve = {text}, expected start:stop:step or a list of numbers of prompts from "
+            f"{LEAST} on, such as 10:100:10."
+        )
+    if found[0] > prompts:
+        raise BadInput(
+            f"found curve = {text} and {prompts} prompts, expected numbers up to {prompts}."
+        )
+    return [size for size in found if size <= prompts]
 
 
 def last_stage(settings: RankSettings) -> dict[str, str]:

@@ -23,6 +23,7 @@ import numpy as np
 from surgeon import artifact
 from surgeon.rank.candidates import (
     candidate_dir,
+    credited_if_active,
     forget_reduced,
     load_reduced,
     read_resamples,
@@ -243,8 +244,9 @@ def resample_again(plan: RankPlan, directory: Path) -> None:
     responses = artifact.read(CandidateScores, directory).responses
     if len({r.prompt_id for r in responses}) < len(plan.prompts):
         files = [reduced_file(directory / "responses", n) for n in range(len(responses))]
-        prompt_ids = [r.prompt_id for r in responses]
-        write_resamples(plan, directory, prompt_ids, list(map(load_reduced, files)))
+        reduced = list(map(load_reduced, files))
+        active = credited_if_active(plan, directory, reduced)
+        write_resamples(plan, directory, [r.prompt_id for r in responses], reduced, active)
 
 
 def rounds_of(work: Path) -> tuple[Round, ...]:

@@ -132,6 +132,12 @@ class Score(NamedTuple):
         return pool.sums(of(response) for response in pool.everything())
 
 
+def ratio(sums: np.ndarray) -> np.ndarray:
+    """`sums[..., 0] / sums[..., 1]`; nan where nothing was counted."""
+    top, bottom = sums[..., 0], sums[..., 1]
+    return np.divide(top, bottom, out=np.full(top.shape, math.nan), where=bottom > 0)
+
+
 def good_mass(pool: Pool) -> np.ndarray:
     """NEX; a response without any mass may not count at all (R4)."""
     return pool.sums(nex.counted(r.nex, r.empty, pool.readings) for r in pool.everything())

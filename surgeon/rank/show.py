@@ -6,13 +6,14 @@ from rich.table import Table
 from surgeon.console import announce, console, say, table, warn
 from surgeon.rank.scores import SCORES, short
 from surgeon.rank.sensitivity import in_words
-from surgeon.ranking import RankedCandidate, Ranking, SelectionQuality, Sensitivity
+from surgeon.ranking import Curve, RankedCandidate, Ranking, SelectionQuality, Sensitivity
 
 WIDE = 118
 """Columns a terminal needs for every score in one table."""
 NARROW = ("nex", "estimate", "length", "agreement", "finished")
 """The scores that a narrower one shows; the last makes room for the accuracy."""
 DASH = "–"
+HELD = "No evidence was kept: NEX is by the weights that all prompts taught, not by the part's own."
 
 
 def show(ranking: Ranking) -> None:
@@ -37,6 +38,8 @@ def show(ranking: Ranking) -> None:
         say("Every score by benchmark: report.html and ranking.json.", style="dim")
     if ranking.sensitivity is not None:
         show_sensitivity(ranking.sensitivity)
+    if ranking.curve is not None:
+        show_curve(ranking.curve, ranking.select)
     say(f"Report: {ranking.out}/report.html")
 
 
@@ -57,6 +60,34 @@ def show_sensitivity(found: Sensitivity) -> None:
         console().print(rows)
         for line in found.recorded_again:
             say(line, style="dim")
+
+
+def show_curve(curve: Curve, select: str) -> None:
+    """The selected score, NEX and the estimate's error by the number of prompts."""
+    say(f"\n{curve.line}")
+    by_score = {(row.prompts, row.score): row for row in curve.rows}
+    known = any(row.regret is not None for row in curve.rows)
+    scores = list(dict.fromkeys((select, "nex")))
+    columns = [
+        what if score == select else f"{score} {what}"
+        for score in scores
+        for what in (["r", "regret"] if known else ["order", "same pick"])
+    ]
+    rows = table("prompts", "parts", *columns, "error of est.")
+    for size in dict.fromkeys(row.prompts for row in curve.rows):
+        cells: list[str] = []
+        for score in scores:
+            row = by_score[size, score]
+            if known:
+                cells += [shown(row.pearson, 2), shown(row.regret, 1)]
+            else:
+                cells += [shown(row.order, 2), DASH if row.same is None else f"{row.same:.0%}"]
+        error = by_score[size, "estimate"].error
+        rows.add_row(str(size), str(by_score[size, select].draws), *cells, shown(error, 3))
+    console().print(rows)
+    if curve.held:
+        say(HELD, style="dim")
+    say("Every score: report.html and ranking.json.", style="dim")
 
 
 def shown(value: float | None, decimals: int) -> str:

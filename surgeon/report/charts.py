@@ -234,3 +234,47 @@ def _label(
     interval = interval_text(measure, ends)
     tail = f" (95%: {interval})" if interval else ""
     return f"{candidate.name}: {with_unit(measure, value)}{tail}"
+
+
+CURVES = ("recommended", "nex", "estimate", "agreement", "length")
+"""The scores that are drawn against the number of prompts, besides the selected one."""
+
+
+def curve_group(page: RankingPage) -> Group | None:
+    """How scores depend on the number of prompts: a line a score, with the middle 90 % of the
+    parts that were drawn."""
+    curve = page.ranking.curve
+    if curve is None:
+        return None
+    chosen = [page.ranking.select, *(name for name in CURVES if name != page.ranking.select)]
+    lines = [name for name in chosen if any(row.score == name for row in curve.rows)][:5]
+    x_scale = figures.axis([row.prompts for row in curve.rows], pad=0.03)
+    drawn = []
+    for field, title, unit, decimals in (
+        ("regret", "Regret@1", "pp", 1), ("pearson", "Pearson r", "", 2),
+        ("error", "Error of estimated accuracies", "", 3),
+        ("order", "Order, against that by all prompts", "Spearman", 2),
+        ("same", "Same pick as by all prompts", "% of the parts", 0),
+    ):  # fmt: skip
+        dots = []
+        for row in curve.rows:
+            value = getattr(row, field)
+            if row.score not in lines or value is None:
+                continue
+            scale = 100 if field == "same" else 1
+            low, high = row.spread.get(field, NO_INTERVAL)
+            name = page.scores[row.score].label
+            label = f"{name}, {row.prompts} prompts: {signed(scale * value, decimals)} {unit}"
+            line = lines.index(row.score)
+            y, place = scale * value, float(row.prompts)
+            # No candidate's: the same score and size is marked in every chart.
+            index = -1 - 5 * row.prompts - line
+            dots.append(Dot(index, place, y, low, high, label.rstrip(), True, line))
+        if dots:
+            chart = figures.ratio_chart(
+                dots, x_scale, label=f"{title}; against the number of prompts", favourite=None,
+                most_accurate=None,
+            )  # fmt: skip
+            drawn.append(Figure(title, unit, "", chart))
+    legend = [(n, page.scores[name].label) for n, name in enumerate(lines)]
+    return Group("", "prompts", legend, drawn, tied=False, accurate=False, intervals=False)

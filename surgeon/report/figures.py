@@ -16,8 +16,8 @@ HEIGHT = 184
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 24
 LABELLED_ROWS = 40
 """Dot plots of at most this many candidates name every row; longer ones number every tenth."""
-ROOM = 2
-"""An interval's end further from the scores than so many times their range (or the middle interval,
+ROOM = 1
+"""An interval's end further from the scores than so many times their range (or the median interval,
 where that is longer) is cut: one that reaches a score's limit would leave the others no room."""
 LONGEST_NAME = 18
 """Characters of a candidate's name beside its row."""

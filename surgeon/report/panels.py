@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from surgeon import named
 from surgeon.ranking import SelectionQuality
-from surgeon.report.charts import evidence_groups, scatter_figures, score_groups
+from surgeon.report.charts import curve_group, evidence_groups, scatter_figures, score_groups
 from surgeon.report.measures import (
     Cell,
     RankingPage,
@@ -29,6 +29,7 @@ from surgeon.report.reading import trace_view
 from surgeon.report.words import DASH, grouped, signed, times
 
 TEMPLATE = "panels.html.j2"
+NEX_ALL = "NEX of all responses, by the part's weights"
 TALL_TABLE = 40
 """Tables with more rows than this scroll in a box of their own."""
 
@@ -107,6 +108,24 @@ def readings(page: RankingPage) -> Markup | None:
     return part(TEMPLATE, "readings", rows=rows, with_truth=with_truth, lines=found.recorded_again)
 
 
+def curve(page: RankingPage) -> Markup | None:
+    """The ranking by fewer prompts, where that was asked for."""
+    group, found = curve_group(page), page.ranking.curve
+    if group is None or found is None:
+        return None
+    known = any(row.regret is not None for row in found.rows)
+    rows = []
+    for row in found.rows:
+        label = page.scores[row.score].label if row.score in page.scores else NEX_ALL
+        values = [(row.order, 2), (None if row.same is None else 100 * row.same, 0)]
+        values += [(row.pearson, 2), (row.regret, 1)] if known else []
+        rows.append((row.prompts, label, [signed(v, d) for v, d in [*values, (row.error, 3)]]))
+    return part(
+        TEMPLATE, "curve", group=group, rows=rows, with_truth=known, line=found.line,
+        held=found.held, select=page.select.label,
+    )  # fmt: skip
+
+
 def rounds(page: RankingPage) -> Markup | None:
     """Who stopped answering when, where candidates could."""
     if not page.ranking.rounds:
@@ -159,6 +178,7 @@ PANELS: dict[str, Panel] = {
     "accuracy": Panel("Against accuracy", "Against accuracy", accuracy),
     "evidence": Panel("Evidence", "Evidence", evidence),
     "readings": Panel("Readings", "NEX under other readings", readings),
+    "curve": Panel("Prompts", "How many prompts are enough", curve),
     "trace": Panel("One trace", "One trace, read", trace),
     "settings": Panel("Settings", "Settings and provenance", settings),
 }

@@ -109,6 +109,11 @@ class RankSettings:
     other; by default they are learned from the prompts that they score."""
     sensitivity: Annotated[bool, UNRECORDED] = False
     """Score again under every other reading of NEX, one at a time, from the kept rows."""
+    curve: Annotated[str | None, UNRECORDED, Metavar("START:STOP:STEP")] = None
+    """Rank by random parts of the mini-set too, of so many prompts (10:100:10, or a list), from
+    what is kept: how many prompts are enough."""
+    draws: Annotated[Count, UNRECORDED] = 10
+    """With curve: parts of each size."""
     dry_run: Annotated[bool, UNRECORDED] = False
     """Say what it will take (tokens, time, disk) and write nothing."""
     measure_s: Annotated[Amount, UNRECORDED] = 0.0
@@ -152,6 +157,11 @@ class RankSettings:
             raise BadInput(
                 f"found {name} without adaptive, expected both: every candidate answers every "
                 "prompt unless --adaptive lets some stop early."
+            )
+        if self.adaptive and self.curve is not None:
+            raise BadInput(
+                "found adaptive and curve, expected one of them: candidates that stopped early "
+                "have answered too few prompts for parts of all."
             )
         if self.adaptive and self.nex_cache is not None:
             raise BadInput(
