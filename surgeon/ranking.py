@@ -151,7 +151,7 @@ class CurveRow:
 
 
 @part
-class Curve:
+class PromptCurve:
     """How the ranking depends on the number of prompts (NEX Fig. 5)."""
 
     asked: str
@@ -317,7 +317,7 @@ class Ranking:
     """None for fewer than four candidates that have both."""
     sensitivity: Annotated[Sensitivity | None, Field(exclude_if=lambda value: value is None)] = None
     """None where it wasn't asked for."""
-    curve: Annotated[Curve | None, Field(exclude_if=lambda value: value is None)] = None
+    curve: Annotated[PromptCurve | None, Field(exclude_if=lambda value: value is None)] = None
     """None where it wasn't asked for."""
     out: Out
     already: Already = False

@@ -19,7 +19,7 @@ from surgeon.progress import track
 from surgeon.rank.candidates import candidate_dir
 from surgeon.rank.plan import RankPlan, curve_sizes
 from surgeon.rank.scores import Pool, informs, ratio
-from surgeon.ranking import Curve, CurveRow
+from surgeon.ranking import CurveRow, PromptCurve
 
 LEFT_OUT = ("saturation", "nex_active")
 """NEX in another spelling, and one whose weights would be held."""
@@ -40,7 +40,7 @@ def parts(prompts: int, sizes: Sequence[int], draws: int, seed: int) -> dict[int
     return found
 
 
-def curve(plan: RankPlan, work: Path, pool: Pool) -> Curve:
+def curve(plan: RankPlan, work: Path, pool: Pool) -> PromptCurve:
     """Every score at every size, against the truth where it is known, and against all prompts."""
     settings, n_prompts = plan.settings, len(pool.prompt_ids)
     sizes = curve_sizes(str(settings.curve), n_prompts)
@@ -61,7 +61,7 @@ def curve(plan: RankPlan, work: Path, pool: Pool) -> Curve:
             row_of(size, score, [p[score] for p in drawn], whole[score], accuracy_C)
             for score in whole
         ]
-    return Curve(
+    return PromptCurve(
         asked=str(settings.curve),
         draws=settings.draws,
         held=held,

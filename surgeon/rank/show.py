@@ -6,7 +6,7 @@ from rich.table import Table
 from surgeon.console import announce, console, say, table, warn
 from surgeon.rank.scores import SCORES, short
 from surgeon.rank.sensitivity import in_words
-from surgeon.ranking import Curve, RankedCandidate, Ranking, SelectionQuality, Sensitivity
+from surgeon.ranking import PromptCurve, RankedCandidate, Ranking, SelectionQuality, Sensitivity
 
 WIDE = 118
 """Columns a terminal needs for every score in one table."""
@@ -62,7 +62,7 @@ def show_sensitivity(found: Sensitivity) -> None:
             say(line, style="dim")
 
 
-def show_curve(curve: Curve, select: str) -> None:
+def show_curve(curve: PromptCurve, select: str) -> None:
     """The selected score, NEX and the estimate's error by the number of prompts."""
     say(f"\n{curve.line}")
     by_score = {(row.prompts, row.score): row for row in curve.rows}
