@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from surgeon.artifact import Already, Out, artifact, part
 from surgeon.consensus import Reliability
 from surgeon.errors import BadInput
@@ -25,6 +27,19 @@ class Gain:
     avg: float
     """Difference of the accuracies, from -1 to 1."""
     interval: tuple[float, float]
+
+
+@part
+class CalibrationBin:
+    """Problems whose majority has about the same share of the votes."""
+
+    low: float
+    """The bin is (low, low + 1/15]."""
+    problems: int
+    confidence: float
+    """Their mean share."""
+    accuracy: float
+    """Share of them whose majority is right."""
 
 
 @part
@@ -52,6 +67,8 @@ class Measures:
     """Cons@1 to Cons@k: accuracy of the majority of that many samples."""
     gain: Gain | None = None
     """None without a baseline, and for the baseline itself."""
+    calibration: tuple[CalibrationBin, ...] = ()
+    """The reliability diagram, bins without problems left out."""
 
 
 @part
@@ -89,6 +106,68 @@ class EvaluatedTask:
     digest: str
 
 
+@part
+class PreparedTask:
+    """A file of labelled problems."""
+
+    file: str
+    """Its name in the directory."""
+    problems: int
+    check: str
+    """How answers are compared."""
+    answer: str
+    """How an answer is read."""
+
+
+@part
+class TaskResult:
+    """One of several tasks, and what was reached on it."""
+
+    name: str
+    path: str
+    problems: int
+    digest: str
+    check: str
+    answer: str
+    measures: tuple[Measures, ...]
+    """Of every candidate, then of every group."""
+
+
+@part
+class Compared:
+    """A measure over some tasks, and how much more it is than the baseline's on the same ones."""
+
+    value: float
+    interval: tuple[float, float]
+    gain: float | None = None
+    gain_interval: tuple[float, float] | None = None
+
+
+@part
+class Transfer:
+    """What training on one task brought there and elsewhere (Neuron-OPSD Tab. 3, 4)."""
+
+    name: str
+    """A candidate, or a group of candidates."""
+    sources: tuple[str, ...]
+    """The tasks that were trained on."""
+    in_avg: Compared | None
+    """Avg@k on the own task; None where it isn't evaluated. Of a group the mean over members."""
+    cross_avg: Compared | None
+    """Mean over the other tasks."""
+    in_ece: Compared | None
+    cross_ece: Compared | None
+
+
+@artifact("tasks.json", version=1)
+class PreparedTasks:
+    """Labelled tasks that lie in one directory."""
+
+    source: str
+    """The data set they were made of."""
+    tasks: dict[str, PreparedTask]
+
+
 @artifact(EVALUATION, version=1)
 class Evaluation:
     """The measured quality of candidates on a labelled task."""
@@ -100,6 +179,11 @@ class Evaluation:
     """What the accuracies may not show, in sentences."""
     candidates: tuple[EvaluatedCandidate, ...]
     groups: tuple[EvaluatedGroup, ...] = ()
+    tasks: tuple[TaskResult, ...] = ()
+    """Where several were asked; the candidates' own measures are then means over tasks."""
+    transfers: tuple[Transfer, ...] = ()
+    sources: dict[str, str] = Field(default_factory=dict)
+    """Candidate -> the task it was trained on, where that was said."""
     consensus_top: float | None = None
     """Neurons kept per token for consensus (below 1 a share of all); None where nobody asked."""
     out: Out = Path()
@@ -210,6 +294,9 @@ def _json_entries(
         return [_lm_eval_entry(file, content, benchmark, metric)]
     if "candidates" not in content:
         return list(content.items())
+    of_task = [task for task in content.get("tasks", ()) if benchmark and task["name"] == benchmark]
+    if of_task:
+        content = {"candidates": of_task[0]["measures"]}
     candidates = content["candidates"]
     if not isinstance(candidates, list) or not all(
         isinstance(c, dict) and "name" in c and "avg" in c for c in candidates

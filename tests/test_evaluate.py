@@ -1,6 +1,8 @@
 """Evaluation: what it measures, that it resumes to the same numbers, and what it refuses."""
 
+import csv
 import json
+import re
 import shutil
 import sys
 import textwrap
@@ -8,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -23,7 +26,7 @@ from surgeon.settings import bind
 from surgeon.settings.evaluate import EvaluateSettings
 from surgeon.traces import Trace, append, encode, read_traces
 from surgeon.traces import sampling as engine
-from surgeon.truth import EvaluatedCandidate, EvaluatedTask, Evaluation
+from surgeon.truth import EvaluatedCandidate, EvaluatedTask, Evaluation, read_accuracies
 
 METRICS = ("avg", "maj", "pass1", "ece", "tokens", "truncated", "missing")
 PROBLEMS = 6
@@ -102,6 +105,7 @@ def test_evaluation_has_the_promised_schema_and_counts_by_hand(
     result = json.loads((tmp_path / "out" / "evaluate.json").read_text())
     assert result.keys() == {
         "format", "task", "settings", "warnings", "candidates", "groups", "consensus_top",
+        "tasks", "transfers", "sources",
     }  # fmt: skip
     assert result["task"]["problems"] == PROBLEMS
     assert result["settings"]["samples"] == 3
@@ -359,7 +363,7 @@ def test_an_unfinished_thinking_block_that_the_template_began_holds_no_answer(
         Trace("p0", 0, ids, [5, 2], "w1", "stop"),
         Trace("p0", 1, ids, [5, 2], "w1 </think> w2", "stop"),
     ]
-    assert evaluation.read_answers(traces, plan.extract, tokenizer) == wanted
+    assert evaluation.read_answers(traces, plan.tasks[0].extract, tokenizer) == wanted
 
 
 def test_table_is_sorted_by_accuracy():
@@ -444,3 +448,114 @@ def test_consensus_may_be_asked_of_a_finished_evaluation(
     assert "consensus of a: AUROC" in capsys.readouterr().out
     with pytest.raises(BadInput, match="consensus_top 5000 keeps all"):
         run("third", consensus=True, consensus_top=5000)
+
+
+# --- several tasks
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> dict[str, str]:
+    """Three tasks whose problems have the same ids; `odd` and `even` have golds of one kind."""
+    files = {}
+    for name, gold, n in (("odd", "1", 4), ("even", "0", 6), ("far", "0", 2)):
+        file = tmp_path / f"{name}.jsonl"
+        rows = [{"prompt": f"w{len(files)} w{i} ?", "answer": gold} for i in range(n)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files[name] = str(file)
+    return files
+
+
+def test_several_tasks_are_one_table_with_in_domain_and_cross_domain(
+    run: Callable[..., Evaluation], three: dict[str, str], tmp_path: Path, capsys: Any
+):
+    named = ",".join(f"{name}={file}" for name, file in three.items())
+    several: dict[str, Any] = dict(task="", baseline="a", groups={"both": ["a", "b"]})
+    result = run(tasks=named, trained_on="b=odd", **several)
+    a, b = result.candidates
+    of = {task.name: {m.name: m for m in task.measures} for task in result.tasks}
+    assert {name: len(m) for name, m in of.items()} == {"odd": 3, "even": 3, "far": 3}
+    assert [task.problems for task in result.tasks] == [4, 6, 2]
+    for one in (a, b, *result.groups):
+        for metric in METRICS:
+            values = [getattr(of[task][one.name], metric) for task in of]
+            assert getattr(one, metric) == pytest.approx(np.mean(values))
+    # By hand: right where the answer's length is odd and the gold 1, or even and the gold 0.
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "out" / "answers" / "b.jsonl").read_text().splitlines()
+    ]
+    for name in of:
+        own = [row["correct"] for row in rows if row["prompt_id"].startswith(f"{name}/")]
+        assert of[name]["b"].avg == pytest.approx(np.mean(own))
+    (moved,) = result.transfers
+    assert (moved.name, moved.sources) == ("b", ("odd",))
+    assert moved.in_avg is not None and moved.cross_avg is not None and moved.cross_ece is not None
+    assert moved.in_avg.value == of["odd"]["b"].avg
+    assert moved.in_avg.gain == pytest.approx(of["odd"]["b"].avg - of["odd"]["a"].avg)
+    cross = [np.mean([of[t][name].avg for t in ("even", "far")]) for name in "ba"]
+    assert moved.cross_avg.value == pytest.approx(cross[0])
+    assert moved.cross_avg.gain == pytest.approx(cross[0] - cross[1])
+    low, high = moved.cross_avg.gain_interval or (0, 0)
+    assert low <= cross[0] - cross[1] <= high
+    ece = np.mean([of[t]["b"].ece for t in ("even", "far")])
+    assert moved.cross_ece.value == pytest.approx(ece)
+    assert sum(b.problems for b in a.calibration) == 12
+    for bin_ in of["odd"]["a"].calibration:
+        assert bin_.low < bin_.confidence <= bin_.low + 1 / 15 + 1e-9 or bin_.confidence == 0
+    total = sum(abs(b.accuracy - b.confidence) * b.problems for b in of["odd"]["a"].calibration)
+    assert total / 4 == pytest.approx(of["odd"]["a"].ece)
+    assert artifact.read(Evaluation, tmp_path / "out") == result
+    show(result)
+    assert "b, trained on odd: in-domain" in " ".join(capsys.readouterr().out.split())
+    assert read_accuracies(tmp_path / "out", "far") == {
+        name: of["far"][name].avg for name in ("a", "b", "both")
+    }
+    again = run(tasks=named, trained_on="b=elsewhere", **several)
+    assert again.transfers[0].in_avg is None and again.transfers[0].cross_avg is not None
+    assert again.transfers[0].cross_avg.value == pytest.approx(b.avg)
+
+
+def test_tables_hold_every_value_for_a_paper_and_a_spreadsheet(
+    run: Callable[..., Evaluation], three: dict[str, str], tmp_path: Path
+):
+    result = run(task="", tasks=three, trained_on={"b": "even"}, baseline="a")
+    out = tmp_path / "out"
+    rows = list(csv.DictReader((out / "tables.csv").read_text().splitlines()))
+    by = {(r["name"], r["task"], r["metric"]): float(r["value"]) for r in rows}
+    for task in result.tasks:
+        for one in task.measures:
+            assert by[one.name, task.name, "ece"] == one.ece
+    assert by["b", "mean", "avg"] == result.candidates[1].avg
+    assert result.transfers[0].in_avg is not None
+    assert by["b", "in-domain", "avg"] == result.transfers[0].in_avg.value
+    text = (out / "tables.md").read_text()
+    assert f"{100 * by['b', 'even', 'avg']:.2f}* |" in text and "| mean |" in text
+    tex = (out / "tables.tex").read_text()
+    assert tex.count(r"\begin{tabular}") == 5 and r"Avg@3, \%" in tex
+    diagram = ElementTree.parse(out / "calibration.svg")
+    assert len(diagram.findall(".//{*}g")) == 2 * 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"task": "x.jsonl"}, "found both task and tasks"),
+        ({"tasks": None}, "found neither task nor tasks"),
+        ({"tasks": "odd"}, "found tasks = odd, expected NAME=FILE,NAME=FILE,... or a directory"),
+        ({"tasks": "a=x,a=y"}, "found a twice in tasks"),
+        ({"tasks": {"o/d": "x.jsonl"}}, "found a task called 'o/d'"),
+        ({"tasks": "odd=nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"checks": "no=math"}, "checks name no, which is no task. Name some of: odd, even, far"),
+        ({"answers": "odd"}, "found 'odd' in answers, expected NAME=VALUE"),
+        ({"checks": {"odd": "choice"}}, r"odd.jsonl:1: found the answer '1', expected a letter"),
+        ({"trained_on": "c=odd"}, "trained_on names c, which is not evaluated"),
+        ({"task": "task.jsonl", "tasks": None, "trained_on": "a=x"}, "trained_on without tasks"),
+        ({"task": "task.jsonl", "tasks": None, "checks": "a=math"}, "checks with one task"),
+    ],
+)
+def test_unusable_tasks_are_refused_before_anything_is_written(
+    run: Callable[..., Evaluation], three: dict[str, str], tmp_path: Path, changes: dict, words: str
+):
+    with pytest.raises(BadInput, match=re.escape(words) if "(" not in words else words):
+        run(**({"task": "", "tasks": three} | changes))
+    assert not list(tmp_path.glob("out*"))

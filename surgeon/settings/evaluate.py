@@ -8,6 +8,7 @@ from surgeon.settings.nopsd import TOP_GLOBAL
 from surgeon.settings.sampling import AnswerReading, Columns, Machine, Sampling
 from surgeon.settings.schema import (
     POSITIONAL,
+    RECORDED_WHERE_SET,
     UNRECORDED,
     Amount,
     Count,
@@ -20,10 +21,13 @@ from surgeon.settings.schema import (
 )
 from surgeon.settings.workforce import Workforce
 
+Named = str | dict[str, str] | None
+"""Names with values, as `NAME=VALUE,NAME=VALUE` or a mapping."""
+
 
 @settings
 class EvaluateSettings:
-    """Measure checkpoints on a labelled task: accuracy, majority, calibration.
+    """Measure checkpoints on labelled tasks: accuracy, majority, calibration.
 
     Each answer is read out of its response, compared with the task's, and counted. Re-running is
     free; an interrupted run resumes with the responses that it lacks.
@@ -31,11 +35,20 @@ class EvaluateSettings:
 
     checkpoints: Annotated[Many[str], Metavar("CHECKPOINT..."), POSITIONAL, UNRECORDED]
     """Checkpoints, or a family."""
-    task: File
+    task: File = ""
     """Labelled prompts, each with its answer: JSON lines, a JSON array, CSV, Parquet,
     builtin:NAME, or a data set on the hub, hf:OWNER/NAME[#CONFIG][@REVISION][:SPLIT]."""
     out: Out
     """The directory to write."""
+    tasks: Annotated[Named, RECORDED_WHERE_SET, Metavar("NAME=FILE,...|DIR")] = None
+    """Several labelled tasks by name, or a directory that surgeon tasks wrote. A problem is then
+    called TASK/ID."""
+    checks: Annotated[Named, RECORDED_WHERE_SET, Metavar("NAME=CHECK,...")] = None
+    """Tasks whose answers are compared otherwise than by check."""
+    answers: Annotated[Named, RECORDED_WHERE_SET, Metavar("NAME=HOW,...")] = None
+    """Tasks whose answers are read otherwise than by answer."""
+    trained_on: Annotated[Named, UNRECORDED, Metavar("CANDIDATE=TASK,...")] = None
+    """What candidates were trained on: they are reported in that domain and across the others."""
     columns: Columns = None
     """Columns with other names than the usual ones: prompt=problem,answer=solution, of prompt,
     messages, answer, id, tools and system."""
@@ -48,7 +61,7 @@ class EvaluateSettings:
     timeout_s: Positive = 5.0
     """Seconds that checking one answer may take."""
     limit: Count | None = None
-    """Problems that are kept, the first ones."""
+    """Problems of each task that are kept, the first ones."""
     baseline: str | None = None
     """Candidate that the others are compared with, by a paired bootstrap over problems."""
     groups: dict[str, tuple[str, ...]] | None = None
