@@ -134,7 +134,7 @@ class TaskResult:
 
 
 @part
-class Compared:
+class Beside:
     """A measure over some tasks, and how much more it is than the baseline's on the same ones."""
 
     value: float
@@ -151,12 +151,12 @@ class Transfer:
     """A candidate, or a group of candidates."""
     sources: tuple[str, ...]
     """The tasks that were trained on."""
-    in_avg: Compared | None
+    in_avg: Beside | None
     """Avg@k on the own task; None where it isn't evaluated. Of a group the mean over members."""
-    cross_avg: Compared | None
+    cross_avg: Beside | None
     """Mean over the other tasks."""
-    in_ece: Compared | None
-    cross_ece: Compared | None
+    in_ece: Beside | None
+    cross_ece: Beside | None
 
 
 @artifact("tasks.json", version=1)

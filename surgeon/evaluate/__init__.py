@@ -23,7 +23,7 @@ plan.py         every input checked, before anything is computed
 labelled.py     the tasks, each with its check and extractor
 measured.py     measures on each task and over all, in-domain and cross-domain
 tables.py       Markdown, LaTeX, CSV, the reliability diagram
-shown.py        the table of a terminal
+printed.py      the table of a terminal
 
 On disk: `evaluate.json`; `tables.md`, `tables.tex`, `tables.csv` and `calibration.svg`;
 `traces/NAME.jsonl` (every response), `answers/NAME.jsonl` (what was read out of it, and whether it
@@ -40,7 +40,7 @@ from surgeon.consensus import Reliability, reliability, sizes
 from surgeon.errors import BadInput
 from surgeon.evaluate.measured import Judged, conclude
 from surgeon.evaluate.plan import EvaluatePlan, consensus_readings, prepare, run_of
-from surgeon.evaluate.shown import show, table
+from surgeon.evaluate.printed import show, table
 from surgeon.evaluate.tables import write_tables
 from surgeon.live.families import live, tokenizer_of
 from surgeon.settings import verb

@@ -21,8 +21,8 @@ from surgeon.settings import record
 from surgeon.settings.evaluate import EvaluateSettings
 from surgeon.traces import Trace
 from surgeon.truth import (
+    Beside,
     CalibrationBin,
-    Compared,
     EvaluatedCandidate,
     EvaluatedGroup,
     EvaluatedTask,
@@ -284,7 +284,7 @@ def transfer(plan: EvaluatePlan, measured: Measured, name: str, members: Sequenc
     inside = None if None in own else [[task] for task in own if task is not None]
     outside = others if all(others) else None
 
-    def compared(metric: str, support: list[list[int]] | None) -> Compared | None:
+    def compared(metric: str, support: list[list[int]] | None) -> Beside | None:
         return None if support is None else _compared(plan, measured, metric, members, support)
 
     return Transfer(
@@ -303,7 +303,7 @@ def _compared(
     metric: str,
     members: Sequence[str],
     support: Sequence[Sequence[int]],
-) -> Compared:
+) -> Beside:
     """A metric's mean over the members, each on its own support of tasks, and how much more it is
     than the baseline's on the same tasks."""
     at, baseline = METRICS.index(metric), plan.settings.baseline
@@ -330,9 +330,9 @@ def _compared(
 
     value, value_BS = of(members)
     if baseline is None:
-        return Compared(value=value, interval=ends(value_BS))
+        return Beside(value=value, interval=ends(value_BS))
     base, base_BS = of([baseline] * len(members))
-    return Compared(
+    return Beside(
         value=value,
         interval=ends(value_BS),
         gain=value - base,

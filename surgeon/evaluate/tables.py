@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from surgeon import lineage
-from surgeon.truth import Compared, Evaluation, Measures, TaskResult, Transfer
+from surgeon.truth import Beside, Evaluation, Measures, TaskResult, Transfer
 
 TABLE, LATEX, CSV, DIAGRAM = "tables.md", "tables.tex", "tables.csv", "calibration.svg"
 OWN = "*"
@@ -88,7 +88,7 @@ def matrix(
 def transfer_table(transfers: Sequence[Transfer], title: str, metric: str, unit: float) -> Grid:
     """In-domain and cross-domain values, each with its difference to the baseline's."""
 
-    def cells(compared: Compared | None) -> list[str]:
+    def cells(compared: Beside | None) -> list[str]:
         if compared is None:
             return ["–", "–"]
         value = shown(compared.value, unit)
