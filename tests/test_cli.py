@@ -12,7 +12,7 @@ from surgeon.settings.verbs import VERBS
 
 COMMANDS = {
     "merge-sweep": "a b out method ratios config virtual dry_run dtype template generation "
-    "tokenizer",
+    "tokenizer uniform more",
     "rank": "checkpoints mini_set out samples seed select preset traces weights credit answer "
     "truth max_tokens row_tokens top_k batch device dtype keep_activations evidence_mb",
     "evaluate": "checkpoints task out samples seed check answer limit baseline "
@@ -21,6 +21,7 @@ COMMANDS = {
     "top_fraction budget layers match weights_from_other recipient_weights seed dry_run out",
     "weights": "weights out",
     "summary": "rankings out",
+    "soup": "ranking out most device dtype",
     "read": "ranking out candidates traces record seed device dtype",
     "distill": "checkpoint pool out method tuning merge select shots context steps batch_size lr "
     "ema max_tokens save_every tracker answer seed device dtype",

@@ -65,7 +65,7 @@ TIERS = [
         "monitor",
         "serve",
     },
-    {"recipes", "cli", "architectures", "__main__"},
+    {"soups", "recipes", "cli", "architectures", "__main__"},
 ]
 TIER = {module: tier for tier, modules in enumerate(TIERS) for module in modules}
 PAPERS, VERBS = {"nex", "nopsd", "neureasoner", "estimate"}, TIERS[5]

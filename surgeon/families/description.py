@@ -200,7 +200,12 @@ class Family:
     def inputs(self) -> dict[str, str]:
         """Name -> digest of everything the candidates are made of."""
         ends = dict(zip(self.endpoint_names, self.endpoint_digests, strict=True))
-        return ends | {Path(spec).name: digest for spec, digest in self.others.items()}
+        names = [Path(spec).name for spec in self.others]
+        # Two training runs have checkpoints of one name.
+        apart = len({*names, *ends}) == len(names) + len(ends)
+        return ends | {
+            Path(spec).name if apart else spec: digest for spec, digest in self.others.items()
+        }
 
     @property
     def virtual(self) -> bool:

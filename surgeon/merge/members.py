@@ -18,6 +18,7 @@ Several swept names give every combination. The one called `t` is the candidate'
 
 import itertools
 import re
+from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,6 +116,24 @@ def from_methods(methods: tuple[str, ...], ratios: str, dtype: str | None) -> Sw
         members.append(Member(name, mix.t, plain_merge(mix, dtype)))
     request = {"methods": list(methods), "ratios": [plain(v) for v in values], "dtype": dtype}
     return Sweep(members, request)
+
+
+def averaged(more: Sequence[str], dtype: str | None, disk_dtype: str | None) -> Sweep:
+    """The uniform average of `a`, `b` and `more` (a uniform soup, Wortsman et al. 2022).
+
+    Sums of more than two are taken in float32 and rounded once, to `dtype` or else the endpoints'
+    `disk_dtype`.
+    """
+    names = ["a", "b", *more]
+    name = f"uniform-{len(names)}"
+    request = {"uniform": len(names), "dtype": dtype}
+    if not more:
+        return Sweep([Member(name, 0.5, plain_merge(Mix("linear", 0.5), dtype))], request)
+    models = [{"model": model, "parameters": {"weight": 1.0}} for model in names]
+    merge: MergeConfig = {"merge_method": "linear", "models": models}
+    if dtype or disk_dtype:
+        merge |= {"dtype": "float32", "out_dtype": dtype or disk_dtype}
+    return Sweep([Member(name, None, merge)], request)
 
 
 def from_config(file: Path, dtype: str | None) -> Sweep:

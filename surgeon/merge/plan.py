@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from surgeon import lineage, named
-from surgeon.checkpoint import Checkpoint, resolve
+from surgeon.checkpoint import DTYPES, FLOATS, Checkpoint, resolve
 from surgeon.errors import BadInput
 from surgeon.families import (
     Candidate,
@@ -16,11 +16,12 @@ from surgeon.families import (
     description,
     label,
     merge_config,
+    subjects,
 )
 from surgeon.families.merge_methods import METHODS, Mix
 from surgeon.merge import mergekit, preflight, relation, tensor_names, vocabularies
 from surgeon.merge.aligned import Aligned
-from surgeon.merge.members import Member, Sweep, from_config, from_methods
+from surgeon.merge.members import Member, Sweep, averaged, from_config, from_methods
 from surgeon.settings.merge_sweep import MergeSweepSettings
 from surgeon.workers import Roster, roster
 
@@ -64,6 +65,8 @@ class SweepPlan(NamedTuple):
                 f"{rank}: {label(endpoint)} ({endpoint.model_type}, {size_text(endpoint.size)} "
                 f"{dtypes} in {counted(len(endpoint.shards), 'shard')})"
             )
+        for spec, other in self.others.items() if self.settings.uniform else ():
+            lines.append(f"another: {label(other)} ({size_text(other.size)}), {spec}")
         names = [c.name for c in self.family.candidates if c.merge]
         span = ", ".join(names) if len(names) <= 4 else f"{names[0]}, {names[1]} ... {names[-1]}"
         ends = " and the two endpoints" if len(names) < len(self.family.candidates) else ""
@@ -80,11 +83,16 @@ def prepare(settings: MergeSweepSettings) -> SweepPlan:
     """Check everything; raises `BadInput` when the endpoints don't fit, the disk is too small, or
     `out` holds something else."""
     workers = roster(settings.workforce, "cpu" if not settings.workforce.devices else "auto")
-    if settings.config is None:
+    if settings.uniform:
+        settings = _all_named(settings)
+        given = _endpoints(settings, None)
+        wanted = averaged(settings.more, settings.dtype, _disk_dtype(given[0]))
+    elif settings.config is None:
         wanted = from_methods(settings.method, settings.ratios, settings.dtype)
+        given = _endpoints(settings, wanted)
     else:
         wanted = from_config(Path(settings.config), settings.dtype)
-    given = _endpoints(settings, wanted)
+        given = _endpoints(settings, wanted)
     models = [m for member in wanted.members for m in merge_config.models_in(member.merge)]
     others = {model: resolve(model) for model in models if model not in ("a", "b")}
     dtype = _one_dtype(wanted, settings.dtype)
@@ -144,9 +152,26 @@ def prepare(settings: MergeSweepSettings) -> SweepPlan:
     )
 
 
-def _endpoints(settings: MergeSweepSettings, wanted: Sweep) -> tuple[Checkpoint, Checkpoint]:
+def _all_named(settings: MergeSweepSettings) -> MergeSweepSettings:
+    """The settings with patterns and training runs spread into their checkpoints."""
+    given = [spec for spec in (settings.a, settings.b, *settings.more) if spec is not None]
+    found = [subject.spec for subject in subjects(given)]
+    if len(found) < 2:
+        raise BadInput(
+            f"found {counted(len(found), 'checkpoint')}, expected two or more to average."
+        )
+    return replace(settings, a=found[0], b=found[1], more=tuple(found[2:]))
+
+
+def _disk_dtype(checkpoint: Checkpoint) -> str | None:
+    """torch's name of the only float dtype of a checkpoint's tensors; None for several."""
+    found = {info.dtype for info in checkpoint.tensors.values() if info.dtype in FLOATS}
+    return DTYPES[found.pop()].torch if len(found) == 1 else None
+
+
+def _endpoints(settings: MergeSweepSettings, wanted: Sweep | None) -> tuple[Checkpoint, Checkpoint]:
     a, b = settings.a, settings.b
-    if a is None and b is None and wanted.endpoints is not None:
+    if a is None and b is None and wanted is not None and wanted.endpoints is not None:
         a, b = wanted.endpoints
     if a is None or b is None:
         raise BadInput("merge-sweep needs two endpoints: surgeon merge-sweep A B --out DIR")

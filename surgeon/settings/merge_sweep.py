@@ -2,6 +2,7 @@
 
 from typing import Annotated, Literal
 
+from surgeon.errors import BadInput
 from surgeon.settings.schema import POSITIONAL, UNRECORDED, File, Many, Metavar, Out, settings
 from surgeon.settings.workforce import Workforce
 
@@ -16,6 +17,8 @@ class MergeSweepSettings:
     """The first endpoint: a directory, a hub id, BASE+ADAPTER or builtin:NAME."""
     b: Annotated[str | None, POSITIONAL, UNRECORDED, Metavar("B")] = None
     """The second endpoint."""
+    more: Annotated[Many[str], POSITIONAL, UNRECORDED, Metavar("C...")] = ()
+    """With uniform: further checkpoints, or those of a training run (RUN/checkpoint-*)."""
     out: Out
     """Directory to write; nothing is written elsewhere."""
     method: Annotated[Many[str], Metavar("METHOD")] = ("slerp",)
@@ -46,4 +49,16 @@ class MergeSweepSettings:
     """Load every candidate and let it generate before it gets its name."""
     seed: int = 0
     """Seed of mergekit's methods that draw at random."""
+    uniform: bool = False
+    """Average all checkpoints that are named, two or more, instead of merging two at many
+    ratios."""
     workforce: Workforce = Workforce()
+
+    def __post_init__(self) -> None:
+        if self.more and not self.uniform:
+            raise BadInput(
+                f"found {2 + len(self.more)} checkpoints, expected two endpoints. Give --uniform "
+                "to average them all, or a --config that names the others."
+            )
+        if self.uniform and self.config is not None:
+            raise BadInput("found uniform and config, expected one of them: both name a merge.")

@@ -46,6 +46,7 @@ VERBS = {
         "summary": ("summary:SummarySettings", "surgeon.rank.pooled", "summary"),
         "read": ("read:ReadSettings", "surgeon.read", "read"),
         "weights": ("weights:WeightsSettings", "surgeon.weights", "weights"),
+        "soup": ("soup:SoupSettings", "surgeon.soups", "soup"),
         "transplant": ("transplant:TransplantSettings", "surgeon.transplant", "transplant"),
         "extract-lora": (
             "extract_lora:ExtractLoraSettings",
