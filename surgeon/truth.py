@@ -166,6 +166,8 @@ class PreparedTasks:
     source: str
     """The data set they were made of."""
     tasks: dict[str, PreparedTask]
+    out: Out = Path()
+    already: Already = False
 
 
 @artifact(EVALUATION, version=1)

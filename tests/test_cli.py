@@ -15,11 +15,12 @@ COMMANDS = {
     "tokenizer uniform more",
     "rank": "checkpoints mini_set out samples seed select preset traces weights credit answer "
     "truth max_tokens row_tokens top_k batch device dtype keep_activations evidence_mb",
-    "evaluate": "checkpoints task out samples seed check answer limit baseline "
+    "evaluate": "checkpoints task tasks checks answers trained_on consensus out samples seed check answer limit baseline "
     "max_tokens batch device dtype",
     "transplant": "recipient donor weights select mask control surgery alpha threshold "
     "top_fraction budget layers match weights_from_other recipient_weights seed dry_run out",
     "weights": "weights out",
+    "tasks": "benchmark out source train limit instruction seed",
     "summary": "rankings out",
     "soup": "ranking out most device dtype",
     "read": "ranking out candidates traces record seed device dtype",

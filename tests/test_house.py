@@ -57,6 +57,7 @@ TIERS = [
         "transplant",
         "extract_lora",
         "evaluate",
+        "tasks",
         "distill",
         "curate",
         "pick",

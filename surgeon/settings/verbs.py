@@ -43,6 +43,7 @@ VERBS = {
         "merge-sweep": ("merge_sweep:MergeSweepSettings", "surgeon.merge", "sweep"),
         "rank": ("rank:RankSettings", "surgeon.rank", "rank", "forecast"),
         "evaluate": ("evaluate:EvaluateSettings", "surgeon.evaluate", "evaluate", "forecast"),
+        "tasks": ("tasks:TasksSettings", "surgeon.tasks", "tasks"),
         "summary": ("summary:SummarySettings", "surgeon.rank.pooled", "summary"),
         "read": ("read:ReadSettings", "surgeon.read", "read"),
         "weights": ("weights:WeightsSettings", "surgeon.weights", "weights"),
