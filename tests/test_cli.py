@@ -15,8 +15,8 @@ COMMANDS = {
     "tokenizer uniform more",
     "rank": "checkpoints mini_set out samples seed select preset traces weights credit answer "
     "truth max_tokens row_tokens top_k batch device dtype keep_activations evidence_mb",
-    "evaluate": "checkpoints task tasks checks answers trained_on consensus out samples seed check answer limit baseline "
-    "max_tokens batch device dtype",
+    "evaluate": "checkpoints task tasks checks answers trained_on consensus out samples seed check "
+    "answer limit baseline max_tokens batch device dtype",
     "transplant": "recipient donor weights select mask control surgery alpha threshold "
     "top_fraction budget layers match weights_from_other recipient_weights seed dry_run out",
     "weights": "weights out",

@@ -238,7 +238,8 @@ def values_by_task(plan: EvaluatePlan, judged: Judged) -> list[Values]:
     found, first = [], 0
     for task in plan.tasks:
         last = first + len(task.problems) * plan.settings.sampling.samples
-        part = Judged(*(column[first:last] for column in judged))
+        of = slice(first, last)
+        part = Judged(judged.traces[of], judged.answers[of], judged.verdicts[of])
         found.append(by_problem(plan.settings, task.check, part))
         first = last
     return found
