@@ -28,8 +28,8 @@ COMMANDS = {
     "ema max_tokens save_every tracker answer seed device dtype",
     "curate": "pool out by keep worst reader weights weights_from_other prompts columns exclude "
     "finished answer top_k consensus_top thinking template seed device dtype",
-    "pick": "sources out prompts traces weights weights_from_other by columns check answer top_k "
-    "samples max_tokens seed engine workers device dtype",
+    "pick": "sources out prompts traces limit weights weights_from_other by columns check answer "
+    "top_k samples max_tokens seed engine workers device dtype",
     "sft": "checkpoint traces mix prompts columns out tuning merge epochs held_out pack lr "
     "batch_size save_every thinking template seed device dtype",
     "trigger label": "checkpoint prompts out judge easy hard traces spans levels samples limit "
@@ -45,8 +45,8 @@ COMMANDS = {
     "mask_wrong save_every seed device dtype",
     "monitor": "checkpoint prompts prompt out samples temperature top_p max_tokens levels "
     "random_rate monitor_file engine limit check answer seed batch device dtype",
-    "serve": "checkpoint host port name rows max_waiting max_tokens levels monitor_file device "
-    "dtype",
+    "serve": "checkpoint host port name rows max_waiting max_tokens levels monitor_file best_of "
+    "best_by weights device dtype",
     "run": "",
 }
 

@@ -126,6 +126,11 @@ def ranked_pool(spec: str) -> RankedPool | None:
             f"found {len(pools)} candidates in {path}, expected the name of one: "
             f"{path}#{names[0]} ({', '.join(names)})."
         )
+    if pools[0].traces is None:
+        raise BadInput(
+            f"{pools[0].directory} holds no {TRACES}: its responses were given to the ranking. "
+            "Give their file as the pool, and a --reader."
+        )
     return pools[0]
 
 

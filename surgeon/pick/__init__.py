@@ -272,7 +272,10 @@ def write_picks(plan: PickPlan, gathered: Sequence[Answers], work: Path) -> None
                     for n in members
                 ],
             })  # fmt: skip
-        jsonl.write(work / "picked" / f"{answers.source.name}.jsonl", map(asdict, picked))
+        ranked = answers.source.ranked
+        if ranked is None or ranked.traces is not None:
+            file = work / "picked" / f"{answers.source.name}.jsonl"
+            jsonl.write(file, map(asdict, picked))
     jsonl.write(work / "picks.jsonl", lines)
 
 
@@ -322,7 +325,8 @@ def show(result: Picks) -> None:
             "'wait', of right picks less those of right answers at random."
         )
     warn(result.warnings)
-    say(f"Picks: {result.out}/picks.jsonl; as traces: {result.out}/picked")
+    traces = any((result.out / "picked").iterdir())
+    say(f"Picks: {result.out}/picks.jsonl" + (f"; as traces: {result.out}/picked" * traces))
 
 
 def rule_table(result: Picks, candidate: PickedCandidate) -> "Table":

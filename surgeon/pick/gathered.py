@@ -15,7 +15,7 @@ from surgeon.families import Subject
 from surgeon.live.families import live, tokenizer_of
 from surgeon.pick.plan import PickFrom, PickPlan
 from surgeon.progress import bar
-from surgeon.scoring.ranked import TRACES, crossed
+from surgeon.scoring.ranked import RankedPool, crossed
 from surgeon.scoring.reader import Asked, Values, good_masses, read_values
 from surgeon.scoring.voting import agreement, places_of, pooled, votes_of
 from surgeon.traces import Trace, in_order, read_traces, sampled, settle, stored_traces
@@ -71,12 +71,21 @@ def answers_of(plan: PickPlan, work: Path) -> dict[str, list[Trace]]:
     found, asked = {}, []
     for source in plan.sources:
         if source.ranked is not None:
-            found[source.name] = read_traces(source.ranked.directory / TRACES)
+            file = source.ranked.traces
+            found[source.name] = untold(source.ranked) if file is None else read_traces(file)
         elif source.given is not None:
             found[source.name] = source.given
         elif source.subject is not None:
             asked.append(source.subject)
     return found | _sampled(plan, work, asked) if asked else found
+
+
+def untold(ranked: RankedPool) -> list[Trace]:
+    """Responses that were given to a ranking, of which it kept what it measured and no text."""
+    return [
+        Trace(r.prompt_id, r.sample, [], [0] * r.tokens, "", "stop" if r.finished else "length")
+        for r in ranked.responses.values()
+    ]
 
 
 def _sampled(plan: PickPlan, work: Path, chosen: Sequence[Subject]) -> dict[str, list[Trace]]:

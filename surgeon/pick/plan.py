@@ -166,10 +166,10 @@ def _of_ranking(settings: PickSettings) -> tuple[list[Prompt], list[PickFrom]]:
             f"found {len(places)} rankings, {' and '.join(sorted(places)[:2])}, expected one: its "
             "candidates answered the same prompts."
         )
-    if settings.traces is not None or not settings.engine.is_local:
+    asked = {"traces": settings.traces, "limit": settings.limit, "engine": settings.engine.name}
+    if given := next((name for name, value in asked.items() if value is not None), None):
         raise BadInput(
-            f"found {'traces' if settings.traces is not None else 'engine'} and a ranking, "
-            "expected one of them: its candidates have answered."
+            f"found {given} and a ranking, expected one of them: its candidates have answered."
         )
     pools = {p.directory: p for spec in settings.sources for p in ranked_pools(spec)}
     if "nex" in settings.by:
@@ -210,6 +210,12 @@ def _of_ranking(settings: PickSettings) -> tuple[list[Prompt], list[PickFrom]]:
                 weights, 0,
             )
         )  # fmt: skip
+    untold = next((pool.directory for pool in pools.values() if pool.traces is None), None)
+    if reads and untold is not None:
+        raise BadInput(
+            f"{untold} holds no traces, which consensus reads: its responses were given to the "
+            "ranking. Name the checkpoints instead, with --prompts and --traces."
+        )
     if reads:
         _require_sets(settings, [s.subject for s in sources if s.subject is not None])
     return list(by_id.values()), sources
@@ -229,7 +235,8 @@ def _of_checkpoints(settings: PickSettings) -> tuple[list[Prompt], list[PickFrom
     """What is asked, and the checkpoints that answer it or read given answers."""
     if settings.prompts is None:
         raise BadInput("found no prompts, expected --prompts FILE: what the answers are to.")
-    prompts = read_prompts(settings.prompts, columns=settings.columns)
+    every = read_prompts(settings.prompts, columns=settings.columns)
+    prompts = every[: settings.limit]
     chosen = subjects(list(settings.sources))
     require("record", *(subject.source for subject in chosen))
     given: dict[str, list[Trace]] = {}
@@ -239,7 +246,9 @@ def _of_checkpoints(settings: PickSettings) -> tuple[list[Prompt], list[PickFrom
                 "found traces and engine, expected one of them: each says where the answers come "
                 "from."
             )
-        given = read_candidate_traces(settings.traces, chosen, prompts)
+        given = read_candidate_traces(settings.traces, chosen, every)
+        kept = {prompt.id for prompt in prompts}
+        given = {name: [t for t in own if t.prompt_id in kept] for name, own in given.items()}
         _require_fit(given, chosen)
     else:
         if not settings.out.exists():
@@ -314,6 +323,11 @@ def _require_sets(settings: PickSettings, chosen: Sequence[Subject]) -> None:
 
 
 def _warnings(sources: Sequence[PickFrom], prompts: Sequence[Prompt]) -> Iterator[str]:
+    if any(s.ranked is not None and s.ranked.traces is None for s in sources):
+        yield (
+            "the ranking was given its responses and kept no texts: no words are counted, and the "
+            "picks aren't written as traces."
+        )
     learned = {
         read_metadata(s.weights.path).get("mini_set") for s in sources if s.weights is not None
     }

@@ -34,6 +34,12 @@ class RankedPool(NamedTuple):
         return file if file.is_file() else None
 
     @property
+    def traces(self) -> Path | None:
+        """The file of its responses; None where they were given to the ranking."""
+        file = self.directory / TRACES
+        return file if file.is_file() else None
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Layers, and units of each."""
         n_layers, d_ff = read_header(self.directory / "weights.safetensors")["weight_LF"].shape
@@ -42,8 +48,8 @@ class RankedPool(NamedTuple):
     @property
     def digest(self) -> str:
         """Of its responses and what was measured of them."""
-        files = [self.directory / TRACES, self.directory / "scores.json"]
-        files += [self.evidence] if self.evidence else []
+        kept = (self.traces, self.directory / "scores.json", self.evidence)
+        files = [file for file in kept if file is not None]
         return lineage.digest_of([lineage.file_digest(file) for file in files])
 
 
@@ -87,11 +93,6 @@ def ranked_pools(spec: str) -> list[RankedPool]:
     pools = []
     for candidate in [named[member]] if member else named.values():
         directory = path / "candidates" / candidate.name
-        if not (directory / TRACES).is_file():
-            raise BadInput(
-                f"{directory} holds no {TRACES}: its responses were given to the ranking. Give "
-                "them again, as a file, with the checkpoint that reads them."
-            )
         scores = artifact.read(CandidateScores, directory)
         responses = {(r.prompt_id, r.sample): r for r in scores.responses}
         pools.append(RankedPool(directory, candidate, responses))

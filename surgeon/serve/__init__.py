@@ -12,9 +12,14 @@ Taken are `model`, `messages` or `prompt`, `temperature`, `top_p`, `max_tokens` 
 `presence_penalty`, `frequency_penalty`, `logit_bias`, `logprobs`, `top_logprobs`,
 `response_format`, `tools`, `tool_choice`, `parallel_tool_calls` and `echo`; beyond OpenAI, as other
 servers spell it, `top_k`, `min_p`, `repetition_penalty`, `include_stop_str_in_output`,
-`return_token_ids`, `add_special_tokens` and `chat_template_kwargs.enable_thinking`. Parameters that
-would change the answer but aren't supported (`best_of`, `suffix`, images, ...) are refused, not
-ignored.
+`return_token_ids`, `best_of`, `add_special_tokens` and `chat_template_kwargs.enable_thinking`.
+Parameters that would change the answer but aren't supported (`suffix`, images, ...) are refused,
+not ignored.
+
+With `best_of` (or `--best-of`) more answers are decoded than sent: the model reads them back, and a
+rule of surgeon.scoring keeps the best `n`. Each says so in
+`surgeon: {"best_of": {"of", "by", "score", "scores"}}`; a stream of them comes at once, when the
+best is known. `usage` counts all that were decoded.
 
 Log-probabilities are of the model's own distribution: before temperature, bias, penalties and
 grammar. A schema is followed from the answer's first token on, so that such an answer has no
@@ -37,6 +42,7 @@ frees its rows.
 service.py    the model, its tokenizer and its monitor, made ready
 query.py      requests as JSON, read
 worker.py     the batch that answers join and leave
+best.py       the best of several answers
 conversation.py  messages and tools, as the chat template writes them
 tools.py      calls of tools in an answer's text
 grammar.py    answers that match a JSON schema

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from surgeon.serve.best import Best, best_first
 from surgeon.serve.metering import Meter, Metered
 from surgeon.serve.query import Query, read_chat, read_completion, unknown_model
 from surgeon.serve.refusals import Refusal, closing, failed
@@ -34,7 +35,8 @@ from surgeon.serve.replies import (
 )
 from surgeon.serve.service import Service
 from surgeon.serve.spelling import Spelling
-from surgeon.serve.worker import Breakoff, NextToken, PromptRead, Worker
+from surgeon.serve.worker import Breakoff, NextToken, PromptRead, Scored, Worker
+from surgeon.traces import Trace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -93,7 +95,7 @@ class Front:
     """The endpoints."""
 
     def __init__(self, service: Service, limits: Limits, api_key: str | None):
-        self.worker, self.offer = service.worker, service.offer
+        self.worker, self.offer, self.best = service.worker, service.offer, service.best
         self.limits, self.api_key = limits, api_key
         # A tokenizer isn't made for several threads; the worker has the one that was given.
         self.tokenizer, self.reading = deepcopy(service.tokenizer), deepcopy(service.tokenizer)
@@ -155,7 +157,7 @@ class Front:
             monitored=self.worker.watching is not None, token_ids=query.token_ids,
             usage=query.usage, spelling=None if query.told is None else self.spelling,
         )  # fmt: skip
-        return Follower(self.worker, self.tokenizer, query, reply, self.meter)
+        return Follower(self.worker, self.tokenizer, query, reply, self.meter, self.best)
 
     def _authorise(self, request: Request) -> None:
         if self.api_key is None:
@@ -202,8 +204,11 @@ class Follower:
         query: Query,
         reply: Envelope,
         meter: Meter,
+        best: Best | None = None,
     ):
         self.worker, self.query, self.reply, self.meter = worker, query, reply, meter
+        self.best = best
+        """What chooses, where more answers are decoded than sent."""
         self.requests = query.requests
         self.answers = [PartialAnswer(tokenizer, query, n) for n in range(len(self.requests))]
         self.began = time.monotonic()
@@ -291,18 +296,23 @@ class Follower:
     async def _whole(self, send: Send) -> None:
         while await self._more():
             pass
-        body = self.reply.whole(self.answers, self._usage())
+        body = self.reply.whole(await self._chosen(), self._usage())
         await _start(send, "application/json", {"Content-Length": str(len(body))})
         await _write(send, body, more=False)
 
     async def _stream(self, send: Send) -> None:
         await _start(send, "text/event-stream; charset=utf-8", STREAM_HEADERS)
-        await _write(send, b"".join(map(self.reply.begin, range(len(self.answers)))))
+        sent = self.query.n * len(self.query.prompts)
+        await _write(send, b"".join(map(self.reply.begin, range(sent))))
         try:
             more = True
             while more:
                 more = await self._more()
-                events = (self.reply.more(n, one) for n, one in enumerate(self.answers))
+                # Which of several answers is sent is known when all have ended.
+                if more and self.query.of > self.query.n:
+                    continue
+                answers = await self._chosen()
+                events = (self.reply.more(n, one) for n, one in enumerate(answers))
                 await _write(send, b"".join(events))
             await _write(send, self.reply.count(self._usage()) + END)
         except Refusal as why:
@@ -310,8 +320,46 @@ class Follower:
             await _write(send, event(why.body))
         await _write(send, b"", more=False)
 
+    async def _chosen(self) -> list[PartialAnswer]:
+        """The answers that are sent: all, or the best to each prompt, once all have ended."""
+        query, best = self.query, self.best
+        if query.of == query.n or best is None:
+            return self.answers
+        loop = asyncio.get_running_loop()
+        sent: list[PartialAnswer] = []
+        for first in range(0, len(self.answers), query.of):
+            members = self.answers[first : first + query.of]
+            told: asyncio.Future[Scored | Breakoff] = loop.create_future()
+
+            def deliver(found: Scored | Breakoff, told: Any = told) -> None:
+                with suppress(RuntimeError):
+                    loop.call_soon_threadsafe(_settle, told, found)
+
+            self.worker.score([trace_of(n, a) for n, a in enumerate(members)], best.scores, deliver)
+            found = await told
+            if isinstance(found, Breakoff):
+                raise found.why
+            for place in best_first(found.scores)[: query.n]:
+                members[place].chosen = {
+                    "of": query.of, "by": best.by, "score": found.scores[place],
+                    "scores": found.scores,
+                }  # fmt: skip
+                sent.append(members[place])
+        return sent
+
     def _usage(self) -> Usage:
         return usage(self.query.prompts, self.answers)
+
+
+def _settle(told: "asyncio.Future[Scored | Breakoff]", found: Scored | Breakoff) -> None:
+    if not told.done():
+        told.set_result(found)
+
+
+def trace_of(number: int, answer: PartialAnswer) -> Trace:
+    """An answer that has ended, for the rule that chooses."""
+    reason = "length" if answer.finish_reason == "length" else "stop"
+    return Trace("", number, list(answer.prompt), answer.token_ids, answer.text, reason)
 
 
 async def _start(send: Send, content_type: str, headers: dict[str, str]) -> None:

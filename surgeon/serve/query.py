@@ -24,6 +24,7 @@ BOTH = frozenset({
     "model", "n", "seed", "temperature", "top_p", "top_k", "max_tokens", "stop", "stream",
     "stream_options", "include_stop_str_in_output", "return_token_ids", "min_p", "logit_bias",
     "presence_penalty", "frequency_penalty", "repetition_penalty", "response_format", "logprobs",
+    "best_of",
 })  # fmt: skip
 CHAT = BOTH | {
     "messages", "max_completion_tokens", "chat_template_kwargs", "top_logprobs", "tools",
@@ -36,7 +37,7 @@ IGNORED = frozenset({
 })  # fmt: skip
 """They change no answer."""
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "top_logprobs": (0,), "echo": (False,), "suffix": ("",), "best_of": (1,), "tools": ([],),
+    "top_logprobs": (0,), "echo": (False,), "suffix": ("",), "tools": ([],),
     "tool_choice": ("none", "auto"), "parallel_tool_calls": (True, False), "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],), "audio": (), "prediction": (), "web_search_options": (),
@@ -73,6 +74,9 @@ class Offer(NamedTuple):
     thinking: bool | None
     template: str | None = None
     """Name of the chat template."""
+    best_of: int | None = 1
+    """Answers that are decoded for each that is sent, where a request doesn't say; None where
+    nothing can choose among them."""
     grammars: Grammars | None = None
     """None where a monitor forces tokens, which no grammar could allow for."""
 
@@ -108,6 +112,8 @@ class Query(NamedTuple):
     prompts: list[list[int]]
     """Token ids; each is answered `n` times."""
     n: int
+    of: int
+    """Answers that are decoded to each prompt; the `n` best are sent, where they are fewer."""
     seed: int
     max_tokens: int
     temperature: float
@@ -142,7 +148,7 @@ class Query(NamedTuple):
                 None if self.told is None else self.told.top,
             )
             for ids in self.prompts
-            for number in range(self.n)
+            for number in range(self.of)
         ]  # fmt: skip
 
 
@@ -267,6 +273,8 @@ def _query(
             )  # fmt: skip
     n = _whole(body, "n", 1, 1, MOST_ANSWERS)
     _check_answers(n * len(prompts), "n", offer)
+    of = _best_of(body, n, max_tokens, offer)
+    _check_answers(of * len(prompts), "best_of", offer)
     temperature = _number(body, "temperature", offer.temperature, 0, 2)
     top_p = _number(body, "top_p", offer.top_p, 0, 1)
     top_k = _whole(body, "top_k", offer.top_k, -1, 1 << 31)
@@ -282,6 +290,7 @@ def _query(
     return Query(
         prompts=prompts,
         n=n,
+        of=of,
         seed=_whole(body, "seed", secrets.randbits(62), -(1 << 63), 1 << 63),
         max_tokens=max_tokens,
         temperature=temperature,
@@ -295,6 +304,21 @@ def _query(
         shaping=_shaping(body, offer),
         grammar=_response_format(body.get("response_format"), offer),
     )
+
+
+def _best_of(body: Mapping[str, object], n: int, max_tokens: int, offer: Offer) -> int:
+    """Answers that are decoded to each prompt."""
+    if offer.best_of is None:
+        if body.get("best_of", n) != n:
+            raise Refusal(
+                400, "best_of is not supported by this server: the model's activations can't be "
+                "recorded; leave it out.", param="best_of", code="unsupported_parameter",
+            )  # fmt: skip
+        return n
+    # Greedy answers are one answer, and of a prompt alone there is none to choose.
+    plain = body.get("temperature", offer.temperature) == 0 or not max_tokens
+    default = n if plain else max(n, offer.best_of)
+    return _whole(body, "best_of", default, n, MOST_ANSWERS)
 
 
 def _shaping(body: Mapping[str, object], offer: Offer) -> Shaping:

@@ -34,8 +34,8 @@ class ChoiceBody(TypedDict, total=False):
     finish_reason: str | None
     token_ids: list[int]
     stop_reason: str | None
-    surgeon: dict[str, list[dict[str, object]]]
-    """What the monitor did: its firings."""
+    surgeon: dict[str, object]
+    """What the monitor did, its firings; and why the answer was chosen among several."""
 
 
 class Usage(TypedDict):
@@ -54,8 +54,8 @@ class PartialAnswer:
         self._detokenizer = Detokenizer(tokenizer)
         self._stops = StopStrings(query.stop, query.keep_stop)
         self._calling = None if query.calling is None else query.calling.reader()
-        self.prompt = query.prompts[number // query.n]
-        self.echo = "" if query.echo is None else query.echo[number // query.n]
+        self.prompt = query.prompts[number // query.of]
+        self.echo = "" if query.echo is None else query.echo[number // query.of]
         """What the reply's text begins with."""
         self.prompt_likelihoods: list[Likelihood] | None = None
         """Of the prompt's tokens but the first, where they are told."""
@@ -67,6 +67,8 @@ class PartialAnswer:
         """The text that each token added."""
         self.firings: list[Firing] = []
         self.finish_reason: str | None = None
+        self.chosen: dict[str, object] | None = None
+        """Among how many answers it was chosen, by which rule, and with which score."""
         self._reported = self._called = 0
         """Tokens, and calls of tools, that `news` has returned."""
 
@@ -291,8 +293,13 @@ class Envelope(NamedTuple):
         if answer.finish_reason is not None:
             choice["finish_reason"] = answer.finish_reason
             choice["stop_reason"] = answer.stop_string
+            about: dict[str, object] = {}
             if self.monitored:
-                choice["surgeon"] = {"firings": [f._asdict() for f in answer.shown_firings]}
+                about["firings"] = [f._asdict() for f in answer.shown_firings]
+            if answer.chosen is not None:
+                about["best_of"] = answer.chosen
+            if about:
+                choice["surgeon"] = about
         return choice
 
     def _head(self, kind: str) -> dict[str, object]:

@@ -7,6 +7,7 @@ from surgeon.checkpoint import placement
 from surgeon.decoding import context_limit
 from surgeon.families import open_checkpoint
 from surgeon.live import support
+from surgeon.serve.best import Best, chooser
 from surgeon.serve.grammar import Grammars
 from surgeon.serve.query import Offer
 from surgeon.serve.worker import Worker
@@ -30,6 +31,8 @@ class Service(NamedTuple):
     offer: Offer
     levels: tuple[str, ...]
     """What is watched for; empty without a monitor."""
+    best: Best | None = None
+    """What chooses among several answers; None where nothing can."""
 
 
 def load(settings: ServeSettings) -> Service:
@@ -37,6 +40,7 @@ def load(settings: ServeSettings) -> Service:
     device, dtype = placement(settings.machine.device, settings.machine.dtype)
     checkpoint = open_checkpoint(settings.checkpoint)
     support.require("decode", checkpoint)
+    best = chooser(settings, checkpoint)
     tokenizer = checkpoint.tokenizer()
     file = find_monitor(settings.checkpoint, checkpoint, settings.monitor_file)
     monitor = None if file is None else Monitor.load(file, checkpoint)
@@ -59,6 +63,7 @@ def load(settings: ServeSettings) -> Service:
         top_k=_or(own.top_k, 0),
         thinking=settings.thinking,
         template=settings.template,
+        best_of=None if best is None else settings.best_of,
         grammars=None if watched else Grammars(deepcopy(tokenizer), vocabulary, stop),
     )
     watching = None
@@ -72,7 +77,7 @@ def load(settings: ServeSettings) -> Service:
         max_tokens=offer.max_tokens,
         watching=watching,
     )
-    return Service(worker, tokenizer, offer, levels)
+    return Service(worker, tokenizer, offer, levels, best)
 
 
 def _or(value: Any, default: T) -> T:

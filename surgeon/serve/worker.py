@@ -22,8 +22,10 @@ from surgeon.decoding import (
     prompt_likelihoods,
 )
 from surgeon.errors import BadInput
+from surgeon.serve.best import Scoring
 from surgeon.serve.grammar import Match
 from surgeon.serve.refusals import Refusal, closing, dead, failed, overloaded
+from surgeon.traces import Trace
 from surgeon.watch.watching import Firing, Watching
 
 if TYPE_CHECKING:
@@ -67,6 +69,12 @@ class Breakoff(NamedTuple):
     why: Refusal
 
 
+class Scored(NamedTuple):
+    """What a rule says of answers that have ended."""
+
+    scores: list[float | None]
+
+
 Deliver = Callable[[NextToken | PromptRead | Breakoff], None]
 
 
@@ -76,6 +84,12 @@ class _Join(NamedTuple):
     deliver: Deliver
     reads: bool
     """The prompt's tokens are told of."""
+
+
+class _Score(NamedTuple):
+    traces: Sequence[Trace]
+    scoring: Scoring
+    deliver: Callable[[Scored | Breakoff], None]
 
 
 class _Leave(NamedTuple):
@@ -122,7 +136,7 @@ class Worker:
         self._numbers = itertools.count()
         self._open: set[int] = set()
         # The only queue whose `put` may interrupt another one: a signal handler closes the worker.
-        self._inbox: SimpleQueue[_Join | _Leave | _Close] = SimpleQueue()
+        self._inbox: SimpleQueue[_Join | _Score | _Leave | _Close] = SimpleQueue()
         self._answers: dict[int, _Client] = {}
         self._deadline: float | None = None
 
@@ -158,6 +172,18 @@ class Worker:
         for index, request in zip(indices, requests, strict=True):
             self._inbox.put(_Join(index, request, deliver, reads))
         return indices
+
+    def score(
+        self,
+        traces: Sequence[Trace],
+        scoring: Scoring,
+        deliver: Callable[[Scored | Breakoff], None],
+    ) -> None:
+        """Let the model score answers that have ended, between two passes of the batch."""
+        if self.dead is not None or self.closing:
+            deliver(Breakoff(-1, closing() if self.dead is None else dead(self.dead)))
+        else:
+            self._inbox.put(_Score(traces, scoring, deliver))
 
     def leave(self, index: int, *, answered: bool = False) -> None:
         """Nobody waits for this answer any more, because it is `answered` or given up."""
@@ -204,16 +230,16 @@ class Worker:
             command = self._inbox.get()
             if isinstance(command, _Close):
                 return
-            if isinstance(command, _Join):
-                command.deliver(Breakoff(command.index, dead(self.dead)))
+            if isinstance(command, _Join | _Score):
+                command.deliver(Breakoff(number_of(command), dead(self.dead)))
 
     def _refuse_all(self, why: Refusal) -> None:
         """Break off every answer, and those that are about to join."""
         self._break_off(why)
         while not self._inbox.empty():
             command = self._inbox.get()
-            if isinstance(command, _Join):
-                command.deliver(Breakoff(command.index, why))
+            if isinstance(command, _Join | _Score):
+                command.deliver(Breakoff(number_of(command), why))
             elif isinstance(command, _Close):
                 self._deadline = time.monotonic()
 
@@ -237,6 +263,9 @@ class Worker:
             elif isinstance(command, _Leave):
                 self._forget(command.index)
                 self.decoder.cancel(command.index)
+                wait = not self._answers
+            elif isinstance(command, _Score):
+                self._score(command)
                 wait = not self._answers
             else:
                 self._join(command)
@@ -267,6 +296,15 @@ class Worker:
             return
         match = request.constraint if isinstance(request.constraint, Match) else None
         self._answers[index] = _Client(deliver, match)
+
+    def _score(self, command: _Score) -> None:
+        try:
+            command.deliver(Scored(command.scoring(self.model, command.traces)))
+        except (BadInput, RuntimeError, MemoryError) as error:
+            self._check_alive(error)
+            traceback.print_exc()
+            why = failed(f"The answers can't be scored: {_first_words(error)}")
+            command.deliver(Breakoff(-1, why))
 
     def _read(self, request: Request) -> list[Likelihood]:
         return prompt_likelihoods(self.model, request.prompt, request.likelihoods or 0)
@@ -380,6 +418,11 @@ class Worker:
         return Decoder(
             self.model, stop=self.stop, rows=rows, max_tokens=self.max_tokens, watcher=watcher
         )
+
+
+def number_of(command: _Join | _Score) -> int:
+    """The answer that a command is about; -1 for several."""
+    return command.index if isinstance(command, _Join) else -1
 
 
 def _first_words(error: BaseException) -> str:

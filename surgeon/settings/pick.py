@@ -50,6 +50,8 @@ class PickSettings:
     """The rule that picks, of nex, hes, low-hes, length (shortest), longest, logprob, agreement
     (majority), vote (the other candidates'), consensus, random, or module:function. Further names
     stand beside it, as all do that take no pass of their own (consensus does)."""
+    limit: Count | None = None
+    """Prompts that are kept, the first ones."""
     columns: Columns = None
     """Columns with other names than the usual ones: prompt=problem,answer=solution."""
     check: str = "exact"

@@ -5,7 +5,15 @@ from typing import Annotated
 from annotated_types import Ge, Le
 
 from surgeon.settings.sampling import Machine, Template
-from surgeon.settings.schema import POSITIONAL, Amount, Count, Many, Metavar, Number, settings
+from surgeon.settings.schema import (
+    POSITIONAL,
+    Amount,
+    Count,
+    Many,
+    Metavar,
+    Number,
+    settings,
+)
 
 
 @settings
@@ -34,6 +42,16 @@ class ServeSettings:
     """Watch only these of the monitor's levels; none watches nothing."""
     monitor_file: Annotated[str | None, Metavar("FILE")] = None
     """Another monitor than the checkpoint's own."""
+    best_of: Annotated[int, Ge(1), Le(128)] = 1
+    """Answers that are decoded for each that is sent: the best one. A request may say best_of
+    itself; a stream then comes at once, when the best is known."""
+    best_by: Annotated[str | None, Metavar("RULE")] = None
+    """The rule that chooses, of nex, hes, low-hes, length (shortest), longest, logprob, agreement
+    or module:function; by default nex with weights, else logprob."""
+    weights: Annotated[str | None, Metavar("RANKING[#NAME]|FILE")] = None
+    """Neuron weights of the checkpoint, from a ranking, for nex."""
+    weights_from_other: bool = False
+    """Take weights that were computed on another checkpoint."""
     thinking: bool | None = None
     """Passed to the chat template as `enable_thinking`; by default the template decides."""
     template: Template = None
