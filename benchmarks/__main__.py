@@ -9,7 +9,7 @@ from pathlib import Path
 
 from surgeon.lineage import versions
 
-APART = {"families", "gpu", "scale"}
+APART = {"families", "gpu", "phases", "scale"}
 """Made by targets of their own: `make families`, `make gpu`, `make scale`."""
 
 

@@ -108,6 +108,16 @@ def calibration_gaps(
 # ---------------------------------------------------------------- selection quality
 
 
+def cohens_kappa(counts_4: ArrayLike) -> np.ndarray:
+    """float64[...] at most 1: agreement of two raters above chance, from counts[..., 4] of E and E,
+    E and X, X and E, X and X; nan where there are none, or both always say the same one."""
+    ee, ex, xe, xx = np.moveaxis(np.asarray(counts_4, float), -1, 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        n = ee + ex + xe + xx
+        chance = ((ee + ex) * (ee + xe) + (xe + xx) * (ex + xx)) / n**2
+        return np.where(chance < 1, ((ee + xx) / n - chance) / (1 - chance), np.nan)
+
+
 def _pair(score_C: ArrayLike, truth_C: ArrayLike) -> tuple[np.ndarray, np.ndarray] | None:
     """Both as float64_C, or None when there is nothing to compare; ValueError when the lengths
     differ."""

@@ -196,7 +196,7 @@ def smooth(explore_R: np.ndarray, readings: Readings = DEFAULT) -> np.ndarray:
     judged by its new length. A decoded run is judged as such even where the run before it has
     taken on its state. No short run remains, unless the whole response is one.
     """
-    bounds = _run_bounds(explore_R)
+    bounds = segment_bounds(explore_R)
     length_M = [b - a for a, b in pairwise(bounds)]
     state_M = [bool(explore_R[a]) for a in bounds[:-1]]
     if readings.short_run_joins == "previous":
@@ -242,7 +242,7 @@ class Cycle(NamedTuple):
 
 def cycles(explore_R: np.ndarray) -> list[Cycle]:
     """The E -> X cycles in order; an E run that ends the response has no X run and is none."""
-    bounds = _run_bounds(explore_R)
+    bounds = segment_bounds(explore_R)
     return [
         Cycle(slice(a, b), slice(b, c))
         for a, b, c in zip(bounds, bounds[1:], bounds[2:], strict=False)
@@ -250,7 +250,7 @@ def cycles(explore_R: np.ndarray) -> list[Cycle]:
     ]
 
 
-def _run_bounds(explore_R: np.ndarray) -> list[int]:
+def segment_bounds(explore_R: np.ndarray) -> list[int]:
     """First row of every run of equal rows, then the number of rows; [0] without rows."""
     edges = (np.flatnonzero(np.diff(explore_R)) + 1).tolist()
     return [0, *edges, len(explore_R)] if len(explore_R) else [0]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from endpoints import served
 from safetensors.numpy import load_file, save_file
 
 from surgeon import evidence_file, nex
@@ -236,3 +237,133 @@ def test_a_ranking_that_cant_be_read(
     line = capsys.readouterr().err
     assert caught.value.code == 2 and line.startswith("Error: ") and line.count("\n") == 1
     assert words in line and sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+# --- labels of blocks -----------------------------------------------------------------------------
+
+
+def first_block(question: str, before: str, block: str) -> str | None:
+    """A judge that calls what begins a response exploring."""
+    assert question.startswith("w")
+    return "explore" if not before else "X"
+
+
+def test_a_finished_reading_is_labelled_without_being_read_again(
+    ranked: Path, reading: Path, tmp_path: Path, monkeypatch
+):
+    out = Path(shutil.copytree(reading, tmp_path / "out"))
+    phased: Any = importlib.import_module("surgeon.read.phased")
+    monkeypatch.setattr(phased, "browse", None)
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    ranking = str(ranked / "ranking")
+    judged = read(ranking, out=out, judge="test_read:first_block", markers=True)
+    assert [a.annotator for a in judged.agreement] == ["markers", "test_read:first_block"]
+    assert (judged.annotators[0].one, judged.annotators[0].other) == (
+        "markers", "test_read:first_block",
+    )  # fmt: skip
+    rows = lines(out / "responses" / "m.jsonl")
+    called = [row["explore_R"][0] for row in rows]
+    found = judged.agreement[1]
+    assert found.counts[0] == sum(called) and found.counts[1] == 6 - sum(called)
+    said = lines(out / "labels.jsonl")
+    assert found.blocks == len(said) == sum(found.counts)
+    labelled = json.loads(
+        (out / "report.html").read_text().partition('id="index">')[2].partition("</script>")[0]
+    )["labels"]
+    assert set(labelled) == {f"0/{n}" for n in range(6)}
+    # The judge isn't asked again, and a torn reply is.
+    file = out / "labels.jsonl"
+    file.write_bytes(file.read_bytes()[:-4])
+    asked: list[str] = []
+    module: Any = importlib.import_module("test_read")
+    monkeypatch.setattr(module, "first_block", lambda q, b, t: asked.append(t) or "X")
+    read(ranking, out=out, judge="test_read:first_block")
+    assert len(asked) == 1 and len(lines(file)) == len(said)
+
+
+def test_labels_of_people_come_back(ranked: Path, reading: Path, tmp_path: Path):
+    import csv
+
+    out = Path(shutil.copytree(reading, tmp_path / "out"))
+    with open(out / "blocks.csv", encoding="utf-8", newline="") as stream:
+        blocks = list(csv.DictReader(stream))
+    assert all(not row["label"] for row in blocks) and len({r["id"] for r in blocks}) == len(blocks)
+    rows = {(r["prompt_id"], r["sample"]): r for r in lines(out / "responses" / "m.jsonl")}
+    text = {t for r in rows.values() for t in ("".join(r["text_R"]),)}
+    assert all(any(b["block"].lstrip("'") in whole for whole in text) for b in blocks)
+    with open(tmp_path / "ann.csv", "w", encoding="utf-8-sig", newline="") as stream:
+        writer = csv.DictWriter(stream, blocks[0].keys(), delimiter=";")
+        writer.writeheader()
+        writer.writerows({**row, "label": "Explore", "annotator": "Ann"} for row in blocks)
+    (tmp_path / "bob.jsonl").write_text(
+        "".join(json.dumps({"id": b["id"], "label": "EX"[i % 2]}) + "\n"
+                for i, b in enumerate(blocks))
+    )  # fmt: skip
+    ranking = str(ranked / "ranking")
+    given = [str(tmp_path / "ann.csv"), str(tmp_path / "bob.jsonl")]
+    found = read(ranking, out=out, labels=given)
+    ann, bob, both = found.agreement
+    assert (ann.annotator, bob.annotator, both.annotator) == ("Ann", "bob", "all who agree")
+    assert ann.blocks == len(blocks) and ann.of_e == 1.0 and ann.kappa == 0.0
+    assert ann.accuracy == ann.e_found and ann.x_found is None
+    assert both.blocks == -(-len(blocks) // 2) and found.annotators[0].kappa == 0.0
+    assert found.annotators[0].accuracy == pytest.approx(both.blocks / len(blocks))
+    for text, words in (
+        ("id,label\nnobody,E\n", "labels block 'nobody', which"),
+        (f"id,label\n{blocks[0]['id']},Z\n", "found the label 'Z', expected E or X"),
+        (f"id,label\n{blocks[0]['id']},E\n{blocks[0]['id']},X\n", "twice"),
+        ("id,label\n", "holds no label"),
+        ("name\n", "no columns id and label"),
+        ('{"id": 1}\n', "an object with id and label"),
+        (f"id,label,annotator\n{blocks[0]['id']},E,markers\n", "who is there already"),
+    ):
+        (tmp_path / "bad.csv").write_text(text)
+        with pytest.raises(BadInput, match=words):
+            read(ranking, out=out, labels=[str(tmp_path / "bad.csv")])
+    for judge, words in (
+        ("nobody", "expected builtin, URL#model"),
+        ("builtin", "found the prompt"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            read(ranking, out=out, judge=judge)
+
+
+def test_a_model_at_an_endpoint_labels_blocks(ranked: Path, reading: Path, tmp_path: Path):
+    pytest.importorskip("openai")
+    out = Path(shutil.copytree(reading, tmp_path / "out"))
+    asked: list[str] = []
+
+    def answer(path: str, body: Any, headers: Any) -> Any:
+        if not body:
+            return 200, {"data": []}, {}
+        asked.append(body["messages"][1]["content"])
+        said = json.dumps({"phase": "explore", "reason": "it waits"})
+        reply = {"choices": [{"message": {"content": said}}], "usage": {"prompt_tokens": 7}}
+        return 200, reply, {}
+
+    with served(answer) as url:
+        found = read(str(ranked / "ranking"), out=out, judge=f"{url}#judge", blocks=1)
+    assert len(asked) == found.agreement[0].blocks
+    assert "w1" in asked[0] and '"explore" | "exploit"' in asked[0]
+    assert {row["reason"] for row in lines(out / "labels.jsonl")} == {"it waits"}
+
+
+def test_the_words_of_the_papers_guideline_and_the_tasks_own_knowledge_label_blocks():
+    from surgeon.read.labelling import by_markers, parse_phase_judge
+    from surgeon.read.passages import passages
+    from surgeon.settings.asking import EndpointSettings
+
+    rows = [
+        "<think>\n",
+        "So *7 -2: 7 = 7\n\n",
+        "Next +9: 7 = 6\n\n",
+        "Wait, check +9",
+        ": 7 = 6, ok.\n\n",
+    ]
+    response = browsed("a", "XEXEE", [0.0] * 5, [1.0] * 5)._replace(text_R=rows)
+    blocks = list(passages(0, response))
+    assert [b.text for b in blocks] == [rows[0], rows[1], rows[2], "".join(rows[3:])]
+    assert list(by_markers(blocks).values()) == ["X", "X", "X", "E"]
+    judge = parse_phase_judge("builtin", EndpointSettings(), None)
+    said = [judge.say(b, "Start 7. Apply *7 -2 +9. Find x.").label for b in blocks]
+    assert said == [None, "E", "X", "E"]

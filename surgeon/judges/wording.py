@@ -4,11 +4,12 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from surgeon.errors import BadInput
 
 FILE = Path(__file__).with_name("wording.yaml")
+PHASE_FILE = Path(__file__).with_name("phase_wording.yaml")
 _NAME = re.compile(r"\{\{(\w+)\}\}")
 
 
@@ -45,9 +46,18 @@ class Texts(TypedDict):
 def read_texts(path: str | Path | None = None) -> Texts:
     """The texts of a file (by default the one that is shipped); raises `BadInput` where it lacks
     any."""
+    return cast("Texts", _read(path, FILE))
+
+
+def read_phase_texts(path: str | Path | None = None) -> JudgeText:
+    """What labels of phases are asked for with, likewise."""
+    return cast("JudgeText", _read(path, PHASE_FILE))
+
+
+def _read(path: str | Path | None, shipped: Path) -> object:
     import yaml
 
-    known = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    known = yaml.safe_load(shipped.read_text(encoding="utf-8"))
     if path is None:
         return known
     try:
@@ -55,15 +65,15 @@ def read_texts(path: str | Path | None = None) -> Texts:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise BadInput(f"prompt_file {path} can't be read as YAML ({reason}).") from error
-    _require_same(found, known, str(path))
+    _require_same(found, known, str(path), shipped.name)
     return found
 
 
-def _require_same(found: Any, known: Any, where: str) -> None:
+def _require_same(found: Any, known: Any, where: str, shipped: str) -> None:
     """Raise `BadInput` unless there is a text wherever the shipped file has one."""
     if isinstance(known, str):
         if not isinstance(found, str):
-            raise BadInput(f"{where} is no text; see {FILE.name} of surgeon for the form.")
+            raise BadInput(f"{where} is no text; see {shipped} of surgeon for the form.")
         unknown = set(_NAME.findall(found)) - set(_NAME.findall(known))
         if unknown:
             raise BadInput(
@@ -72,9 +82,9 @@ def _require_same(found: Any, known: Any, where: str) -> None:
             )
         return
     if not isinstance(found, dict) or set(found) != set(known):
-        raise BadInput(f"{where} must hold {', '.join(known)}; see {FILE.name} of surgeon.")
+        raise BadInput(f"{where} must hold {', '.join(known)}; see {shipped} of surgeon.")
     for name in known:
-        _require_same(found[name], known[name], f"{where}: {name}")
+        _require_same(found[name], known[name], f"{where}: {name}", shipped)
 
 
 def filled(text: str, **values: object) -> str:

@@ -9,6 +9,7 @@ from surgeon import artifact, evidence_file, lineage, nex
 from surgeon.checkpoint import read_header
 from surgeon.errors import BadInput
 from surgeon.families import Subject, subjects
+from surgeon.judges.wording import question_of
 from surgeon.live.families import stop_ids_of
 from surgeon.ranking import CandidateScores, RankedCandidate, Ranking
 from surgeon.settings.sampling import Sampling
@@ -63,6 +64,11 @@ class OpenedRanking(NamedTuple):
     prompts: Mapping[str, Prompt]
     """By id; none where the mini-set isn't there any more."""
     digest: str
+
+    @property
+    def questions(self) -> dict[str, str]:
+        """Prompt id -> its text."""
+        return {name: question_of(list(p.messages)) for name, p in self.prompts.items()}
 
 
 def open_ranking(path: Path, chosen: Sequence[str], given: str | None) -> OpenedRanking:

@@ -1,18 +1,23 @@
 """A reading for people: the page, and the tables of a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from surgeon.console import announce, console, say, table, warn
-from surgeon.judges.wording import question_of
+from surgeon.read.agreeing import AGREEMENT_COLUMNS, agreement_line, notes
+from surgeon.read.labels import Labels
+from surgeon.read.passages import BEFORE, Passage
 from surgeon.read.phase_entropy import PhaseEntropy
 from surgeon.read.phase_reading import PhaseReading
 from surgeon.read.phased import read_responses
 from surgeon.read.plan import ReadPlan
+from surgeon.report.annotator import BlockShown, write_annotator
 from surgeon.report.browser import (
     VERDICTS,
     BrowserPage,
     CandidateLine,
+    Labelled,
     Shelf,
     write_browser,
 )
@@ -45,17 +50,38 @@ def headline(found: Sequence[PhaseEntropy]) -> str:
     return f"E is the more uncertain phase in {len(higher)} of {times(len(known), 'candidate')}."
 
 
-def write_page(plan: ReadPlan, work: Path, result: PhaseReading) -> None:
+class LabelledBlocks(NamedTuple):
+    """Blocks, and what annotators said of them."""
+
+    blocks: Mapping[str, Passage]
+    """By id."""
+    by_annotator: Mapping[str, Labels]
+
+
+def write_page(plan: ReadPlan, work: Path, result: PhaseReading, labelled: LabelledBlocks) -> None:
     """Write report.html over the responses that lie beside it."""
-    prompts = {
-        name: question_of(list(prompt.messages)) for name, prompt in plan.opened.prompts.items()
-    }
     names = [c.candidate for c in result.candidates]
-    shelf = Shelf(names, prompts)
+    shelf = Shelf(names, plan.opened.questions)
+    said: dict[tuple[str, int], dict[tuple[int, int], dict[str, str]]] = {}
+    for annotator, labels in labelled.by_annotator.items():
+        for block, label in labels.items():
+            p = labelled.blocks[block]
+            of_response = said.setdefault((p.candidate, p.number), {})
+            of_response.setdefault((p.start, p.end), {})[annotator] = label
     for place, name in enumerate(names):
-        for response in read_responses(work, name):
-            shelf.add(place, response, ())
+        for number, response in enumerate(read_responses(work, name)):
+            of_response = sorted(said.get((name, number), {}).items())
+            shelf.add(place, response, [Labelled(*rows, by) for rows, by in of_response])
     write_browser(work, page_of(result), shelf)
+
+
+def write_annotation(work: Path, found: Sequence[Passage], questions: Mapping[str, str]) -> None:
+    """Write the page on which a person labels the blocks."""
+    write_annotator(
+        work,
+        [BlockShown(p.id, questions.get(p.prompt_id, ""), p.before[-BEFORE:], p.text)
+         for p in found],
+    )  # fmt: skip
 
 
 def page_of(result: PhaseReading) -> BrowserPage:
@@ -78,9 +104,9 @@ def page_of(result: PhaseReading) -> BrowserPage:
         ],
         columns=COLUMNS,
         candidates=[CandidateLine(c.candidate, cells(c)) for c in found],
-        agreement_columns=(),
-        agreement=(),
-        agreement_notes=(),
+        agreement_columns=AGREEMENT_COLUMNS,
+        agreement=[agreement_line(a) for a in result.agreement],
+        agreement_notes=notes(result.agreement, result.annotators),
     )
 
 
@@ -116,4 +142,18 @@ def show(result: PhaseReading) -> None:
     console().print(of_cycles)
     console().print(entropies)
     say(f"({PAPER})", style="dim")
+    if result.agreement:
+        against = table("annotator", "blocks", "accuracy (95%)", "of E", "of X", "E found",
+                        "X found", "kappa")  # fmt: skip
+        for a in result.agreement:
+            shown = agreement_line(a).cells
+            against.add_row(a.annotator, shown[0], shown[1], *shown[3:7], signed(a.kappa, 2))
+        console().print(against)
+        for line in notes(result.agreement, result.annotators):
+            say(line, style="dim")
+    else:
+        say(
+            f"Label blocks: {result.out}/annotate.html or blocks.csv, then --labels FILE; or "
+            "--judge, or --markers."
+        )
     say(f"Any response: {result.out}/report.html; cycles: {result.out}/cycles.jsonl")
