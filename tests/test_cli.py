@@ -23,8 +23,8 @@ COMMANDS = {
     "tasks": "benchmark out source train limit instruction seed",
     "summary": "rankings out",
     "soup": "ranking out most device dtype",
-    "read": "ranking out candidates traces record markers judge judge_temperature labels blocks seed "
-    "structured prompt_file parallel price_in price_out device dtype",
+    "read": "ranking out candidates traces record markers judge judge_temperature labels blocks "
+    "seed structured prompt_file parallel price_in price_out device dtype",
     "distill": "checkpoint pool out method tuning merge select shots context steps batch_size lr "
     "ema max_tokens save_every tracker answer seed device dtype",
     "curate": "pool out by keep worst reader weights weights_from_other prompts columns exclude "
