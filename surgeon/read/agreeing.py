@@ -19,7 +19,7 @@ import numpy as np
 from surgeon import metrics
 from surgeon.artifact import part
 from surgeon.read.labels import Labels
-from surgeon.read.passages import Passage
+from surgeon.read.passages import PhaseBlock
 from surgeon.report.browser import AgreementLine
 from surgeon.report.words import signed
 
@@ -82,7 +82,7 @@ def measures(counts_4: np.ndarray) -> np.ndarray:
 
 
 def agreement(
-    annotator: str, labels: Labels, found: Mapping[str, Passage], *, seed: int
+    annotator: str, labels: Labels, found: Mapping[str, PhaseBlock], *, seed: int
 ) -> LabelAgreement:
     """The phases of the blocks against labels of them."""
     prompts: dict[str, int] = {}
@@ -120,7 +120,7 @@ def agreement(
 
 def agreements(
     by_annotator: Mapping[str, Labels],
-    found: Mapping[str, Passage],
+    found: Mapping[str, PhaseBlock],
     people: Sequence[str],
     seed: int,
 ) -> tuple[LabelAgreement, ...]:

@@ -16,7 +16,7 @@ from surgeon.judges.chat import Chat, Shape, tokens_of
 from surgeon.judges.wording import JudgeText, conversation, filled, read_phase_texts
 from surgeon.progress import bar, say
 from surgeon.read.labels import WORDS, Labels
-from surgeon.read.passages import BEFORE, Passage
+from surgeon.read.passages import BEFORE, PhaseBlock
 from surgeon.settings.asking import EndpointSettings
 
 LABELS = "labels.jsonl"
@@ -56,13 +56,13 @@ class PhaseJudge(NamedTuple):
     name: str
     digest: str
     """Of what it is asked with: another wording is another judge."""
-    say: Callable[[Passage, str], Said]
+    say: Callable[[PhaseBlock, str], Said]
     """Of a block and its question."""
     endpoint: Chat | None
     text: JudgeText | None
 
 
-def by_markers(found: Sequence[Passage]) -> Labels:
+def by_markers(found: Sequence[PhaseBlock]) -> Labels:
     """The label of every block: E where it holds a marker."""
     return {p.id: "E" if _MARKER.search(p.text) else "X" for p in found}
 
@@ -81,7 +81,7 @@ def parse_phase_judge(spec: str, asking: EndpointSettings, temperature: float | 
         chat = Chat.of(spec, asking, temperature)
         text = read_phase_texts(asking.prompt_file)
 
-        def ask(p: Passage, question: str) -> Said:
+        def ask(p: PhaseBlock, question: str) -> Said:
             reply = chat.ask(messages(text, p, question), SHAPE)
             label = WORDS[reply.value["phase"]]
             return Said(label, reply.value["reason"], reply.tokens_in, reply.tokens_out)
@@ -94,7 +94,7 @@ def parse_phase_judge(spec: str, asking: EndpointSettings, temperature: float | 
         )
     function = named.function(spec, "judge")
 
-    def call(p: Passage, question: str) -> Said:
+    def call(p: PhaseBlock, question: str) -> Said:
         label = function(question, p.before, p.text)
         if label is not None and str(label).lower() not in WORDS:
             raise BadInput(f"the judge {spec} gave {str(label)[:40]!r}, expected E, X or None.")
@@ -104,13 +104,13 @@ def parse_phase_judge(spec: str, asking: EndpointSettings, temperature: float | 
     return PhaseJudge(spec, digest, call, None, None)
 
 
-def messages(text: JudgeText, p: Passage, question: str) -> list[dict[str, str]]:
+def messages(text: JudgeText, p: PhaseBlock, question: str) -> list[dict[str, str]]:
     """What a model is asked about a block."""
     asked = filled(text["user"], question=question, before=p.before[-BEFORE:], block=p.text)
     return conversation(text["system"], asked)
 
 
-def _by_task(p: Passage, question: str) -> str | None:
+def _by_task(p: PhaseBlock, question: str) -> str | None:
     """What most of a block's characters do, by the built-in task; None for as many of either."""
     found = task.phases(task.Problem.parse(question), list(p.before + p.text))[len(p.before) :]
     explore, execute = found.count("explore"), found.count("execute")
@@ -120,7 +120,7 @@ def _by_task(p: Passage, question: str) -> str | None:
 def judged(
     work: Path,
     judge: PhaseJudge,
-    found: Sequence[Passage],
+    found: Sequence[PhaseBlock],
     questions: Mapping[str, str],
     asking: EndpointSettings,
 ) -> Labels:
@@ -135,7 +135,7 @@ def judged(
             raise BadInput(f"{place} is damaged. Remove the line.") from error
     missing = [p for p in found if p.id not in known]
 
-    def say_of(p: Passage) -> Said:
+    def say_of(p: PhaseBlock) -> Said:
         try:
             return judge.say(p, questions.get(p.prompt_id, ""))
         except BadInput as error:
@@ -160,7 +160,7 @@ def judged(
 
 def estimate(
     judge: PhaseJudge,
-    found: Sequence[Passage],
+    found: Sequence[PhaseBlock],
     questions: Mapping[str, str],
     asking: EndpointSettings,
 ) -> str:

@@ -23,7 +23,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """A cell that begins so would be run by a spreadsheet."""
 
 
-class Passage(NamedTuple):
+class PhaseBlock(NamedTuple):
     """One block."""
 
     id: str
@@ -48,14 +48,14 @@ def passage_id(candidate: str, prompt_id: str, sample: int, start: int, end: int
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
-def passages(number: int, response: BrowsedResponse) -> Iterator[Passage]:
+def passages(number: int, response: BrowsedResponse) -> Iterator[PhaseBlock]:
     """The blocks of a response, in order."""
     at = 0
     whole = "".join(response.text_R)
     bounds = segment_bounds(np.array(response.explore_R, bool))
     for start, end in pairwise(bounds):
         text = "".join(response.text_R[start:end])
-        yield Passage(
+        yield PhaseBlock(
             passage_id(response.candidate, response.prompt_id, response.sample, start, end),
             response.candidate, number, response.prompt_id, response.sample, start, end,
             bool(response.explore_R[start]), text, whole[:at],
@@ -63,13 +63,13 @@ def passages(number: int, response: BrowsedResponse) -> Iterator[Passage]:
         at += len(text)
 
 
-def all_passages(work: Path, name: str) -> Iterator[Passage]:
+def all_passages(work: Path, name: str) -> Iterator[PhaseBlock]:
     """The blocks of all of a candidate's responses."""
     for number, response in enumerate(read_responses(work, name)):
         yield from passages(number, response)
 
 
-def drawn(work: Path, names: Sequence[str], n: int, seed: int) -> list[Passage]:
+def drawn(work: Path, names: Sequence[str], n: int, seed: int) -> list[PhaseBlock]:
     """At most `n` blocks (those of one response, where it has more), in a random order: whole
     responses, drawn from every candidate in turn."""
     counts = {
@@ -99,7 +99,7 @@ def drawn(work: Path, names: Sequence[str], n: int, seed: int) -> list[Passage]:
     return [found[i] for i in rng.permutation(len(found)).tolist()]
 
 
-def write_csv(file: Path, found: Sequence[Passage], questions: Mapping[str, str]) -> None:
+def write_csv(file: Path, found: Sequence[PhaseBlock], questions: Mapping[str, str]) -> None:
     """Write the blocks as a table to be filled in: `label` is E or X."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from surgeon.console import announce, console, say, table, warn
 from surgeon.read.agreeing import AGREEMENT_COLUMNS, agreement_line, notes
 from surgeon.read.labels import Labels
-from surgeon.read.passages import BEFORE, Passage
+from surgeon.read.passages import BEFORE, PhaseBlock
 from surgeon.read.phase_entropy import PhaseEntropy
 from surgeon.read.phase_reading import PhaseReading
 from surgeon.read.phased import read_responses
@@ -53,7 +53,7 @@ def headline(found: Sequence[PhaseEntropy]) -> str:
 class LabelledBlocks(NamedTuple):
     """Blocks, and what annotators said of them."""
 
-    blocks: Mapping[str, Passage]
+    blocks: Mapping[str, PhaseBlock]
     """By id."""
     by_annotator: Mapping[str, Labels]
 
@@ -75,7 +75,7 @@ def write_page(plan: ReadPlan, work: Path, result: PhaseReading, labelled: Label
     write_browser(work, page_of(result), shelf)
 
 
-def write_annotation(work: Path, found: Sequence[Passage], questions: Mapping[str, str]) -> None:
+def write_annotation(work: Path, found: Sequence[PhaseBlock], questions: Mapping[str, str]) -> None:
     """Write the page on which a person labels the blocks."""
     write_annotator(
         work,
