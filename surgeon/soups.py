@@ -112,12 +112,12 @@ def prepare(settings: SoupSettings) -> SoupPlan:
     directory = Path(settings.ranking)
     ranking = artifact.read(Ranking, directory)
     known = ranking.settings
+    candidates = in_order_of_estimate(ranking, directory)
     prompts = read_prompts(str(known.get("mini_set") or ranking.mini_set.path))
     if digest_of_prompts(prompts) != ranking.mini_set.digest:
         raise BadInput(
             f"{ranking.mini_set.path} is no longer what {directory} was ranked on. Rank again."
         )
-    candidates = in_order_of_estimate(ranking, directory)
     by_digest = {s.digest: s for s in subjects([c.checkpoint for c in candidates])}
     chosen = []
     for c in candidates:

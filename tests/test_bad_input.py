@@ -469,6 +469,13 @@ def test_no_space(place: Path, capsys, monkeypatch):
         ["rank", "a", "--mini-set", "mini.jsonl", "--out", "out", "--set", "tok_k=3"],
         ["merge-sweep", "a", "b", "--out", "out", "--ratios", "2:1:0.1"],
         ["merge-sweep", "a", "b", "--out", "out", "--method", "sleep"],
+        ["merge-sweep", "a", "b", "a", "--out", "out"],
+        ["merge-sweep", "a", "--uniform", "--out", "out"],
+        ["rank", "a", "--mini-set", "mini.jsonl", "--out", "out", "--measure-s", "5"],
+        ["rank", "a", "--mini-set", "mini.jsonl", "--out", "out", "--curve", "9:1:2"],
+        ["rank", "a", "--mini-set", "mini.jsonl", "--out", "out", "--curve", "50"],
+        ["rank", "nothing-*", "--mini-set", "mini.jsonl", "--out", "out"],
+        ["soup", "a", "--out", "out"],
     ],
     ids=lambda c: " ".join(c),
 )

@@ -19,6 +19,8 @@ from surgeon.traces.outlook import Bounds, Cost, Known, Outlook, Pace
 
 TENSORS = 6
 """Of weights.safetensors, float32 each."""
+PER_ENTRY, PER_TOKEN = 48, 32
+"""Bytes of evidence at most, where no neuron is kept twice in a row and each in one row only."""
 RESAMPLED = 2000 * 8
 """Bytes of the resamples."""
 
@@ -130,10 +132,12 @@ def cost(plan: RankPlan, known: Known, subject: Subject, prompt_tokens: float) -
 def evidence(plan: RankPlan, known: Known, found: Cost) -> Bounds:
     """Bytes that a candidate's evidence will take: its share at most."""
     most, pace = float(plan.evidence_bytes), known.pace(found.candidate)
-    if pace is None or not pace.kept_bytes:
-        return Bounds(0, None, most)
     drawn = float(sum(len(t.token_ids) for t in known.there.get(found.candidate, ())))
-    size = (found.tokens + Bounds(drawn, drawn, drawn)).times(pace.kept_bytes)
+    tokens = found.tokens + Bounds(drawn, drawn, drawn)
+    if pace is None or not pace.kept_bytes:
+        each = PER_ENTRY * plan.top_k[found.candidate] + PER_TOKEN
+        return Bounds(0, None, min(most, tokens.high * each))
+    size = tokens.times(pace.kept_bytes)
     likely = None if size.likely is None else min(size.likely, most)
     return Bounds(min(size.low, most), likely, min(size.high, most))
 
