@@ -74,13 +74,21 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
 
-def draw(rng: np.random.Generator, kind: Kind) -> tuple[np.ndarray, np.ndarray]:
-    """(int64_PCS, float64_C): votes as `surgeon.estimate` takes them, and the accuracy of every
-    candidate on all prompts of the kind."""
-    shape = (kind.prompts, kind.candidates, kind.samples)
+def means(rng: np.random.Generator, kind: Kind) -> np.ndarray:
+    """float64_C: the candidates' accuracies where no prompt is a trap, about."""
     mean_C = rng.uniform(*kind.accuracy, kind.candidates)
     mean_C[: kind.good] += (1 - mean_C[: kind.good]) / 2
     mean_C[: kind.copies] = mean_C[0] if kind.copies else mean_C[:0]
+    return mean_C
+
+
+def draw(
+    rng: np.random.Generator, kind: Kind, mean_C: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(int64_PCS, float64_C): votes as `surgeon.estimate` takes them, and the accuracy of every
+    candidate on all prompts of the kind; `mean_C` is from `means`, by default drawn."""
+    shape = (kind.prompts, kind.candidates, kind.samples)
+    mean_C = means(rng, kind) if mean_C is None else mean_C
     difficulty_P = rng.normal(0, DIFFICULTY, kind.prompts)
     # So that the mean over prompts is about what was asked for (a logistic-normal mean).
     centre_C = np.log(mean_C / (1 - mean_C)) * math.sqrt(1 + DIFFICULTY**2 / 2.89)

@@ -243,7 +243,7 @@ class KnownAnswers:
     said: float
     """Chance that a vote is right by how the votes agree, in (0, 1]."""
     p: float
-    """Of so few right ones or fewer, were the votes right as often as they say, less .1."""
+    """Of so few right ones or fewer, were the votes right as often as they say, less .15."""
     misled: bool
     """That is below .05: the candidates err alike."""
 

@@ -1,10 +1,13 @@
 """Known answers beside the votes: what the votes can't show, they show."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks import adaptive
 from surgeon import nex
 from surgeon.errors import BadInput
 from surgeon.rank import conclusion, known
@@ -77,3 +80,23 @@ def test_no_answer_is_looked_at_unasked_and_never_more_than_asked():
         known.require(settings(4), few)
     nothing = Pool(["q0"], {"a": (response("q0", 0, None),)}, nex.DEFAULT)
     assert known.check(settings(1), prompts[:1], nothing) is None
+
+
+def test_recorded_votes_and_what_twenty_known_answers_say_of_them():
+    """Three families of the built-in task. Two pools are mirror images: most answers read an
+    operator one way, which is right in the one and wrong in the other."""
+    gold = {name: f["gold"] for name, f in json.loads(adaptive.RECORDED.read_text()).items()}
+    warned, error = {}, {}
+    for name, family in adaptive.recorded().items():
+        prompts = [Prompt(f"{p}", ({"role": "user", "content": "?"},), answer)
+                   for p, answer in enumerate(gold[name])]  # fmt: skip
+        pool = adaptive.pool(family.responses, [prompt.id for prompt in prompts])
+        accuracy_C = pool.voted().accuracy_C
+        error[name] = np.abs(accuracy_C - family.accuracy_C).mean()
+        found = [known.check(replace(settings(20), seed=n), prompts, pool) for n in range(20)]
+        warned[name] = sum(one is not None and one.misled for one in found)
+        assert not conclusion.unsure_of_votes(known.estimate.signs(pool.answers()))
+    assert error["built-in"] < 0.05 and error["ambiguous prompts"] < 0.05
+    assert error["wrong majority"] > 0.2
+    assert warned["wrong majority"] == 20
+    assert warned["built-in"] <= 1 and warned["ambiguous prompts"] <= 1

@@ -18,8 +18,9 @@ from surgeon.ranking import KnownAnswers
 from surgeon.settings.rank import RankSettings
 from surgeon.traces import Prompt
 
-MARGIN = 0.1
-"""By how much the votes may be right less often than they say before it counts."""
+MARGIN = 0.15
+"""By how much the votes may be right less often than they say before it counts: on two recorded
+families without common errors it was .08 and .12, as hard prompts are hard for all."""
 LEVEL = 0.05
 """Chance of the warning where the votes are right as often as they say, less the margin."""
 

@@ -19,7 +19,7 @@ from surgeon import artifact, lineage
 from surgeon.console import announce, console, say, table, warn
 from surgeon.errors import BadInput
 from surgeon.rank.show import shown
-from surgeon.ranking import Ranking, SelectionQuality, mean_quality
+from surgeon.ranking import KnownAnswers, Ranking, SelectionQuality, mean_quality
 from surgeon.report.words import times
 from surgeon.settings import verb
 from surgeon.settings.summary import SummarySettings
@@ -54,6 +54,18 @@ class SummarisedFamily:
     """Benchmark -> score -> quality."""
     mean: tuple[PooledQuality, ...]
     """Over the benchmarks, by score."""
+    recommended: str | None = None
+    """The candidate that was recommended; None where none was."""
+    accuracy: float | None = None
+    """Its true accuracy."""
+    estimate: float | None = None
+    """Its estimated one."""
+    regret: float | None = None
+    """What the most accurate candidate has more, in percentage points."""
+    estimate_error: float | None = None
+    """Mean absolute difference of the estimated from the true accuracies."""
+    known: KnownAnswers | None = None
+    """What known answers said of the votes; None where none were looked at."""
 
 
 @artifact.artifact("summary.json")
@@ -140,7 +152,21 @@ def summarised(family: ReadFamily) -> SummarisedFamily:
     by_benchmark = {name: b.selection_quality for name, b in ranking.benchmarks.items()}
     if not by_benchmark:
         by_benchmark = {ONLY: ranking.selection_quality or {}}
+    accuracy = {c.name: c.accuracy for c in ranking.candidates if c.accuracy is not None}
+    gaps = [
+        abs(value - c.accuracy)
+        for c in ranking.candidates
+        if c.accuracy is not None and (value := c.scores.get("estimate")) is not None
+    ]
+    advice = ranking.recommendation
+    of_advised = accuracy.get(advice.name) if advice is not None else None
     return SummarisedFamily(
+        recommended=advice.name if advice is not None else None,
+        accuracy=of_advised,
+        estimate=advice.estimate if advice is not None else None,
+        regret=100 * (max(accuracy.values()) - of_advised) if of_advised is not None else None,
+        estimate_error=sum(gaps) / len(gaps) if gaps else None,
+        known=ranking.known,
         name=family.name,
         ranking=str(family.file),
         candidates=len(ranking.candidates),
@@ -227,6 +253,25 @@ SCORE_HEADINGS = ("score", "Pearson r", "Spearman", "Regret@1 (pp)", "Hit@3",
                   "r over families", "regret")  # fmt: skip
 
 
+def advised_rows(result: RankingSummary) -> list[list[str]]:
+    """What each family's ranking recommends, and how far off its estimates are."""
+    rows = []
+    for f in result.families:
+        known = DASH
+        if f.known is not None:
+            verdict = "common errors" if f.known.misled else "no common errors"
+            known = f"{f.known.right:.3g} of {f.known.asked}: {verdict}"
+        rows.append(
+            [f.name, f.recommended or DASH, shown(f.estimate, 3), shown(f.accuracy, 3),
+             shown(f.regret, 1), shown(f.estimate_error, 3), known]
+        )  # fmt: skip
+    return rows
+
+
+ADVISED_HEADINGS = ("family", "recommended", "estimate", "accuracy", "regret (pp)",
+                    "error of the estimates", "known answers")  # fmt: skip
+
+
 def filled(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     found = table(*headings)
     for row in rows:
@@ -245,6 +290,8 @@ def show(result: RankingSummary) -> None:
     count = times(pairs, "pair")
     say(f"\nEvery score, mean over {count} of a family and a benchmark, and over families:")
     terminal.print(filled(SCORE_HEADINGS, score_rows(result)))
+    say("\nWhat each ranking recommends, and its estimated accuracies against the true ones:")
+    terminal.print(filled(ADVISED_HEADINGS, advised_rows(result)))
     if str(result.out) != ".":
         say(f"Every score by family and benchmark: {result.out}/summary.md and summary.json")
 
@@ -261,6 +308,7 @@ def in_markdown(result: RankingSummary) -> str:
     def line(row: Sequence[str]) -> str:
         return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
 
+    add("What each ranking recommends", ADVISED_HEADINGS, advised_rows(result))
     add("Every score, mean over pairs of a family and a benchmark", SCORE_HEADINGS,
         score_rows(result))  # fmt: skip
     for row in result.overall:
