@@ -13,7 +13,8 @@ from torch import Tensor
 
 from surgeon.decoding import Answer, Decoder, NotFinite, Request, Token, decode, stream_key
 from surgeon.decoding.cache import cache_bytes_per_token
-from surgeon.decoding.fitting import why_alone
+from surgeon.decoding.fitting import row_block, why_alone
+from surgeon.decoding.slots import Slots
 from surgeon.errors import BadInput
 
 STOP = frozenset({2, 5})
@@ -28,6 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Any) -> Any
     made = Checkpoint.open(make_checkpoint(path, dtype="float32")).model()
     # Tried here, not under the hooks of a test.
     assert why_alone(made) is None
+    row_block(Slots(made))
     return made
 
 
@@ -199,6 +201,7 @@ def test_a_forced_stop_token_or_the_token_budget_ends_the_answer(model: Any):
 
 def shedding(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory for 32 rows of 176 positions, but not of 192."""
+    monkeypatch.setattr("surgeon.decoding.batch.row_block", lambda _: 16)
     room = 31 * 192 * cache_bytes_per_token(model)
     monkeypatch.setattr("surgeon.decoding.batch.memory_for_cache", lambda _: room)
 
@@ -261,7 +264,12 @@ def test_requests_that_join_while_it_runs_get_the_answers_of_decode(model: Any, 
     assert [len(found[index]) > 0 for index in range(40)] == [True] * 40
 
 
-def test_the_batch_widens_as_requests_come_and_shrinks_as_they_go(model: Any):
+@pytest.mark.parametrize(("block", "expected"), [(16, [16, 32, 48, 48]), (4, [8, 32, 40, 40])])
+def test_the_batch_widens_as_requests_come_and_shrinks_as_they_go(
+    model: Any, monkeypatch: pytest.MonkeyPatch, block: int, expected: list[int]
+):
+    """In steps of so many rows as leave the bits of each alone; above 16 rows of 8."""
+    monkeypatch.setattr("surgeon.decoding.batch.row_block", lambda _: block)
     decoder = Decoder(model, stop=frozenset(), rows=48, max_tokens=8)
     wanted = requests(40)
     widths = []
@@ -273,7 +281,7 @@ def test_the_batch_widens_as_requests_come_and_shrinks_as_they_go(model: Any):
             decoder.add(index, wanted[index])
         decoder.step()
         widths.append(len(decoder.row_B))
-    assert widths == [16, 32, 48, 48]
+    assert widths == expected
     while decoder.busy:
         decoder.step()
         widths.append(len(decoder.row_B))

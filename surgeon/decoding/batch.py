@@ -14,8 +14,15 @@ from torch import Tensor, nn
 
 from surgeon.decoding.alone import Alone
 from surgeon.decoding.cache import available_bytes, cache_bytes_per_token, round_up
-from surgeon.decoding.choosing import STREAM_BLOCK, DrawSettings, NotFinite, choose, uniforms
-from surgeon.decoding.fitting import evaluating, passes_of
+from surgeon.decoding.choosing import (
+    STREAM_BLOCK,
+    VECTORS,
+    DrawSettings,
+    NotFinite,
+    choose,
+    uniforms,
+)
+from surgeon.decoding.fitting import ROWS, evaluating, passes_of, row_block
 from surgeon.decoding.requests import FinishReason, Request, Token, Watcher
 from surgeon.decoding.shaping import PLAIN, Constraint, Shaping, likelihoods, shaped
 from surgeon.errors import BadInput
@@ -28,10 +35,6 @@ from surgeon.live.architecture import (
     text_config,
 )
 
-ROWS = 16
-"""On the CPU a batch has a multiple of this many rows. Matrix products of fewer, and the last
-elements of tensors of another size, are computed in another way, so an answer's bits would depend
-on how many others are decoded beside it."""
 LARGEST_BATCH = 256
 OUTLOOK = 2048
 """Tokens per answer that an automatic batch size makes room for; longer answers shed rows."""
@@ -47,9 +50,19 @@ def plan_rows(model: nn.Module, requests: Sequence[Request], max_tokens: int, ba
 
 
 def whole_rows(n: int, model: nn.Module) -> int:
-    """`n` or somewhat fewer rows, see `ROWS`."""
+    """`n` or somewhat fewer rows, see `fitting.ROWS`."""
     on_cpu = device_of(model).type == "cpu"
     return n // ROWS * ROWS if on_cpu and n > ROWS else n
+
+
+def _drawn(logits_BV: Tensor, number_B: Tensor, draw: DrawSettings) -> Tensor:
+    """`choose`, so that a row's token doesn't depend on how many rows are given: where rows don't
+    fill the CPU's vectors, it would compute the last numbers in another way."""
+    n, V = logits_BV.shape
+    if logits_BV.device.type == "cpu" and V % VECTORS and n % ROWS:
+        filled = torch.arange(round_up(n, ROWS)).clamp_(max=n - 1)
+        logits_BV, number_B = logits_BV[filled], number_B[filled]
+    return choose(logits_BV, number_B, **draw._asdict())[:n]
 
 
 def memory_for_cache(model: nn.Module) -> int:
@@ -122,6 +135,7 @@ class Decoder:
         self.device = device_of(model)
         self.on_cpu = self.device.type == "cpu"
         self.rows = self.most = whole_rows(rows, model)
+        self.row_block = row_block(self.passes)
         self.budget, self.block = memory_for_cache(model), key_block(model)
         self.indices: set[int] = set()
         self.waiting: deque[_Row] = deque()
@@ -223,15 +237,19 @@ class Decoder:
         n, seated = len(self.row_B), self._seated()
         # Moving rows costs a copy of their keys: not for each that ends.
         if n - seated > n // 16:
-            self._shrink(min(n, round_up(seated, self._whole())))
+            self._shrink(min(n, self._width(seated)))
         return True
 
     def _seated(self) -> int:
         return sum(row is not None for row in self.row_B)
 
-    def _whole(self) -> int:
-        """Rows come and go in multiples of this many."""
-        return min(ROWS, self.most) if self.on_cpu else 1
+    def _width(self, rows: int) -> int:
+        """The least number of rows that a batch for so many may have."""
+        if not self.on_cpu:
+            return rows
+        block = min(self.row_block, self.most)
+        # Above 16 rows a few more cost little.
+        return round_up(rows, max(block, min(ROWS // 2, self.most)) if rows > ROWS else block)
 
     def _needed(self, row: _Row) -> int:
         """Positions to make room for where this request is seated."""
@@ -254,7 +272,7 @@ class Decoder:
             if needed > self.passes.capacity:
                 self._grow(needed)
                 seated = self._seated()
-        n = min(self.most, round_up(seated + len(self.waiting), self._whole()))
+        n = min(self.most, self._width(seated + len(self.waiting)))
         if self.sheds:
             n = min(n, self._fit(self.passes.capacity))
         if n > len(self.row_B):
@@ -333,14 +351,11 @@ class Decoder:
         number_B = number_B.to(logits_BV.device)
         if len(slots_by_draw) == 1:
             (draw,) = slots_by_draw
-            return choose(logits_BV, number_B, **draw._asdict()).to(self.device)
+            return _drawn(logits_BV, number_B, draw).to(self.device)
         token_B = torch.zeros_like(self.token_B)
         for draw, slots in slots_by_draw.items():
-            # Filled up to whole rows: see `ROWS`.
-            fill = round_up(len(slots), self._whole()) - len(slots)
-            where = torch.tensor(slots + slots[:1] * fill, device=logits_BV.device)
-            found = choose(logits_BV[where], number_B[where], **draw._asdict())
-            token_B[where[: len(slots)]] = found[: len(slots)].to(self.device)
+            where = torch.tensor(slots, device=logits_BV.device)
+            token_B[where] = _drawn(logits_BV[where], number_B[where], draw).to(self.device)
         return token_B
 
     def _force(self, token_B: Tensor) -> set[int]:

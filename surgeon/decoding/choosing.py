@@ -11,12 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from surgeon.decoding.cache import round_up
 from surgeon.errors import BadInput
 
 STREAM_BLOCK = 256
 """Random numbers of a stream that are drawn at a time."""
 GREEDY = 1e-5
 """Temperatures below this take the most likely token: logits divided by them would be infinite."""
+VECTORS = 64
+"""Rows of a multiple of so many numbers fill the vectors that a CPU computes with."""
 SORTED_OUTRIGHT = 2048
 """Vocabularies up to this size are sorted without looking for a short list of candidates first."""
 
@@ -107,7 +110,7 @@ def choose(
     _check(norm_B)
     width = V
     if V > SORTED_OUTRIGHT:
-        width = min(V, max(64, top_k + 1))
+        width = min(V, round_up(max(VECTORS, top_k + 1), VECTORS))
     token_B, exact_B = _choose_within(logits_BV, norm_B, u_B, width, top_p, top_k)
     while not bool(exact_B.all()):
         rows = (~exact_B).nonzero()[:, 0]

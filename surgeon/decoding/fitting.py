@@ -1,7 +1,8 @@
-"""Whether rows at different positions can share this model's passes: tried once per model."""
+"""Whether rows at different positions can share this model's passes, and how many rows a pass
+needs to have: tried with the model itself."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from weakref import WeakKeyDictionary
@@ -19,7 +20,15 @@ COARSE_TOLERANCE = 0.3
 """Largest distance of logits that still counts as rounding, as a share of their spread: in float32,
 and in narrower types, whose sums come in another order."""
 TRIAL_LENGTHS = (5, 2)
+ROWS = 16
+"""On the CPU matrix products of fewer rows, and the last elements of tensors of another size, may
+be computed in another way, so that an answer's bits would depend on how many others are decoded
+beside it. Batches of a multiple of this many rows are safe; which smaller ones are is tried."""
+TRIED_ROWS = {1: (1, 2, 3, 13, 24), 2: (2, 14, 24), 4: (4, 12, 24), 8: (8, 24)}
+"""Rows of the passes in which each row must get the bits it gets among 32, for batches of any
+multiple of so many rows to be used."""
 
+_BLOCKS: dict[tuple[Hashable, ...], int] = {}
 _REASONS: "WeakKeyDictionary[nn.Module, str | None]" = WeakKeyDictionary()
 
 
@@ -47,6 +56,57 @@ def why_alone(model: nn.Module) -> str | None:
         with evaluating(model), fitting_threads(model):
             _REASONS[model] = misfit(model) or _trial(model)
     return _REASONS[model]
+
+
+def row_block(passes: Slots | Alone) -> int:
+    """A batch may have any multiple of this many rows: the least for which, on this machine and
+    with its threads, a row's bits don't depend on the number of rows.
+
+    Tried once for each shape of model. In bfloat16 on most machines 1.
+    """
+    if isinstance(passes, Alone) or not passes.on_cpu:
+        return ROWS if device_of(passes.model).type == "cpu" else 1
+    key = _shape(passes)
+    if key not in _BLOCKS:
+        with evaluating(passes.model), fitting_threads(passes.model):
+            _BLOCKS[key] = _tried_rows(passes)
+    return _BLOCKS[key]
+
+
+def _shape(passes: Slots) -> tuple[Hashable, ...]:
+    """What the way of computing may follow from."""
+    model = passes.model
+    weights = {(tuple(p.shape), p.dtype) for p in model.parameters()}
+    return (
+        type(model),
+        frozenset(weights),
+        passes.one_token,
+        bool(passes.linears),
+        torch.get_num_threads(),
+    )
+
+
+@torch.inference_mode()
+def _tried_rows(passes: Slots) -> int:
+    trial, vocabulary = Slots(passes.model), int(text_config(passes.model).vocab_size)
+    passes.pack()
+    trial.packed = passes.packed
+    rng = np.random.default_rng(0)
+    # The first row is the longest, so that attention sees as many keys in every pass.
+    length_B = np.append(trial.block, rng.integers(1, trial.block, 2 * ROWS - 1))
+    id_BT = rng.integers(0, vocabulary, (len(length_B), trial.block + 1))
+    token_B = torch.from_numpy(id_BT[:, -1])
+    trial.fresh(len(length_B), 2 * trial.block)
+    trial.read(
+        [(b, ids[:n].tolist()) for b, (ids, n) in enumerate(zip(id_BT, length_B, strict=True))]
+    )
+    expected_BV = trial.logits(token_B, length_B)
+    for block, sizes in TRIED_ROWS.items():
+        if all(
+            torch.equal(trial.logits(token_B[:n], length_B[:n]), expected_BV[:n]) for n in sizes
+        ):
+            return block
+    return ROWS
 
 
 def passes_of(model: nn.Module, splits: bool) -> Slots | Alone:

@@ -4,6 +4,7 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from surgeon.decoding.attention import NAMES, ONE_TOKEN, attending
 from surgeon.decoding.cache import SlotCache, cache_bytes_per_token, round_up
+from surgeon.decoding.packing import Packed, packable
 from surgeon.live.architecture import (
     context_limit,
     device_of,
@@ -24,6 +26,9 @@ PREFILL_TOKENS = 8192
 """Prompt tokens that share a pass."""
 PREFILL_CHUNK = 128
 """Prompt tokens of one row per pass: on the CPU attention sums in another order above 191."""
+PACKED_AFTER = 8
+"""Single-token passes after which a copy of the weights is worth its making, where it changes no
+bit."""
 
 
 class Slots:
@@ -40,7 +45,22 @@ class Slots:
         kind = self.config._attn_implementation
         self.attention = NAMES[kind]
         self.one_token = ONE_TOKEN if self.on_cpu and kind == "sdpa" else self.attention
+        self.linears = packable(model)
+        self.packed: Packed | None = None
+        # In float32 an answer must not begin with one order of sums and go on with another.
+        same_bits = all(linear.weight.dtype == torch.bfloat16 for linear in self.linears)
+        self.passes_to_pack = PACKED_AFTER if same_bits else 0
         self.fresh(0, 0)
+
+    def pack(self) -> None:
+        """Copy the weights into the order of the CPU's products, where that is due."""
+        if self.packed is None and self.linears and self.passes_to_pack <= 0:
+            self.packed = Packed(self.linears)
+
+    def _multiplying(self) -> AbstractContextManager[None]:
+        """Entered around what runs the model."""
+        self.pack()
+        return nullcontext() if self.packed is None else self.packed.used()
 
     @property
     def capacity(self) -> int:
@@ -106,7 +126,7 @@ class Slots:
             # Padding stays within the context: some models rescale positions beyond it.
             position = torch.arange(start, start + length, device=self.device)
             position = position.clamp_(max=self.limit - 1)
-            with attending(self.config, self.attention):
+            with attending(self.config, self.attention), self._multiplying():
                 self.decoder(
                     input_ids=part,
                     position_ids=position.expand(len(part), -1),
@@ -126,11 +146,12 @@ class Slots:
         row_B = torch.arange(len(token_B), device=self.device)
         cache.at_B, cache.position_B = row_B * cache.capacity + position_B, position_B
         cache.start, cache.span = longest, min(round_up(longest, self.block), cache.capacity)
-        with attending(self.config, self.one_token):
+        self.passes_to_pack -= 1
+        with attending(self.config, self.one_token), self._multiplying():
             hidden_B1D = self.decoder(
                 input_ids=token_B[:, None],
                 position_ids=position_B[:, None],
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state
-        return self.head.logits(hidden_B1D[:, -1]).to(self.device)
+            return self.head.logits(hidden_B1D[:, -1]).to(self.device)

@@ -187,6 +187,11 @@ def _names(kinds: set[type]) -> str:
     return ", ".join(sorted(kind.__name__ for kind in kinds))
 
 
+def parameters_of(model: nn.Module) -> int:
+    """How many parameters a model has, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 @contextmanager
 def fitting_threads(model: nn.Module) -> Iterator[None]:
     """One thread for a small model on the CPU, inside the block.
