@@ -281,6 +281,66 @@ def test_the_batch_fits_the_memory(model: Any, monkeypatch: pytest.MonkeyPatch):
     assert plan_rows(model, wanted, 64, 0) == 1
 
 
+# --- what prompts share ---------------------------------------------------------------------------
+
+
+def read_tokens(model: Any, wanted: Sequence[Request], **settings: Any) -> tuple[list[Answer], int]:
+    """The answers, and how many tokens were read in passes of several."""
+    read: list[int] = []
+    hook = model.get_input_embeddings().register_forward_pre_hook(
+        lambda _, args: read.append(args[0].numel() if args[0].shape[1] > 1 else 0)
+    )
+    try:
+        return run(model, wanted, max_tokens=12, **settings), sum(read)
+    finally:
+        hook.remove()
+
+
+def test_the_samples_of_a_prompt_are_read_once(model: Any, monkeypatch: pytest.MonkeyPatch):
+    """Also those seated later, and a beginning of whole chunks that other prompts share."""
+    rng = np.random.default_rng(3)
+    shared = rng.integers(6, 128, 300).tolist()
+    prompts = [shared, shared[:200], [*shared[:260], 7, 8], shared[:200], [9], shared[:20], [9]]
+    wanted = [
+        Request(prompt, stream_key(0, str(p), k), max_tokens=3 + (p + 5 * k) % 11)
+        for k in range(4)
+        for p, prompt in enumerate(prompts)
+    ]
+    shares, read_now = read_tokens(model, wanted, batch=16, stop=frozenset())
+    with monkeypatch.context() as patch:
+        patch.setattr("surgeon.decoding.slots._marks", lambda *_: ())
+        each, read_each = read_tokens(model, wanted, batch=16, stop=frozenset())
+    assert shares == each
+    # 384 tokens in whole chunks, a short row beside their first one, and the ends of two others.
+    assert read_now <= 384 + 128 + 2 * 128 + 128 < read_each / 4
+    twice = [*wanted[:7], *wanted[:7]]
+    some, _ = read_tokens(model, twice, batch=2, stop=frozenset())
+    assert [a.token_ids for a in some[:7]] == [a.token_ids for a in some[7:]]
+
+
+def test_a_row_that_was_free_holds_what_was_read_into_it(model: Any):
+    """A chat's next turn begins as the last one did: only what is new is read."""
+    rng = np.random.default_rng(4)
+    turn = rng.integers(6, 128, 270).tolist()
+    following = [*turn, *rng.integers(6, 128, 90).tolist()]
+    wanted = [Request(ids, stream_key(0, str(i), 0)) for i, ids in enumerate([turn, following])]
+    expected = run(model, wanted, max_tokens=12, stop=frozenset())
+    decoder = Decoder(model, stop=frozenset(), rows=16, max_tokens=12)
+    read: list[int] = []
+    decoder.add(9, Request([7] * 400, b"s" * 16, max_tokens=30))  # keeps the batch going
+    for index, request in enumerate(wanted):
+        found = []
+        hook = model.get_input_embeddings().register_forward_pre_hook(
+            lambda _, args: read.append(args[0].numel() if args[0].shape[1] > 1 else 0)
+        )
+        decoder.add(index, request)
+        while len(found) < 12:
+            found += [token.token_id for token in decoder.step() if token.index == index]
+        hook.remove()
+        assert found == expected[index].token_ids
+    assert sum(read) == 512 + 3 * 128 + 128
+
+
 # --- choosing a token -----------------------------------------------------------------------------
 
 
