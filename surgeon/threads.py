@@ -7,12 +7,19 @@ import torch
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Run torch operations on one thread: where the work is already shared out, or too small to be,
-    its threads would only wait for each other."""
+def on_threads(n: int) -> Iterator[None]:
+    """Run torch operations on so many threads inside the block."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(n)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch operations on one thread: where the work is already shared out, or too small to be,
+    its threads would only wait for each other."""
+    with on_threads(1):
+        yield

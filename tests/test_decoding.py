@@ -26,6 +26,7 @@ from surgeon.decoding.fitting import why_alone
 from surgeon.decoding.packing import Packed
 from surgeon.decoding.slots import Slots
 from surgeon.errors import BadInput
+from surgeon.live import processor
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {},
@@ -435,6 +436,52 @@ def test_small_models_run_on_one_thread(model: Any):
         torch.set_num_threads(before)
         hook.remove()
     assert set(seen) == {1}
+
+
+@pytest.mark.parametrize(("several", "chosen"), [(0.4, 2), (2.4, 1), (9.0, 1)])
+def test_the_faster_number_of_threads_is_measured(
+    model: Any, monkeypatch: pytest.MonkeyPatch, capfd: Any, several: float, chosen: int
+):
+    """By a clock that a pass moves on by one second on one thread, by `several` on two."""
+    now = [0.0]
+
+    def passing(*_: Any) -> None:
+        now[0] += 1.0 if torch.get_num_threads() == 1 else several
+
+    monkeypatch.setattr(processor, "SMALL_MODEL", 0)
+    monkeypatch.setattr(processor, "_THREADS", {})
+    monkeypatch.setattr(processor.time, "perf_counter", lambda: now[0])
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    processor._say.cache_clear()
+    hook = model.register_forward_pre_hook(passing)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with processor.fitting_threads(model):
+            assert torch.get_num_threads() == chosen
+        passes = now[0]
+        with processor.fitting_threads(model):
+            assert torch.get_num_threads() == chosen and now[0] == passes
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        with processor.fitting_threads(model):
+            assert torch.get_num_threads() == 2 and now[0] == passes
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+        hook.remove()
+    told = capfd.readouterr().err
+    assert ("one is used" in told) == (chosen == 1)
+    assert chosen == 2 or f"1000 ms on one thread and {1000 * several:.0f} ms on 2" in told
+
+
+def test_float16_on_a_cpu_is_said_once(model: Any, capfd: Any):
+    processor._say.cache_clear()
+    processor.say_slow_type(model)
+    assert not capfd.readouterr().err
+    half = torch.nn.Linear(1, 1).half()
+    processor.say_slow_type(half)
+    processor.say_slow_type(half)
+    assert capfd.readouterr().err.count("Float16 is slow on a CPU: bfloat16 was 6.6 times") == 1
 
 
 # --- rows and weights -----------------------------------------------------------------------------

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from surgeon.attribution.shares import Attribution, Read, adjoint, direct, middle_layer, softmax
 from surgeon.errors import BadInput
-from surgeon.live.architecture import fitting_threads
 from surgeon.live.blocks import block
 from surgeon.live.passes import check_traces
+from surgeon.live.processor import fitting_threads
 from surgeon.traces import Trace
 
 __all__ = [

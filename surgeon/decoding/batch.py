@@ -30,10 +30,10 @@ from surgeon.live.architecture import (
     check_decodable,
     context_limit,
     device_of,
-    fitting_threads,
     key_block,
     text_config,
 )
+from surgeon.live.processor import fitting_threads
 
 LARGEST_BATCH = 256
 OUTLOOK = 2048

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from surgeon.decoding.alone import Alone
 from surgeon.decoding.slots import Slots
-from surgeon.live.architecture import device_of, fitting_threads, misfit, text_config
+from surgeon.live.architecture import device_of, misfit, text_config
+from surgeon.live.processor import fitting_threads, say_slow_type
 
 TOLERANCE = {torch.float32: 0.02, torch.float64: 0.02}
 COARSE_TOLERANCE = 0.3
@@ -66,11 +67,11 @@ def row_block(passes: Slots | Alone) -> int:
     """
     if isinstance(passes, Alone) or not passes.on_cpu:
         return ROWS if device_of(passes.model).type == "cpu" else 1
-    key = _shape(passes)
-    if key not in _BLOCKS:
-        with evaluating(passes.model), fitting_threads(passes.model):
+    with evaluating(passes.model), fitting_threads(passes.model):
+        key = _shape(passes)
+        if key not in _BLOCKS:
             _BLOCKS[key] = _tried_rows(passes)
-    return _BLOCKS[key]
+        return _BLOCKS[key]
 
 
 def _shape(passes: Slots) -> tuple[Hashable, ...]:
@@ -111,6 +112,7 @@ def _tried_rows(passes: Slots) -> int:
 
 def passes_of(model: nn.Module, splits: bool) -> Slots | Alone:
     """How to run this model for a decoder; said on stderr where that is slow."""
+    say_slow_type(model)
     reason = why_alone(model)
     if reason is None:
         return Slots(model)

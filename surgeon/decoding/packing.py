@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.decoding.cache import available_bytes
-from surgeon.live.architecture import SMALL_MODEL, base_model, device_of, parameters_of
+from surgeon.live.architecture import base_model, device_of
+from surgeon.live.processor import SMALL_MODEL, parameters_of
 
 ROWS_AHEAD = 16
 """Rows that the order is chosen for. In float32 that of a single row is another."""

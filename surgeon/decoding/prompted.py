@@ -14,10 +14,10 @@ from surgeon.decoding.shaping import Likelihood, likelihoods
 from surgeon.live.architecture import (
     base_model,
     device_of,
-    fitting_threads,
     head_of,
     text_decoder,
 )
+from surgeon.live.processor import fitting_threads
 
 TOGETHER = 256
 """Positions whose logits are held at a time."""

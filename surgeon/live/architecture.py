@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from surgeon.checkpoint import context_of
 from surgeon.errors import BadInput
 
-SMALL_MODEL = 20_000_000
-"""Parameters below which a model runs on one thread."""
 WINDOW_MASKS = (
     "create_sliding_window_causal_mask",
     "create_chunked_causal_mask",
@@ -185,31 +183,6 @@ def misfit(model: nn.Module) -> str | None:
 
 def _names(kinds: set[type]) -> str:
     return ", ".join(sorted(kind.__name__ for kind in kinds))
-
-
-def parameters_of(model: nn.Module) -> int:
-    """How many parameters a model has, tied ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-@contextmanager
-def fitting_threads(model: nn.Module) -> Iterator[None]:
-    """One thread for a small model on the CPU, inside the block.
-
-    Its operations are too small to share: where another process has a core, threads that wait for
-    one another made it 15 times slower. And its bits don't depend on the number of threads then.
-    """
-    before = torch.get_num_threads()
-    parameters = list(model.parameters())
-    small = sum(p.numel() for p in parameters) < SMALL_MODEL
-    if before == 1 or not small or device_of(model).type != "cpu":
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def key_block(model: nn.Module) -> int:

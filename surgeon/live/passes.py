@@ -27,11 +27,11 @@ from surgeon.live.architecture import (
     causal_lm,
     context_limit,
     device_of,
-    fitting_threads,
     key_block,
     text_config,
     text_decoder,
 )
+from surgeon.live.processor import fitting_threads, say_slow_type
 from surgeon.traces import Trace
 
 if TYPE_CHECKING:
@@ -169,6 +169,7 @@ def in_windows(
     """
     window: list[Trace] = []
     tokens = 0
+    say_slow_type(model)
     with evaluating(model):
         for i, trace in enumerate(traces):
             window.append(trace)

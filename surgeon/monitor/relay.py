@@ -22,8 +22,8 @@ from surgeon.engines import asked
 from surgeon.engines.completions import Completions, Continuation
 from surgeon.errors import BadInput
 from surgeon.families import as_subject
-from surgeon.live.architecture import fitting_threads
 from surgeon.live.passes import chunk_cache, forward
+from surgeon.live.processor import fitting_threads
 from surgeon.monitor.jobs import Job, MonitoredAnswer, MonitorPlan
 from surgeon.neureasoner.steps import SEPARATOR, StepEnds
 from surgeon.traces import stop_ids
