@@ -285,7 +285,7 @@ def test_the_batch_fits_the_memory(model: Any, monkeypatch: pytest.MonkeyPatch):
 # --- what prompts share ---------------------------------------------------------------------------
 
 
-def read_tokens(model: Any, wanted: Sequence[Request], **settings: Any) -> tuple[list[Answer], int]:
+def read_tokens(model: Any, wanted: list[Request], **settings: Any) -> tuple[list[Answer], int]:
     """The answers, and how many tokens were read in passes of several."""
     read: list[int] = []
     hook = model.get_input_embeddings().register_forward_pre_hook(
@@ -510,7 +510,8 @@ def test_packed_weights_give_the_same_answers_and_are_gone_after_them(
 ):
     from surgeon.checkpoint import Checkpoint
 
-    model = Checkpoint.open(make_checkpoint(tmp_path / "m", dtype="float32")).model().to(dtype)
+    path = make_checkpoint(tmp_path / "m", dtype="float32")
+    model: Any = Checkpoint.open(path).model().to(dtype)
     wanted, settings = requests(9, longest=150), dict(stop=frozenset(), max_tokens=20)
     plain = run(model, wanted, **settings)
     monkeypatch.setattr("surgeon.decoding.packing.SMALL_MODEL", 0)

@@ -4,9 +4,10 @@
 go. A `Watcher` looks on and may force tokens.
 
 batch.py       which request sits in which row, and how many rows there are
-fitting.py     whether a model's rows can share passes: asked of the model, once
+fitting.py     whether a model's rows can share passes, and how many rows a pass needs: asked of the
+               model, once
 slots.py       rows that share passes, at positions of their own; cache.py their keys and values,
-               attention.py their masks
+               attention.py their masks, packing.py weights in the order of the CPU's products
 alone.py       rows that don't: a row a pass, with the cache that `generate` would use
 shaping.py     bias, penalties and constraints of one row, and log-probabilities
 choosing.py    the next token of every row, from the row's own random stream
