@@ -14,7 +14,8 @@ accuracy, and that of calling every row by the more frequent truth; of the rows 
 share that is (the paper's 98.2 and 81.0 % where its counts are the HMM's), of the exploring and
 executing rows the share that is called so (where they are the annotators'); Cohen's kappa; kappa of
 a threshold on entropy, and of one on the slope, that call as many rows of a response E; the share
-of errors that call E what executes; and the accuracy over blocks, as the paper counts.
+of errors that call E what executes; and the accuracy over blocks, as the paper counts. Then how
+much of each kind of step, and of each fifth of the responses, is called E.
 """
 
 import argparse
@@ -103,11 +104,47 @@ def truth_of(prompt: str, pieces: Sequence[str]) -> np.ndarray:
     return np.array([{"explore": 1, "execute": 0, None: -1}[phase] for phase in found])
 
 
+def kinds_of(prompt: str, pieces: Sequence[str]) -> list[str]:
+    """The kind of the step that each token's first character is in; empty outside steps."""
+    labels = task.steps(task.Problem.parse(prompt), "".join(pieces))
+    found, at = [], 0
+    for piece in pieces:
+        inside = [label.kind for label in labels if label.start <= at < label.end]
+        found.append(inside[0] if inside else "")
+        at += len(piece)
+    return found
+
+
 class Read(NamedTuple):
     """One response at one row size."""
 
     prompt_id: str
     by: dict[str, Counts]
+    called: dict[str, tuple[int, int]]
+    """What its tokens are part of -> how many, and how many of them in rows called E."""
+
+
+PARTS = 5
+"""Parts of a response, of equal length."""
+
+
+def called(
+    kinds: Sequence[str], explore_T: np.ndarray, in_e_T: np.ndarray
+) -> dict[str, tuple[int, int]]:
+    """Tokens, and those in rows called E, by kind of step, by part of the response, and those that
+    explore by part."""
+    found: dict[str, tuple[int, int]] = {}
+
+    def note(name: str, of_T: np.ndarray) -> None:
+        found[name] = int(of_T.sum()), int((of_T & in_e_T).sum())
+
+    for kind in dict.fromkeys(filter(None, kinds)):
+        note(kind, np.array([k == kind for k in kinds]))
+    part_T = np.arange(len(kinds)) * PARTS // max(1, len(kinds))
+    for n in range(PARTS):
+        note(f"part {n + 1}", part_T == n)
+        note(f"part {n + 1}, exploring", (part_T == n) & (explore_T == 1))
+    return found
 
 
 def responses(spec: str, n: int, max_tokens: int) -> Iterator[tuple[int, Read]]:
@@ -127,7 +164,9 @@ def responses(spec: str, n: int, max_tokens: int) -> Iterator[tuple[int, Read]]:
     top_k = max(1, round(TOP_K_SHARE * checkpoint.passed_units))
     recordings = activations.record(model, traces, row_tokens=1, top_k=top_k)
     for trace, recording in zip(traces, recordings, strict=True):
-        explore_T = truth_of(text[trace.prompt_id], token_texts(tokenizer, trace.token_ids))
+        pieces = token_texts(tokenizer, trace.token_ids)
+        explore_T = truth_of(text[trace.prompt_id], pieces)
+        kinds = kinds_of(text[trace.prompt_id], pieces)
         for size in SIZES:
             acts = coarser(recording.activations, size)
             slope_R = nex.novelty(acts, nex.first_seen(acts))
@@ -139,7 +178,7 @@ def responses(spec: str, n: int, max_tokens: int) -> Iterator[tuple[int, Read]]:
                 "entropy": counts(truth_R, topmost(entropy_R, n_called)),
                 "slope": counts(truth_R, topmost(slope_R, n_called)),
                 "blocks": blocks(explore_T, called_R, size),
-            })  # fmt: skip
+            }, called(kinds, explore_T, np.repeat(called_R, size)[:len(kinds)]))  # fmt: skip
 
 
 COLUMNS = (
@@ -174,6 +213,26 @@ def table(found: dict[int, list[Read]]) -> None:
         print(f"| {' | '.join(cells)} |", flush=True)
 
 
+def by_kind(found: dict[int, list[Read]]) -> None:
+    """Print how much of each kind of step, and of each part of the responses, is called E."""
+    for size, reads in found.items():
+        total: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+        for r in reads:
+            for name, (n, in_e) in r.called.items():
+                total[name][0] += n
+                total[name][1] += in_e
+        parts = {name: n for name, n in total.items() if name.startswith("part")}
+        kinds = {name: n for name, n in total.items() if name not in parts}
+        shown = [f"{name} {e / n:.0%} of {n:,}" for name, (n, e) in kinds.items() if n]
+        print(f"rows of {size}, in E: {'; '.join(shown)}")
+        shown = [
+            f"{parts[f'part {i}'][1] / parts[f'part {i}'][0]:.0%} in E, "
+            f"{parts[f'part {i}, exploring'][0] / parts[f'part {i}'][0]:.0%} explore"
+            for i in range(1, PARTS + 1)
+        ]
+        print(f"  fifths of the responses: {'; '.join(shown)}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("checkpoints", nargs="*", default=["builtin:instruct", "builtin:thinking"])
@@ -186,6 +245,7 @@ def main() -> None:
         for size, read in responses(spec, given.prompts, given.max_tokens):
             found[size].append(read)
         table(found)
+        by_kind(found)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,9 @@
     const some = NAMES.map(function (name, i) { return line[CYCLES][i] ? line[CYCLES][i] + " " + name : ""; });
     return some.filter(Boolean).join(", ") || "no cycle";
   }
+  function brief(line) {
+    return line[CYCLES] && line[CYCLES][0] + line[CYCLES][1] ? line[CYCLES][0] + " effective, " + line[CYCLES][1] + " redundant" : counts(line);
+  }
   function item(place) {
     const n = order[place], line = LINES[n];
     const node = make("div", "item");
@@ -83,7 +86,7 @@
       make("span", "num sample", "sample " + line[SAMPLE]),
       make("span", "num tokens", grouped(line[TOKENS]) + " tok"),
       make("span", "num segments", line[SEGMENTS] + " E"),
-      make("span", "num cycles-of", counts(line)), make("span", "num score", number(line[SCORE], 3)));
+      make("span", "num cycles-of", brief(line)), make("span", "num score", number(line[SCORE], 3)));
     return node;
   }
   function paint() {
