@@ -1,6 +1,7 @@
 """Averages of several checkpoints: exact, and greedy by the estimate."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,11 @@ def test_a_uniform_average_is_that_of_all_in_float32(run: Path, tmp_path: Path):
     assert two is not None and two.candidates[1].ratio == 0.5
     with pytest.raises(BadInput, match=r"found 4 checkpoints, expected two endpoints\. Give --uni"):
         sweep("a", "b", more=["c", "d"], out=tmp_path / "x")
+    # mergekit takes what follows a + in a path for an adapter.
+    plus = shutil.copytree(run / "checkpoint-200", tmp_path / "base+lora@x")
+    paths = [str(plus), str(run / "checkpoint-10"), str(run / "checkpoint-30")]
+    kept = sweep(*paths[:2], more=paths[2:], uniform=True, out=tmp_path / "plus").family
+    assert kept is not None and kept.candidates[0].name == "base+lora-x"
     with pytest.raises(BadInput, match="found 1 checkpoint, expected two or more"):
         sweep(a=str(run / "checkpoint-10"), uniform=True, out=tmp_path / "x")
 

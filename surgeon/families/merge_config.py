@@ -1,5 +1,6 @@
 """mergekit's configs: of the mixes made here, with models renamed, and as text."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ def plain_mix(merge: MergeConfig) -> Mix | None:
     return mix if merge in spellings and (dtype is None or dtype in FLOAT_NAMES) else None
 
 
-def with_models(merge: MergeConfig, called: dict[str, str]) -> MergeConfig:
+def with_models(merge: MergeConfig, called: Mapping[str, object]) -> MergeConfig:
     """A config with its models (`a`, `b`, others) replaced by what `called` says."""
 
     def renamed(key: str, value: object) -> object:

@@ -48,9 +48,13 @@ def _configuration(
     merge: MergeConfig, family: Family, others: dict[str, Checkpoint]
 ) -> "MergeConfiguration":
     """mergekit's config object, every model by its absolute path."""
-    # Absolute, because mergekit takes other paths for hub ids and asks the network about them.
+    # Absolute, because mergekit takes other paths for hub ids and asks the network about them; and
+    # not as text, in which it takes a + for an adapter's and an @ for a revision's.
     called = {"a": family.endpoints[0], "b": family.endpoints[-1], **others}
-    paths = {name: str(checkpoint.path.resolve()) for name, checkpoint in called.items()}
+    paths = {
+        name: {"model": {"path": str(checkpoint.path.resolve())}}
+        for name, checkpoint in called.items()
+    }
     return _mergekit().config.MergeConfiguration.model_validate(with_models(merge, paths))
 
 
