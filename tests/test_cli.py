@@ -24,7 +24,7 @@ COMMANDS = {
     "summary": "rankings out",
     "soup": "ranking out most device dtype",
     "read": "ranking out candidates traces record markers judge judge_temperature labels blocks "
-    "seed structured prompt_file parallel price_in price_out device dtype",
+    "seed dry_run structured prompt_file parallel price_in price_out device dtype",
     "distill": "checkpoint pool out method tuning merge select shots context steps batch_size lr "
     "ema max_tokens save_every tracker answer seed device dtype",
     "curate": "pool out by keep worst reader weights weights_from_other prompts columns exclude "

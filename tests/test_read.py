@@ -239,6 +239,17 @@ def test_a_ranking_that_cant_be_read(
     assert words in line and sorted(p.name for p in tmp_path.iterdir()) == before
 
 
+def test_a_dry_run_says_what_is_read_and_writes_nothing(ranked: Path, tmp_path: Path, capsys):
+    from surgeon import cli
+
+    given = ["read", str(ranked / "ranking"), "--out", str(tmp_path / "out"), "--dry-run"]
+    cli.main([*given, "--judge", "test_read:first_block"])
+    said = capsys.readouterr().out
+    assert "m: 6 responses, read from what the ranking kept." in said
+    assert "labels at most 200 blocks" in said and "nothing was written" in said
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- labels of blocks -----------------------------------------------------------------------------
 
 

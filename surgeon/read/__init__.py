@@ -7,6 +7,7 @@ passages.py        blocks to be labelled
 labels.py          labels that people made
 labelling.py       who else labels: words, a judge
 agreeing.py        the phases against labels; annotators against each other
+forecast.py        what it will take
 phase_reading.py   read.json
 plan.py            what is checked before anything is read
 shown.py           the page, and the tables of a terminal
@@ -15,7 +16,9 @@ shown.py           the page, and the tables of a terminal
 from pathlib import Path
 
 from surgeon import artifact, jsonl
+from surgeon.errors import BadInput
 from surgeon.read.agreeing import agreement_warnings, agreements, pairs
+from surgeon.read.forecast import forecast
 from surgeon.read.labelling import MARKED, by_markers, judged
 from surgeon.read.labels import Labels, require_known
 from surgeon.read.passages import CSV, all_passages, drawn, write_csv
@@ -27,7 +30,7 @@ from surgeon.read.shown import LabelledBlocks, show, write_annotation, write_pag
 from surgeon.settings import verb
 from surgeon.settings.read import ReadSettings
 
-__all__ = ["PhaseEntropy", "PhaseReading", "prepare", "read", "show"]
+__all__ = ["PhaseEntropy", "PhaseReading", "forecast", "prepare", "read", "show"]
 
 CYCLES = "cycles.jsonl"
 
@@ -40,6 +43,10 @@ def read(settings: ReadSettings) -> PhaseReading:
     didn't keep are recorded again. A killed run goes on with the responses that it lacks. Raises
     `BadInput` before anything is read.
     """
+    if settings.dry_run:
+        raise BadInput(
+            "found dry_run, expected forecast(settings): from Python that says what it will take."
+        )
     plan = prepare(settings)
 
     def work(partial: Path) -> PhaseReading:

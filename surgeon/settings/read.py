@@ -52,5 +52,7 @@ class ReadSettings:
     turn."""
     seed: Annotated[int, UNRECORDED] = 0
     """Seed of the draw, and of the intervals."""
+    dry_run: Annotated[bool, UNRECORDED] = False
+    """Say what it will take and write nothing."""
     endpoint: EndpointSettings = EndpointSettings()
     machine: Machine = Machine()

@@ -45,7 +45,7 @@ VERBS = {
         "evaluate": ("evaluate:EvaluateSettings", "surgeon.evaluate", "evaluate", "forecast"),
         "tasks": ("tasks:TasksSettings", "surgeon.tasks", "tasks"),
         "summary": ("summary:SummarySettings", "surgeon.rank.pooled", "summary"),
-        "read": ("read:ReadSettings", "surgeon.read", "read"),
+        "read": ("read:ReadSettings", "surgeon.read", "read", "forecast"),
         "weights": ("weights:WeightsSettings", "surgeon.weights", "weights"),
         "soup": ("soup:SoupSettings", "surgeon.soups", "soup"),
         "transplant": ("transplant:TransplantSettings", "surgeon.transplant", "transplant"),
