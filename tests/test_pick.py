@@ -70,6 +70,18 @@ def test_a_rankings_answers_and_the_same_ones_read_by_the_checkpoint_are_scored_
     assert kept.overall is not None and kept.overall.prompts == 3
 
 
+@pytest.mark.slow
+def test_workers_read_what_one_process_does(ranked: Path, tmp_path: Path):
+    given: dict[str, Any] = dict(
+        prompts=ranked / "task.jsonl", weights=ranked / "mini", traces=ranked / "task"
+    )
+    found = []
+    for workers in ("1", "2"):
+        made = pick([str(ranked / "m")], out=tmp_path / workers, workers=workers, **given)
+        found.append([a["nex"] for row in lines(made.out / "picks.jsonl") for a in row["answers"]])
+    assert found[0] == pytest.approx(found[1], abs=1e-5) and len(found[0]) == 9
+
+
 def test_a_prompts_answers_have_no_part_in_the_weights_that_score_them(ranked: Path):
     """Held against weights learned by hand from the responses to the other prompts."""
     file = ranked / "task" / "candidates" / "m" / evidence_file.FILE
@@ -171,7 +183,7 @@ def test_the_others_vote_with_one_voice_each():
             "was computed on .*, not on m",
         ),
         (
-            {"sources": ["m"], "prompts": "task.jsonl", "weights": "mini", "by": ["consensus"]},
+            {"sources": ["m"], "prompts": "task.jsonl", "by": ["consensus"], "consensus_top": 5000},
             "keeps all .* neurons",
         ),
     ],

@@ -481,6 +481,24 @@ def peers(source: str, out: str) -> None:
         result = trained(source, Path(out) / f"{weights}-{parallel}", weights, parallel)
         if Accelerator(cpu=True).is_main_process:
             torch.save(result, Path(out) / f"{weights}-{parallel}.pt")
+    for parallel in ("ddp", "fsdp"):
+        taught(source, Path(out) / f"sft-{parallel}", parallel)
+
+
+def taught(source: str, out: Path, parallel: str) -> list[float]:
+    """`surgeon sft` on seven answers, four of them a step; its losses."""
+    from surgeon.sft import sft
+
+    rows = [
+        {"id": f"p{n}", "prompt": f"w{n} w1", "response": " ".join(["w3"] * (1 + n))}
+        for n in range(7)
+    ]
+    file = out.with_suffix(f".{os.environ.get('RANK', '0')}.jsonl")
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sft(source, traces=[str(file)], out=out, parallel=parallel, batch_size=4, lr=1e-2, epochs=2,
+        device="cpu")  # fmt: skip
+    metrics = (out / "training" / METRICS).read_text().splitlines()
+    return [json.loads(line)["loss"] for line in metrics]
 
 
 def launched(code: str, processes: int = 2) -> None:
@@ -516,3 +534,14 @@ def test_two_processes_agree_with_one(source: Path, tmp_path: Path):
             for key, tensor in one[part].items():
                 torch.testing.assert_close(tensor, two[part][key], rtol=1e-3, atol=2e-4)
         assert one["drawn"] == two["drawn"]
+    alone = taught(str(source), tmp_path / "sft-alone", "ddp")
+    weights = Checkpoint.open(tmp_path / "sft-alone").model().state_dict()
+    for parallel in ("ddp", "fsdp"):
+        # What is there is not trained again: these are the losses of two processes.
+        assert taught(str(source), tmp_path / f"sft-{parallel}", parallel) == pytest.approx(
+            alone, rel=2e-4
+        )
+        two = Checkpoint.open(tmp_path / f"sft-{parallel}").model().state_dict()
+        for key, tensor in weights.items():
+            torch.testing.assert_close(two[key], tensor, rtol=1e-3, atol=2e-4)
+    assert len(alone) == 4 and alone[-1] < alone[0]

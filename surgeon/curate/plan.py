@@ -21,6 +21,7 @@ from surgeon.scoring.rules import Rule, rule_of, short
 from surgeon.settings import record
 from surgeon.settings.curate import CurateSettings
 from surgeon.traces import digest_of_prompts, read_prompts
+from surgeon.workers import Roster, roster
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +42,8 @@ class CuratePlan(NamedTuple):
     left: Left
     extract: Callable[[str], str | None]
     placement: "tuple[str, torch.dtype | None]"
+    roster: Roster | None
+    """The workers that read; None where this process does."""
     run: lineage.Run
 
     def needs(self, *kinds: str) -> bool:
@@ -60,6 +63,7 @@ def prepare(settings: CurateSettings) -> CuratePlan:
     if len(rules) < len(settings.by):
         raise BadInput(f"found by = {', '.join(settings.by)}, expected rules of different names.")
     device_and_dtype = placement(settings.machine.device, settings.machine.dtype)
+    workers = roster(settings.workforce, settings.machine.device, settings.machine.dtype)
     extract = parse_extractor(settings.answer, settings.reading.answer_words)
     parse_tags(settings.reading.think_tags)
     excluded = [read_prompts(source) for source in settings.exclude]
@@ -100,7 +104,7 @@ def prepare(settings: CurateSettings) -> CuratePlan:
     top_k = 0 if reader is None else recorded_alike(settings.top_k, reader, weights_file)
     arguments = record(settings) | ({"top_k": top_k} if top_k else {})
     return CuratePlan(
-        settings, rules, pool, reader, weight_N, top_k, left, extract, device_and_dtype,
+        settings, rules, pool, reader, weight_N, top_k, left, extract, device_and_dtype, workers,
         lineage.Run("curate", arguments, inputs, settings.seed),
     )  # fmt: skip
 

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 from surgeon import jsonl
 from surgeon.answers import check_many, parse_tags, read_answers
 from surgeon.curate.plan import CuratePlan
+from surgeon.families import subjects
 from surgeon.progress import bar
+from surgeon.scoring.crews import ReadingOrder, read_by
 from surgeon.scoring.reader import Asked, Values, good_masses, read_values
 from surgeon.scoring.voting import agreement, places_of, votes_of
 from surgeon.traces import Trace
 from surgeon.traces.records import Key
+from surgeon.workers import Crew
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,24 +71,43 @@ def _read(plan: CuratePlan, work: Path) -> dict[Key, Mapping[str, Any]]:
     lacking = len(wanted - known.keys())
     if not lacking or plan.reader is None:
         return known
+    # Rows are taken from the pool as they are read, so that memory doesn't grow with it.
+    windows = _windows(plan, wanted - known.keys())
+
+    def keep(key: Key, values: Values) -> None:
+        row = {"prompt_id": key[0], "sample": key[1], **values}
+        jsonl.append(file, row)
+        known[key] = row
+
+    if plan.roster is not None:
+        subject = subjects([str(plan.settings.reader)])[0]
+        done = 0
+        with Crew(plan.roster) as crew:
+            for traces in windows:
+                order = ReadingOrder(subject, _asked(plan), traces)
+                what = f"read from {done} of {lacking}"
+                for _, key, values in read_by(crew, {subject.name: order}, what=what):
+                    keep(key, values)
+                done += len(traces)
+        return known
     device, dtype = plan.placement
     model: Any = plan.reader.model(device, dtype).to(device)  # pyright: ignore
     with bar("read", lacking) as advance:
-        for traces in _windows(plan, wanted - known.keys()):
+        for traces in windows:
             for trace, values in zip(traces, _values(plan, model, traces), strict=True):
-                row = {"prompt_id": trace.prompt_id, "sample": trace.sample, **values}
-                jsonl.append(file, row)
-                known[trace.key] = row
+                keep(trace.key, values)
                 advance()
     return known
 
 
 def _windows(plan: CuratePlan, wanted: set[Key]) -> Iterator[list[Trace]]:
     window: list[Trace] = []
+    # Every worker has some of a window.
+    size = WINDOW * (1 if plan.roster is None else 16)
     for answered in plan.pool.rows():
         if answered.key in wanted:
             window.append(plan.pool.trace(answered))
-        if len(window) == WINDOW:
+        if len(window) == size:
             yield window
             window = []
     if window:
@@ -94,11 +116,14 @@ def _windows(plan: CuratePlan, wanted: set[Key]) -> Iterator[list[Trace]]:
 
 def _values(plan: CuratePlan, model: "nn.Module", traces: Sequence[Trace]) -> list[Values]:
     """nex, hes, logprob and consensus of some answers, as far as rules need them."""
-    asked = Asked(
-        plan.needs("weights", "recording"), plan.needs("sets"), plan.weight_N,
-        plan.top_k, plan.settings.consensus_top,
+    return read_values(model, traces, _asked(plan))
+
+
+def _asked(plan: CuratePlan) -> Asked:
+    return Asked(
+        plan.needs("weights", "recording"), plan.needs("sets"), plan.weight_N, plan.top_k,
+        plan.settings.consensus_top,
     )  # fmt: skip
-    return read_values(model, traces, asked)
 
 
 def _vote(plan: CuratePlan, rows: list[Values]) -> None:

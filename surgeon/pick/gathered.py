@@ -5,7 +5,7 @@ on from there.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +15,13 @@ from surgeon.families import Subject
 from surgeon.live.families import live, tokenizer_of
 from surgeon.pick.plan import PickFrom, PickPlan
 from surgeon.progress import bar
+from surgeon.scoring.crews import ReadingOrder, read_by
 from surgeon.scoring.ranked import RankedPool, crossed
 from surgeon.scoring.reader import Asked, Values, good_masses, read_values
 from surgeon.scoring.voting import agreement, places_of, pooled, votes_of
 from surgeon.traces import Trace, in_order, read_traces, sampled, settle, stored_traces
 from surgeon.traces.records import Key
-from surgeon.workers import Bench, Crew, answered
+from surgeon.workers import Crew, answered
 
 WINDOW = 64
 """Answers that are read together."""
@@ -116,23 +117,6 @@ def _sampled(plan: PickPlan, work: Path, chosen: Sequence[Subject]) -> dict[str,
 # What a model says of them -----------------------------------------------------------------------
 
 
-class ReadingOrder(NamedTuple):
-    """Answers that a worker is to read."""
-
-    subject: Subject
-    asked: Asked
-    traces: list[Trace]
-
-
-def read(bench: Bench, order: ReadingOrder) -> Iterator[tuple[Key, Values, bool]]:
-    """A worker's job: what the checkpoint says of each answer."""
-    model, _ = bench.take(order.subject)
-    for trace, values in zip(
-        order.traces, read_values(model, order.traces, order.asked), strict=True
-    ):
-        yield trace.key, values, True
-
-
 def readings_of(
     plan: PickPlan, work: Path, traces: Mapping[str, list[Trace]]
 ) -> dict[str, dict[Key, Values]]:
@@ -152,15 +136,9 @@ def readings_of(
         known[name][key] = values
 
     if plan.roster is not None and orders:
-        by_key = {name: {t.key: t for t in order.traces} for name, order in orders.items()}
         with Crew(plan.roster) as crew:
-            for result in crew.run(
-                {name: list(keys) for name, keys in by_key.items()},
-                read,
-                lambda name, keys: orders[name]._replace(traces=[by_key[name][k] for k in keys]),
-                what="read", total=sum(map(len, by_key.values())),
-            ):  # fmt: skip
-                keep(result.group, result.unit, result.value)
+            for name, key, values in read_by(crew, orders):
+                keep(name, key, values)
         return known
     wanted = [order.subject for order in orders.values()]
     for n, (subject, model, _) in enumerate(live(wanted, *plan.placement), 1):

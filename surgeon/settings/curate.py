@@ -17,6 +17,7 @@ from surgeon.settings.schema import (
     Positive,
     settings,
 )
+from surgeon.settings.workforce import Workforce
 
 
 @settings
@@ -25,7 +26,8 @@ class CurateSettings:
 
     Every selection gets the same number of tokens (NEX Tab. 4), best answers first; the prompts of
     the mini-set and of tasks are left out. No selection reads a label. A killed run resumes with
-    the answers that it has scored.
+    the answers that it has scored. Nothing is sampled, so there is no engine: the answers are the
+    pool's, which `surgeon rank` or `evaluate` may have had written by one.
     """
 
     pool: Annotated[str, Metavar("FILE|RANKING#NAME"), UNRECORDED]
@@ -76,6 +78,7 @@ class CurateSettings:
     """Seed of random selections, and of the order among equals."""
     reading: AnswerReading = AnswerReading()
     machine: Machine = Machine()
+    workforce: Workforce = Workforce()
 
     def __post_init__(self) -> None:
         """Raise BadInput for a rule that stands there twice."""

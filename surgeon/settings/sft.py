@@ -23,7 +23,9 @@ class SftTracesSettings:
     """Train a checkpoint on given answers: traces, prompts with responses, or conversations.
 
     The defaults are those of NEX sec. 4.5: full weights, 8 examples a step, a rate of 1e-5, one
-    epoch, a cosine with 10% warm-up. Only answers are learned, and no example sees another.
+    epoch, a cosine with 10% warm-up. Only answers are learned, and no example sees another. Answers
+    are given, so there is no engine; the processes that share a training are those of `torchrun`
+    or `accelerate launch`, not workers.
     """
 
     checkpoint: Annotated[str, POSITIONAL, Metavar("CHECKPOINT")]
