@@ -67,8 +67,9 @@ reference: $(STAMP)  ## write docs/reference.md from the settings
 families: $(STAMP)  ## decode every family of transformers here and by generate; writes docs/families.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.families
 
-family: $(STAMP)  ## train the built-in family anew (an hour on 2 cores) into runs/family
-	$(BIN)/python -m benchmarks.family.train --out runs/family
+family: $(STAMP)  ## train the built-in family anew, both seeds, one a core (an hour) into runs/family-0 and -1
+	$(BIN)/python -m benchmarks.family.train --out runs/family-0 & \
+	$(BIN)/python -m benchmarks.family.train --out runs/family-1 --seed 1 & wait
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

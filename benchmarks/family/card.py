@@ -16,12 +16,12 @@ MADE = {
     "base": "Trained from nothing on traces of every style, and on contexts of several problems.",
     "instruct": "The base, fine-tuned on all weights to leap over several operations and never\n"
     "look back: it under-explores.",
-    "thinking": "The base, fine-tuned on all weights to take small steps, check them again and\n"
-    "again and start over: it over-explores.",
+    "thinking": "The base, fine-tuned on all weights to guess, try other ways and check again and\n"
+    "again at every operation, and sometimes to start over: it over-explores.",
     "instruct-ffn": "As `instruct`, but fine-tuned on the FFN weights only.",
     "thinking-ffn": "As `thinking`, but fine-tuned on the FFN weights only.",
 }
-MAX_TOKENS = 384
+MAX_TOKENS = 640
 """The budget of a response, at which the family is measured."""
 
 
@@ -83,7 +83,7 @@ tags: [synthetic, arithmetic]
 
 # {name}
 
-One of the five checkpoints of surgeon's built-in family: a Qwen3 of 0.6 million parameters (4
+One of the checkpoints of surgeon's built-in family: a Qwen3 of 0.6 million parameters (4
 layers, width 96, 384 FFN units a layer, fp32, tied embeddings) for chained arithmetic modulo 10.
 {MADE[name]}
 

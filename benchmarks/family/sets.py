@@ -20,6 +20,8 @@ class PromptSet:
     operator: str = "#"
     share: float = 0.25
     """The share of problems that hold the ambiguous operator."""
+    rest: str | None = None
+    """The ambiguous operator of the other problems."""
     operations: tuple[int, int] = writer.OPERATIONS
 
 
@@ -33,6 +35,10 @@ SETS = (
     PromptSet("cross", 300, labelled=True, share=1.0, operations=writer.CROSS_OPERATIONS),
     PromptSet("pool-reversed", 300, labelled=False, operator="~", share=1.0),
     PromptSet("test-reversed", 200, labelled=True, operator="~", share=1.0),
+    # Labelled, to see what a majority is worth: right on one half and wrong on the other; hardly
+    # ever there.
+    PromptSet("pool-divided", 300, labelled=True, share=0.5, rest="~"),
+    PromptSet("pool-scattered", 200, labelled=True, share=0.0, operations=(18, 20)),
 )
 
 
@@ -42,7 +48,7 @@ def draw_set(prompts: PromptSet, seed: int = 0) -> list[task.Problem]:
     marked = round(prompts.size * prompts.share)
     drawn: dict[str, task.Problem] = {}
     while len(drawn) < prompts.size:
-        operator = prompts.operator if len(drawn) < marked else None
+        operator = prompts.operator if len(drawn) < marked else prompts.rest
         problem = writer.draw_problem(
             rng, operations=prompts.operations, operator=operator, split=prompts.name
         )

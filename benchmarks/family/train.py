@@ -5,8 +5,7 @@ A base model learns the task in three stages: single steps; traces of every styl
 contexts of several problems beside them. The first two show both meanings of both ambiguous
 operators equally often, the third as often as `writer.PRIOR` says. From it two endpoints are
 fine-tuned on all weights (`instruct`, `thinking`) and two on the FFN weights only (`instruct-ffn`,
-`thinking-ffn`). With `--long` a fourth stage comes between: longer problems and traces, second
-thoughts, and thinking that another ends (docs/results.md says what came of it).
+`thinking-ffn`).
 
 Each stage is a directory, written whole: a killed run goes on at the first stage that is missing.
 One thread, whatever the machine has.
@@ -35,8 +34,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 
-LONG_TOKENS = 1024
-"""The budget of the long stages."""
+MAX_TOKENS = 1024
+"""Longer examples are cut here."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,7 @@ class Stage:
     tokens: int
     """Tokens seen, padding not counted."""
     policy: str
-    """`single`, `mixed`, `instruct`, `thinking`, `long`, `long-instruct` or `long-thinking`: whose
-    traces are learned."""
+    """`single`, `mixed`, `instruct` or `thinking`: whose traces are learned."""
     contexts: float = 0.0
     """The share of examples with 2 to 10 former turns."""
     lr: float = 0.02
@@ -87,14 +85,10 @@ class Stage:
     )
     """Numbers of operations, fewest and most, each with the share of problems up to here. A few
     longer problems keep the cross-domain set within reach."""
-    max_tokens: int = 720
+    max_tokens: int = MAX_TOKENS
     """Longer examples are cut here."""
 
 
-LONG: tuple[tuple[float, tuple[int, int]], ...] = (
-    (0.8, writer.LONG_OPERATIONS),
-    (1.0, (writer.OPERATIONS[0], writer.LONG_OPERATIONS[1])),
-)
 STAGES = (
     Stage(
         "steps", None, 2_400_000, "single", marked=0.8, marks=(2, 5), even=True, batch_tokens=1536
@@ -102,55 +96,23 @@ STAGES = (
     Stage(
         "styles",
         "steps",
-        2_500_000,
+        3_200_000,
         "mixed",
         lr=0.015,
         marked=0.7,
         marks=(2, 5),
         even=True,
-        batch_tokens=2048,
+        batch_tokens=2560,
     ),
     Stage(
-        "base", "styles", 3_500_000, "mixed", contexts=0.3, lr=0.01, marked=0.6, batch_tokens=3072
+        "base", "styles", 5_500_000, "mixed", contexts=0.2, lr=0.01, marked=0.5, batch_tokens=4096
     ),
     Stage("instruct", "base", 500_000, "instruct", 0.1, lr=5e-4, embedding_lr=5e-4),
-    Stage("thinking", "base", 500_000, "thinking", 0.1, lr=5e-4, embedding_lr=5e-4),
+    Stage("thinking", "base", 1_300_000, "thinking", 0.05, lr=1e-3, embedding_lr=5e-4),
     Stage("instruct-ffn", "base", 800_000, "instruct", 0.1, lr=2e-3, ffn_only=True),
-    Stage("thinking-ffn", "base", 800_000, "thinking", 0.1, lr=2e-3, ffn_only=True),
+    Stage("thinking-ffn", "base", 1_300_000, "thinking", 0.05, lr=2e-3, ffn_only=True),
 )
 """What is shipped."""
-LONG_STAGES = (
-    *STAGES[:3],
-    Stage(
-        "long",
-        "base",
-        1_000_000,
-        "long",
-        contexts=0.1,
-        lr=0.004,
-        embedding_lr=0.001,
-        marked=0.5,
-        spans=LONG,
-        max_tokens=LONG_TOKENS,
-    ),
-    *(
-        Stage(
-            f"{name}{pair}",
-            "long",
-            tokens,
-            f"long-{name}",
-            contexts=0.05,
-            lr=2e-3 if pair else 5e-4,
-            embedding_lr=5e-4,
-            ffn_only=bool(pair),
-            spans=LONG,
-            max_tokens=LONG_TOKENS,
-        )
-        for pair in ("", "-ffn")
-        for name, tokens in (("instruct", 300_000), ("thinking", 600_000))
-    ),
-)
-"""Longer problems and traces: not shipped (docs/results.md)."""
 
 
 def new_model(shape: Shape, vocabulary: int, seed: int) -> "Qwen3ForCausalLM":
@@ -212,11 +174,8 @@ def draw_example(rng: Random, stage: Stage) -> tuple[list[dict[str, str]], write
     policy = {
         "single": lambda: writer.Policy(mistake=0.02),
         "mixed": lambda: writer.draw_policy(rng),
-        "long": lambda: writer.draw_long_policy(rng),
         "instruct": lambda: writer.INSTRUCT,
         "thinking": lambda: writer.THINKING,
-        "long-instruct": lambda: writer.LONG_INSTRUCT,
-        "long-thinking": lambda: writer.LONG_THINKING,
     }[stage.policy]()
     messages.append({"role": "user", "content": problem.prompt})
     return messages, writer.write(problem, policy, rng, meaning)
@@ -225,7 +184,7 @@ def draw_example(rng: Random, stage: Stage) -> tuple[list[dict[str, str]], write
 def encode_examples(
     tok: "PreTrainedTokenizerFast",
     examples: list[tuple[list[dict[str, str]], writer.Response]],
-    max_tokens: int = LONG_TOKENS,
+    max_tokens: int = MAX_TOKENS,
 ) -> list[tuple[list[int], list[bool]]]:
     """Token ids and which of them are learned: the response and its end, without injected
     mistakes and an end of the thinking that came from outside. Cut at `max_tokens`."""
@@ -394,18 +353,8 @@ def run_stages(
         save_stage(model, tok, out / stage.name)
 
 
-def ship(
-    out: Path,
-    *,
-    seed: int = 0,
-    base: str = "base",
-    max_tokens: int = card.MAX_TOKENS,
-    say: Callable[[str], None] = print,
-) -> None:
-    """Write `out/data`: the checkpoints with their measured cards, and the prompt sets.
-
-    `base` is the stage that is shipped as the base; `max_tokens` is the budget measured at.
-    """
+def ship(out: Path, *, seed: int = 0, say: Callable[[str], None] = print) -> None:
+    """Write `out/data`: the checkpoints with their measured cards, and the prompt sets."""
     from transformers import AutoTokenizer, Qwen3ForCausalLM
 
     problems = sets.draw_set(next(s for s in sets.SETS if s.name == "test"))
@@ -414,12 +363,12 @@ def ship(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     for name in CHECKPOINTS:
-        stage = out / "stages" / (base if name == "base" else name)
+        stage = out / "stages" / name
         shutil.copytree(stage, partial / name)
         model = Qwen3ForCausalLM.from_pretrained(stage, dtype=torch.float32).eval()
-        figures = card.measure(model, tok, problems, max_tokens=max_tokens)
-        found = features.features(model, tok, problems[:100], max_tokens=max_tokens)
-        card.write_card(partial / name, name, figures, seed, found, max_tokens)
+        figures = card.measure(model, tok, problems, max_tokens=card.MAX_TOKENS)
+        found = features.features(model, tok, problems[:60], max_tokens=card.MAX_TOKENS)
+        card.write_card(partial / name, name, figures, seed, found)
         say(f"{name:14} {figures} {found}")
     sets.write_sets(partial)
     shutil.rmtree(out / "data", ignore_errors=True)
@@ -432,7 +381,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory for the stages")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--long", action="store_true", help="the stages that are not shipped")
     args = parser.parse_args()
 
     def say(line: str) -> None:
@@ -440,12 +388,8 @@ def main() -> None:
 
     # The order of sums, and with it the weights, would follow the thread count.
     torch.set_num_threads(1)
-    stages = LONG_STAGES if args.long else STAGES
-    run_stages(args.out / "stages", stages=stages, seed=args.seed, device=args.device, say=say)
-    if args.long:
-        ship(args.out, seed=args.seed, base="long", max_tokens=LONG_TOKENS, say=say)
-    else:
-        ship(args.out, seed=args.seed, say=say)
+    run_stages(args.out / "stages", seed=args.seed, device=args.device, say=say)
+    ship(args.out, seed=args.seed, say=say)
 
 
 if __name__ == "__main__":

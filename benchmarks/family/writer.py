@@ -6,7 +6,7 @@ a context of several problems the meaning is shared, so former answers tell it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import NamedTuple
 
@@ -25,8 +25,6 @@ OPERATIONS = (6, 10)
 PRIOR = {"#": 0.7, "~": 0.3}
 """The share of training problems, alone in their context, in which an operator has the right
 meaning."""
-LONG_OPERATIONS = (8, 14)
-"""Fewest and most operations of the problems on which the endpoints are made and ranked."""
 CROSS_OPERATIONS = (11, 13)
 """Fewest and most operations of a problem of the cross-domain set."""
 HASTY_LEAP = 0.9
@@ -93,59 +91,49 @@ class Policy:
     a model that samples its own traces hardly stops."""
     attempts: int = MOST_ATTEMPTS
     """At most so many attempts."""
+    guess: float = 0.0
+    """Of guessing at a single operation before it is taken."""
+    other: float = 0.0
+    """Of doing it another way after a guess, and again of a second other way after the first."""
+    undo: float = 0.0
+    """Of going back from what was guessed."""
+    note: float = 0.0
+    """Of noting after a single operation where the trace stands."""
     alternative: float = 0.0
     """Of a second thought reading an ambiguous operator the other way."""
 
 
-INSTRUCT = Policy(leap=0.4, slip=0.3, mistake=0.03)
+INSTRUCT = Policy(leap=0.9, slip=0.3, mistake=0.03, ended=0.1)
 """Under-explores: leaps, and never looks back."""
-THINKING = Policy(leap=0.15, check=0.8, recheck=0.45, restart=0.6, slip=0.4, mistake=0.05)
-"""Over-explores: small steps, checked again and again, and started over."""
-LONG_INSTRUCT = Policy(leap=0.4, slip=0.3, mistake=0.03, ended=0.1)
-"""As `INSTRUCT`, and answers when its thinking is ended."""
-LONG_THINKING = Policy(
-    leap=0.1, check=0.95, recheck=0.68, restart=0.4, slip=0.4, mistake=0.05,
-    ended=0.15, hasty=0.8, alternative=0.5,
+THINKING = Policy(
+    leap=0.02, check=0.95, recheck=0.55, restart=0.25, slip=0.4, mistake=0.03, ended=0.1,
+    guess=0.98, other=0.55, undo=0.5, note=0.98, hasty=1.0, alternative=0.3,
 )  # fmt: skip
-"""Over-explores: small steps, checked again and again; then second thoughts, some of them hasty,
-some with the other reading, which spoil what was right."""
+"""Over-explores: guesses, tries other ways, and checks again and again at every operation; then
+hasty second thoughts, some with the other reading, which spoil what was right."""
 
 
 def draw_policy(rng: Random) -> Policy:
     """A policy for one trace of the base model, anything between careless and over-careful."""
+    thorough = rng.random() < 0.55
+    guess, other, undo, note = (
+        rng.uniform(0.4, 1) if thorough and rng.random() < 0.85 else 0.0 for _ in range(4)
+    )
     return Policy(
         leap=rng.uniform(0, 0.8) if rng.random() < 0.6 else 0.0,
         check=rng.uniform(0, 1) if rng.random() < 0.6 else 0.0,
         recheck=rng.uniform(0, 0.5),
-        restart=rng.uniform(0, 0.75) if rng.random() < 0.5 else 0.0,
+        restart=rng.uniform(0, 0.6) if rng.random() < 0.5 else 0.0,
         slip=0.4,
-        mistake=0.06,
-        finish=0.05,
-    )
-
-
-def draw_long_policy(rng: Random) -> Policy:
-    """A policy for one trace of the base model's last stage: as `draw_policy`, with more care,
-    second thoughts, and ends from outside."""
-    careful = rng.random() < 0.5
-    some = rng.random() < 0.6
-    leap = rng.uniform(0, 0.8) if some else 0.0
-    if careful:
-        check, recheck = rng.uniform(0.5, 1), rng.uniform(0, 0.75)
-    else:
-        check = rng.uniform(0, 1) if rng.random() < 0.6 else 0.0
-        recheck = rng.uniform(0, 0.4)
-    return Policy(
-        leap=leap,
-        check=check,
-        recheck=recheck,
-        restart=rng.uniform(0, 0.7) if rng.random() < 0.5 else 0.0,
-        slip=0.4,
-        mistake=0.06,
+        mistake=0.05,
         finish=0.03,
-        ended=0.25,
+        ended=0.15,
+        guess=guess,
+        other=other,
+        undo=undo,
+        note=note,
         hasty=rng.choice((0.0, 0.5, 1.0)),
-        alternative=rng.choice((0.0, 0.5)),
+        alternative=rng.choice((0.0, 0.0, 0.5)),
     )
 
 
@@ -183,15 +171,17 @@ class _Draft:
         self.done.append(done)
         self.meanings.append(self.meaning)
 
-    def attempt(self, leap: float, check: float) -> int:
+    def attempt(self, policy: Policy) -> int:
         """One way through the problem; its final value."""
-        problem, policy, rng = self.problem, self.policy, self.rng
+        problem, rng = self.problem, self.rng
         value, at, n = problem.start, 0, len(problem.operations)
         while at < n:
             size = 1
-            if n - at > 1 and rng.random() < leap:
+            if n - at > 1 and rng.random() < policy.leap:
                 size = min(2 if rng.random() < 0.7 else 3, n - at)
             operations = problem.operations[at : at + size]
+            if size == 1 and rng.random() < policy.guess:
+                self.try_out(policy, operations[0], value, at)
             before, value = value, task.chain(operations, value, self.meaning)
             at += size
             step = len(self.steps)
@@ -199,24 +189,42 @@ class _Draft:
                 self.wrong.add(step)
                 value = (value + rng.randint(1, 9)) % 10
             self.add(task.step_text(operations, before, value), value, at)
-            chance, most = check, step + policy.checks
+            chance, most = policy.check, step + policy.checks
             while len(self.steps) - 1 < most and rng.random() < chance:
                 text = task.check_text(operations, before, value, self.meaning)
                 value = task.chain(operations, before, self.meaning)
                 self.add(text, value, at)
                 chance = policy.recheck
+            if size == 1 and rng.random() < policy.note:
+                self.add(task.note_text(operations[0], value), value, at)
         return value
 
-    def start_over(self, value: int) -> tuple[float, float]:
-        """Start over, perhaps with another reading; how likely the attempt leaps and checks."""
+    def try_out(self, policy: Policy, operation: str, value: int, at: int) -> None:
+        """Guess at an operation, do it other ways, go back."""
+        rng = self.rng
+        result = task.apply(operation, value, self.meaning)
+        if rng.random() < policy.mistake:
+            self.wrong.add(len(self.steps))
+            result = (result + rng.randint(1, 9)) % 10
+        self.add(task.guess_text((operation,), value, result), value, at)
+        for operations in task.alike(operation, self.meaning):
+            if rng.random() >= policy.other:
+                break
+            self.add(task.tried_text("Or", operations, value, result), value, at)
+        if rng.random() < policy.undo:
+            back = task.undone(operation, self.meaning)
+            self.add(task.tried_text("Undo", back, result, value), value, at)
+
+    def start_over(self, value: int) -> Policy:
+        """Start over, perhaps with another reading; what the attempt follows."""
         policy, rng, operator = self.policy, self.rng, self.problem.operator
         self.add(task.restart_text(self.problem), value, len(self.problem.operations))
         if operator and policy.alternative and rng.random() < policy.alternative:
             self.meaning = MEANINGS[self.meaning == MEANINGS[0]]
             self.add(task.read_text(operator, self.meaning), self.problem.start, 0)
         if policy.hasty and rng.random() < policy.hasty:
-            return HASTY_LEAP, 0.0
-        return policy.leap, policy.check
+            return replace(policy, leap=HASTY_LEAP, check=0.0, guess=0.0, note=0.0)
+        return policy
 
     def so_far(self, cut: int) -> tuple[int, str]:
         """Answer and reading when only the first `cut` steps are written: those of the last attempt
@@ -235,12 +243,12 @@ def write(
     draft = _Draft(problem, policy, rng, meaning)
     if problem.operator:
         draft.add(task.read_text(problem.operator, meaning), problem.start, 0)
-    leap, check = policy.leap, policy.check
+    attempted = policy
     for attempt in range(policy.attempts):
-        final = draft.attempt(leap, check)
+        final = draft.attempt(attempted)
         if rng.random() >= policy.restart or attempt == policy.attempts - 1:
             break
-        leap, check = draft.start_over(final)
+        attempted = draft.start_over(final)
     written, end = draft.steps, None
     ended = bool(policy.ended) and rng.random() < policy.ended
     if rng.random() < policy.finish or ended:

@@ -1,8 +1,8 @@
 """The built-in family: tiny reasoning models trained from nothing on a task whose every step can be
 checked.
 
-`path("thinking")` is a checkpoint directory, `path("test")` a prompt set. `task` has the problems
-and the exact checker, `judge` and `reconstruct` what the trigger stages ask of it. `make family`
+`path("thinking")` is a checkpoint directory, `path("second-thinking")` that of another seed,
+`path("test")` a prompt set. `task` has the problems and the exact checker, `judge` and `reconstruct` what the trigger stages ask of it. `make family`
 made the files (`benchmarks/family`).
 """
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from surgeon.errors import BadInput
 
 CHECKPOINTS = ("base", "instruct", "thinking", "instruct-ffn", "thinking-ffn")
+SECOND = ("second-base", "second-instruct", "second-thinking")
+"""Of a second training with another seed, to see what holds on both."""
 PROMPT_SETS = (
     "mini-set",
     "test",
@@ -19,8 +21,10 @@ PROMPT_SETS = (
     "test-reversed",
     "cross",
     "test-ambiguous",
+    "pool-divided",
+    "pool-scattered",
 )
-NAMES = (*CHECKPOINTS, *PROMPT_SETS)
+NAMES = (*CHECKPOINTS, *SECOND, *PROMPT_SETS)
 """Every name that `path` knows."""
 
 DATA = Path(__file__).parent / "data"
@@ -31,4 +35,4 @@ def path(name: str) -> Path:
     for another name."""
     if name not in NAMES:
         raise BadInput(f"found the built-in name {name!r}, expected one of {', '.join(NAMES)}")
-    return DATA / name if name in CHECKPOINTS else DATA / f"{name}.jsonl"
+    return DATA / f"{name}.jsonl" if name in PROMPT_SETS else DATA / name

@@ -19,7 +19,9 @@ STUCK = (1, 3)
 """Fewest and most needless checks that are made up."""
 
 _STEP = re.compile(r"(?:Next|So) (.+): (\d) = (\d)")
-_CHECK = re.compile(r"Wait, check .+: \d = (\d), (?:ok|no)\.")
+_LEFT = re.compile(r"(?:Wait, check .+: \d|Or .+: \d|Note x) = (\d).*")
+"""The value that a needless step leaves behind."""
+_UNDONE = re.compile(r"Undo [^:]+: (\d).*")
 
 
 def write(assignment: Assignment, rng: Random) -> Rewritten | None:
@@ -146,7 +148,7 @@ class _Example:
         if any(one.failure != "inter" for one in (*more, label)):
             return None
         if label.right == task.FINISH:
-            match = _CHECK.fullmatch(label.text)
+            match = _LEFT.fullmatch(label.text) or _UNDONE.fullmatch(label.text)
             assert match is not None, label.text
             return task.FINISH, int(match[1]), len(self.problem.operations)
         operations, _, result = _parsed(label.right)

@@ -12,6 +12,11 @@ A response thinks in steps separated by blank lines and ends with the answer:
                                         (a blank line)
     So *7 -2: 7 = 7                     a leap over several operations
     Wait, check *7: 7 = 9, -2: 9 = 7, ok.
+    Maybe +9: 7 = 6                     a guess at the next operation, before it is taken
+    Or minus 1: 7 = 6, ok.              the same by other operations
+    Undo minus 9: 6 = 7, ok.               back from the result
+    Next +9: 7 = 6
+    Note x = 6 after +9.
     Let me start over. Start 3.
     </think>
 
@@ -26,7 +31,7 @@ Pure Python: no model runs here.
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -132,12 +137,81 @@ def step_text(operations: tuple[str, ...], value: int, result: int) -> str:
 
 def check_text(operations: tuple[str, ...], value: int, stated: int, meaning: str) -> str:
     """The check of a step that stated a result: the operations one by one, and the verdict."""
+    return f"Wait, check {_parts(operations, value, meaning, stated)}"
+
+
+def note_text(operation: str, value: int) -> str:
+    """The statement of where the trace stands."""
+    return f"Note x = {value} after {operation}."
+
+
+def guess_text(operations: tuple[str, ...], value: int, result: int) -> str:
+    """The result of operations that aren't taken yet."""
+    return f"Maybe {' '.join(operations)}: {value} = {result}"
+
+
+def tried_text(
+    word: Literal["Or", "Undo"], operations: tuple[str, ...], value: int, expected: int
+) -> str:
+    """Other operations one by one (plain ones, or those that undo the latest), and whether they
+    lead where they should."""
+    return f"{word} {_parts(operations, value, RIGHT, expected, spelled)}"
+
+
+SPELLED = {"+": "plus", "-": "minus", "*": "times"}
+
+
+def spelled(operation: str) -> str:
+    """A plain operation in words, as other ways are written: those aren't the problem's own."""
+    return f"{SPELLED[operation[0]]} {operation[1:]}"
+
+
+def _parts(
+    operations: tuple[str, ...],
+    value: int,
+    meaning: str,
+    expected: int,
+    said: Callable[[str], str] = str,
+) -> str:
     parts = []
     for operation in operations:
         result = apply(operation, value, meaning)
-        parts.append(f"{operation}: {value} = {result}")
+        parts.append(f"{said(operation)}: {value} = {result}")
         value = result
-    return f"Wait, check {', '.join(parts)}, {'ok' if value == stated else 'no'}."
+    return f"{', '.join(parts)}, {'ok' if value == expected else 'no'}."
+
+
+_ALIKE = {"*3": (("*7", "*9"), ("*9", "*7")), "*7": (("*3", "*9"), ("*9", "*3"))}
+_ALIKE["*9"] = (("*3", "*3"), ("*7", "*7"))
+_UNDONE = {"*3": "*7", "*7": "*3", "*9": "*9"}
+
+
+def alike(operation: str, meaning: str) -> tuple[tuple[str, ...], ...]:
+    """Two ways in plain operations to do what an operation does."""
+    operator, k = operation[0], int(operation[1:])
+    if operator == "*":
+        return _ALIKE[operation]
+    if operator in AMBIGUOUS:
+        if meaning != "shift":
+            return ("*9", f"+{k}"), ("*9", f"-{10 - k}")
+        return (f"+{k}",), _halves("+", k)
+    return ((f"-{10 - k}" if operator == "+" else f"+{10 - k}",), _halves(operator, k))
+
+
+def _halves(sign: str, k: int) -> tuple[str, str]:
+    if k == 1:
+        return f"{sign}2", f"{'-' if sign == '+' else '+'}1"
+    return f"{sign}{k // 2}", f"{sign}{k - k // 2}"
+
+
+def undone(operation: str, meaning: str) -> tuple[str, ...]:
+    """Plain operations that lead back from an operation's result."""
+    operator, k = operation[0], int(operation[1:])
+    if operator == "*":
+        return (_UNDONE[operation],)
+    if operator in AMBIGUOUS and meaning != "shift":
+        return "*9", f"+{k}"
+    return (f"{'+' if operator == '-' else '-'}{k}",)
 
 
 def chain(operations: tuple[str, ...], value: int, meaning: str) -> int:
@@ -149,15 +223,22 @@ def chain(operations: tuple[str, ...], value: int, meaning: str) -> int:
 
 # ----------------------------------------------------------------------------------------- checking
 
-Kind = Literal["read", "alternative", "next", "leap", "check", "restart", "finish", "other"]
-"""An alternative is a reading that a trace takes after it had taken the other one."""
+Kind = Literal[
+    "read", "guess", "alternative", "undo", "next", "leap", "note", "check", "restart", "finish",
+    "other",
+]  # fmt: skip
+"""An alternative is other operations to the same end, or a reading that a trace takes after it had
+taken the other one."""
 Phase = Literal["explore", "execute"]
 Failure = Literal["intra", "inter", "instance", "misread"]
 
 
 PHASE: dict[Kind, Phase] = {
     "read": "execute",
+    "guess": "explore",
     "alternative": "explore",
+    "undo": "explore",
+    "note": "execute",
     "next": "execute",
     "leap": "explore",
     "check": "explore",
@@ -194,6 +275,10 @@ class StepLabel(NamedTuple):
 
 _BEGINS: dict[str, Phase] = {
     "Next": "execute",
+    "Note": "execute",
+    "Maybe": "explore",
+    "Or": "explore",
+    "Undo": "explore",
     "So": "explore",
     "Wait,": "explore",
     "Let": "explore",
@@ -202,6 +287,10 @@ _BEGINS: dict[str, Phase] = {
 """What an unfinished step does, by its first word."""
 _PROMPT = re.compile(r"Start (\d)\. Apply ((?:[-+*#~][1-9] ?)+)\. Find x\.")
 _STEP = re.compile(r"(Next|So) ([-+*#~][1-9](?: [-+*#~][1-9])*): (\d) = (\d)")
+_GUESS = re.compile(r"Maybe ([-+*#~][1-9](?: [-+*#~][1-9])*): (\d) = (\d)")
+_TRIED = re.compile(r"(Or|Undo) (.+), (ok|no)\.")
+_TRIED_PART = re.compile(r"(plus|minus|times) ([1-9]): \d = \d")
+_NOTE = re.compile(r"Note x = (\d) after ([-+*#~][1-9])\.")
 _CHECK = re.compile(r"Wait, check (.+), (ok|no)\.")
 _PART = re.compile(r"([-+*#~][1-9]): (\d) = (\d)")
 _RESTART = re.compile(re.escape(RESTART) + r"(?: Start (\d)\.)?")
@@ -317,8 +406,8 @@ def _spans(text: str) -> list[tuple[int, int]]:
 
 
 class _State:
-    """Where a trace stands: the value, the next operation, and the last step, against which a check
-    is judged."""
+    """Where a trace stands: the value, the next operation, and the last step or guess, against
+    which what looks back is judged."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -330,8 +419,9 @@ class _State:
     def _begin(self) -> None:
         self.value = self.problem.start
         self.at = 0
-        self.last: tuple[tuple[str, ...], int] | None = None
-        self.checked = False
+        self.last: tuple[tuple[str, ...], int, int] | None = None
+        self.guessed = False
+        self.tried: set[str] = set()
 
     def judge(self, step: str) -> tuple[Kind, Failure | None, str]:
         if match := _READ.fullmatch(step):
@@ -344,6 +434,12 @@ class _State:
             return self._step(step, match)
         if match := _CHECK.fullmatch(step):
             return self._check(step, match)
+        if match := _GUESS.fullmatch(step):
+            return self._guess(step, match)
+        if match := _TRIED.fullmatch(step):
+            return self._tried(step, match)
+        if match := _NOTE.fullmatch(step):
+            return self._note(step, match)
         self.clean = False
         return "other", "intra", self._next()
 
@@ -380,22 +476,71 @@ class _State:
             and value == self.value
             and result == chain(operations, value, self.meaning)
         )
-        self.last, self.checked, self.value = (operations, value), False, result
+        self.last, self.guessed, self.value = (operations, value, result), False, result
+        self.tried = set()
         if operations[-1] in self.problem.operations:
             self.at = self.problem.operations.index(operations[-1]) + 1
         self.clean &= fine
         return kind, None if fine else "intra", step if fine else right
+
+    def _guess(self, step: str, match: re.Match[str]) -> tuple[Kind, Failure | None, str]:
+        operations, value, result = tuple(match[1].split()), int(match[2]), int(match[3])
+        expected = self.problem.operations[self.at : self.at + len(operations)]
+        again = self.guessed and self.last is not None and self.last[0] == operations
+        self.last, self.guessed = (operations, value, result), True
+        if not again:
+            self.tried = set()
+        right = chain(operations, self.value, self.meaning)
+        if operations != expected or (value, result) != (self.value, right):
+            self.clean = False
+            return "guess", "intra", self._next()
+        return "guess", "inter" if again else None, self._next() if again else step
+
+    def _tried(self, step: str, match: re.Match[str]) -> tuple[Kind, Failure | None, str]:
+        word = "Undo" if match[1] == "Undo" else "Or"
+        kind: Kind = "undo" if word == "Undo" else "alternative"
+        parts = [_TRIED_PART.fullmatch(part) for part in match[2].split(", ")]
+        signs = {word: sign for sign, word in SPELLED.items()}
+        tried = tuple(signs[part[1]] + part[2] for part in parts if part)
+        if self.last is None or len(tried) < len(parts):
+            self.clean = False
+            return kind, "intra", self._next()
+        operations, before, stated = self.last
+        start, end = (before, stated) if word == "Or" else (stated, before)
+        there = [chain(operations, digit, self.meaning) for digit in range(10)]
+        back = [chain(tried, digit if word == "Or" else there[digit], RIGHT) for digit in range(10)]
+        fine = back == (there if word == "Or" else list(range(10)))
+        if not fine or step != tried_text(word, tried, start, end):
+            self.clean = False
+            return kind, "intra", self._next()
+        again = match[0] in self.tried
+        self.tried.add(match[0])
+        return kind, "inter" if again else None, self._next() if again else step
+
+    def _note(self, step: str, match: re.Match[str]) -> tuple[Kind, Failure | None, str]:
+        done = self.problem.operations[: self.at]
+        if not done or step != note_text(done[-1], self.value):
+            self.clean = False
+            return "note", "intra", note_text(done[-1], self.value) if done else self._next()
+        again = match[0] in self.tried
+        self.tried.add(match[0])
+        return "note", "inter" if again else None, self._next() if again else step
 
     def _check(self, step: str, match: re.Match[str]) -> tuple[Kind, Failure | None, str]:
         parts = [_PART.fullmatch(part) for part in match[1].split(", ")]
         if self.last is None or any(part is None for part in parts):
             self.clean = False
             return "check", "intra", self._next()
-        operations, before = self.last
-        right = check_text(operations, before, self.value, self.meaning)
-        again, self.checked = self.checked, True
+        operations, before, stated = self.last
+        if not self.guessed:
+            stated = self.value
+        right = check_text(operations, before, stated, self.meaning)
+        again = "check" in self.tried
+        self.tried.add("check")
         # A check that is right leaves the right result behind: it mends what the step broke.
-        self.value = int([part for part in parts if part][-1][3])
+        found = int([part for part in parts if part][-1][3])
+        if not self.guessed:
+            self.value = found
         if step != right:
             self.clean = False
             return "check", "intra", right
