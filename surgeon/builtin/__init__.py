@@ -2,8 +2,9 @@
 checked.
 
 `path("thinking")` is a checkpoint directory, `path("second-thinking")` that of another seed,
-`path("test")` a prompt set. `task` has the problems and the exact checker, `judge` and `reconstruct` what the trigger stages ask of it. `make family`
-made the files (`benchmarks/family`).
+`path("test")` a prompt set. `task` has the problems and the exact checker, `judge` and
+`reconstruct` what the trigger stages ask of it. `make family` made the files
+(`benchmarks/family`).
 """
 
 from pathlib import Path
