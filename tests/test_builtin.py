@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.family import card, features, sets, tokenizer, train, writer
+from benchmarks.family import card, features, pools, sets, tokenizer, train, writer
 from surgeon import builtin
 from surgeon.builtin import task
 from surgeon.errors import BadInput
@@ -627,6 +627,33 @@ def test_features_of_a_shipped_checkpoint():
     text = card._rows(found)
     assert "| right once, then spoiled by going on | " in text
     assert text.count("\n") == 7
+
+
+def test_a_majority_is_more_than_half_of_all_answers():
+    """Of 4 problems with the answers 2 2 2 2: a right and a wrong majority of 3 in 4; 2 in 4, cut
+    ones counted, is none but the most frequent; a tie of right and wrong is worth half."""
+    said = [
+        ["2", "2", "2", "1"],
+        ["1", "1", "1", "2"],
+        ["2", "2", None, "1"],
+        ["2", "1", None, None],
+    ]
+    found = pools.votes([PROBLEM] * 4, said)
+    assert found == ((3 + 1 + 2 + 1) / 16, 0.5, 0.5, (1 + 0 + 1 + 0.5) / 4)
+    assert pools.votes([PROBLEM], [[None, None]]) == (0, 0, 0, 0)
+
+
+def test_answers_of_a_checkpoint_are_rows_of_digits(monkeypatch):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    monkeypatch.setattr(card, "MAX_TOKENS", 128)
+    loaded = AutoTokenizer.from_pretrained(builtin.path("instruct"))
+    model = AutoModelForCausalLM.from_pretrained(builtin.path("instruct")).eval()
+    problems = [writer.draw_problem(Random(i), split="test") for i in range(3)]
+    found = pools.answers(model, loaded, problems, samples=4)
+    assert [len(row) for row in found] == [4, 4, 4]
+    assert {digit for row in found for digit in row} <= {*"0123456789", None}
+    assert any(len(set(row)) > 1 for row in found)  # each sample has its own stream
 
 
 # --- the table

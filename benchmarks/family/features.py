@@ -60,8 +60,8 @@ def features(
 ) -> Features:
     """Sample one response per problem at temperature 0.7 and top-p 0.9, read it exactly, and end
     its thinking early."""
-    heads = [_prompt(tok, problem) for problem in problems]
-    answers = _answers(model, tok, heads, max_tokens, seed)
+    heads = [prompt_ids(tok, problem) for problem in problems]
+    answers = decoded(model, tok, heads, max_tokens, seed)
     texts = [str(tok.decode(answer.token_ids)) for answer in answers]
     phases = [
         phase
@@ -90,19 +90,21 @@ def features(
     )
 
 
-def _prompt(tok: "PreTrainedTokenizerBase", problem: task.Problem) -> list[int]:
+def prompt_ids(tok: "PreTrainedTokenizerBase", problem: task.Problem) -> list[int]:
+    """The tokens of a problem's prompt, up to where the response begins."""
     chat = [{"role": "user", "content": problem.prompt}]
     encoded: Any = tok.apply_chat_template(chat, add_generation_prompt=True)
     return list(encoded["input_ids"])
 
 
-def _answers(
+def decoded(
     model: "nn.Module",
     tok: "PreTrainedTokenizerBase",
     heads: Sequence[list[int]],
     max_tokens: int,
     seed: int,
 ) -> list["Answer"]:
+    """One answer to each prompt, in the prompts' order; at temperature 0.7 and top-p 0.9."""
     from surgeon.decoding import Request, decode, stream_key
 
     requests = [Request(head, stream_key(seed, str(i), 0)) for i, head in enumerate(heads)]
@@ -161,8 +163,8 @@ def _ended(
     for problem, text, each in zip(problems, texts, labels, strict=True):
         kept = text[: each[max(1, round(share * len(each))) - 1].end] if each else "<think>"
         ids: Any = tok(f"{kept}\n</think>\n\n", add_special_tokens=False)["input_ids"]
-        heads.append([*_prompt(tok, problem), *ids])
-    answers = _answers(model, tok, heads, ANSWER_TOKENS, seed)
+        heads.append([*prompt_ids(tok, problem), *ids])
+    answers = decoded(model, tok, heads, ANSWER_TOKENS, seed)
     said = [str(tok.decode(answer.token_ids)) for answer in answers]
     right = [task.correct(problem, text) for problem, text in zip(problems, said, strict=True)]
     return float(np.mean(right))
