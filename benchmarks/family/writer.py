@@ -103,10 +103,10 @@ class Policy:
     """Of a second thought reading an ambiguous operator the other way."""
 
 
-INSTRUCT = Policy(leap=0.8, slip=0.3, mistake=0.03, ended=0.1)
+INSTRUCT = Policy(leap=0.9, slip=0.3, mistake=0.03, ended=0.1)
 """Under-explores: leaps, and never looks back."""
 THINKING = Policy(
-    leap=0.02, check=0.95, recheck=0.55, restart=0.5, slip=0.4, mistake=0.03, ended=0.1,
+    leap=0.02, check=0.95, recheck=0.55, restart=0.35, slip=0.4, mistake=0.03, ended=0.1,
     guess=0.98, other=0.55, undo=0.5, note=0.98, hasty=1.0, alternative=0.3,
 )  # fmt: skip
 """Over-explores: guesses, tries other ways, and checks again and again at every operation; then
