@@ -131,15 +131,15 @@ def test_clients_at_once_get_the_answers_they_get_alone(server: Server, alone: l
 
 
 def test_choices_are_several_answers(server: Server, here: Model):
-    answers = here.decode(*(here.request(3, choice) for choice in range(3)))
-    reply = server.chat(3, n=3)
+    answers = here.decode(*(here.request(1, choice) for choice in range(3)))
+    reply = server.chat(1, n=3)
     assert [choice.index for choice in reply.choices] == [0, 1, 2]
     texts = [choice.message.content for choice in reply.choices]
     assert texts == [here.text(answer) for answer in answers]
     assert len(set(texts)) == 3
     assert reply.usage.completion_tokens == sum(len(answer.token_ids) for answer in answers)
     streamed = ["", "", ""]
-    for piece in server.chat(3, n=3, stream=True):
+    for piece in server.chat(1, n=3, stream=True):
         for choice in piece.choices:
             streamed[choice.index] += choice.delta.content or ""
     assert streamed == texts
@@ -303,7 +303,7 @@ def test_the_models_page_says_what_is_watched(monitored: Server, server: Server)
 def test_it_is_an_engine_for_monitored_runs(server: Server, sometimes: Path, tmp_path: Path):
     """Greedy, this server writing and the model here reading: as with the model here alone."""
     settings: dict[str, Any] = dict(
-        prompts="builtin:test", limit=3, max_tokens=60, temperature=0.0,
+        prompts="builtin:test", limit=3, max_tokens=90, temperature=0.0,
         monitor_file=str(sometimes),
     )  # fmt: skip
     asked = server.worker.answered

@@ -230,7 +230,7 @@ def test_a_bias_of_100_and_a_neighbour_without_one(server: Server, here: Model):
         dict(temperature=5e-324),
         dict(temperature=1e-5, repetition_penalty=0.01),
         dict(temperature=2, repetition_penalty=10, frequency_penalty=2, min_p=1),
-        dict(logit_bias={str(i): -100 for i in range(174)}, temperature=0.01),
+        dict(logit_bias={str(i): -100 for i in range(200)}, temperature=0.01),
     ],
     ids=str,
 )

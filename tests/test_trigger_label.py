@@ -28,7 +28,7 @@ from surgeon.watch.spans import read_spans
 
 TOKENIZER: Any = resolve(MODEL).tokenizer()
 SAMPLED: dict[str, Any] = dict(
-    prompts="builtin:test", limit=5, max_tokens=90, pairs=1, resample=2, levels=("intra", "inter"),
+    prompts="builtin:test", limit=8, max_tokens=120, pairs=1, resample=2, levels=("intra", "inter"),
 )  # fmt: skip
 
 
@@ -151,8 +151,8 @@ def test_traces_are_those_that_sample_draws(sampled):
     result, out = sampled
     checkpoint = resolve(MODEL)
     drawn = sample(
-        checkpoint.model(), TOKENIZER, read_prompts("builtin:test")[:5],
-        Sampling(samples=1, temperature=0.6, top_p=0.95, max_tokens=90),
+        checkpoint.model(), TOKENIZER, read_prompts("builtin:test")[:8],
+        Sampling(samples=1, temperature=0.6, top_p=0.95, max_tokens=120),
     )  # fmt: skip
     assert {t.prompt_id: t for t in drawn} == originals(out)
     assert result.levels["instance"].traces == 0
@@ -308,7 +308,7 @@ def damage_files(labels: Path) -> None:
         (damage_names, "sample 99 of prompt .* which is not among the"),
         (damage_soundness, "holds no failing span"),
         (damage_prompts, "answers the prompt .*, which is not in"),
-        (damage_tokens, "holds token 5000, but builtin:thinking has 174"),
+        (damage_tokens, "holds token 5000, but builtin:thinking has 200"),
         (damage_files, "has no traces.jsonl, so it holds no labels. Make them with: surgeon"),
     ],
 )

@@ -492,7 +492,7 @@ def test_what_was_learned_is_told(carried, capsys):
     assert json.loads((out / "sft.json").read_text())["settings"]["lr"] == 3e-4
     show_sft(result)
     printed = capsys.readouterr().out
-    assert "<INTRA> = 174, <INTER> = 175 (embedding: grown)" in printed
+    assert "<INTRA> = 200, <INTER> = 201 (embedding: grown)" in printed
     assert all(len(line) <= 80 for line in printed.splitlines() if str(out) not in line)
     card = (out / "README.md").read_text()
     for name in ("wrong", "diagnose", "continuation"):

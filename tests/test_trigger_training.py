@@ -110,10 +110,10 @@ def test_micro_batches_hold_every_learned_token_once(examples: list[Example]):
     tokenizer: Any = resolve(MODEL).tokenizer()
     add_triggers(tokenizer, TRIGGERS)
     encoded = [encode_example(tokenizer, e, mask_wrong=True) for e in examples[:5]]
-    tokens = []
-    for micro in micro_batches(encoded, 2 * max(len(e.ids) for e in encoded)):
+    tokens, most = [], 2 * max(len(e.ids) for e in encoded)
+    for micro in micro_batches(encoded, most):
         ids_BT, at_P, _ = micro.sequences
-        assert len(ids_BT) <= 2
+        assert ids_BT.numel() <= most
         # The state before a learned token predicts it.
         assert ids_BT.flatten()[at_P + 1].tolist() == micro.token_P.tolist()
         tokens += micro.token_P.tolist()

@@ -131,8 +131,8 @@ def scene() -> Scene:
 
 @pytest.fixture(scope="module")
 def quiet(scene: Scene) -> tuple[list[Request], Run]:
-    """Watched, but nothing fires."""
-    requests = scene.requests(16, 150)
+    """Watched, but nothing fires. Two of the answers come to their end."""
+    requests = scene.requests(16, [420 if i in (5, 14) else 150 for i in range(16)])
     return requests, scene.run(requests, scene.monitor())
 
 
@@ -444,11 +444,13 @@ def test_rows_that_are_moved_and_refilled_keep_what_was_seen_of_them(
 
 @pytest.mark.slow
 def test_an_answer_given_up_for_memory_is_watched_again_from_its_start(
-    scene: Scene, keen: dict[str, float], monkeypatch: pytest.MonkeyPatch
+    scene: Scene, quiet: tuple[list[Request], Run], monkeypatch: pytest.MonkeyPatch
 ):
-    requests = scene.requests(20, 165)
-    monitor = scene.monitor({"intra": keen["intra"]}, cap=99)
+    """Few firings: after one an answer is soon at its end, and there is memory enough."""
+    requests = scene.requests(20, 180)
+    monitor = scene.monitor({"intra": scene.quantile(quiet[1], "intra", 0.99)}, cap=99)
     whole = scene.run(requests, monitor, rows=32)
+    assert any(whole.firings)
     room = 31 * 192 * cache_bytes_per_token(scene.model)
     monkeypatch.setattr("surgeon.decoding.batch.memory_for_cache", lambda _: room)
     seats: list[int] = []

@@ -15,7 +15,7 @@ from surgeon.trigger.label import label
 
 MODEL = "builtin:thinking"
 PROMPTS = 16
-FAULTY = writer.Policy(leap=0.15, check=0.6, recheck=0.3, restart=0.5, mistake=0.1, slip=0.4)
+FAULTY = writer.Policy(leap=0.15, check=0.6, recheck=0.3, restart=0.7, mistake=0.06, slip=0.4)
 """A writer who fails at every level."""
 
 
