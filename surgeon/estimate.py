@@ -36,6 +36,8 @@ UNREADABLE, ABSENT = -1, -2
 DEVIATIONS = 2.0
 """Candidates are alike where their errors coincide more than this many standard deviations more
 often than those of the pool's middle pair."""
+REVOTES = 6
+"""Most votes from which candidates are found alike."""
 REFITS = 3
 """Rounds in which accuracies and the reliability of the vote are fitted in turns."""
 ROUNDS = 60
@@ -86,13 +88,26 @@ def likeness(answer_PCS: np.ndarray, copies_CC: np.ndarray | None = None) -> np.
 
     An error is an answer that the pool votes down. Two candidates are alike as far as their errors
     on the same prompts coincide more often than those of the pool's middle pair, less `DEVIATIONS`
-    standard deviations of that. Where candidates differ only in being right, nobody is alike.
-    `copies_CC` names pairs that are known to be copies, and are taken as such.
+    standard deviations of that. Where candidates differ only in being right, nobody is alike. Many
+    that err alike carry the vote together, which hides their errors: those found alike share one
+    voice in a new vote, which may find more, until it finds none. `copies_CC` names pairs that are
+    known to be copies, and are taken as such.
     """
     share_PCA = np.nan_to_num(shares(answer_PCS))
-    n_candidates = share_PCA.shape[1]
-    known_CC = np.eye(n_candidates, dtype=bool) if copies_CC is None else copies_CC.astype(bool)
-    tally_PA = np.einsum("c,pca->pa", 1 / known_CC.sum(1), share_PCA)
+    like_CC = np.eye(share_PCA.shape[1])
+    if copies_CC is not None:
+        like_CC = np.maximum(like_CC, copies_CC.astype(float))
+    for _ in range(REVOTES):
+        tally_PA = np.einsum("c,pca->pa", 1 / like_CC.sum(1), share_PCA)
+        found_CC = np.maximum(like_CC, coincidence(share_PCA, tally_PA))
+        if np.array_equal(found_CC, like_CC):
+            break
+        like_CC = found_CC
+    return like_CC
+
+
+def coincidence(share_PCA: np.ndarray, tally_PA: np.ndarray) -> np.ndarray:
+    """float64_CC in [0, 1]: how alike candidates err where these are the votes; see `likeness`."""
     # In a draw nobody errs: neither answer is the pool's alone.
     error_PCA = share_PCA * (plurality(tally_PA) == 0)[:, None]
     wrong_PC = error_PCA.sum(-1)
@@ -101,13 +116,17 @@ def likeness(answer_PCS: np.ndarray, copies_CC: np.ndarray | None = None) -> np.
         np.einsum("pca,pda->cd", error_PCA, error_PCA), pairs_CC,
         out=np.zeros_like(pairs_CC), where=pairs_CC > 0,
     )  # fmt: skip
-    others = (pairs_CC > 0) & ~np.eye(n_candidates, dtype=bool)
+    others = (pairs_CC > 0) & ~np.eye(len(pairs_CC), dtype=bool)
     usual = min(float(np.median(same_CC[others])), 1.0) if others.any() else 0.0
     noise_CC = np.sqrt(usual * (1 - usual) / np.maximum(pairs_CC, 1))
     excess_CC = (same_CC - usual - DEVIATIONS * noise_CC) / max(1 - usual, 1e-9)
     # One pair alone is its own middle: nothing says what would be usual.
-    like_CC = np.clip(excess_CC, 0, 1) if n_candidates > 2 else np.zeros_like(excess_CC)
-    return np.where(known_CC | np.eye(n_candidates, dtype=bool), 1.0, like_CC)
+    return np.clip(excess_CC, 0, 1) if len(pairs_CC) > 2 else np.zeros_like(excess_CC)
+
+
+def voices(like_CC: np.ndarray) -> float:
+    """How many independent candidates these count as, from 1 (copies of one) to all."""
+    return float((1 / like_CC.sum(1)).sum())
 
 
 class Estimate(NamedTuple):
@@ -258,6 +277,8 @@ class Signs(NamedTuple):
     errors are independent."""
     readable: float
     """Share of the samples whose answer can be read."""
+    voices: float
+    """How many independent candidates they count as, as a share of them (see `voices`)."""
 
 
 def signs(answer_PCS: np.ndarray) -> Signs:
@@ -279,6 +300,7 @@ def signs(answer_PCS: np.ndarray) -> Signs:
         agreement=float(own_C.max()) if several else math.nan,
         certainty=float(dawid_skene(answer_PCS).chance_PA.max(1).mean()),
         readable=float((answer_PCS >= 0).sum() / n_PC.sum()),
+        voices=voices(likeness(answer_PCS)) / answer_PCS.shape[1],
     )
 
 

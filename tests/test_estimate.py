@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import estimate as simulation
+from benchmarks import relatives
 from surgeon import estimate, metrics
 from surgeon.estimate import ABSENT, UNREADABLE
 
@@ -179,3 +180,31 @@ def test_recorded_votes_of_a_built_in_family():
     assert metrics.regret_at_1(nex_C * found.accuracy_C, accuracy_C) <= 3
     signs = estimate.signs(answers)
     assert signs.share > 0.5 and signs.split < 0.5 and signs.camps < 0.1
+
+
+def test_a_group_that_errs_alike_doesnt_hide_its_errors_by_carrying_the_vote():
+    """Five of nine candidates repeat each their neighbour's answers; the first vote takes those for
+    right, and finds nobody alike enough (an error of .20 and a regret of 24 points)."""
+    rng, errors, regrets, voices = np.random.default_rng(0), [], [], []
+    for _ in range(10):
+        accuracy_C = np.array([0.35] * 5 + [0.55, 0.62, 0.68, 0.75])
+        answers = np.where(rng.random((300, 9)) < accuracy_C, 0, rng.integers(1, 10, (300, 9)))
+        for c in range(1, 5):
+            repeats_P = rng.random(300) < 0.7
+            answers[:, c] = np.where(repeats_P, answers[:, c - 1], answers[:, c])
+        truth_C = (answers == 0).mean(0)
+        found = estimate.estimate(answers[..., None])
+        errors.append(np.abs(found.accuracy_C - truth_C).mean())
+        regrets.append(metrics.regret_at_1(found.accuracy_C, truth_C))
+        voices.append(estimate.voices(found.like_CC))
+    assert np.mean(errors) < 0.1 and np.mean(regrets) < 3 and max(voices) < 6
+    assert estimate.voices(np.eye(4)) == 4 and estimate.voices(np.ones((4, 4))) == pytest.approx(1)
+
+
+def test_one_sample_of_one_seed_makes_candidates_that_err_alike():
+    """Neighbours in a family draw the same tokens from the same seed: three samples show that it is
+    luck, one doesn't, and the sign says so."""
+    answer_PCS, _, _ = relatives.recorded()["built-in"]
+    assert estimate.signs(answer_PCS).voices > 0.9
+    for s in range(3):
+        assert estimate.signs(answer_PCS[:, :, [s]]).voices < 0.7

@@ -657,14 +657,15 @@ def test_equal_candidates_tie_and_one_candidate_is_the_only_one():
 
 
 def test_votes_in_trouble_are_warned_of():
-    calm = estimate.Signs(0.6, 0.2, 0.0, 0.8, 0.95, 1.0)
+    calm = estimate.Signs(0.6, 0.2, 0.0, 0.8, 0.95, 1.0, 1.0)
     assert conclusion.unsure_of_votes(calm) == []
-    assert conclusion.unsure_of_votes(estimate.Signs(*[math.nan] * 6)) == []
+    assert conclusion.unsure_of_votes(estimate.Signs(*[math.nan] * 7)) == []
     for change, words in (
         (dict(share=0.2), "The answers are scattered"),
         (dict(split=0.6), "The votes are split: on 60% of the prompts"),
         (dict(camps=0.3), "Two camps: on 30% of the prompts"),
         (dict(agreement=0.4), "Together the votes are 95% sure"),
+        (dict(voices=0.5), "The candidates err alike"),
         (dict(readable=0.5), "50% of the responses have no answer that can be read"),
     ):
         (line,) = conclusion.unsure_of_votes(calm._replace(**change))
