@@ -133,7 +133,8 @@ def test_averages_are_judged_by_the_same_votes():
     assert right.match_PC[:, -1].tolist() == [1.0, 0.5]
     assert wrong.match_PC[:, -1].tolist() == [0.5, 0.0]
     # Equal by value is equal.
-    equal = soups.estimated(prompts, [{"p": ["1/2"]}] * 3, {"p": ["0.5"]})
+    halves: list[soups.Answers] = [{"p": ["1/2"]} for _ in range(3)]
+    equal = soups.estimated(prompts, halves, {"p": ["0.5"]})
     assert equal.match_PC[0, -1] == 1
 
 
