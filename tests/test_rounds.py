@@ -11,6 +11,8 @@ import pytest
 from surgeon import artifact, nex, rank
 from surgeon.errors import BadInput
 from surgeon.rank import rounds
+from surgeon.rank.candidates import read_resamples
+from surgeon.rank.conclusion import values
 from surgeon.rank.scores import RECOMMENDED, SCORES, Pool
 from surgeon.ranking import CandidateScores, RankedResponse
 from surgeon.settings.rank import RankSettings
@@ -112,6 +114,36 @@ def test_an_adaptive_ranking_resumes_to_the_same_result(pico_source, tmp_path, m
     assert "Who stopped when" in page and "all prompts are asked" in page.lower()
     with pytest.raises(BadInput, match=r"tolerance is 0\.0 there and 1\.0 here"):
         rank.rank(paths, out=tmp_path / "out", **{**few, "tolerance": 1.0})
+
+
+def test_who_stopped_is_resampled_with_all_prompts_that_were_asked(
+    pico_source, make_checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(rounds, "LEAST", 2)
+    monkeypatch.setattr(rounds, "JURY", 1)
+    gone = iter([{"c": -0.1}, {}, {}])
+    monkeypatch.setattr(rounds, "decide", lambda *_: ("a", next(gone)))
+    third = make_checkpoint(tmp_path / "c", seed=5, noise_from=pico_source[0])
+    rows = [{"id": f"q{n}", "prompt": f"w{n} w{n + 1} + 3"} for n in range(5)]
+    (tmp_path / "mini.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pools = []
+    real = rounds.pool_of
+    monkeypatch.setattr(rounds, "pool_of", lambda *a: pools.append(real(*a)) or pools[-1])
+    found = rank.rank(
+        [*map(str, pico_source), str(third)], mini_set=str(tmp_path / "mini.jsonl"),
+        out=tmp_path / "out", adaptive=True, samples=2, max_tokens=48, row_tokens=2, top_k=6,
+    )  # fmt: skip
+    assert [len(r.answering) for r in found.rounds] == [3, 2, 2]
+    assert {c.name: c.dropped_after for c in found.candidates} == {"a": None, "b": None, "c": 2}
+    # In a later round it is compared with nobody; at the end its resamples are those of all.
+    assert [sorted(n for n, r in pool.relearned.items() if r) for pool in pools] == [
+        ["a", "b", "c"], ["a", "b"], ["a", "b"]
+    ]  # fmt: skip
+    for pool in pools:
+        values(SCORES, pool, 0)
+    groups = {n: np.size(read_resamples(tmp_path / "out" / "candidates" / n)["nex"].left_J)
+              for n in "abc"}  # fmt: skip
+    assert groups == dict.fromkeys("abc", 5)
 
 
 def test_tolerance_and_budget_need_adaptive(tmp_path):

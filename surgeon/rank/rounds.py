@@ -260,5 +260,11 @@ def pool_of(plan: RankPlan, work: Path, prompt_ids: Sequence[str]) -> Pool:
     stored = {s.name: artifact.read(CandidateScores, candidate_dir(work, s)) for s in plan.subjects}
     digests = {subject.name: subject.digest for subject in plan.subjects}
     responses = {name: scores.responses for name, scores in stored.items()}
-    relearned = {s.name: read_resamples(candidate_dir(work, s)) for s in plan.subjects}
+    # Resamples of who stopped earlier are of fewer prompts: nobody is compared with it any more.
+    relearned = {
+        s.name: read_resamples(candidate_dir(work, s))
+        if {r.prompt_id for r in responses[s.name]} == set(prompt_ids)
+        else {}
+        for s in plan.subjects
+    }
     return Pool(list(prompt_ids), responses, plan.readings, digests, relearned)
