@@ -13,6 +13,7 @@ from surgeon.answers import (
     EXTRACTORS,
     canonical,
     check_many,
+    checks,
     choice_letter,
     classes,
     classes_of,
@@ -28,9 +29,14 @@ from surgeon.answers import votes as voting
 from surgeon.errors import BadInput
 from surgeon.traces import Trace
 
-ROWS = [
-    json.loads(line)
-    for name in ("answers.jsonl", "answers_fresh.jsonl")
+ROWS: list[dict] = [
+    {**json.loads(line), **({"half": name[8:-6]} if "blind" in name else {})}
+    for name in (
+        "answers.jsonl",
+        "answers_fresh.jsonl",
+        "answers_blind.jsonl",
+        "answers_blind4.jsonl",
+    )
     for line in (Path(__file__).parent / "data" / name).read_text().splitlines()
 ]
 PIECES = st.sampled_from(
@@ -58,8 +64,11 @@ def is_right(row: dict) -> bool:
 
 @pytest.mark.parametrize(
     ("half", "share", "least"),
-    [("development", 0.99, 450), ("figures", 0.99, 450), ("fresh", 0.99, 400)],
-)
+    [
+        ("development", 0.99, 450), ("figures", 0.99, 450), ("fresh", 0.99, 400),
+        ("blind", 0.98, 400), ("blind4", 0.97, 300),
+    ],
+)  # fmt: skip
 def test_the_answer_set_is_read_and_compared_right(half: str, share: float, least: int):
     rows = [row for row in ROWS if row["half"] == half]
     found = [is_right(row) for row in rows]
@@ -250,3 +259,51 @@ def test_one_result_in_bold_stands_before_a_remark_but_not_before_a_conclusion()
     assert extract("The price is **3**.\n\nSo she pays 12.") == "12"
     assert extract("One is **3**.\n\nThe other is **4**.\n\nThere are 7.") == "7"
     assert extract("La respuesta: 22 porque 11 por 2 es 22.") == "22"
+
+
+@pytest.mark.parametrize(
+    ("response", "gold", "near_miss"),
+    [
+        ("The train runs at 62 km/h, not 26 km/h.", "62", "26"),
+        ("Its seat is The Hague (not Amsterdam).", "The Hague", "Amsterdam"),
+        ("It is 20°C outside.", "20 degrees", "20°F"),
+        ("The current is 1.5 A.", "1500 mA", "1.5 mA"),
+        ("It weighs 0.35 kg.", "350 g", "35 g"),
+        ("The car goes 36 km/h.", "10 m/s", "36 m/s"),
+        ("Each costs 5 cents.", "$0.05", "$5"),
+        ("The diagonal is 5√2 cm.", r"5\sqrt{2}", "5"),
+        ("The area is 9π square inches.", r"9\pi", "9"),
+        ("The mass is 3×10⁻⁵ kg.", r"3\times10^{-5}", "10"),
+        ("It opened on May 24, 1883.", "24 May 1883", "1883"),
+        ("That brings us to 2023-11-05.", "5 November 2023", "2023-05-11"),
+        ("She arrives at 7 pm.", "7:00 pm", "7:00 am"),
+        ("So he ate ⅜ of the cake.", "3/8", "8"),
+        ("The odds are 10 to 4, or 5 : 2 in lowest terms.", "5:2", "10:2"),
+        ("Hence x < 3.", r"(-\infty, 3)", "3"),
+        ("The acid is $\\mathrm{HNO_3}$.", "HNO3", "HNO2"),
+        ("Therefore the equation has no integer solutions.", "no integer solutions", "0"),
+        ("This limit does not exist.", "DNE", "0"),
+        ("No, the lines never meet because 3 = 3.", "no", "3"),
+        ("The opera was composed by Verdi.", "Verdi", "the opera"),
+        ("Answer: 8 (of 20 tries)", "8", "20"),
+        ("Adding up, a total of $4 + 5 = 9$ pears.", "9", "4"),
+    ],
+)  # fmt: skip
+def test_what_a_sentence_says_of_its_answer_is_read_with_it(
+    response: str, gold: str, near_miss: str
+):
+    answer = parse_extractor("auto")(response)
+    assert answer is not None
+    assert same(answer, gold) and not same(answer, near_miss)
+
+
+def test_a_lone_letter_is_a_choice():
+    read = parse_extractor("choice")
+    assert [read(text) for text in ("b", "(c)", "**d**.", " a ")] == ["B", "C", "D", "A"]
+    assert read("e is Euler's number") is None
+
+
+@pytest.mark.parametrize(("one", "other"), [("-2 1/2", "-3/2"), (r"12\frac{1}{2}\%", r"12\%")])
+def test_math_verify_isnt_asked_about_mixed_numbers(one: str, other: str):
+    """It takes them for a sum or for their whole part."""
+    assert not checks.same_value(one, other) and not same(one, other)

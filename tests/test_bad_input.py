@@ -191,6 +191,72 @@ def nan_in_config(path: Path) -> None:
     change_config(path, rms_norm_eps=float("nan"))
 
 
+def packed(settings: dict | None, parts: Callable[[str, int, int], dict[str, torch.Tensor]]):
+    """A damage: what each projection's weight (out, in) is packed into, under its own name."""
+
+    def damage(path: Path) -> None:
+        places = {}
+        for shard in sorted(path.glob("model-*.safetensors")):
+            tensors = load_file(shard)
+            for name in [n for n in tensors if n.endswith("_proj.weight")]:
+                out_features, in_features = tensors.pop(name).shape
+                tensors |= parts(name.removesuffix(".weight"), out_features, in_features)
+            save_file(tensors, shard, metadata={"format": "pt"})
+            places |= dict.fromkeys(tensors, shard.name)
+        change_index(path, weight_map=places)
+        if settings is not None:
+            change_config(path, quantization_config=settings)
+
+    return damage
+
+
+def gptq_parts(name: str, out: int, into: int) -> dict[str, torch.Tensor]:
+    """As AutoGPTQ and GPTQModel write 4 bits in groups of 16."""
+    return {
+        f"{name}.qweight": torch.zeros(into // 8, out, dtype=torch.int32),
+        f"{name}.qzeros": torch.zeros(into // 16, out // 8, dtype=torch.int32),
+        f"{name}.scales": torch.ones(into // 16, out, dtype=torch.float16),
+        f"{name}.g_idx": torch.arange(into, dtype=torch.int32) // 16,
+    }
+
+
+def awq_parts(name: str, out: int, into: int) -> dict[str, torch.Tensor]:
+    """As AutoAWQ writes them, version gemm: packed along the outputs."""
+    return {
+        f"{name}.qweight": torch.zeros(into, out // 8, dtype=torch.int32),
+        f"{name}.qzeros": torch.zeros(into // 16, out // 8, dtype=torch.int32),
+        f"{name}.scales": torch.ones(into // 16, out, dtype=torch.float16),
+    }
+
+
+def torchao_parts(name: str, out: int, into: int) -> dict[str, torch.Tensor]:
+    """As torchao flattens its int4 tensors into safetensors."""
+    return {
+        f"{name}._weight_qdata": torch.zeros(out, into // 2, dtype=torch.uint8),
+        f"{name}._weight_scale": torch.ones(into // 16, out, dtype=torch.bfloat16),
+        f"{name}._weight_zero_point": torch.zeros(into // 16, out, dtype=torch.bfloat16),
+    }
+
+
+GPTQ = dict(bits=4, group_size=16, desc_act=False, sym=True, quant_method="gptq")
+AWQ = dict(bits=4, group_size=16, zero_point=True, version="gemm", quant_method="awq")
+TORCHAO = dict(
+    quant_method="torchao",
+    quant_type={"default": {"_type": "Int4WeightOnlyConfig", "_data": {"group_size": 16}}},
+)
+
+
+def autogptq(path: Path) -> None:
+    """Before transformers knew the kind, its settings lay in a file of their own."""
+    packed(None, gptq_parts)(path)
+    (path / "quantize_config.json").write_text(json.dumps(GPTQ))
+
+
+def torchao_pickle(path: Path) -> None:
+    damages.damage_pickle(path)
+    change_config(path, quantization_config=TORCHAO)
+
+
 LAYER = "model.layers.0.self_attn.q_proj"
 BAD_CHECKPOINTS = {
     "single file beside an index": (stray_single, "model.safetensors and an index"),
@@ -240,6 +306,15 @@ BAD_CHECKPOINTS = {
     "FP8": (quantised("fp8"), "(fp8), and the files hold no scales"),
     "compressed-tensors": (quantised("compressed-tensors", config_groups={}), "compressed-tensors"),
     "MXFP4": (quantised("mxfp4"), "(mxfp4), and the files hold no scales"),
+    "GPTQ as it is written": (packed(GPTQ, gptq_parts), "(gptq)"),
+    "AutoGPTQ's own settings": (autogptq, "the checkpoint that it was made from"),
+    "AWQ as it is written": (packed(AWQ, awq_parts), "(awq)"),
+    "AWQ without its config": (packed(None, awq_parts), "the checkpoint that it was made from"),
+    "torchao as it is written": (packed(TORCHAO, torchao_parts), "(torchao)"),
+    "torchao without its config": (
+        packed(None, torchao_parts), "the checkpoint that it was made from"),
+    "torchao in a pickle": (torchao_pickle, "torchao): its numbers"),
+    "HQQ": (quantised("hqq"), "base_model in its README"),
     "a method of no one": (quantised("magic"), "magic"),
     "no method": (quantised(None, bits=4), "unnamed method"),
 }  # fmt: skip
@@ -254,7 +329,13 @@ def test_a_checkpoint_that_contradicts_itself(place: Path, capsys, name: str):
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=list(COMMANDS))
-@pytest.mark.parametrize("name", ["single file beside an index", "another FFN width", "FP8"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "single file beside an index", "another FFN width", "FP8", "GPTQ as it is written",
+        "AWQ as it is written", "torchao as it is written",
+    ],
+)  # fmt: skip
 def test_every_verb_refuses_it(place: Path, capsys, name: str, command: list[str]):
     damage, words = BAD_CHECKPOINTS[name]
     damage(place / "a")

@@ -515,6 +515,11 @@ def test_answer_words_and_think_tags_of_the_command_line_change_the_votes(
         cli.main([*command, "--responses", f"{responses}.jsonl", "--out", out, *more])
         rooms[out] = re.findall(r"room for sharpening +([0-9.]+)", capsys.readouterr().out)[-1]
     assert rooms == {"none": "0.500", "words": "0.000", "tags": "0.000"}
+    # The name by which the command says that its adapter is used.
+    assert (
+        resolve("builtin:instruct+words").tensors.keys()
+        == resolve("builtin:instruct").tensors.keys()
+    )
     with pytest.raises(SystemExit):
         cli.main([*command, "--responses", "tags.jsonl", "--out", "tags"])
     assert "think_tags" in capsys.readouterr().err

@@ -94,6 +94,10 @@ _NO_NUMBER = re.compile(r"\d+:\d+(?::\d+)*|\d*-\d+-\d+|[0-9A-F]+_\d+")
 is wrong about 3:45 am and 3:45 pm, 1:2:3 and 1:3:2, 2024-03-05 and 2024-05-03, 42_7 and 42_8."""
 
 
+_MIXED = re.compile(r"\d\s+\d+\s*/\s*\d+|\d\s*\\[dt]?frac")
+"""Mixed numbers, which math-verify takes for sums: -1 1/3 is -2/3 to it, and 33 1/3 percent 33."""
+
+
 def same_value(answer: str, gold: str) -> bool:
     """What math-verify says, without its own time limits: a worker process has a hard one."""
     from math_verify import parse, verify
@@ -101,6 +105,10 @@ def same_value(answer: str, gold: str) -> bool:
     if any("\\overline" in text for text in (answer, gold)):  # it drops the bar of 0.(36)
         return False
     if all(_NO_NUMBER.fullmatch(value(text).form) for text in (answer, gold)):
+        return False
+    if any(_MIXED.search(tidy(text)) for text in (answer, gold)) and all(
+        value(text).known for text in (answer, gold)
+    ):
         return False
     units = {value(answer).unit, value(gold).unit}
     if len(units) == 2 and units <= UNITS:  # math-verify drops units: 5 kg and 5 g are one to it

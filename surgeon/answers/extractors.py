@@ -16,7 +16,7 @@ from surgeon.answers.phrases import (
     truth,
     weak,
 )
-from surgeon.answers.prose import called, own, refuses, shaped, without_remarks
+from surgeon.answers.prose import called, denied, own, refuses, shaped, without_remarks
 from surgeon.answers.thinking import TAGS, Tags, after_thinking, opened, tags_of
 from surgeon.errors import BadInput
 
@@ -106,6 +106,7 @@ _CHOICE_FORMS = (
     ),
     re.compile(rf"(?<![A-Za-z0-9_'’])([A-J]){_NOT_A_WORD}{_NOT_PROSE}"),
 )
+_ALONE = re.compile(r"[\s(\[*_]*([A-Ja-j])[\s)\].*_]*")
 _MARKUP = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mathsf|mbox)\b")
 
 
@@ -115,6 +116,9 @@ def choice(text: str) -> str | None:
         letter = _CHOICE_BOX.match(_MARKUP.sub("", box))
         if letter:
             return letter.group(1).upper()
+    alone = _ALONE.fullmatch(text)
+    if alone:
+        return alone.group(1).upper()
     for form in _CHOICE_FORMS:
         if letter := last(form, text):
             return next(group for group in letter.groups() if group).upper()
@@ -149,7 +153,7 @@ def _auto(text: str, words: Sequence[str] = ()) -> str | None:
     text = without_remarks(text[-MOST_LETTERS:])
     if refuses(text):
         return _last_line(text)
-    readers = (formula, weak, emphasised, shaped, called, last_value, truth, _last_line)
+    readers = (denied, formula, weak, emphasised, shaped, called, last_value, truth, _last_line)
     return next((answer for read in readers if (answer := read(text))), None)
 
 

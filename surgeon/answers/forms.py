@@ -7,7 +7,7 @@ _WRAPPED = re.compile(
     r"operatorname|textsf|texttt|textsc|mathcal|mathit|rm|bf|it|boxed|fbox|emph|displaystyle)\s*\{([^{}]*)\}"
 )
 _DROPPED = re.compile(
-    r"(?<!\\)\\[,!;:>]|\\(?:left|right|big|Big|bigg|Bigg|bigl|bigr|displaystyle|textstyle|limits)"
+    r"(?<!\\)\\[,!;:>]|\\(?:left|right|big|Big|bigg|Bigg|bigl|bigr|displaystyle|textstyle|limits|mathstrut|strut)"
     r"(?![A-Za-z])|\\(?=$)"
 )
 _SWITCHES = re.compile(r"\\(?:rm|bf|it|sf|tt|bfseries|itshape)(?![A-Za-z])")

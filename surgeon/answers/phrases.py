@@ -88,7 +88,7 @@ _ENDS = re.compile(
     r"(?<![ap]\.m)(?<!\b[A-Z])[.!?](?=\s|$|[\"'*)])|[。！]|\n|;|"
     r",?\s+(?:because|porque|parce que|puisque|weil|denn|perché|omdat|потому что)\s|"
     r",?\s+(?:since|so|which|where|as|but|while|although|though|when|if|given|after|by)\s|"
-    r",\s+not\b|,\s+(?=(?:and|I|we|he|she|it|they|the|this|that)\s+[a-z]{2,})|\s\((?=[A-Za-z]{3,}\s)|\s[—–]\s|です|입니다|\s#"
+    r",\s+not\b|,\s+(?=(?:and|I|we|he|she|it|they|the|this|that)\s+[a-z]{2,})|\s\((?=[^\W\d_]{2,}\s)|\s[—–]\s|です|입니다|\s#"
 )
 _FOLLOWS = re.compile(
     r"\s*(?:\\?%|percent\b|[ap]\.?m\b\.?|(?:,|,?\s*(?:and|or)\b)\s*(?=\$|\\\(|\d))", re.IGNORECASE
@@ -118,6 +118,8 @@ def answer_at(text: str) -> str | None:
         end = _ENDS.search(text)
     part = text[: end.start()] if end else text
     part = re.split(r"\*\*(?![\w(])", part, maxsplit=1)[0]  # the end of something bold
+    if part.count("$") == 1:  # the end of a formula
+        part = re.sub(r"(?<=[\w})])\$", "", part)
     return part.strip().strip("*_").strip().rstrip(".,;").strip() or None
 
 
@@ -180,7 +182,7 @@ def _shorter(answer: str) -> str | None:
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?"
 _VALUE = re.compile(
     r"(?:(?<![\w.)\]}^])[-−+]\s?)?(?<![\w.])(?:\\?[$€£¥]\s?)?"
-    rf"(?:\d+:\d+(?::\d+)*(?:\s?[aApP]\.?[mM]\b)?|\d+ \d+/\d+|\d{{1,3}}(?: \d{{3}})+(?!\d)|{_DIGITS}\s?/\s?{_DIGITS}"  # noqa: E501
+    rf"(?:\d+:\d+(?::\d+)*(?:\s?[aApP]\.?[mM]\b)?|\d*\s?[¼½¾⅐-⅞]|\d+ \d+/\d+|\d{{1,3}}(?: \d{{3}})+(?!\d)|{_DIGITS}\s?/\s?{_DIGITS}"  # noqa: E501
     rf"|{_DIGITS}(?:\s?(?:x|×|\\times|\*)\s?10\^\{{?-?\d+\}}?|[eE][-+]?\d+)?|\.\d+)(?:\s?\\?%)?"
 )  # fmt: skip
 _WORDED = re.compile(

@@ -2,7 +2,7 @@
 
 import re
 
-from surgeon.answers.values import NUMBER_WORDS, PARTS
+from surgeon.answers.values import MEASURE, NUMBER_WORDS, PARTS
 
 TAIL = 200
 """Characters of a response's end in which the marks of a turn's end are looked for."""
@@ -31,6 +31,11 @@ _REMARK = re.compile(
     r"|I (?:ordered|used|counted|sorted|took|checked|computed)\b"
     r"|With [^.]{1,60}?\b(?:could|would)\b)"
 )
+_NOT_THIS = re.compile(
+    r"(?:,|\s[—–-]|\s\()\s?(?:and\s)?not\s(?!equal|includ|in\b|more|less|exceed|even\b|only\b|just\b)"
+    r"[^,;()\n]{1,60}\)?(?=[.!*\s]*$)"
+)
+"""48 km/h, not 45 km/h."""
 _REFUSES = re.compile(
     r"\b(?:it depends|depends on|isn(?:'|’)t a unique|is no unique|"
     r"can(?:not|(?:'|’)t) be (?:determined|answered)|not enough information|"
@@ -61,7 +66,8 @@ def without_remarks(text: str) -> str:
     parts = _sentences(text)
     while len(parts) > 1 and _REMARK.match(parts[-1][1]):
         parts.pop()
-    return text[: parts[-1][0] + len(parts[-1][1])] if parts else text
+    text = text[: parts[-1][0] + len(parts[-1][1])] if parts else text
+    return text[:-TAIL] + _NOT_THIS.sub("", text[-TAIL:])
 
 
 def refuses(text: str) -> bool:
@@ -91,7 +97,12 @@ _APPROXIMATE = re.compile(
     r",? or (?:about|approximately|roughly)|≈)"
     r"[ \t]?[\d.,]{1,20}[ \t]?%?\)?[ \t]?\.?\*{0,2}\.?$"
 )
-_CLOSED = r"[*$\s]{0,4}[.!]?[*$\s]{0,4}$"
+_CLOSED = r"(?: in (?:its )?(?:lowest|simplest) (?:terms|form))?[*$\s]{0,4}[.!]?[*$\s]{0,4}$"
+_UNIT = rf"(?i:{MEASURE.pattern}| (?:square |cubic )?units?)?"
+_MONTH = (
+    r"(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|"
+    r"Sep(?:t(?:ember)?)?|Oct(?:ober)?|Nov(?:ember)?|Dec(?:ember)?)"
+)
 _SHAPES = tuple(
     re.compile(pattern + _CLOSED)
     for pattern in (
@@ -100,8 +111,14 @@ _SHAPES = tuple(
         r"\bratio (?:of )?(\d+ to \d+)",
         r"(?i:(?<![\w.])(\d+ hours?(?:,| and)? \d+ minutes?))",
         r"(?i:\b(\d{1,2}(?:st|nd|rd|th) of [A-Z][a-z]{2,8}(?:,? \d{4})?))",
-        r"(?<![\w.])(\d*(?:√\d+|√\(\d+\)|π)(?:/\d+)?)(?: (?:square |cubic )?units?)?",
-        r"(?<![\w.])(\d+(?:\.\d+)? ?× ?10[⁻⁰¹²³⁴-⁹]+)",
+        rf"\b({_MONTH} \d{{1,2}}(?:st|nd|rd|th)?(?:,? \d{{4}})?)",
+        rf"(?<![\w.])(\d{{1,2}}(?:st|nd|rd|th)? {_MONTH}(?:,? \d{{4}})?)",
+        r"(?<![\w-])(\d{4}-\d{2}-\d{2})",
+        r"(?<![\w.:])(\d{1,2}(?::\d{2})?\s?[ap]\.?m\.?)",
+        r"(?<![\w.:/-])(\d+ ?: ?\d+)",
+        rf"(?:^|(?<=\s))([a-zA-Z] ?(?:≥|≤|<=|>=|<|>|≠) ?{_N})",
+        rf"(?<![\w.])(\d*(?:√\d+|√\(\d+\)|π)(?:/\d+)?{_UNIT})",
+        rf"(?<![\w.])(\d+(?:\.\d+)? ?[×x] ?10[⁻⁰¹²³⁴-⁹]+{_UNIT})",
         r"(?<![\w.])(\$?\d+(?:\.\d+)? (?:hundred|thousand|million|billion|trillion)(?: [a-z]+)?)",
         r"\b((?i:mon|tues|wednes|thurs|fri|satur|sun)day)",
         r"(\*\*\d+ [a-z]+\*\* and \*\*\d+ [a-z]+\*\*)",
@@ -146,6 +163,27 @@ def shaped(text: str) -> str | None:
     return found and found.group(1)
 
 
+_DENIED = re.compile(
+    r"[*_]{0,3}(yes|no|true|false)[*_]{0,3}[,.:]\s+[^\d\n]{3,120}?,?\s+(?:because|since|as|for)\s",
+    re.IGNORECASE,
+)
+_NONE = re.compile(
+    r"\b((?:no (?:(?:real|integer|rational|positive|such) )?(?:solutions?|roots?|zeros))|"
+    r"(?:does not|doesn(?:'|’)t) exist)[.!*$\s]*$",
+    re.IGNORECASE,
+)
+
+
+def denied(text: str) -> str | None:
+    """The verdict of a single sentence that gives its reason, and what says that nothing is there:
+    no real solutions, does not exist."""
+    parts = _sentences(text)
+    if len(parts) == 1 and (found := _DENIED.match(parts[0][1])):
+        return found.group(1)
+    found = _NONE.search(parts[-1][1]) if parts else None
+    return found and found.group(1)
+
+
 _EMPHASIS = re.compile(r"\*\*([^*\n]{1,60})\*\*|(?<![*\w])\*([^*\n]{1,60})\*(?![*\w])")
 _COPULA = re.compile(
     r".{3,120}?\b(?:is|was|are|were)(?: (?:called|named|known as))?\s+(?P<what>[^.,;:=()]{1,60}?)"
@@ -171,4 +209,4 @@ def called(text: str) -> str | None:
         return None
     if any(word.casefold() in NUMBER_WORDS for word in found["what"].split()):
         return None
-    return found["what"].strip()
+    return re.sub(r"^[a-z]+ by (?=[A-Z])", "", found["what"].strip())

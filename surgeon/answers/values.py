@@ -56,8 +56,8 @@ def same(answer: str, other: str) -> bool:
     """
     one, two = value(answer), value(other)
     if one.form == two.form:
-        return not one.unit or not two.unit or one.unit == two.unit
-    if _in_seconds(one) == _in_seconds(two) != "" or _of_the_day(one) == _of_the_day(two) != "":
+        return not one.unit or not two.unit or _one_unit(one.unit, two.unit)
+    if _in_one_unit(one) == _in_one_unit(two) != "" or _of_the_day(one) == _of_the_day(two) != "":
         return True
     if _TIME.fullmatch(one.form) and not one.unit + two.unit and _shares(one, two):
         return True
@@ -79,6 +79,11 @@ def same(answer: str, other: str) -> bool:
     return expressions.written(hundredth) == share.form
 
 
+def _one_unit(one: str, two: str) -> bool:
+    """Whether two units may be one: a degree may be of any scale of temperature."""
+    return one == two or ("degree" in (one, two) and {one, two} <= {"degree", "°c", "°f"})
+
+
 def _of_the_option(answer: str, other: Value) -> bool:
     """Whether an answer such as (C) 24 gives beside its letter the number that the other is."""
     match = _CHOICE.fullmatch(tidy(answer))
@@ -91,13 +96,25 @@ def _of_the_option(answer: str, other: Value) -> bool:
     )
 
 
-def _in_seconds(of: Value) -> str:
-    """A duration with a unit, in seconds; empty for anything else."""
-    seconds = {"s": 1, "min": 60, "h": 3600, "day": 86400, "week": 604800}.get(of.unit)
-    if seconds is None:
+_SCALES_OF = {
+    "s": ("s", "1"), "min": ("s", "60"), "h": ("s", "3600"), "day": ("s", "86400"),
+    "week": ("s", "604800"), "mm": ("m", "1/1000"), "cm": ("m", "1/100"), "m": ("m", "1"),
+    "km": ("m", "1000"), "nm": ("m", "10^{-9}"), "µm": ("m", "10^{-6}"), "mg": ("g", "1/1000"),
+    "g": ("g", "1"), "kg": ("g", "1000"), "ml": ("l", "1/1000"), "l": ("l", "1"),
+    "m/s": ("m/s", "1"), "kmh": ("m/s", "5/18"), "j": ("j", "1"), "kj": ("j", "1000"),
+    "w": ("w", "1"), "kw": ("w", "1000"), "mv": ("v", "1/1000"), "v": ("v", "1"),
+    "ma": ("a", "1/1000"), "a": ("a", "1"), "cent": ("$", "1/100"), "$": ("$", "1"),
+}  # fmt: skip
+"""Unit -> the unit of the same quantity that it is counted in, and how many of it one is."""
+
+
+def _in_one_unit(of: Value) -> str:
+    """A quantity in its first unit, 15000 s for 250 min; empty for anything else."""
+    unit, scale = _SCALES_OF.get(of.unit, ("", ""))
+    if not unit:
         return ""
     try:
-        return expressions.written(expressions.constant(f"({of.form})*{seconds}"))
+        return f"{expressions.written(expressions.constant(f'({of.form})*({scale})'))} {unit}"
     except Unread:
         return ""
 
@@ -210,6 +227,35 @@ def _choice(text: str) -> Value | None:
     """(B), B) Paris, B. Paris: the letter."""
     match = _CHOICE.fullmatch(text)
     return match and Value(match[1] or match[3])
+
+
+_ELEMENTS = (
+    "H|He|Li|Be|B|C|N|O|F|Ne|Na|Mg|Al|Si|P|S|Cl|Ar|K|Ca|Sc|Ti|V|Cr|Mn|Fe|Co|Ni|Cu|Zn|Ga|Ge|As|Se|"
+    "Br|Kr|Rb|Sr|Y|Zr|Nb|Mo|Ag|Cd|In|Sn|Sb|Te|I|Xe|Cs|Ba|La|Ce|W|Pt|Au|Hg|Tl|Pb|Bi|U"
+)
+_CHEMICAL = re.compile(rf"(?:(?:{_ELEMENTS}|\(|\))\d*)+(?:\^[\d+-]{{1,3}})?")
+_CHEMISTRY = re.compile(r"\\(?:ce|mathrm|text)(?=\s*\{)|[_{}]")
+
+
+def _chemical(text: str) -> Value | None:
+    r"""H_2SO_4, \ce{SO4^2-}: the formula without its typesetting."""
+    plain = _CHEMISTRY.sub("", text).strip()
+    if not _CHEMICAL.fullmatch(plain) or len(re.findall("[A-Z]", plain)) < 2:
+        return None
+    return (
+        Value(plain) if re.search(r"\d", plain) and plain.count("(") == plain.count(")") else None
+    )
+
+
+_NOTHING = re.compile(
+    r"(?:dne|(?:(?:the|this) (?:limit|value|sum|integral) )?(?:does not|doesn't) exist)",
+    re.IGNORECASE,
+)
+
+
+def _nothing(text: str) -> Value | None:
+    """DNE: what is asked for does not exist."""
+    return Value("does not exist") if _NOTHING.fullmatch(text.replace("’", "'")) else None
 
 
 def _date(text: str) -> Value | None:
@@ -553,7 +599,10 @@ _UNIT_NAMES = {
     "l": "liter litre L", "ml": "milliliter millilitre mL", "s": "second sec", "min": "minute",
     "h": "hour hr", "day": "day", "week": "week", "month": "month", "year": "year yr",
     "$": "dollar usd us$", "cent": "cent ¢", "€": "euro eur", "£": "gbp", "%": "percent percentage",
-    "degree": "degree deg °", "radian": "radian rad", "°c": "", "°f": "", "mph": "",
+    "degree": "degree deg °", "radian": "radian rad", "°c": "degreescelsius celsius",
+    "°f": "degreesfahrenheit fahrenheit", "mph": "", "nm": "nanometer nanometre",
+    "µm": "micrometer micrometre", "kj": "kilojoule", "kw": "kilowatt",
+    "ma": "milliampere milliamp", "mv": "millivolt", "m/s": "meterspersecond",
     "n": "newton", "j": "joule", "w": "watt", "v": "volt", "a": "ampere amp", "k": "kelvin",
     "hz": "hertz", "pa": "pascal", "mol": "mole", "kmh": "km/h",
 }  # fmt: skip
@@ -563,7 +612,10 @@ UNITS = frozenset(_UNIT.values()) - {"degree"}
 UNITS |= {length + power for length in _LENGTHS for power in "²³"}
 """Whose names are known, so that two of them are two units (a degree may be of any scale)."""
 _SHORT_UNITS = r"[mgslLhNJWVAK]"
-_LONG_UNITS = r"(?:cm|mm|km|kg|mg|ml|mL|ft|in|lbs?|oz|min|hrs?|sec|mph|yd|mi|Hz|Pa|mol|rad|deg)"
+_LONG_UNITS = (
+    r"(?:cm|mm|km|kg|mg|ml|mL|ft|in|lbs?|oz|min|hrs?|sec|mph|yd|mi|Hz|Pa|mol|rad|deg|nm|µm|kJ|kW|"
+    r"mA|mV)"
+)
 _TAIL = re.compile(
     r"\s*(?:(?P<sign>\\?%|％|\\?\$|€|£|¥|¢|°\s*[CF]?(?![a-z])|\^\s*\{?\s*\\circ\s*\}?\s*[CF]?(?![a-z])"
     r"|\\degree[s]?)|(?P<word>"
@@ -579,8 +631,9 @@ MEASURE = re.compile(
             (re.escape(a) for a in _UNIT if a[0].isalpha() and len(a) > 1), key=len, reverse=True
         )
     )
-    + r"|[gmL](?![A-Za-z(]))s?(?:\^?[23²³])?(?![A-Za-z])"
-    r"(?:\s?(?:/|per)\s?(?:hours?|h|minutes?|min|seconds?|s|days?|weeks?|years?)(?![A-Za-z]))?",
+    + r"|[gmLAJNVW](?![A-Za-z(])|°\s?[CF])s?(?:\^?[23²³])?(?![A-Za-z])"
+    r"(?:\s?(?:/|per)\s?(?:hours?|h|minutes?|min|seconds?|s|days?|weeks?|years?|cm|m|km|L|mL|kg|mol)"
+    r"(?:\^?[23²³])?(?![A-Za-z]))?",
     re.IGNORECASE,
 )
 """A unit whose name is known, behind a number."""
@@ -725,7 +778,7 @@ def _expression(text: str) -> Value | None:
 
 
 _READERS: tuple[Callable[[str], Value | None], ...] = (
-    _choice, _date, _time, _duration, _base, _number_word,
+    _choice, _nothing, _date, _time, _duration, _base, _number_word, _chemical,
     _scaled, _plain_words, _prefixed, _infinity, _empty,
     _matrix, _grouped, _spaced, _ratio, _money, _bracketed, _union, _with_unit, _expression,
     _plus_minus, _list, _relation,

@@ -248,6 +248,13 @@ class Checkpoint:
         pickles = sorted(p.name for p in self.path.glob("*.bin")) or sorted(
             p.name for p in self.path.glob("*.pt*")
         )
+        kind = read_json(self.path / "config.json").get("quantization_config")
+        if pickles and isinstance(kind, dict):
+            raise BadInput(
+                f"{self.path} holds pickled, quantised weights ({pickles[0]}, "
+                f"{kind.get('quant_method')}): its numbers can't be mixed or moved. Use the "
+                "checkpoint that it was made from (base_model in its README)."
+            )
         if pickles:
             raise BadInput(
                 f"{self.path} holds pickled weights only ({pickles[0]}). Pickle can run code: "

@@ -191,7 +191,7 @@ def _refuse_unexpected(checkpoint: Checkpoint, names: list[str]) -> None:
         raise BadInput(
             f"{checkpoint.path} holds quantised weights ({_counted(scales)}), and its config.json "
             "has no quantization_config: the numbers would be taken without their scales. Take the "
-            "config.json that belongs to them, or the full-precision checkpoint."
+            "checkpoint that it was made from, or the config.json that belongs to these weights."
         )
     if adapters := [name for name in names if ADAPTERS.search(name)]:
         raise BadInput(

@@ -32,7 +32,7 @@ def resolve(spec: str, work: Path | None = None) -> Checkpoint:
     An adapter is merged in float32, cast back, and kept under `work` (by default in the cache,
     `surgeon.store`). The network is used for hub ids only.
     """
-    if spec.startswith("builtin:"):
+    if spec.startswith("builtin:") and "+" not in spec:
         from surgeon import builtin
 
         return Checkpoint.open(builtin.path(spec.removeprefix("builtin:")), spec)

@@ -301,7 +301,7 @@ def _why_no_family(root: Path) -> str:
 
 def _portable(endpoint: Checkpoint, root: Path) -> str | None:
     """The endpoint's directory relative to the family; None for what comes with the package."""
-    if endpoint.spec.startswith("builtin:"):
+    if endpoint.spec.startswith("builtin:") and "+" not in endpoint.spec:
         return None
     return os.path.relpath(endpoint.path.resolve(), root.resolve())
 

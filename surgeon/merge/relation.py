@@ -118,7 +118,10 @@ def sample(tensor: Tensor) -> Tensor:
 
 def warnings(first: Checkpoint, second: Checkpoint, found: Relation) -> list[str]:
     """Where a merge of the two is known to go wrong, a sentence with figures each."""
-    names = f"{label(first)} and {label(second)}"
+    one, two = label(first), label(second)
+    if one == two:
+        one, two = first.spec, second.spec
+    names = f"{one} and {two}"
     warned = []
     if not found.differing:
         warned.append(f"the weights of {names} are equal: every candidate is the same model")
@@ -153,7 +156,7 @@ def warnings(first: Checkpoint, second: Checkpoint, found: Relation) -> list[str
         text = ", ".join(f"{key} {rope[0].get(key)} and {rope[1].get(key)}" for key in keys)
         warned.append(
             f"{names} rotate positions differently ({text}): attention weights were trained for "
-            f"their own, and candidates take those of {label(first)}"
+            f"their own, and candidates take those of {one}"
         )
     return warned
 

@@ -181,9 +181,15 @@ def sampled(
     traces = {trace.key: trace for trace in stored_traces(file) if trace.key in wanted}
     lacking = len(wanted) - len(traces)
     if lacking:
-        with bar(what, lacking) as advance:
-            for trace in sample(sampler, tokenizer, prompts, sampling, done=done | traces.keys()):
-                append(file, trace)
-                traces[trace.key] = trace
-                advance()
+        from surgeon.decoding import NotFinite
+
+        try:
+            with bar(what, lacking) as advance:
+                drawn = sample(sampler, tokenizer, prompts, sampling, done=done | traces.keys())
+                for trace in drawn:
+                    append(file, trace)
+                    traces[trace.key] = trace
+                    advance()
+        except NotFinite as error:  # of which checkpoint, where several are sampled
+            raise BadInput(f"{what}: {error}") from error
     return in_order(traces.values(), prompts)
