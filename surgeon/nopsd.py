@@ -38,6 +38,12 @@ Readings: places where the paper is silent or contradicts itself, held by
     R13  A demonstration is the question and the answer text after the thinking (`answer`), or the
          whole response (`response`).
     R14  The loss is the mean over response tokens; Eq. 10 sums them (`sum`, per response).
+    R19  The teacher sees a conversation: each demonstration is a turn, question and answer, the
+         nearest last, before the question; a system message of the question stands first. The
+         paper shows no prompt.
+    R20  Tab. 6's "logprob entropy" is the entropy of the whole next-token distribution, of student
+         and teacher at the tokens of the student's zero-shot answer, averaged over an answer's
+         tokens and then over questions.
     b    The share is taken by rank, ties in the pool's order, so that exactly that many are chosen
          (Algorithm 1's percentile would admit all ties).
     K    Equal distances are ordered by position in the pool.

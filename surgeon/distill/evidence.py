@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from surgeon import lineage, metrics, nopsd
+from surgeon.answers import check_many
 from surgeon.artifact import part
 from surgeon.consensus import Reliability, reliability
 from surgeon.distill.demonstrations import Context, find_contexts, prompt_of_teacher
@@ -25,6 +26,20 @@ from surgeon.training.sequences import response_states, sequences, unembedding
 
 if TYPE_CHECKING:
     from surgeon.distill.plan import DistillPlan
+
+
+@part
+class Labelled:
+    """What the answers are worth by labels, which no training reads (Tab. 5)."""
+
+    questions: int
+    """That have a label and all `samples` answers."""
+    avg: float
+    """Avg@k: share of right answers."""
+    maj: float
+    """Maj@k: share of questions whose most frequent answer is right."""
+    signal: Reliability | None
+    """Whether s(x) tells which first answers of the labelled pool are right; None without sets."""
 
 
 @part
@@ -41,6 +56,8 @@ class Diagnostics:
     """Share of the finished answers in which no answer was found: they vote for nothing."""
     truncated: float
     """Share of the answers that hit the token limit."""
+    labelled: Labelled | None = None
+    """None without labels."""
 
 
 @part
@@ -94,6 +111,7 @@ def answers_only(plan: "DistillPlan", live: LiveModel, work: Path) -> PoolEviden
         room=room,
         unread=unread,
         truncated=truncated(answers.values()),
+        labelled=labelled(plan, answers, plan.prompts),
     )
     return PoolEvidence(answers, list(range(len(plan.prompts))), {}, diagnostics)
 
@@ -142,8 +160,49 @@ def with_sets(plan: "DistillPlan", live: LiveModel, work: Path) -> PoolEvidence:
         questions_with_dropped=sum(n > 0 for n in dropped),
         select=select,
         signal=signal,
+        labelled=labelled(plan, more, questions, consensus_N),
     )
     return PoolEvidence(answers, chosen, contexts, diagnostics)
+
+
+def labelled(
+    plan: "DistillPlan",
+    answers: Answers,
+    prompts: Sequence[Prompt],
+    consensus_N: np.ndarray | None = None,
+) -> Labelled | None:
+    """What labels say of these questions' answers, and of s(x) of the pool's first answers."""
+    if not plan.labels:
+        return None
+    k = plan.settings.sampling.samples
+    asked = [prompt for prompt in prompts if prompt.id in plan.labels]
+    right = rightness(plan, [answers[prompt.id, n] for prompt in asked for n in range(k)])
+    correct = [right[first : first + k] for first in range(0, len(right), k)]
+    votes = plan.votes([[answers[prompt.id, n] for n in range(k)] for prompt in asked])
+    signal = None
+    if consensus_N is not None:
+        known = [i for i, prompt in enumerate(plan.prompts) if prompt.id in plan.labels]
+        firsts = [answers[plan.prompts[i].id, 0] for i in known]
+        signal = reliability(
+            consensus_N[known], [len(trace.token_ids) for trace in firsts],
+            list(map(float, rightness(plan, firsts))), [trace.prompt_id for trace in firsts],
+            seed=plan.settings.seed,
+        )  # fmt: skip
+    return Labelled(
+        questions=len(asked),
+        avg=float(np.mean(right)) if right else 0.0,
+        maj=float(np.mean(metrics.majority_by_prompt(votes, correct))) if right else 0.0,
+        signal=signal,
+    )
+
+
+def rightness(plan: "DistillPlan", traces: Sequence[Trace]) -> list[bool]:
+    """Whether each answer is what the labels say."""
+    pairs = [
+        (answer, plan.labels[trace.prompt_id])
+        for answer, trace in zip(plan.read(traces), traces, strict=True)
+    ]
+    return [verdict.correct for verdict in check_many(pairs, plan.settings.check or "exact")]
 
 
 # --- stage 2: which questions to train on ---------------------------------------------------------

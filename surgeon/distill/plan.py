@@ -6,7 +6,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from surgeon import engines, lineage, named
-from surgeon.answers import classes_of, final_texts, parse_extractor, parse_tags, read_answers
+from surgeon.answers import (
+    classes_of,
+    final_texts,
+    gold_problem,
+    parse_check,
+    parse_extractor,
+    parse_tags,
+    read_answers,
+)
 from surgeon.answers.thinking import Tags
 from surgeon.checkpoint import Checkpoint, placement
 from surgeon.consensus import require_budget
@@ -56,6 +64,8 @@ class DistillPlan(NamedTuple):
     """Most tokens of a teacher's prompt."""
     tokenizer: "PreTrainedTokenizerBase"
     extract: Callable[[str], str | None]
+    labels: dict[str, str]
+    """Question -> its answer, for reports; empty without labels."""
     imported: list[Trace]
     """Answers that were made elsewhere."""
     device: str
@@ -109,9 +119,12 @@ def prepare(settings: DistillSettings) -> DistillPlan:
     support.require("distill" if method.needs_sets else "decode", checkpoint)
     tokenizer = checkpoint.tokenizer()
     prompt_ids, prompt_budget = measure_prompts(checkpoint, tokenizer, prompts, settings)
+    labels = read_labels(settings, prompts)
     imported = read_imported(settings, checkpoint, tokenizer, prompts)
     require_own_engine(settings, checkpoint, prompts)
     given = {"responses": lineage.file_digest(settings.responses)} if settings.responses else {}
+    if labels:
+        given["labels"] = lineage.digest_of(labels)
     run = lineage.Run(
         "distill",
         record(settings) | {"checkpoint": checkpoint.spec, "select": selection.select, "lr": lr},
@@ -125,9 +138,40 @@ def prepare(settings: DistillSettings) -> DistillPlan:
     )
     return DistillPlan(
         settings, method, checkpoint, prompts, prompt_ids, selection,
-        replace(settings.schedule, lr=lr), prompt_budget, tokenizer, extract, imported,
+        replace(settings.schedule, lr=lr), prompt_budget, tokenizer, extract, labels, imported,
         device, dtype, run,
     )  # fmt: skip
+
+
+def read_labels(settings: DistillSettings, prompts: Sequence[Prompt]) -> dict[str, str]:
+    """Question of the pool -> its answer; raises `BadInput` for labels of other questions."""
+    if settings.labels is None:
+        if settings.check is not None:
+            raise BadInput("found check without labels, expected --labels FILE too.")
+        return {}
+    check = settings.check or "exact"
+    parse_check(check)
+
+    def complaint(problem: Prompt) -> str | None:
+        return None if problem.answer is None else gold_problem(problem.answer, check)
+
+    asked = {prompt.id: prompt.messages for prompt in prompts}
+    labels = {}
+    for problem in read_prompts(settings.labels, complaint, settings.columns):
+        if problem.answer is None or problem.id not in asked:
+            continue
+        if problem.messages != asked[problem.id]:
+            raise BadInput(
+                f"{settings.labels}: question {problem.id!r} isn't the pool's of that id, expected "
+                "the pool's own questions with their answers."
+            )
+        labels[problem.id] = problem.answer
+    if not labels:
+        raise BadInput(
+            f"{settings.labels} holds no answer to a question of the pool, expected the pool's ids "
+            "with answers."
+        )
+    return labels
 
 
 def read_imported(

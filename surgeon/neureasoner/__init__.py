@@ -31,6 +31,11 @@ Readings: places where the paper is silent or contradicts itself.
     R17  Detectors are read at step ends only, where a trigger can follow the failing step (Eq. 5).
          The last step of the thinking has no separator: it is read when the closing token is about
          to come, and the separator is forced with the trigger.
+    R21  Eq. 1's attribution is DePass's. By default it is the logit lens of each component's own
+         output (`direct`), which needs one pass; `adjoint` and `softmax` are DePass.
+    R22  The paper's top-k is no number: a quarter of all components (`k`).
+    R23  A channel is in N* of a level by the share of failing spans whose intersection has it, the
+         32 most frequent ones (`channels`); sec. 2.1 intersects within one failure.
     probes  The paper calls their number a small constant: 16, evenly over (0, pi], so that the
          upper half of them is the upper half of the spectrum as in the batch form.
     steps  A step is what a blank line ends, with more than white space in it; a token that holds

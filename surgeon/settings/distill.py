@@ -84,6 +84,12 @@ class DistillSettings:
     answer: str = "auto"
     """How an answer is read: auto, boxed, choice, number, last-line, a regex with one group, or
     module:function."""
+    labels: Annotated[File | None, RECORDED_WHERE_SET] = None
+    """The pool's questions with their answers, for the report only: how often answers and their
+    majority are right, and whether s(x) tells. No training reads them."""
+    check: Annotated[str | None, RECORDED_WHERE_SET] = None
+    """How answers are compared with labels: exact (the default), choice, math, or
+    module:function."""
     diagnose: Count = 64
     """Questions that the diagnostics are taken on."""
     steps: Count = 150
@@ -94,7 +100,7 @@ class DistillSettings:
     selection: Selection = Selection()
     demonstrations: Demonstrations = Demonstrations()
     readings: NopsdReadings = NopsdReadings()
-    sampling: Sampling = Sampling(samples=8, max_tokens=4096)
+    sampling: Sampling = Sampling(samples=8, temperature=0.6, top_p=1.0, max_tokens=4096)
     reading: AnswerReading = AnswerReading()
     rollout: Rollout = Rollout()
     averaging: Averaging = Averaging()
