@@ -24,10 +24,21 @@ from surgeon.answers import majority, parse_tags, read_answers
 from surgeon.artifact import read
 from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.consensus import reliability
+from surgeon.decoding import Answer
 from surgeon.distill import Distillation, demonstrations, distill, pool, show
 from surgeon.distill import evidence as stages
+from surgeon.distill import grpo as rewards
 from surgeon.distill.diagnostics import cautions
-from surgeon.distill.grpo import majority_reward, majority_rewards, record_of, self_certainty
+from surgeon.distill.grpo import (
+    Rewarded,
+    Rollouts,
+    advantages,
+    majority_reward,
+    majority_rewards,
+    policy_loss,
+    self_certainty,
+    token_logprobs,
+)
 from surgeon.distill.methods import of_the_majority
 from surgeon.distill.plan import DistillPlan, prepare
 from surgeon.distill.pool import LiveModel
@@ -40,7 +51,7 @@ from surgeon.settings import bind
 from surgeon.settings.distill import DistillSettings
 from surgeon.threads import one_thread
 from surgeon.traces import Prompt, Trace, read_prompts, read_traces
-from surgeon.training.sequences import draw, grouped, share_of
+from surgeon.training.sequences import draw, grouped, sequences, share_of
 
 SMALL: dict[str, Any] = dict(
     top_global=0.1, max_tokens=80, temperature=1.0, top_p=1.0, share=0.4, shots=2, samples=2,
@@ -725,28 +736,48 @@ def test_ttrl_rewards_the_majority_of_each_group():
 
 def test_ttrl_reads_a_finished_rollout_without_its_stop_token(source: Path, tmp_path: Path):
     """Of 7, 8, 8 (cut short) and 7 the two sevens agree."""
-    pytest.importorskip("trl")
     plan = planned(source, tmp_path, method="ttrl", samples=4, answer=r"(\d)$")
     live = living(plan)
     seven, eight = (live.tokenizer.convert_tokens_to_ids(word) for word in "78")
-    rollouts = [[seven, 2], [eight, 2], [eight], [seven, 2]]
-    asked = [list(plan.prompts[0].messages)] * 4
-    assert majority_reward(running(plan, live=live))(prompts=asked, completion_ids=rollouts) == [
-        1,
-        0,
-        0,
-        1,
-    ]
+    answers = [
+        Answer(0, [seven, 2], "stop"), Answer(1, [eight, 2], "stop"), Answer(2, [eight], "length"),
+        Answer(3, [seven, 2], "stop"),
+    ]  # fmt: skip
+    run = running(plan, live=live)
+    assert majority_reward(run, live.model, Rollouts(0, answers)) == [1, 0, 0, 1]
 
 
-def test_a_reward_that_leads_nowhere_stops_the_run():
-    good = {"loss": 0.5, "reward": 0.25, "completions/mean_length": 10.0}
-    assert record_of(3, good, 8, 2.0) == {
-        "step": 3, "loss": 0.5, "reward": 0.25, "length": 10.0, "tokens": 80.0, "responses": 8,
-        "seconds": 2.0, "tokens_per_s": 40.0,
-    }  # fmt: skip
-    with pytest.raises(BadInput, match="the loss became nan in step 3"):
-        record_of(3, {**good, "loss": float("nan")}, 8, 2.0)
+def test_advantages_are_standard_deviations_from_the_questions_mean():
+    """Rewards 1, 0, 0, 1: mean 1/2, standard deviation of the sample .57735."""
+    assert advantages([1, 0, 0, 1]) == pytest.approx([0.866, -0.866, -0.866, 0.866], abs=1e-3)
+    assert advantages([1, 1]).tolist() == [0, 0]
+
+
+@torch.no_grad()
+def test_grpo_averages_tokens_then_responses_and_pulls_to_the_start(source: Path):
+    """Against the definition, token by token; a penalty adds k3 of the KL, 0 at the start."""
+    model = Checkpoint.open(source).model()
+    prompts, responses, advantage = [[5, 6], [7]], [[8, 9, 10], [11]], [0.5, -2.0]
+    share = torch.tensor([1 / 3, 1 / 3, 1 / 3, 1.0])
+    each = torch.tensor([0.5, 0.5, 0.5, -2.0]) * share
+    token = torch.tensor([8, 9, 10, 11])
+    micro = Rewarded(sequences(prompts, responses), token, each, share)
+    own = token_logprobs(model, micro).detach()
+    wanted = []
+    for prompt, response, a in zip(prompts, responses, advantage, strict=True):
+        logits = model(input_ids=torch.tensor([[*prompt, *response]])).logits[0].log_softmax(-1)
+        at = range(len(prompt) - 1, len(prompt) + len(response) - 1)
+        ours = torch.stack([logits[t, r] for t, r in zip(at, response, strict=True)])
+        wanted.append(-a * ours.mean())
+    loss = policy_loss(0.0)(model, micro, None)
+    assert float(loss.total) == pytest.approx(float(sum(wanted)), rel=1e-5)
+    assert loss.sums.keys() == {"student_entropy"}
+    at_start = policy_loss(0.5)(model, micro, own)
+    assert float(at_start.total) == pytest.approx(float(loss.total), rel=1e-5)
+    away = policy_loss(0.5)(model, micro, own + 0.2)
+    k3 = np.exp(0.2) - 0.2 - 1
+    assert float(away.total - loss.total) == pytest.approx(0.5 * 2 * k3, rel=1e-3)
+    assert float(away.sums["kl"]) == pytest.approx(4 * k3, rel=1e-3)
 
 
 def test_intuitor_rewards_distance_from_uniform():
@@ -760,31 +791,63 @@ def test_intuitor_rewards_distance_from_uniform():
         assert self_certainty(torch.cat([sure, unsure]), head) == pytest.approx(0.07192, abs=1e-5)
 
 
-@pytest.mark.parametrize("method", ["ttrl", "intuitor"])
-def test_methods_of_trl_say_how_to_get_it(source: Path, tmp_path: Path, method, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(BadInput, match="needs trl: pip install"):
-        planned(source, tmp_path, method=method)
+def test_a_reward_trains_and_a_kill_changes_nothing(source: Path, tmp_path: Path, monkeypatch):
+    """TTRL for one epoch, killed in its second step and continued; labels choose the step."""
+    pool = write_pool(tmp_path / "pool.jsonl", 6)
+    labels = write_pool(tmp_path / "labels.jsonl", 2, labels=True)
+    settings = {**SMALL, "batch_size": 2, "max_tokens": 12, "save_every": 1, "validation": labels}
+    settings |= {"method": "ttrl", "validate_every": 2}
+    del settings["steps"]
+    with one_thread():
+        result = distill(str(source), pool=pool, out=tmp_path / "one", **settings)
+        real, calls = rewards.rollout, iter(range(1))
 
+        def rollout(*args):
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            return real(*args)
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("method", ["ttrl", "intuitor"])
-def test_baselines_with_a_reward_train_an_adapter(source: Path, tmp_path: Path, method):
-    pytest.importorskip("trl")
-    pool, out = write_pool(tmp_path / "pool.jsonl", 6), tmp_path / "out"
-    settings = {**SMALL, "steps": 2, "batch_size": 2, "max_tokens": 24, "tracker": "tensorboard"}
-    result = distill(str(source), pool=pool, out=out, method=method, **settings)
-    assert result.result == "adapter" and "reward" in result.metrics
-    told = records(out)
-    assert [record["step"] for record in told] == [1, 2]
+        with monkeypatch.context() as patch:
+            patch.setattr(rewards, "rollout", rollout)
+            with pytest.raises(KeyboardInterrupt):
+                distill(str(source), pool=pool, out=tmp_path / "two", **settings)
+        distill(str(source), pool=pool, out=tmp_path / "two", **settings)
+    told = records(tmp_path / "one")
+    assert [record["step"] for record in told] == [1, 2, 3]  # 6 questions, 2 a step
+    assert told == records(tmp_path / "two")
+    for name in ("adapter_model.safetensors", "training/validation.jsonl"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     for record in told:
         assert {"loss", "reward", "student_entropy", "length", "truncated"} <= record.keys()
-        assert record["responses"] == 2 * SMALL["samples"]
-    if method == "ttrl":
-        assert all(0 <= record["reward"] <= 1 for record in told)
-    assert list((out / "training" / "surgeon").glob("events.*"))
-    assert resolve(f"{source}+{out}").n_layers == 3
+        assert record["responses"] == 2 * SMALL["samples"] and 0 <= record["reward"] <= 1
+    assert result.validated is not None and [step for step, _ in result.validated.maj] == [0, 2, 3]
+    assert "chosen on 2 labelled problems" in (tmp_path / "one" / "README.md").read_text()
+    if result.validated.step == 0:
+        weights = load_file(tmp_path / "one" / "adapter_model.safetensors")
+        assert all(not t.any() for name, t in weights.items() if "lora_B" in name)
+
+
+def test_intuitor_runs_with_the_published_penalty(source: Path, tmp_path: Path):
+    settings = {**SMALL, "steps": 1, "batch_size": 2, "max_tokens": 8, "penalty": 0.005}
+    pool = write_pool(tmp_path / "pool.jsonl", 4)
+    result = distill(str(source), pool=pool, out=tmp_path / "out", method="intuitor", **settings)
+    (record,) = records(tmp_path / "out")
+    assert record["reward"] > 0 and record["kl"] == pytest.approx(0, abs=1e-5)
+    assert result.training["steps"] == 1
+
+
+def test_rates_and_epochs_are_the_methods_own(source: Path, tmp_path: Path):
+    def of(**changes: Any) -> tuple[float | None, int]:
+        asked = {"lr": None, "steps": None, "batch_size": 4, **changes}
+        plan = planned(source, tmp_path, **asked)
+        return plan.schedule.lr, plan.steps
+
+    assert of(method="ttrl", tuning="full") == (5e-7, 4)  # App. A: 16 questions, 4 a step
+    assert of(method="ttrl") == (pytest.approx(1e-5), 4)
+    assert of(method="intuitor", tuning="full", epochs=2) == (3e-6, 8)
+    assert of(method="lmsi")[1] == of()[1] == 150
+    assert of(epochs=1, share=0.5, select="auto")[1] == 2
+    assert of(method="ttrl", steps=7)[1] == 7
 
 
 # --- what is refused
@@ -793,6 +856,10 @@ def test_baselines_with_a_reward_train_an_adapter(source: Path, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"epochs": 1}, "both steps and epochs"),
+        ({"epochs": 1, "steps": None, "method": "lmsi"}, "give steps instead of epochs"),
+        ({"validate_every": 2}, "validate_every without validation"),
+        ({"validation": "nowhere.jsonl"}, "nowhere.jsonl does not exist"),
         ({"check": "math"}, "check without labels"),
         ({"method": "grpo"}, "nopsd, lmsi"),
         ({"select": "best"}, "bottom, top, auto, band"),

@@ -18,7 +18,8 @@ diagnostics.py      the measurements in words
 run.py              stage 4 as a method sees it
 on_policy.py        stage 4 of Neuron-OPSD: rollouts, teacher and loss
 pushing.py          its rollouts by vLLM, which is pushed the student
-grpo.py             stage 4 of the baselines TTRL and Intuitor, through TRL
+grpo.py             stage 4 of the baselines TTRL and Intuitor
+validation.py       which step is kept, where labelled problems may say so
 outcome.py          the adapter or checkpoint, its card, what is printed
 """
 

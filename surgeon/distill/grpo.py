@@ -1,40 +1,77 @@
-"""Baselines that learn from a reward instead of a teacher, through TRL's GRPO trainer.
+"""Stage 4 of the baselines that learn from a reward instead of a teacher: GRPO (Shao et al., 2024).
 
 TTRL (Zuo et al., 2025): an answer is rewarded when it is the majority's among the rollouts of its
 question. Intuitor (Zhao et al., 2025): a rollout is rewarded by its self-certainty, how far the
-model's distributions are from uniform. TRL is an extra: `pip install 'surgeon[trl]'`. Unlike the
-methods of this package a run that is killed in this stage begins the stage again.
+model's distributions are from uniform.
+
+A rollout's advantage is its reward minus the mean of its question's rollouts, over their standard
+deviation. The loss is the mean over a response's tokens, then over responses. Every rollout serves
+one update, so the ratio to the policy that drew it is 1 and there is nothing to clip. A question
+whose rollouts are rewarded alike teaches nothing.
 """
 
-# Shapes: P response positions, V vocabulary, G rollouts of a question.
+# Shapes: P response positions, C of them in a chunk, V vocabulary, G rollouts of a question.
 
-import json
-import math
-import time
-import warnings
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from typing import NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from surgeon.answers import classes_of, majority
+from surgeon.decoding import Answer, Request, stream_key
+from surgeon.distill.on_policy import rollout
 from surgeon.distill.run import GUARDS, TrainingRun
 from surgeon.errors import BadInput
 from surgeon.live.architecture import Head, head_of
-from surgeon.progress import bar
-from surgeon.traces import Trace, chosen_template, stop_ids, text_of
-from surgeon.training.loop import Journal
-from surgeon.training.sequences import response_states, sequences
-from surgeon.training.state import METRICS, History
-
-if TYPE_CHECKING:
-    from trl import GRPOConfig  # pyright: ignore
+from surgeon.traces import Trace, stop_ids, text_of
+from surgeon.training.loop import Batch, Loss
+from surgeon.training.sequences import (
+    Sequences,
+    draw,
+    grouped,
+    response_states,
+    sequences,
+    share_of,
+)
+from surgeon.training.state import History
+from surgeon.training.tuning import AveragedWeights
 
 CHUNK = 256
 """Positions whose logits exist at the same time."""
-Reward = Callable[..., list[float]]
-"""What TRL calls with the rollouts of a batch, question after question."""
+LEAST_SPREAD = 1e-4
+"""Added to the standard deviation of a question's rewards."""
+
+
+class Rollouts(NamedTuple):
+    """The answers to one question of the pool."""
+
+    question: int
+    answers: list[Answer]
+
+
+Reward = Callable[[TrainingRun, nn.Module, Rollouts], list[float]]
+"""(run, the student, one question's rollouts) -> a reward each."""
+
+
+class Rewarded(NamedTuple):
+    """Responses, and what each of their tokens counts for."""
+
+    sequences: Sequences
+    token_P: Tensor
+    advantage_P: Tensor
+    """The response's, over its number of tokens."""
+    share_P: Tensor
+    """One over the response's number of tokens."""
+
+    def to(self, device: torch.device) -> "Rewarded":
+        return Rewarded(*(part.to(device) for part in self))
+
+
+# --- rewards --------------------------------------------------------------------------------------
 
 
 def majority_rewards(answers: Sequence[str | None], group: int) -> list[float]:
@@ -50,6 +87,20 @@ def majority_rewards(answers: Sequence[str | None], group: int) -> list[float]:
     return rewards
 
 
+def majority_reward(run: TrainingRun, model: nn.Module, rollouts: Rollouts) -> list[float]:
+    """1 for a rollout whose answer is the majority's (TTRL); a truncated one votes for nothing."""
+    prompt, ids = (part[rollouts.question] for part in (run.plan.prompts, run.plan.prompt_ids))
+    traces = [
+        Trace(
+            prompt.id, n, ids, answer.token_ids,
+            text_of(run.live.tokenizer, answer.token_ids, answer.finish_reason),
+            answer.finish_reason,
+        )
+        for n, answer in enumerate(rollouts.answers)
+    ]  # fmt: skip
+    return majority_rewards(run.plan.read(traces), len(traces))
+
+
 def self_certainty(hidden_PD: Tensor, head: Head) -> float:
     """Mean over positions of KL(uniform || p) in nats: -log V - mean over the vocabulary of log p
     (Intuitor)."""
@@ -61,147 +112,176 @@ def self_certainty(hidden_PD: Tensor, head: Head) -> float:
     return total / len(hidden_PD)
 
 
-def grpo(
-    reward: Callable[[TrainingRun], Reward], penalty: float
-) -> Callable[[TrainingRun], History]:
-    """A method that trains with TRL by that reward; `penalty` is the weight of the KL to the start.
+def self_certainty_reward(run: TrainingRun, model: nn.Module, rollouts: Rollouts) -> list[float]:
+    """How far the model's distributions over a rollout are from uniform (Intuitor)."""
+    head, device = head_of(model), next(model.parameters()).device
+    prompt = run.plan.prompt_ids[rollouts.question]
+    return [
+        self_certainty(
+            response_states(model, sequences([prompt], [answer.token_ids]).to(device)), head
+        )
+        for answer in rollouts.answers
+    ]
 
-    It raises `BadInput` when the loss is not finite.
-    """
+
+def advantages(rewards: Sequence[float]) -> np.ndarray:
+    """float64_G: how much better each rollout of a question is than its mean, in standard
+    deviations."""
+    reward_G = np.asarray(rewards, float)
+    return (reward_G - reward_G.mean()) / (reward_G.std(ddof=1) + LEAST_SPREAD)
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def grpo(reward: Reward) -> Callable[[TrainingRun], History]:
+    """A method that trains by that reward."""
 
     def train(run: TrainingRun) -> History:
-        from datasets import Dataset
-        from transformers import PrinterCallback, TrainerCallback
-        from trl import GRPOTrainer  # pyright: ignore
-
-        settings = run.plan.settings
-        responses = settings.sampling.samples * settings.batches.batch_size
-        run.directory.mkdir(exist_ok=True)
-        (run.directory / METRICS).write_text("")
-        journal = Journal(run.live.accelerator, run.directory, guards=GUARDS)
-
-        class Writer(TrainerCallback):
-            """Hands each step to the journal when it ends."""
-
-            def on_step_begin(self, *_: Any, **__: Any) -> None:
-                self.begun = time.monotonic()
-
-            def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
-                if "loss" in logs:
-                    step, seconds = len(journal.records) + 1, time.monotonic() - self.begun
-                    journal.add(record_of(step, logs, responses, seconds))
-                    advance(note=f"reward {logs['reward']:.3f}")
-
-        rows = [{"prompt": list(prompt.messages)} for prompt in run.plan.prompts]
-        template = run.plan.settings.sampling.template
-        run.live.tokenizer.chat_template = chosen_template(run.live.tokenizer, template)
-        with bar(run.what, settings.steps) as advance, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            trainer = GRPOTrainer(
-                model=run.student.adapter or run.student.model,  # pyright: ignore
-                reward_funcs=[reward(run)],  # pyright: ignore[reportArgumentType]
-                args=config_of(run, penalty),
-                train_dataset=Dataset.from_list(rows),
-                processing_class=run.live.tokenizer,
-                callbacks=[Writer()],
-            )
-            trainer.remove_callback(PrinterCallback)
-            trainer.train()
-        return journal.history()
+        penalty = run.plan.settings.rollout.penalty
+        start = AveragedWeights(run.student.model, 0.0) if penalty else None
+        return run.fit(
+            rewarded_batches(run, reward), policy_loss(penalty), teacher=start,
+            target=token_logprobs, guards=GUARDS,
+        )  # fmt: skip
 
     return train
 
 
-def config_of(run: TrainingRun, penalty: float) -> "GRPOConfig":
-    """The run's settings as TRL names them."""
-    from trl import GRPOConfig  # pyright: ignore
+def policy_loss(penalty: float) -> Callable[[nn.Module, Rewarded, Tensor | None], Loss]:
+    """GRPO's loss, with `penalty` times the KL to the start (k3 estimator)."""
 
-    settings, schedule = run.plan.settings, run.plan.schedule
-    group, thinking = settings.sampling.samples, settings.sampling.thinking
-    on_cpu = run.live.accelerator.device.type == "cpu"
-    return GRPOConfig(
-        output_dir=str(run.directory),
-        max_steps=settings.steps,
-        learning_rate=schedule.peak,
-        lr_scheduler_type={"constant": "constant_with_warmup"}.get(schedule.decay, schedule.decay),
-        warmup_steps=round(schedule.warmup * settings.steps),
-        weight_decay=schedule.weight_decay,
-        max_grad_norm=schedule.clip,
-        per_device_train_batch_size=group,
-        gradient_accumulation_steps=settings.batches.batch_size,
-        num_generations=group,
-        max_completion_length=settings.sampling.max_tokens,
-        temperature=settings.rollout.temperature,
-        top_p=settings.rollout.top_p,
-        beta=penalty,
-        chat_template_kwargs={} if thinking is None else {"enable_thinking": thinking},
-        gradient_checkpointing=settings.tuning.gradient_checkpointing,
-        use_cpu=on_cpu,
-        bf16=run.student.bf16 and not on_cpu,
-        seed=settings.seed,
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
+    def loss(model: nn.Module, micro: Rewarded, start_P: Tensor | None) -> Loss:
+        micro = micro.to(next(model.parameters()).device)
+        head, states_PD = head_of(model), response_states(model, micro.sequences)
+        # Without a penalty nothing depends on where it started.
+        start_P = torch.zeros_like(micro.share_P) if start_P is None else start_P
+
+        def part(
+            states_CD: Tensor,
+            token_C: Tensor,
+            advantage_C: Tensor,
+            share_C: Tensor,
+            start_C: Tensor,
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            log_p_CV = head.logits(states_CD).float().log_softmax(-1)
+            own_C = log_p_CV.gather(1, token_C[:, None])[:, 0]
+            total = -(advantage_C * own_C).sum()
+            kl_C = torch.zeros_like(own_C)
+            if penalty:
+                gap_C = start_C - own_C
+                kl_C = gap_C.exp() - gap_C - 1
+                total = total + penalty * (share_C * kl_C).sum()
+            entropy = -torch.linalg.vecdot(log_p_CV.exp(), log_p_CV).sum()
+            return total, entropy.detach(), kl_C.sum().detach()
+
+        columns = (states_PD, micro.token_P, micro.advantage_P, micro.share_P, start_P)
+        total = entropy = kl = states_PD.new_zeros((), dtype=torch.float32)
+        for chunk in zip(*(column.split(CHUNK) for column in columns), strict=True):
+            more: tuple[Tensor, Tensor, Tensor] = recomputed(  # pyright: ignore
+                part, *chunk, use_reentrant=False
+            )
+            total, entropy, kl = total + more[0], entropy + more[1], kl + more[2]
+        sums = {"student_entropy": entropy}
+        return Loss(total, sums | {"kl": kl} if penalty else sums)
+
+    return loss
+
+
+def token_logprobs(model: nn.Module, micro: Rewarded) -> Tensor:
+    """log p (P) of each token of the responses."""
+    micro = micro.to(next(model.parameters()).device)
+    head, states_PD = head_of(model), response_states(model, micro.sequences)
+    pairs = zip(states_PD.split(CHUNK), micro.token_P.split(CHUNK), strict=True)
+    return torch.cat(
+        [
+            -nn.functional.cross_entropy(head.logits(s).float(), t, reduction="none")
+            for s, t in pairs
+        ]
     )
 
 
-def record_of(step: int, log: dict[str, Any], responses: int, seconds: float) -> dict[str, float]:
-    """One entry of TRL's log under this package's names; raises `BadInput` for a loss that isn't
-    finite."""
-    names = {
-        "loss": "loss", "reward": "reward", "kl": "kl", "entropy": "student_entropy",
-        "completions/mean_length": "length", "completions/clipped_ratio": "truncated",
-        "learning_rate": "lr", "grad_norm": "gradient_norm",
-    }  # fmt: skip
-    numbers = {ours: float(log[name]) for name, ours in names.items() if name in log}
-    if not math.isfinite(numbers["loss"]):
-        raise BadInput(
-            f"the loss became {numbers['loss']} in step {step}. Lower the learning rate."
+def rewarded_batches(run: TrainingRun, reward: Reward) -> Callable[[int], Iterator[Batch]]:
+    """`batches(step)`: `samples` rollouts of each of the step's questions, with their advantages.
+
+    What is drawn follows from the seed, the step and a rollout's place in the batch, as in
+    Neuron-OPSD.
+    """
+    plan, peers = run.plan, run.live.accelerator
+    size, group = plan.settings.batches.batch_size, plan.settings.sampling.samples
+    stop = stop_ids(run.student.model, run.live.tokenizer)
+
+    def drawn_and_rewarded(
+        model: nn.Module, questions: Sequence[int], requests: Sequence[Request]
+    ) -> tuple[list[Rollouts], list[list[float]]]:
+        answers = rollout(model, requests, stop, plan)
+        groups = [
+            Rollouts(i, answers[first : first + group])
+            for i, first in zip(questions, range(0, len(answers), group), strict=True)
+        ]
+        return groups, [reward(run, model, rollouts) for rollouts in groups]
+
+    def from_step(start: int) -> Iterator[Batch]:
+        for step in count(start):
+            drawn = draw(run.evidence.chosen, size, step, plan.settings.seed)
+            places = share_of(size, peers.process_index, peers.num_processes)
+            questions = [drawn[place] for place in places]
+            requests = [
+                Request(
+                    plan.prompt_ids[i],
+                    stream_key(plan.settings.seed, f"{plan.prompts[i].id} step {step}", at),
+                )
+                for i, place in zip(questions, places, strict=True)
+                for at in range(place * group, (place + 1) * group)
+            ]
+            try:
+                groups, rewards = run.student.rollouts(
+                    lambda model, questions=questions, requests=requests: drawn_and_rewarded(
+                        model, questions, requests
+                    )
+                )
+            except BadInput as error:
+                if step == 0:
+                    raise
+                raise BadInput(
+                    f"the rollouts of step {step + 1} failed: {error} If training did it, lower "
+                    "the learning rate and train anew, under another --out."
+                ) from error
+            yield batch_of(run, groups, rewards)
+
+    return from_step
+
+
+def batch_of(
+    run: TrainingRun, groups: Sequence[Rollouts], rewards: Sequence[Sequence[float]]
+) -> Batch:
+    """A step's rollouts as micro-batches."""
+    prompts = [run.plan.prompt_ids[g.question] for g in groups for _ in g.answers]
+    answers = [answer for g in groups for answer in g.answers]
+    advantage = np.concatenate([advantages(part) for part in rewards])
+    responses = [answer.token_ids for answer in answers]
+    lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
+    micros = []
+    for part in grouped(lengths, run.plan.settings.batches.micro_tokens):
+        share_P = torch.tensor([1 / len(responses[b]) for b in part for _ in responses[b]])
+        own_P = torch.tensor([float(advantage[b]) for b in part for _ in responses[b]])
+        micros.append(
+            Rewarded(
+                sequences([prompts[b] for b in part], [responses[b] for b in part]),
+                torch.tensor([token for b in part for token in responses[b]]),
+                own_P * share_P,
+                share_P,
+            )
         )
-    tokens = responses * numbers["length"]
-    return {
-        "step": step, **numbers, "tokens": tokens, "responses": responses, "seconds": seconds,
-        "tokens_per_s": tokens / seconds,
-    }  # fmt: skip
-
-
-def prompt_ids_of(run: TrainingRun) -> dict[str, list[int]]:
-    """The tokens of each question by its messages, of which TRL hands on a copy."""
-    return {
-        json.dumps(prompt.messages): ids
-        for prompt, ids in zip(run.plan.prompts, run.plan.prompt_ids, strict=True)
-    }
-
-
-def majority_reward(run: TrainingRun) -> Reward:
-    """1 for a rollout whose answer is the majority's (TTRL); a truncated one votes for nothing."""
-    stop, ids_of = stop_ids(run.student.model, run.live.tokenizer), prompt_ids_of(run)
-
-    def rollout(messages: list, ids: list[int]) -> Trace:
-        reason = "stop" if ids[-1] in stop else "length"
-        text = text_of(run.live.tokenizer, ids, reason)
-        return Trace("", 0, ids_of[json.dumps(messages)], ids, text, reason)
-
-    def ttrl(prompts: list, completion_ids: list[list[int]], **_: Any) -> list[float]:
-        answers = run.plan.read(list(map(rollout, prompts, completion_ids)))
-        return majority_rewards(answers, run.plan.settings.sampling.samples)
-
-    return ttrl
-
-
-def self_certainty_reward(run: TrainingRun) -> Reward:
-    """How far the model's distributions over a rollout are from uniform (Intuitor)."""
-    ids_of = prompt_ids_of(run)
-
-    @torch.no_grad()
-    def intuitor(prompts: list, completion_ids: list[list[int]], **_: Any) -> list[float]:
-        model = run.student.model
-        head, device, rewards = head_of(model), run.live.accelerator.device, []
-        for messages, ids in zip(prompts, completion_ids, strict=True):
-            prompt = ids_of[json.dumps(messages)]
-            states_PD = response_states(model, sequences([prompt], [ids]).to(device))
-            rewards.append(self_certainty(states_PD, head))
-        return rewards
-
-    return intuitor
+    tokens = sum(map(len, responses))
+    return Batch(
+        micros,
+        weight=len(responses),
+        tokens=tokens,
+        responses=len(responses),
+        sums={
+            "length": float(tokens),
+            "truncated": float(sum(a.finish_reason == "length" for a in answers)),
+            "reward": float(sum(map(sum, rewards))),
+        },
+    )

@@ -27,6 +27,11 @@ Gather = Callable[["DistillPlan", LiveModel, Path], PoolEvidence]
 Train = Callable[[TrainingRun], History]
 
 
+LORA_RATE = 20
+"""Times the published rate of full weights: under LoRA one factor begins at 0, so that rate would
+move nothing. A choice of ours, untuned; sweep it."""
+
+
 class Finisher(NamedTuple):
     """A way to train a checkpoint on its own answers."""
 
@@ -39,6 +44,10 @@ class Finisher(NamedTuple):
     """Whether it selects questions by their contribution sets; else it trains on all of them."""
     rate: Mapping[str, float] = {"lora": 1e-4, "full": 1e-6}
     """Tuning -> the peak learning rate unless another is given."""
+    epochs: int | None = None
+    """Passes over the questions, where neither steps nor epochs are given; None: 150 steps."""
+    by_question: bool = True
+    """Whether a step's examples are questions; else they are answers."""
     extra: str | None = None
     """A package that it needs, which is an extra of this one."""
     one_process: bool = False
@@ -83,20 +92,19 @@ METHODS: dict[str, Finisher] = {
     "lmsi": Finisher(
         "fine-tuning on the model's own answers that agree with the majority (Huang et al.)",
         learn_majority,
+        by_question=False,
     ),
     "ttrl": Finisher(
-        "GRPO with the majority's answer as the reward (Zuo et al.), through TRL",
-        grpo(majority_reward, penalty=0.0),  # Neuron-OPSD App. A
-        rate={"lora": 5e-7, "full": 5e-7},
-        extra="trl",
-        one_process=True,
+        "GRPO with the majority's answer as the reward (Zuo et al.)",
+        grpo(majority_reward),
+        rate={"lora": LORA_RATE * 5e-7, "full": 5e-7},  # Neuron-OPSD App. A
+        epochs=1,
     ),
     "intuitor": Finisher(
-        "GRPO with self-certainty as the reward (Zhao et al.), through TRL",
-        grpo(self_certainty_reward, penalty=0.005),  # as published
-        rate={"lora": 3e-6, "full": 3e-6},
-        extra="trl",
-        one_process=True,
+        "GRPO with self-certainty as the reward (Zhao et al.)",
+        grpo(self_certainty_reward),
+        rate={"lora": LORA_RATE * 3e-6, "full": 3e-6},  # full: as published
+        epochs=1,
     ),
 }
 

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from surgeon.console import announce, console, say, table, warn
 from surgeon.distill.diagnostics import cautions, summary
 from surgeon.distill.evidence import Diagnostics, PoolEvidence, SetDiagnostics
 from surgeon.distill.plan import DistillPlan
+from surgeon.distill.validation import BEST, Validated, outcome
 from surgeon.training import processes
 from surgeon.training.outputs import Base, write_result
 from surgeon.training.state import History
@@ -49,6 +51,8 @@ class Distillation:
     training: dict[str, int | Ends]
     """`steps`, `window`, and the metrics at both ends."""
     warnings: list[str]
+    validated: Validated | None = None
+    """How labelled problems chose the step; None where no label was read for training."""
     result: Literal["adapter", "checkpoint"]
     out: artifact.Out = Path()
     already: artifact.Already = False
@@ -63,12 +67,15 @@ def write(
     plan: DistillPlan, evidence: PoolEvidence, student: Student, history: History, work: Path
 ) -> Distillation:
     """Write weights and card into `work`; what `distill.json` will hold."""
-    result, weights = conclusion(plan, evidence, history), student.weights()
+    chosen = outcome(work / "training", len(plan.validation))
+    result = replace(conclusion(plan, evidence, history), validated=chosen)  # pyright: ignore
+    weights = student.weights()
 
     def write_files() -> None:
         write_result(plan.checkpoint, student, weights, work, merge=plan.settings.merge)
         for state in (work / "training").glob("state-*"):
             shutil.rmtree(state)
+        (work / "training" / BEST).unlink(missing_ok=True)
         lineage.write_text(work / "README.md", card(plan, result))
 
     processes.first(student.accelerator, write_files)
@@ -119,7 +126,7 @@ def card(plan: DistillPlan, result: Distillation) -> str:
     return model_card(
         f"{base.name}, distilled from itself",
         [
-            f"{what} made by {plan.method.what}. No label was read.",
+            f"{what} made by {plan.method.what}. {read_labels_line(result)}",
             f"Use it as `{base.spec}+DIR`." if adapter else "",
             f"Base: {base.spec} (`{base.digest}`).",
             markdown_table(["setting", ""], [[name, settings[name]] for name in names]),
@@ -131,6 +138,16 @@ def card(plan: DistillPlan, result: Distillation) -> str:
         parents=[base],
         tags=["surgeon", settings["method"]],
         library="peft" if adapter else "transformers",
+    )
+
+
+def read_labels_line(result: Distillation) -> str:
+    """Whether labels had a say."""
+    if result.validated is None:
+        return "No label was read in training."
+    return (
+        f"The weights of step {result.validated.step} were chosen on {result.validated.problems} "
+        "labelled problems; no other label was read in training."
     )
 
 
@@ -159,6 +176,8 @@ def show(result: Distillation) -> None:
     for row in rows:
         metrics.add_row(*row)
     console().print(metrics)
+    if result.validated is not None:
+        say(read_labels_line(result))
     warn(result.warnings)
     use = f"; use it as {result.checkpoint.spec}+{result.out}" if result.result == "adapter" else ""
     say(f"{result.result} in {result.out}{use}")

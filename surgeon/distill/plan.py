@@ -1,11 +1,14 @@
 """What a distillation is asked to do, checked against files and headers; starts nothing."""
 
 import importlib.util
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from surgeon import engines, lineage, named
+import numpy as np
+
+from surgeon import engines, lineage, named, nopsd
 from surgeon.answers import (
     classes_of,
     final_texts,
@@ -32,8 +35,6 @@ from surgeon.traces import (
     Prompt,
     Sampling,
     Trace,
-    chosen_template,
-    conversation,
     digest_of_prompts,
     encode,
     keys_of,
@@ -45,6 +46,10 @@ from surgeon.training import processes
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
+
+
+STEPS = 150
+"""Optimizer steps of Neuron-OPSD (App. A)."""
 
 
 class DistillPlan(NamedTuple):
@@ -64,6 +69,10 @@ class DistillPlan(NamedTuple):
     """Most tokens of a teacher's prompt."""
     tokenizer: "PreTrainedTokenizerBase"
     extract: Callable[[str], str | None]
+    steps: int
+    """Optimizer steps."""
+    validation: list[Prompt]
+    """Labelled problems that choose the step; empty where none were given."""
     labels: dict[str, str]
     """Question -> its answer, for reports; empty without labels."""
     imported: list[Trace]
@@ -119,15 +128,19 @@ def prepare(settings: DistillSettings) -> DistillPlan:
     support.require("distill" if method.needs_sets else "decode", checkpoint)
     tokenizer = checkpoint.tokenizer()
     prompt_ids, prompt_budget = measure_prompts(checkpoint, tokenizer, prompts, settings)
-    labels = read_labels(settings, prompts)
+    labels, validation = read_labels(settings, prompts), read_validation(settings, checkpoint)
+    steps = steps_of(settings, method, selection, len(prompts))
     imported = read_imported(settings, checkpoint, tokenizer, prompts)
     require_own_engine(settings, checkpoint, prompts)
     given = {"responses": lineage.file_digest(settings.responses)} if settings.responses else {}
     if labels:
         given["labels"] = lineage.digest_of(labels)
+    if validation:
+        given["validation"] = digest_of_prompts(validation)
     run = lineage.Run(
         "distill",
-        record(settings) | {"checkpoint": checkpoint.spec, "select": selection.select, "lr": lr},
+        record(settings)
+        | {"checkpoint": checkpoint.spec, "select": selection.select, "lr": lr, "steps": steps},
         {
             "checkpoint": checkpoint.digest,
             "pool": digest_of_prompts(prompts),
@@ -138,15 +151,15 @@ def prepare(settings: DistillSettings) -> DistillPlan:
     )
     return DistillPlan(
         settings, method, checkpoint, prompts, prompt_ids, selection,
-        replace(settings.schedule, lr=lr), prompt_budget, tokenizer, extract, labels, imported,
-        device, dtype, run,
+        replace(settings.schedule, lr=lr), prompt_budget, tokenizer, extract,
+        steps, validation, labels, imported, device, dtype, run,
     )  # fmt: skip
 
 
 def read_labels(settings: DistillSettings, prompts: Sequence[Prompt]) -> dict[str, str]:
     """Question of the pool -> its answer; raises `BadInput` for labels of other questions."""
     if settings.labels is None:
-        if settings.check is not None:
+        if settings.check is not None and settings.validation is None:
             raise BadInput("found check without labels, expected --labels FILE too.")
         return {}
     check = settings.check or "exact"
@@ -172,6 +185,41 @@ def read_labels(settings: DistillSettings, prompts: Sequence[Prompt]) -> dict[st
             "with answers."
         )
     return labels
+
+
+def read_validation(settings: DistillSettings, checkpoint: Checkpoint) -> list[Prompt]:
+    """The labelled problems that choose a step; raises `BadInput` for one without a usable
+    answer, or that doesn't fit."""
+    if settings.validation is None:
+        return []
+    if settings.batches.parallel == "fsdp" and processes.world() > 1:
+        raise BadInput("validation keeps whole weights, so it can't be used with parallel fsdp.")
+    check = settings.check or "exact"
+    parse_check(check)
+
+    def complaint(problem: Prompt) -> str | None:
+        if problem.answer is None:
+            return "no answer, expected the correct one in the field `answer` of every problem"
+        return gold_problem(problem.answer, check)
+
+    problems = read_prompts(settings.validation, complaint, settings.columns)
+    measure_prompts(checkpoint, checkpoint.tokenizer(), problems, settings)
+    return problems
+
+
+def steps_of(settings: DistillSettings, method: Finisher, selection: Selection, pool: int) -> int:
+    """Optimizer steps: as many as were asked for, or that make so many epochs."""
+    epochs = settings.epochs or (method.epochs if settings.steps is None else None)
+    if epochs is None:
+        return settings.steps or STEPS
+    if not method.by_question:
+        raise BadInput(
+            f"{settings.method} learns answers, of which it isn't known yet how many it keeps: "
+            "give steps instead of epochs."
+        )
+    how = replace(selection, select="bottom") if selection.select == "auto" else selection
+    questions = len(nopsd.select(np.arange(pool), how, seed=settings.seed))
+    return math.ceil(epochs * questions / settings.batches.batch_size)
 
 
 def read_imported(
@@ -235,20 +283,6 @@ def require_method(method: Finisher, settings: DistillSettings) -> Selection:
     return replace(settings.selection, select="all")
 
 
-def require_text(
-    tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt], sampling: Sampling
-) -> None:
-    """Raise `BadInput` for a prompt that TRL, which renders them itself, would render otherwise."""
-    for prompt in prompts:
-        text = str(chosen_template(tokenizer, sampling.template))
-        given = conversation(tokenizer, prompt, text, sampling.thinking)
-        if given.tools or given.messages != list(prompt.messages):
-            raise BadInput(
-                f"prompt {prompt.id!r} has tools, calls or reasoning, or its chat template takes "
-                "content as parts: TRL's methods render text only. Use method nopsd or lmsi."
-            )
-
-
 def measure_prompts(
     checkpoint: Checkpoint,
     tokenizer: "PreTrainedTokenizerBase",
@@ -267,8 +301,6 @@ def measure_prompts(
     prompt_ids = [
         encode(tokenizer, prompt, sampling.thinking, sampling.template) for prompt in prompts
     ]
-    if method_of(settings.method).extra == "trl":
-        require_text(tokenizer, prompts, sampling)
     budget = checkpoint.context - sampling.max_tokens
     longest = max(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))
     length, name = len(prompt_ids[longest]), prompts[longest].id

@@ -9,6 +9,7 @@ import torch
 
 from surgeon.distill.evidence import PoolEvidence
 from surgeon.distill.pool import LiveModel
+from surgeon.distill.validation import keep_best, validated
 from surgeon.traces import Trace
 from surgeon.training import processes
 from surgeon.training.loop import Batch, Guards, Loss, fit
@@ -64,11 +65,16 @@ class TrainingRun(NamedTuple):
         guards: Guards | None = None,
     ) -> History:
         """`training.fit` with the settings of the run."""
-        return fit(
-            self.student, batches, loss, self.directory, steps=self.plan.settings.steps,
+        if self.plan.validation:
+            batches = validated(self, batches)
+        history = fit(
+            self.student, batches, loss, self.directory, steps=self.plan.steps,
             schedule=self.plan.schedule, teacher=teacher, target=target, guards=guards,
             what=self.what,
         )  # fmt: skip
+        if self.plan.validation:
+            keep_best(self)
+        return history
 
     def learn(self, pairs: Sequence[tuple[int, Trace]]) -> History:
         """Train on answers as they stand: (question of the pool, answer)."""

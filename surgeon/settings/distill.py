@@ -45,6 +45,8 @@ class Rollout:
     """0 takes the most likely token."""
     top_p: Probability = 1.0
     """Share of the probability that is drawn from, most likely tokens first."""
+    penalty: Annotated[Amount, RECORDED_WHERE_SET] = 0.0
+    """ttrl, intuitor: weight of the KL to the start; Intuitor as published has 0.005, App. A 0."""
     staleness: Annotated[Number, RECORDED_WHERE_SET] = 0
     """Steps that the weights of another engine may lag behind the student: they are pushed every
     1 + so many steps."""
@@ -92,8 +94,15 @@ class DistillSettings:
     module:function."""
     diagnose: Count = 64
     """Questions that the diagnostics are taken on."""
-    steps: Count = 150
-    """Optimizer steps."""
+    steps: Count | None = None
+    """Optimizer steps; by default 150, and of ttrl and intuitor one epoch (App. A)."""
+    epochs: Annotated[Count | None, RECORDED_WHERE_SET] = None
+    """Passes over the questions that are trained on, instead of steps."""
+    validation: Annotated[File | None, RECORDED_WHERE_SET] = None
+    """Labelled problems: the weights of the step with the highest Maj@k on them are kept, and the
+    result says that labels chose them."""
+    validate_every: Annotated[Count | None, RECORDED_WHERE_SET] = None
+    """Steps between two looks at the validation problems; by default a tenth of all."""
     seed: Annotated[int, SHARED, UNRECORDED] = 0
     """Seed of everything random."""
     tuning: Tuning = Tuning()
@@ -115,6 +124,12 @@ class DistillSettings:
             raise BadInput(
                 f"found samples = {self.sampling.samples}, expected at least 2: what they agree on "
                 "is counted."
+            )
+        if self.steps is not None and self.epochs is not None:
+            raise BadInput("found both steps and epochs, expected one of them.")
+        if self.validate_every is not None and self.validation is None:
+            raise BadInput(
+                "found validate_every without validation, expected --validation FILE too."
             )
         if self.tuning.weights == "full" and self.averaging.ema == "exact":
             raise BadInput("ema 'exact' is a choice under lora; full weights are averaged exactly.")

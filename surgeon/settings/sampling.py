@@ -21,8 +21,8 @@ Template = Annotated[str | None, Metavar("NAME")]
 
 @settings
 class Sampling:
-    """How answers are drawn. The defaults here are NEX's (sec. 4.3; samples: 5.2); Neuron-OPSD draws
-    at temperature 0.6 (App. A; distill), NeuReasoner at 0.6 and 0.95 (sec. 4.1; monitor)."""
+    """How answers are drawn. The defaults here are NEX's (sec. 4.3; samples: 5.2). Neuron-OPSD has
+    temperature 0.6 (App. A; distill), NeuReasoner 0.6 and top_p 0.95 (sec. 4.1; monitor)."""
 
     samples: Count = 3
     """Answers per prompt."""
