@@ -35,6 +35,9 @@ Readings: places where the paper is silent or contradicts itself, held by
     act  Eq. 2 is written for an FFN without a gate. App. A hooks the activation function, which in
          a gated FFN gives act(gate) alone (`gate`, default); the unit's true output is
          act(gate) * up (`gated`).
+    R24  A mixture of experts, which the paper doesn't treat: unit j of expert e is a neuron of its
+         own, its score is times its expert's routing weight, its activation is `gated`, and shares
+         are of the units that a token passes through.
     R13  A demonstration is the question and the answer text after the thinking (`answer`), or the
          whole response (`response`).
     R14  The loss is the mean over response tokens; Eq. 10 sums them (`sum`, per response).
@@ -92,8 +95,12 @@ class ContributionSet(NamedTuple):
     """s(x), Eq. 4: the size of the set; under `appendix` before the top over all layers (R9)."""
 
 
-def contribution_set(scores: Iterable[Tensor], readings: Readings) -> ContributionSet:
+def contribution_set(
+    scores: Iterable[Tensor], readings: Readings, passed: int | None = None
+) -> ContributionSet:
     """N(x) and s(x) of a response from its scores (T, L, F), chunk after chunk of tokens.
+
+    Shares are of the `passed` units that a token passes through; by default it passes all.
 
     The chunks' size matters under `appendix` only, where a neuron competes within its chunk.
     """
@@ -104,7 +111,7 @@ def contribution_set(scores: Iterable[Tensor], readings: Readings) -> Contributi
             best_LF = score_TLF.new_zeros(L, F)
         if readings.sets == "main":
             flat_TN = score_TLF.reshape(T, L * F)
-            top_TK, at_TK = flat_TN.topk(budget(readings.top_global, L * F), sorted=False)
+            top_TK, at_TK = flat_TN.topk(budget(readings.top_global, passed or L * F), sorted=False)
             best_LF.view(-1).index_fill_(0, at_TK[top_TK > 0], 1.0)  # sec. 3.3: union over tokens
         else:
             chunk_LF = score_TLF.amax(0)
@@ -117,7 +124,7 @@ def contribution_set(scores: Iterable[Tensor], readings: Readings) -> Contributi
     neuron_K = best_N.nonzero()[:, 0]
     consensus = len(neuron_K)
     if readings.sets == "appendix":
-        most = budget(readings.top_global, len(best_N))
+        most = budget(readings.top_global, passed or len(best_N))
         if consensus > most:
             neuron_K = neuron_K[best_N[neuron_K].topk(most).indices].sort().values
     return ContributionSet(neuron_K.cpu().numpy().astype(np.int32), consensus)

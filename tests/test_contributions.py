@@ -1,13 +1,13 @@
 """Contributions of FFN units to generated tokens, against a loop over the definition."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from surgeon.checkpoint import Checkpoint
 from surgeon.contributions import contributions
-from surgeon.errors import BadInput
 from surgeon.nopsd import contribution
 from surgeon.traces import Trace
 
@@ -81,7 +81,35 @@ def test_hooks_are_gone_afterwards(make_checkpoint, tmp_path: Path):
         assert not module._forward_hooks and not module._forward_pre_hooks
 
 
-def test_mixtures_of_experts_are_refused_by_name(make_checkpoint, tmp_path: Path):
-    model = Checkpoint.open(make_checkpoint(tmp_path / "m", "qwen3_moe")).model()
-    with pytest.raises(BadInput, match="qwen3_moe"):
-        collected(model)
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["qwen3_moe", "mixtral"])
+def test_experts_contribute_by_their_routing_weight(name: str, make_checkpoint, tmp_path: Path):
+    """Each chosen expert is computed again from its block's input; the others' units are at 0."""
+    model: Any = Checkpoint.open(make_checkpoint(tmp_path / "m", name, dtype="float32")).model()
+    inputs: dict[int, torch.Tensor] = {}
+    layers = model.get_decoder().layers
+    hooks = [
+        layer.mlp.register_forward_pre_hook(lambda _, a, n=n: inputs.__setitem__(n, a[0]))
+        for n, layer in enumerate(layers)
+    ]
+    whole, short = collected(model), collected(model, chunk_tokens=2, batch_tokens=4)
+    for one, other in zip(whole, short, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    trace = TRACES[0]
+    with torch.no_grad():
+        model(input_ids=torch.tensor([[*trace.prompt_token_ids, *trace.token_ids]]))
+    for hook in hooks:
+        hook.remove()
+    unembedding = model.get_output_embeddings().weight
+    for t, token in enumerate(trace.token_ids):
+        at = len(trace.prompt_token_ids) - 1 + t
+        for n, layer in enumerate(layers):
+            x = inputs[n].reshape(-1, inputs[n].shape[-1])
+            _, weight, chosen = layer.mlp.gate(x)
+            experts, wanted = layer.mlp.experts, torch.zeros(whole[0].shape[2])
+            for e, w in zip(chosen[at].tolist(), weight[at], strict=True):
+                gate, up = (experts.gate_up_proj[e] @ x[at]).chunk(2)
+                k = w * experts.act_fn(gate) * up
+                span = slice(e * len(k), (e + 1) * len(k))
+                wanted[span] = k * (unembedding[token] @ experts.down_proj[e])
+            torch.testing.assert_close(whole[0][t, n], wanted, rtol=1e-3, atol=1e-5)

@@ -12,7 +12,6 @@ activations in a row is above `tau` is left out of the row, its mass with it (se
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +22,9 @@ from surgeon.activations.rows import Activations, Recording, RowSums
 from surgeon.activations.selection import Held, Top, add_positive, largest
 from surgeon.activations.statistics import token_statistics
 from surgeon.errors import BadInput
-from surgeon.live.architecture import at_hand, causal_lm, device_of, head_of, text_config
+from surgeon.live.architecture import at_hand, device_of, head_of, text_config
 from surgeon.live.blocks import FfnSite, blocks, d_ff
+from surgeon.live.experts import experts_reported, tap_experts
 from surgeon.live.passes import Pass, check_traces, in_windows, length, passes
 from surgeon.traces import Trace
 
@@ -72,30 +72,10 @@ def _tap_dense(undo: ExitStack, site: FfnSite, sink: Sink) -> None:
 
 
 def _tap_experts(undo: ExitStack, site: FfnSite, sink: Sink) -> None:
-    """The experts' activations come sorted by expert, over all tokens: put them back by token."""
-    module: Any = site.module
-    chosen: dict[str, Tensor] = {}
+    def told(h_NCU: Tensor, expert_NC: Tensor, _: Tensor) -> None:
+        sink(site, h_NCU.flatten(1), expert_NC)
 
-    def before(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        chosen["expert"] = args[1].detach()
-
-    def gate(gate_up: Tensor) -> Tensor:
-        h = type(module)._apply_gate(module, gate_up)
-        expert_NC = chosen.pop("expert")
-        N, C = expert_NC.shape
-        place_NC = torch.arange(N * C, device=h.device).view(N, C)
-        if module.config._experts_implementation == "grouped_mm":
-            # The same call on the same numbers as the library makes, so the same order.
-            _, order = torch.sort(expert_NC.reshape(-1))
-            place_NC = torch.empty_like(order).scatter_(0, order, place_NC.flatten()).view(N, C)
-        expert_NC, ascending_NC = expert_NC.sort(-1)
-        place_NC = place_NC.gather(1, ascending_NC)
-        sink(site, h.detach()[place_NC.flatten()].view(N, C * site.n_units), expert_NC)
-        return h
-
-    module._apply_gate = gate
-    undo.callback(module.__dict__.pop, "_apply_gate", None)
-    undo.callback(module.register_forward_pre_hook(before).remove)
+    tap_experts(undo, site, told)
 
 
 def kept_per_token(passed_units: int, share: float = PAPER_TOP_K / PAPER_UNITS) -> int:
@@ -132,7 +112,7 @@ def record(
     check_traces(model, traces)
     budget = batch_tokens or (1024 if device_of(model).type == "cpu" else 8192)
     recorder = _Recorder(model, sites, row_tokens, top_k, tau, chunk_tokens, budget)
-    with recorder.experts_reported():
+    with experts_reported(model, sites):
         yield from in_windows(model, traces, budget, recorder.window)
 
 
@@ -177,20 +157,6 @@ class _Recorder:
         self.chunk_tokens, self.batch_tokens = chunk_tokens, batch_tokens
         self.d_ff = d_ff(model)
         self.n_neurons = self.d_ff * text_config(model).num_hidden_layers
-
-    @contextmanager
-    def experts_reported(self) -> Iterator[None]:
-        """Experts that are computed one by one never report; let them be computed together."""
-        kind: Any = getattr(text_config(self.model), "_experts_implementation", None)
-        together = kind in ("grouped_mm", "batched_mm")
-        if together or not any(site.experts for site in self.sites):
-            yield
-            return
-        causal_lm(self.model).set_experts_implementation("grouped_mm")
-        try:
-            yield
-        finally:
-            causal_lm(self.model).set_experts_implementation(kind)
 
     def window(self, traces: list[Trace]) -> list[Recording]:
         """The recordings of these traces, in their order."""

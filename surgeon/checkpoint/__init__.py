@@ -13,7 +13,13 @@ from surgeon.checkpoint.adapters import (
     open_adapter,
 )
 from surgeon.checkpoint.card import card, fenced, markdown_table
-from surgeon.checkpoint.config import Config, config_differences, context_of, d_ff_of
+from surgeon.checkpoint.config import (
+    Config,
+    config_differences,
+    context_of,
+    d_ff_of,
+    passed_units_of,
+)
 from surgeon.checkpoint.devices import is_spread, placement
 from surgeon.checkpoint.directory import (
     INDEX,
@@ -61,6 +67,7 @@ __all__ = [
     "merge_adapter",
     "model_class",
     "open_adapter",
+    "passed_units_of",
     "placement",
     "read_header",
     "read_json",

@@ -41,14 +41,16 @@ def contribution_sets(
 ) -> list[nopsd.ContributionSet]:
     """N(x) and s(x) of each response, one matrix product per layer and chunk."""
     from surgeon.contributions import contributions
+    from surgeon.live.blocks import passed_units
 
+    passed = passed_units(model)
     scores = contributions(
         model, traces, nopsd.contribution, activation=readings.activation,
         chunk_tokens=readings.chunk_tokens,
     )  # fmt: skip
     # Traces come in order, and so do each trace's chunks.
     return [
-        nopsd.contribution_set((score for _, score in chunks), readings)
+        nopsd.contribution_set((score for _, score in chunks), readings, passed)
         for _, chunks in groupby(scores, key=lambda pair: pair[0])
     ]
 
@@ -60,10 +62,9 @@ def require_budget(
 
     `name` is what the setting of `readings.top_global` is called where it was given.
     """
-    L, F = checkpoint.n_layers, checkpoint.d_ff
-    budgets = [(name, readings.top_global, L * F)]
+    budgets = [(name, readings.top_global, checkpoint.passed_units)]
     if readings.sets == "appendix":
-        budgets.append(("top_layer", readings.top_layer, F))
+        budgets.append(("top_layer", readings.top_layer, checkpoint.d_ff))
     for setting, amount, n in budgets:
         if nopsd.budget(amount, n) >= n:
             raise BadInput(

@@ -278,8 +278,11 @@ def _interval(value: float, value_B: np.ndarray) -> Ends | None:
 def sentence(measured: Reliability) -> str:
     """The signal in one line."""
     if measured.auroc is None or measured.auroc_interval is None:
-        alike = "right" if measured.accuracy > 0.5 else "wrong"
-        return f"s(x) tells nothing: all of {measured.responses} responses are {alike}"
+        yes, no = (
+            ("are right", "are wrong") if measured.against == "labels" else ("agree", "differ")
+        )
+        alike = yes if measured.accuracy > 0.5 else no
+        return f"s(x) tells nothing: all of {measured.responses} responses {alike}"
     low, high = measured.auroc_interval
     what = "right answers" if measured.against == "labels" else "answers that agree"
     where = {

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from surgeon.checkpoint import d_ff_of
+from surgeon.checkpoint import d_ff_of, passed_units_of
 from surgeon.errors import BadInput
 from surgeon.live.architecture import text_config, text_decoder
 
@@ -107,6 +107,11 @@ class Block:
         """Its units, of all experts together."""
         return sum(max(site.experts, 1) * site.n_units for site in self.sites)
 
+    @property
+    def ffns(self) -> tuple[Ffn, ...]:
+        """Its FFNs that all tokens pass through, in the order of `sites`."""
+        return tuple(_ffns(self.module))
+
     @cached_property
     def ffn(self) -> Ffn:
         """Its one FFN; raises BadInput for a mixture of experts."""
@@ -163,6 +168,18 @@ def blocks(model: nn.Module) -> list[Block]:
 def d_ff(model: nn.Module) -> int:
     """FFN units per layer, the same number as the `d_ff` of its `Checkpoint`."""
     return d_ff_of(text_config(model).to_dict())
+
+
+def passed_units(model: nn.Module) -> int:
+    """FFN units that a token passes through, over all layers: of experts the chosen ones."""
+    routed = [one.layer for one in blocks(model) if any(site.experts for site in one.sites)]
+    units = passed_units_of(text_config(model).to_dict(), routed)
+    if units is None:
+        raise BadInput(
+            f"found the architecture {text_config(model).model_type!r}, whose config doesn't say "
+            "how many experts a token passes through, expected num_experts_per_tok."
+        )
+    return units
 
 
 def layers_of(model: nn.Module) -> nn.ModuleList:

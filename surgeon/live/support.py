@@ -62,7 +62,7 @@ def support_of(model: "nn.Module") -> Support:
     return Support(
         None,
         _reason(blocks, model),
-        _reason(lambda model: [block.ffn for block in blocks(model)], model),
+        _reason(lambda model: [block.sites for block in blocks(model)], model),
         _reason(lambda model: [(block.ffn, block.attention) for block in blocks(model)], model),
         misfit(model),
     )
