@@ -30,8 +30,8 @@ from surgeon.distill import evidence as stages
 from surgeon.distill import grpo as rewards
 from surgeon.distill.diagnostics import cautions
 from surgeon.distill.grpo import (
+    AnsweredQuestion,
     Rewarded,
-    Rollouts,
     advantages,
     majority_reward,
     majority_rewards,
@@ -744,7 +744,7 @@ def test_ttrl_reads_a_finished_rollout_without_its_stop_token(source: Path, tmp_
         Answer(3, [seven, 2], "stop"),
     ]  # fmt: skip
     run = running(plan, live=live)
-    assert majority_reward(run, live.model, Rollouts(0, answers)) == [1, 0, 0, 1]
+    assert majority_reward(run, live.model, AnsweredQuestion(0, answers)) == [1, 0, 0, 1]
 
 
 def test_advantages_are_standard_deviations_from_the_questions_mean():

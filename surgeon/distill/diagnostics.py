@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from surgeon import artifact, lineage
 from surgeon.consensus import sentence
-from surgeon.distill.evidence import Diagnostics, Labelled, SetDiagnostics
+from surgeon.distill.evidence import Diagnostics, SetDiagnostics, WorthByLabels
 
 if TYPE_CHECKING:
     from surgeon.distill.plan import DistillPlan
@@ -54,7 +54,7 @@ def summary(measured: Diagnostics) -> list[str]:
     return lines
 
 
-def labelled_lines(found: Labelled) -> list[str]:
+def labelled_lines(found: WorthByLabels) -> list[str]:
     """What labels say of the pool; training reads none of it."""
     lines = [
         f"labels, not used        Maj {found.maj:.3f} - Avg {found.avg:.3f} = "

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @part
-class Labelled:
+class WorthByLabels:
     """What the answers are worth by labels, which no training reads (Tab. 5)."""
 
     questions: int
@@ -56,7 +56,7 @@ class Diagnostics:
     """Share of the finished answers in which no answer was found: they vote for nothing."""
     truncated: float
     """Share of the answers that hit the token limit."""
-    labelled: Labelled | None = None
+    labelled: WorthByLabels | None = None
     """None without labels."""
 
 
@@ -170,7 +170,7 @@ def labelled(
     answers: Answers,
     prompts: Sequence[Prompt],
     consensus_N: np.ndarray | None = None,
-) -> Labelled | None:
+) -> WorthByLabels | None:
     """What labels say of these questions' answers, and of s(x) of the pool's first answers."""
     if not plan.labels:
         return None
@@ -188,7 +188,7 @@ def labelled(
             list(map(float, rightness(plan, firsts))), [trace.prompt_id for trace in firsts],
             seed=plan.settings.seed,
         )  # fmt: skip
-    return Labelled(
+    return WorthByLabels(
         questions=len(asked),
         avg=float(np.mean(right)) if right else 0.0,
         maj=float(np.mean(metrics.majority_by_prompt(votes, correct))) if right else 0.0,

@@ -46,14 +46,14 @@ LEAST_SPREAD = 1e-4
 """Added to the standard deviation of a question's rewards."""
 
 
-class Rollouts(NamedTuple):
+class AnsweredQuestion(NamedTuple):
     """The answers to one question of the pool."""
 
     question: int
     answers: list[Answer]
 
 
-Reward = Callable[[TrainingRun, nn.Module, Rollouts], list[float]]
+Reward = Callable[[TrainingRun, nn.Module, AnsweredQuestion], list[float]]
 """(run, the student, one question's rollouts) -> a reward each."""
 
 
@@ -87,7 +87,7 @@ def majority_rewards(answers: Sequence[str | None], group: int) -> list[float]:
     return rewards
 
 
-def majority_reward(run: TrainingRun, model: nn.Module, rollouts: Rollouts) -> list[float]:
+def majority_reward(run: TrainingRun, model: nn.Module, rollouts: AnsweredQuestion) -> list[float]:
     """1 for a rollout whose answer is the majority's (TTRL); a truncated one votes for nothing."""
     prompt, ids = (part[rollouts.question] for part in (run.plan.prompts, run.plan.prompt_ids))
     traces = [
@@ -112,7 +112,9 @@ def self_certainty(hidden_PD: Tensor, head: Head) -> float:
     return total / len(hidden_PD)
 
 
-def self_certainty_reward(run: TrainingRun, model: nn.Module, rollouts: Rollouts) -> list[float]:
+def self_certainty_reward(
+    run: TrainingRun, model: nn.Module, rollouts: AnsweredQuestion
+) -> list[float]:
     """How far the model's distributions over a rollout are from uniform (Intuitor)."""
     head, device = head_of(model), next(model.parameters()).device
     prompt = run.plan.prompt_ids[rollouts.question]
@@ -213,10 +215,10 @@ def rewarded_batches(run: TrainingRun, reward: Reward) -> Callable[[int], Iterat
 
     def drawn_and_rewarded(
         model: nn.Module, questions: Sequence[int], requests: Sequence[Request]
-    ) -> tuple[list[Rollouts], list[list[float]]]:
+    ) -> tuple[list[AnsweredQuestion], list[list[float]]]:
         answers = rollout(model, requests, stop, plan)
         groups = [
-            Rollouts(i, answers[first : first + group])
+            AnsweredQuestion(i, answers[first : first + group])
             for i, first in zip(questions, range(0, len(answers), group), strict=True)
         ]
         return groups, [reward(run, model, rollouts) for rollouts in groups]
@@ -253,7 +255,7 @@ def rewarded_batches(run: TrainingRun, reward: Reward) -> Callable[[int], Iterat
 
 
 def batch_of(
-    run: TrainingRun, groups: Sequence[Rollouts], rewards: Sequence[Sequence[float]]
+    run: TrainingRun, groups: Sequence[AnsweredQuestion], rewards: Sequence[Sequence[float]]
 ) -> Batch:
     """A step's rollouts as micro-batches."""
     prompts = [run.plan.prompt_ids[g.question] for g in groups for _ in g.answers]

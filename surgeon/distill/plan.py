@@ -72,7 +72,7 @@ class DistillPlan(NamedTuple):
     steps: int
     """Optimizer steps."""
     validation: list[Prompt]
-    """Labelled problems that choose the step; empty where none were given."""
+    """WorthByLabels problems that choose the step; empty where none were given."""
     labels: dict[str, str]
     """Question -> its answer, for reports; empty without labels."""
     imported: list[Trace]
