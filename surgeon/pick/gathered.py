@@ -44,12 +44,13 @@ def gather(plan: PickPlan, work: Path) -> list[Answers]:
     gathered = []
     for source in plan.sources:
         known, own = _known(plan, source), traces[source.name]
+        texts = plan.settings.words and (source.ranked is None or source.ranked.traces is not None)
         rows: list[Values] = [
             {
                 "candidate": source.name, "prompt_id": t.prompt_id, "sample": t.sample,
                 "tokens": len(t.token_ids), "finished": t.finish_reason != "length",
                 **known.get(t.key, {}), **read[source.name].get(t.key, {}),
-                "words": len(counted.findall(t.text)) if plan.settings.words else 0,
+                "words": len(counted.findall(t.text)) if texts else None,
             }
             for t in own
         ]  # fmt: skip

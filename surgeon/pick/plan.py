@@ -234,7 +234,10 @@ def _reader(spec: str, digest: str) -> Subject:
 def _of_checkpoints(settings: PickSettings) -> tuple[list[Prompt], list[PickFrom]]:
     """What is asked, and the checkpoints that answer it or read given answers."""
     if settings.prompts is None:
-        raise BadInput("found no prompts, expected --prompts FILE: what the answers are to.")
+        raise BadInput(
+            f"found no prompts, expected --prompts FILE: {settings.sources[0]} is no finished "
+            "ranking, so what the answers are to has to be said."
+        )
     every = read_prompts(settings.prompts, columns=settings.columns)
     prompts = every[: settings.limit]
     chosen = subjects(list(settings.sources))

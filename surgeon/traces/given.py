@@ -42,7 +42,7 @@ def read_candidate_traces(
         traces[name] = read(file, subject)
         strangers = sorted({trace.prompt_id for trace in traces[name]} - ids)
         if strangers:
-            raise BadInput(f"{file} answers prompt {strangers[0]!r}, which the mini-set lacks.")
+            raise BadInput(f"{file} answers prompt {strangers[0]!r}, which the prompts lack.")
         if not traces[name]:
             raise BadInput(f"{file} holds no trace.")
         traces[name] = in_order(traces[name], prompts)
