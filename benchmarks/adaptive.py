@@ -1,6 +1,11 @@
 """What stopping early saves and costs: `rank --adaptive` on recorded and on simulated answers.
 
     python -m benchmarks.adaptive
+    python -m benchmarks.adaptive RANKING [SEEDS]
+
+The second replays a finished ranking from its kept evidence, without a model, as `rank --adaptive`
+would have run with each of `SEEDS` seeds: NEX is learned anew from what was asked, and in every
+resample. Its accuracies are those of the ranking's truth.
 
 Recorded: all answers of the candidates of three families (benchmarks/recorded_answers.json: every
 response's answer, NEX and tokens, and the candidates' accuracies on other problems). A race asks
@@ -17,18 +22,20 @@ or within 1 pp of it; candidates left at the end.
 
 import json
 import math
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from benchmarks.estimate import KINDS, draw
-from surgeon import nex
+from surgeon import artifact, evidence_file, metrics, nex
 from surgeon.rank import rounds
 from surgeon.rank.conclusion import best_first, values
-from surgeon.rank.scores import RECOMMENDED, SCORES, Pool
-from surgeon.ranking import RankedResponse
+from surgeon.rank.scores import RECOMMENDED, SCORES, Pool, Resamples
+from surgeon.ranking import CandidateScores, RankedResponse, Ranking
 
 RECORDED = Path(__file__).parent / "recorded_answers.json"
 SEEDS = 20
@@ -119,6 +126,55 @@ def race(family: Answers, seed: int, tolerance: float) -> tuple[float, float, in
     return done[-1].tokens / whole, float(lost), len(left)
 
 
+def replayed(directory: Path, seed: int, tolerance: float) -> tuple[float, float, int]:
+    """As `race`, of a ranking on disk, with NEX learned anew in every round."""
+    ranking = artifact.read(Ranking, directory)
+    scores = {name: SCORES[name] for name in (*RECOMMENDED, "recommended")}
+    names = [c.name for c in ranking.candidates]
+    places = {name: directory / "candidates" / name for name in names}
+    stored = {n: artifact.read(CandidateScores, place).responses for n, place in places.items()}
+    kept = {name: evidence_file.read(place, rows=False) for name, place in places.items()}
+    prompt_ids = list(dict.fromkeys(r.prompt_id for rows in stored.values() for r in rows))
+    seen: dict[str, tuple[RankedResponse, ...]] = dict.fromkeys(names, ())
+    anew: dict[str, dict[str, Resamples]] = {name: {} for name in names}
+
+    def ask(answering: Sequence[str], asked: Sequence[str]) -> Pool:
+        place = {prompt_id: n for n, prompt_id in enumerate(asked)}
+        count_BP = metrics.resample_counts(len(asked), seed=seed)
+        for name in names:
+            if name not in answering:
+                anew[name] = {}
+                continue
+            own = [r for r in kept[name].responses if r.prompt_id in place]
+            n_neurons = kept[name].n_layers * kept[name].d_ff
+            weight_N = nex.weights(*nex.accumulate((r.evidence for r in own), n_neurons))
+            score = {
+                (r.prompt_id, r.sample): nex.good_mass_fraction(
+                    r.neuron_K, r.mass_K, weight_N
+                ).score
+                for r in own
+            }
+            seen[name] = tuple(
+                replace(r, nex=score[r.prompt_id, r.sample])
+                for r in stored[name]
+                if r.prompt_id in place
+            )
+            responses = [nex.Response(r.evidence, r.neuron_K, r.mass_K) for r in own]
+            prompt_N = np.array([place[r.prompt_id] for r in own])
+            anew[name]["nex"] = Resamples(nex.relearned(responses, prompt_N, count_BP), None)
+        return pool(seen, asked)._replace(relearned={n: dict(found) for n, found in anew.items()})
+
+    rules = rounds.Race(scores, "recommended", tolerance, None, seed)
+    done = list(rounds.run(rules, names, rounds.shuffled(prompt_ids, seed), ask))
+    left = rounds.left_after(names, done)
+    picked = done[-1].leader or left[0]
+    accuracy = {c.name: c.accuracy or 0.0 for c in ranking.candidates}
+    full = ranking.recommendation.name if ranking.recommendation else names[0]
+    whole = sum(c.tokens for c in ranking.candidates)
+    print(f"seed {seed}: {done[-1].tokens:,} of {whole:,} tokens, {picked}", flush=True)
+    return done[-1].tokens / whole, 100 * (accuracy[full] - accuracy[picked]), len(left)
+
+
 def line(name: str, tolerance: float, races: Sequence[tuple[float, float, int]]) -> None:
     share, lost, left = (np.array(column) for column in zip(*races, strict=True))
     print(
@@ -130,10 +186,18 @@ def line(name: str, tolerance: float, races: Sequence[tuple[float, float, int]])
 
 
 def main() -> None:
+    directory = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    races = []
+    if directory is not None:
+        seeds = int(sys.argv[2]) if len(sys.argv) > 2 else SEEDS
+        races = [replayed(directory, seed, 0.02) for seed in range(seeds)]
     print(
         "| family | tolerance | tokens | highest | lost (pp) | highest | within 1 pp | left |\n"
         "|---|---|---|---|---|---|---|---|"
     )
+    if directory is not None:
+        line(directory.name, 0.02, races)
+        return
     for name, family in recorded().items():
         for tolerance in TOLERANCES:
             line(name, tolerance, [race(family, seed, tolerance) for seed in range(SEEDS)])
