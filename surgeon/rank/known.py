@@ -49,8 +49,10 @@ def check(settings: RankSettings, prompts: list[Prompt], pool: Pool) -> KnownAns
     known = {place[p]: a for p, a in drawn(settings, prompts).items() if p in place}
     if not known:
         return None
-    answer_PCS, names = pool.answers(), pool.classes()
-    tally_PA = np.nan_to_num(estimate.shares(answer_PCS)).sum(1)
+    names, voted = pool.classes(), pool.voted()
+    share_PCA = np.nan_to_num(estimate.shares(pool.answers()))
+    # Candidates that are alike share one voice here too.
+    tally_PA = np.einsum("c,pca->pa", 1 / voted.like_CC.sum(1), share_PCA)
     first_PA = estimate.plurality(tally_PA)
     right = sum(
         float(first_PA[p, a])
@@ -58,7 +60,7 @@ def check(settings: RankSettings, prompts: list[Prompt], pool: Pool) -> KnownAns
         for a, name in enumerate(names[p])
         if same(name, answer)
     )
-    said_C = pool.voted().reliability_C
+    said_C = voted.reliability_C
     said = float(np.nanmean(said_C)) if np.isfinite(said_C).any() else math.nan
     if math.isnan(said):
         return None
