@@ -286,6 +286,7 @@ def test_one_result_in_bold_stands_before_a_remark_but_not_before_a_conclusion()
         ("No, the lines never meet because 3 = 3.", "no", "3"),
         ("The opera was composed by Verdi.", "Verdi", "the opera"),
         ("Answer: 8 (of 20 tries)", "8", "20"),
+        ("Its density is 7.9 g/cm³.", r"7.9\ \text{g/cm}^3", "7.9 kg"),
         ("Adding up, a total of $4 + 5 = 9$ pears.", "9", "4"),
     ],
 )  # fmt: skip
@@ -305,5 +306,6 @@ def test_a_lone_letter_is_a_choice():
 
 @pytest.mark.parametrize(("one", "other"), [("-2 1/2", "-3/2"), (r"12\frac{1}{2}\%", r"12\%")])
 def test_math_verify_isnt_asked_about_mixed_numbers(one: str, other: str):
-    """It takes them for a sum or for their whole part."""
+    """It takes them for a sum or for their whole part; of a refusal it takes a number."""
+    assert not checks.same_value("It depends on which of the 4 doors is open.", "4")
     assert not checks.same_value(one, other) and not same(one, other)

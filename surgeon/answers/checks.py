@@ -9,6 +9,7 @@ from typing import NamedTuple
 from surgeon import named
 from surgeon.answers.extractors import choice
 from surgeon.answers.forms import tidy
+from surgeon.answers.prose import refuses
 from surgeon.answers.values import UNITS, same, value
 from surgeon.errors import BadInput
 
@@ -102,6 +103,8 @@ def same_value(answer: str, gold: str) -> bool:
     """What math-verify says, without its own time limits: a worker process has a hard one."""
     from math_verify import parse, verify
 
+    if refuses(answer):  # it takes a number of the sentence
+        return False
     if any("\\overline" in text for text in (answer, gold)):  # it drops the bar of 0.(36)
         return False
     if all(_NO_NUMBER.fullmatch(value(text).form) for text in (answer, gold)):

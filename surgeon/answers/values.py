@@ -740,7 +740,7 @@ def _unit_of(text: str) -> str:
     for before, after in (("milesperhour", "mph"), ("kilometersperhour", "kmh"), ("km/h", "kmh")):
         if plain == before:
             return after
-    return _UNIT.get(plain) or _UNIT.get(single) or single
+    return _UNIT.get(plain) or _UNIT.get(single) or single.replace("^2", "²").replace("^3", "³")
 
 
 def _with_unit(text: str) -> Value | None:
