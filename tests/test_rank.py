@@ -16,7 +16,7 @@ from surgeon import activations, artifact, estimate, evidence_file, metrics, nex
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
 from surgeon.families import subjects
-from surgeon.rank import candidates, conclusion, exploration, recording
+from surgeon.rank import candidates, conclusion, exploration, recording, signal
 from surgeon.rank.scores import Pool, Resamples, find
 from surgeon.rank.sensitivity import rescored
 from surgeon.ranking import CandidateScores, RankedCandidate, RankedResponse, Ranking
@@ -916,3 +916,28 @@ def test_auto_is_decided_once_and_the_same_however_the_traces_come(
     cached = rank.rank(nex_cache=str(tmp_path / "told"), out=tmp_path / "cached")
     assert (cached.settings["row_tokens"], cached.settings["top_k"]) == (2, None)
     assert "The kept activations of each token" in (cached.out / "report.html").read_text()
+
+
+def test_consensus_is_held_against_the_others_vote(
+    ranked, pico_source, mini_set: Path, tmp_path: Path, capsys
+):
+    """Asked of a finished ranking; by hand: a response's share of the other candidate's answers."""
+    out = Path(shutil.copytree(ranked[0], tmp_path / "out"))
+    asked: dict[str, Any] = dict(mini_set=str(mini_set), out=out, keep_activations=True, **SMALL)
+    checkpoints = [str(p) for p in pico_source]
+    with pytest.raises(BadInput, match="consensus_top 5000 keeps all"):
+        rank.rank(checkpoints, **asked, consensus=True, consensus_top=5000)
+    result = rank.rank(checkpoints, **asked, consensus=True, consensus_top=0.1)
+    assert result.already
+    found = artifact.read(signal.PooledConsensus, out).candidates
+    kept = {n: artifact.read(CandidateScores, out / "candidates" / n).responses for n in found}
+    a, b = kept
+    shares = [
+        np.mean([r.answer is not None and r.answer == o.answer for o in kept[b]
+                 if o.prompt_id == r.prompt_id])
+        for r in kept[a]
+    ]  # fmt: skip
+    assert found[a].against == "votes" and found[a].responses == len(kept[a]) == 10
+    assert found[a].accuracy == pytest.approx(np.mean(shares))
+    rank.show(result)
+    assert f"consensus of {a}: " in capsys.readouterr().out

@@ -8,6 +8,7 @@ curve.py        the same ranking from fewer prompts
 exploration.py  accuracy as a parabola of the E segments
 rounds.py       candidates that can't be the best any more stop early
 scores.py       every score, a row each
+signal.py       whether s(x) of Neuron-OPSD tells responses that agree with the vote
 sensitivity.py  the same ranking under other readings, from kept rows
 conclusion.py   all candidates: intervals, warnings, headline, `best`, report
 pooled.py       several families together: the verb `summary`
@@ -28,6 +29,7 @@ from surgeon.rank.plan import prepare
 from surgeon.rank.rounds import score_in_rounds
 from surgeon.rank.scores import SCORES, Score
 from surgeon.rank.show import show
+from surgeon.rank.signal import require_signal, write_signal
 from surgeon.ranking import RankedResponse, Ranking
 from surgeon.settings import verb
 from surgeon.settings.rank import RankSettings
@@ -60,6 +62,7 @@ def rank(settings: RankSettings) -> Ranking:
             "found dry_run, expected forecast(settings): from Python that says what it will take."
         )
     plan = prepare_caches(settings) if settings.nex_cache else prepare(settings)
+    require_signal(plan)
 
     def work(partial: Path) -> Ranking:
         if settings.adaptive:
@@ -79,4 +82,6 @@ def rank(settings: RankSettings) -> Ranking:
     if ranking.already and (stored != asked or lacks):
         ranking = conclude(plan, settings.out, ranking.rounds)
         artifact.write(settings.out, ranking)
+    if settings.consensus:
+        write_signal(plan, ranking)
     return ranking

@@ -6,6 +6,7 @@ from rich.table import Table
 from surgeon.console import announce, console, say, table, warn
 from surgeon.rank.scores import SCORES, short
 from surgeon.rank.sensitivity import in_words
+from surgeon.rank.signal import signal_lines
 from surgeon.ranking import PromptCurve, RankedCandidate, Ranking, SelectionQuality, Sensitivity
 
 WIDE = 118
@@ -40,6 +41,8 @@ def show(ranking: Ranking) -> None:
         show_sensitivity(ranking.sensitivity)
     if ranking.curve is not None:
         show_curve(ranking.curve, ranking.select)
+    for line in signal_lines(ranking.out):
+        say(line)
     say(f"Report: {ranking.out}/report.html")
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from surgeon.errors import BadInput
 from surgeon.settings.engine import EngineSettings
 from surgeon.settings.nex import ReadingChoices
+from surgeon.settings.nopsd import TOP_GLOBAL
 from surgeon.settings.sampling import AnswerReading, Columns, Machine, Sampling
 from surgeon.settings.schema import (
     POSITIONAL,
@@ -17,6 +18,7 @@ from surgeon.settings.schema import (
     Metavar,
     Out,
     Part,
+    Positive,
     settings,
 )
 from surgeon.settings.workforce import Workforce
@@ -107,6 +109,11 @@ class RankSettings:
     cross_fit: Annotated[bool, UNRECORDED] = False
     """Intervals of NEX by cross-fitting: weights learned on one half of the prompts score the
     other; by default they are learned from the prompts that they score."""
+    consensus: Annotated[bool, UNRECORDED] = False
+    """Read each response once more, for the consensus s(x) of Neuron-OPSD, and report whether it
+    tells which responses the others' vote agrees with. May be asked of a finished ranking."""
+    consensus_top: Annotated[Positive, UNRECORDED] = TOP_GLOBAL
+    """Neurons kept per token for consensus; below 1 a share of all."""
     sensitivity: Annotated[bool, UNRECORDED] = False
     """Score again under every other reading of NEX, one at a time, from the kept rows."""
     curve: Annotated[str | None, UNRECORDED, Metavar("START:STOP:STEP")] = None
