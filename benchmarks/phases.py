@@ -225,6 +225,14 @@ def by_kind(found: dict[int, list[Read]]) -> None:
         kinds = {name: n for name, n in total.items() if name not in parts}
         shown = [f"{name} {e / n:.0%} of {n:,}" for name, (n, e) in kinds.items() if n]
         print(f"rows of {size}, in E: {'; '.join(shown)}")
+        for without in ("", "check"):
+            sums = {phase: [0, 0] for phase in ("explore", "execute")}
+            for kind, n in kinds.items():
+                if kind != without and kind in task.PHASE:
+                    of = sums[task.PHASE[kind]]
+                    of[0], of[1] = of[0] + n[0], of[1] + n[1]
+            shares = [f"{n / of:.1%} of {of:,} that {p}" for p, (of, n) in sums.items() if of]
+            print(f"  tokens in E{', checks left out' if without else ''}: {'; '.join(shares)}")
         shown = [
             f"{parts[f'part {i}'][1] / parts[f'part {i}'][0]:.0%} in E, "
             f"{parts[f'part {i}, exploring'][0] / parts[f'part {i}'][0]:.0%} explore"
