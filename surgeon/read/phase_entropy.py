@@ -130,11 +130,9 @@ def _known(value: float) -> float | None:
 def uncertainty_warnings(found: Sequence[PhaseEntropy]) -> list[str]:
     """Where E is not the more uncertain phase, a sentence each."""
     lines = []
-    lower = [c for c in found if c.difference is not None and c.difference <= 0]
-    unsure = [
-        c for c in found
-        if c.difference is not None and c.difference > 0 and (c.difference_interval[0] or 0) <= 0
-    ]  # fmt: skip
+    known = [c for c in found if c.difference is not None]
+    lower = [c for c in known if _ends(c)[1] <= 0]
+    unsure = [c for c in known if _ends(c)[0] <= 0 < _ends(c)[1]]
     if lower:
         lines.append(
             f"E is not the more uncertain phase of {_names(lower)}: the mean entropy of its rows "
@@ -147,6 +145,13 @@ def uncertainty_warnings(found: Sequence[PhaseEntropy]) -> list[str]:
             "interval of the difference holds 0."
         )
     return lines
+
+
+def _ends(found: PhaseEntropy) -> tuple[float, float]:
+    """The interval of the difference; the difference itself where there is none."""
+    low, high = found.difference_interval
+    value = found.difference or 0.0
+    return (value if low is None else low), (value if high is None else high)
 
 
 def _names(found: Sequence[PhaseEntropy]) -> str:
