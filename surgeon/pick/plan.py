@@ -290,8 +290,9 @@ def _weights(
     weights = read_weights(find_weights(settings.weights, digests), *shape)
     if weights.digest not in digests and not settings.weights_from_other:
         raise BadInput(
-            f"{weights.path} was computed on {weights.checkpoint or 'another checkpoint'}, not on "
-            f"{owner}. Rank {owner}, or give --weights-from-other."
+            f"{weights.path} was computed on {weights.checkpoint or 'another checkpoint'} "
+            f"({weights.digest[:19] or 'no digest'}), not on {owner} ({min(digests)[:19]}). Rank "
+            f"{owner}, or give --weights-from-other."
         )
     return weights
 
