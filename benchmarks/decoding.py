@@ -232,13 +232,16 @@ class Worker:
 
     def __init__(self, name: str, python: str, directory: str, dtype: str):
         self.name = name
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             [python, "-m", "benchmarks.decoding", "--worker", name, directory, dtype],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
             cwd=Path(__file__).parents[1],
             env=os.environ | {
                 "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
                 "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+                **({"VLLM_CPU_OMP_THREADS_BIND": "nobind"} if "OMP_NUM_THREADS" in os.environ
+                   else {}),
             },
         )  # fmt: skip
         self.alive = self._answer() is not None
@@ -258,7 +261,12 @@ class Worker:
     def _answer(self) -> dict[str, float] | None:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        return json.loads(line) if line else None
+        if line:
+            return json.loads(line)
+        self.errors.seek(0)
+        last = self.errors.read().strip().rpartition("\n")[2]
+        print(f"{self.name} has ended: {last}", flush=True)
+        return None
 
     def end(self) -> None:
         """No more questions."""
@@ -338,7 +346,6 @@ def measured(
         for worker in workers:
             mine = [turn for turn in turns[1:] if worker.name in turn and "local" in turn]
             if not mine:
-                print(f"{shape}, {rows} rows: {worker.name} has ended", flush=True)
                 continue
             found.append(_row(shape, given.dtype, rows, worker.name, mine, firsts[worker.name]))
             print(_line(found[-1]), flush=True)

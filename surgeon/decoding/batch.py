@@ -23,6 +23,7 @@ from surgeon.decoding.choosing import (
     uniforms,
 )
 from surgeon.decoding.fitting import ROWS, evaluating, passes_of, row_block
+from surgeon.decoding.packing import bytes_of, packable
 from surgeon.decoding.requests import FinishReason, Request, Token, Watcher
 from surgeon.decoding.shaping import PLAIN, Constraint, Shaping, likelihoods, shaped
 from surgeon.errors import BadInput
@@ -66,8 +67,9 @@ def _drawn(logits_BV: Tensor, number_B: Tensor, draw: DrawSettings) -> Tensor:
 
 
 def memory_for_cache(model: nn.Module) -> int:
-    """Bytes that keys and values may take: 70% of what is free."""
-    return int(0.7 * available_bytes(device_of(model)))
+    """Bytes that keys and values may take: 70% of what is free, beside a copy of the weights."""
+    copied = bytes_of(packable(model))
+    return int(0.7 * max(0, available_bytes(device_of(model)) - copied))
 
 
 @dataclass(eq=False)

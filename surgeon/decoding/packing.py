@@ -44,8 +44,12 @@ def packable(model: nn.Module) -> list[nn.Linear]:
         and module.weight.dtype in known
         and module.weight.device.type == "cpu"
     ]
-    bytes_ = sum(module.weight.nbytes for module in found)
-    return found if bytes_ * SHARE <= available_bytes(device_of(model)) else []
+    return found if bytes_of(found) * SHARE <= available_bytes(device_of(model)) else []
+
+
+def bytes_of(linears: list[nn.Linear]) -> int:
+    """What a copy of their weights takes, at most."""
+    return sum(module.weight.nbytes for module in linears)
 
 
 class Packed:
@@ -54,13 +58,13 @@ class Packed:
     def __init__(self, linears: list[nn.Linear]):
         self.linears = linears
         self.forwards: list[Callable[[Tensor], Tensor]] = []
-        copy_of: dict[int, Any] = {}
+        copy_of: dict[tuple[Any, ...], Any] = {}
         for module in linears:
             weight = module.weight.detach()
-            at = weight.data_ptr()
-            if at not in copy_of:
-                copy_of[at] = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_AHEAD)
-            self.forwards.append(_forward(copy_of[at], module.bias))
+            key = weight.data_ptr(), weight.shape, weight.stride()
+            if key not in copy_of:
+                copy_of[key] = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_AHEAD)
+            self.forwards.append(_forward(module, copy_of[key]))
 
     @contextmanager
     def used(self) -> Iterator[None]:
@@ -74,10 +78,13 @@ class Packed:
                 del module.__dict__["forward"]
 
 
-def _forward(packed: Any, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+def _forward(module: nn.Linear, packed: Any) -> Callable[[Tensor], Tensor]:
     multiply = torch.ops.mkldnn._linear_pointwise.default
+    dtype, bias = module.weight.dtype, module.bias
 
     def forward(input: Tensor) -> Tensor:
+        if input.dtype != dtype or torch.is_autocast_enabled("cpu"):
+            return nn.functional.linear(input, module.weight, bias)
         return multiply(input, packed, bias, "none", [], "")
 
     return forward
