@@ -14,6 +14,7 @@ from surgeon.decoding import (
     Answer,
     Decoder,
     Request,
+    attention,
     context_limit,
     decode,
     fitting,
@@ -340,6 +341,27 @@ def test_a_row_that_was_free_holds_what_was_read_into_it(model: Any):
         hook.remove()
         assert found == expected[index].token_ids
     assert sum(read) == 512 + 3 * 128 + 128
+
+
+@pytest.mark.parametrize("lengths", [[1, 60, 400, 900], [900, 3, 7, 130], [800, 790, 900, 770]])
+def test_rows_attend_to_their_own_keys_whoever_is_longer(lengths: list[int]):
+    """With a window of 500 keys, so that long rows see nothing of the first span."""
+    torch.manual_seed(0)
+    B, K, D = len(lengths), 912, 8
+    query, key, value = torch.randn(B, 6, 1, D), torch.randn(B, 3, K, D), torch.randn(B, 3, K, D)
+    at_K, length_B1 = torch.arange(K), torch.tensor(lengths)[:, None]
+    is_open = (at_K < length_B1) & (at_K >= length_B1 - 500)
+    mask = torch.zeros(B, 1, 1, K).masked_fill_(~is_open[:, None, None], -torch.inf)
+    found, _ = attention.attend(torch.nn.Identity(), query, key, value, mask, scaling=0.5)
+    score = (query.view(B, 3, 2, D) @ key.transpose(2, 3)) * 0.5 + mask
+    expected = (score.softmax(-1) @ value).reshape(B, 1, 6, D)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for b in range(B):
+        one = slice(b, b + 1)
+        alone, _ = attention.attend(
+            torch.nn.Identity(), query[one], key[one], value[one], mask[one].clone(), scaling=0.5
+        )
+        assert torch.equal(alone, found[one])
 
 
 # --- choosing a token -----------------------------------------------------------------------------
