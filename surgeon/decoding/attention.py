@@ -102,7 +102,7 @@ def attend(
     return out.to(query.dtype).reshape(B, 1, heads, D), None  # pyright: ignore
 
 
-class Group(NamedTuple):
+class RowGroup(NamedTuple):
     """Rows that see keys of a span up to the same place."""
 
     rows: Tensor | None
@@ -124,18 +124,18 @@ class Group(NamedTuple):
         return parts if self.rows is None else [part[self.rows] for part in parts]
 
 
-class Span(NamedTuple):
+class KeySpan(NamedTuple):
     """Keys that are added up in one go."""
 
     first: int
-    groups: list[Group]
+    groups: list[RowGroup]
     """Which rows are attended to together: a batch pays for each row's own length, up to `STEP`
     keys, where that is much less than the longest row's."""
     closed: Tensor | None
     """Rows that see none of it; None where there are none."""
 
 
-def spans_of(mask_B11K: Tensor) -> list[Span]:
+def spans_of(mask_B11K: Tensor) -> list[KeySpan]:
     """The spans of keys that a mask covers."""
     # The layers of a pass share their mask, so this is made once.
     made = getattr(mask_B11K, "_spans", None)
@@ -147,7 +147,7 @@ def spans_of(mask_B11K: Tensor) -> list[Span]:
     return made
 
 
-def _span(first: int, open_BK: np.ndarray) -> Span:
+def _span(first: int, open_BK: np.ndarray) -> KeySpan:
     B, K = open_BK.shape
     last_B = np.where(open_BK.any(1), K - open_BK[:, ::-1].argmax(1), 0)
     seen_B = np.minimum(-(-last_B // STEP) * STEP, K)
@@ -155,12 +155,12 @@ def _span(first: int, open_BK: np.ndarray) -> Span:
     # Rows that are picked out are copied, which costs about a third of attending to them.
     if 3 * seen_B.sum() < 2 * B * K:
         groups = [
-            Group(torch.from_numpy(np.flatnonzero(seen_B == keys)), int(keys))
+            RowGroup(torch.from_numpy(np.flatnonzero(seen_B == keys)), int(keys))
             for keys in np.unique(seen_B[seen_B > 0])
         ]
     else:
-        groups = [Group(None, K)]
-    return Span(first, groups, torch.from_numpy(closed) if len(closed) else None)
+        groups = [RowGroup(None, K)]
+    return KeySpan(first, groups, torch.from_numpy(closed) if len(closed) else None)
 
 
 def own_sdpa(*args: Any, **more: Any) -> Any:
