@@ -111,7 +111,7 @@ class RowGroup(NamedTuple):
     """So many of the span's first keys."""
 
     @property
-    def where(self) -> Any:
+    def where(self) -> "Tensor | slice":
         """What selects the rows."""
         return slice(None) if self.rows is None else self.rows
 
