@@ -38,12 +38,18 @@ class _States(NamedTuple):
     """(T, C) their routing weights."""
 
     def of(self, place: Callable[[Tensor], Tensor]) -> "_States":
-        return _States(*(None if part is None else place(part) for part in self))
+        if self.expert is None or self.weight is None:
+            return _States(place(self.k))
+        return _States(place(self.k), place(self.expert), place(self.weight))
 
 
 def _joined(before: _States, after: _States) -> _States:
-    pairs = zip(before, after, strict=True)
-    return _States(*(None if a is None or b is None else torch.cat((a, b)) for a, b in pairs))
+    k = torch.cat((before.k, after.k))
+    if before.expert is None or after.expert is None:
+        return _States(k)
+    assert before.weight is not None and after.weight is not None
+    expert = torch.cat((before.expert, after.expert))
+    return _States(k, expert, torch.cat((before.weight, after.weight)))
 
 
 class _Site(NamedTuple):

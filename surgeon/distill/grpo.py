@@ -68,7 +68,10 @@ class Rewarded(NamedTuple):
     """One over the response's number of tokens."""
 
     def to(self, device: torch.device) -> "Rewarded":
-        return Rewarded(*(part.to(device) for part in self))
+        return Rewarded(
+            self.sequences.to(device), self.token_P.to(device), self.advantage_P.to(device),
+            self.share_P.to(device),
+        )  # fmt: skip
 
 
 # --- rewards --------------------------------------------------------------------------------------
@@ -89,7 +92,8 @@ def majority_rewards(answers: Sequence[str | None], group: int) -> list[float]:
 
 def majority_reward(run: TrainingRun, model: nn.Module, rollouts: AnsweredQuestion) -> list[float]:
     """1 for a rollout whose answer is the majority's (TTRL); a truncated one votes for nothing."""
-    prompt, ids = (part[rollouts.question] for part in (run.plan.prompts, run.plan.prompt_ids))
+    prompt = run.plan.prompts[rollouts.question]
+    ids = run.plan.prompt_ids[rollouts.question]
     traces = [
         Trace(
             prompt.id, n, ids, answer.token_ids,
