@@ -244,8 +244,12 @@ class KnownAnswers:
     """Chance that a vote is right by how the votes agree, in (0, 1]."""
     p: float
     """Of so few right ones or fewer, were the votes right as often as they say, less .15."""
+    gap: float
+    """Estimated less true accuracies on these prompts, mean over the candidates."""
+    p_gap: float
+    """Of such a gap or a larger one, were it .05 (t-test over the prompts)."""
     misled: bool
-    """That is below .05: the candidates err alike."""
+    """One of the two is below .05: the candidates err alike."""
 
 
 @part

@@ -21,6 +21,8 @@ from surgeon.traces import Prompt
 MARGIN = 0.15
 """By how much the votes may be right less often than they say before it counts: on two recorded
 families without common errors it was .08 and .12, as hard prompts are hard for all."""
+GAP = 0.05
+"""By how much the estimated accuracies may be above those on the known answers."""
 LEVEL = 0.05
 """Chance of the warning where the votes are right as often as they say, less the margin."""
 
@@ -67,13 +69,34 @@ def check(settings: RankSettings, prompts: list[Prompt], pool: Pool) -> KnownAns
     from scipy.stats import binom
 
     p = float(binom.cdf(math.floor(right + 1e-9), len(known), max(0.0, said - MARGIN)))
-    return KnownAnswers(asked=len(known), right=right, said=said, p=p, misled=p < LEVEL)
+    gold_PA = np.zeros(first_PA.shape)
+    for place_p, answer in known.items():
+        gold_PA[place_p, : len(names[place_p])] = [same(name, answer) for name in names[place_p]]
+    asked_PC = (pool.answers() != estimate.ABSENT).any(-1)
+    right_PC = np.where(asked_PC, np.einsum("pca,pa->pc", share_PCA, gold_PA), math.nan)
+    too_high_PC = voted.accuracy_C - right_PC
+    gap, p_gap = too_high(np.nanmean(too_high_PC[sorted(known)], axis=1))
+    return KnownAnswers(
+        asked=len(known), right=right, said=said, p=p, gap=gap, p_gap=p_gap,
+        misled=min(p, p_gap) < LEVEL,
+    )  # fmt: skip
+
+
+def too_high(gap_P: np.ndarray) -> tuple[float, float]:
+    """(mean, p) of estimated less true accuracies on the known prompts: the t-test of a mean of
+    `GAP` against a larger one; p is 1 where they don't vary, or are one."""
+    from scipy.stats import t
+
+    n, spread = len(gap_P), float(np.std(gap_P, ddof=1)) if len(gap_P) > 1 else 0.0
+    mean = float(gap_P.mean())
+    return mean, float(t.sf((mean - GAP) / (spread / math.sqrt(n)), n - 1)) if spread else 1.0
 
 
 def in_words(found: KnownAnswers) -> str:
     """The warning, in sentences."""
     return (
         f"Common errors: the votes give {found.right:.3g} of {found.asked} known answers, and "
-        f"were to give {found.said:.0%} of them by how they agree (p {found.p:.2g}). The "
-        "candidates err alike, and the estimated accuracies are too high."
+        f"were to give {found.said:.0%} of them by how they agree (p {found.p:.2g}); on these "
+        f"prompts the estimated accuracies are {found.gap:+.2f} off on average (p {found.p_gap:.2g}"
+        "). The candidates err alike, and the estimated accuracies are too high."
     )
