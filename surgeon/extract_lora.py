@@ -151,13 +151,14 @@ def prepare(settings: ExtractLoraSettings) -> ExtractionPlan:
     arguments = {**record(settings), "checkpoint": base.spec, "tuned": checkpoint.spec}
     run = lineage.Run("extract-lora", arguments, inputs)
     lineage.check(settings.out, run)
+    same = f"{checkpoint.spec} and {base.spec} have the same weights: there is nothing to extract."
+    if checkpoint.digest == base.digest:
+        raise BadInput(same)
     model: Any = live_model(base)
     pair = LivePair(model, checkpoint, base)
     changed = pair.changed()
     if not changed:
-        raise BadInput(
-            f"{checkpoint.spec} and {base.spec} have the same weights: there is nothing to extract."
-        )
+        raise BadInput(same)
     factored, experts, saved, left = _sorted_by_kind(model, changed, settings)
     if not factored and not experts:
         raise BadInput(
