@@ -738,7 +738,7 @@ def test_ttrl_reads_a_finished_rollout_without_its_stop_token(source: Path, tmp_
     """Of 7, 8, 8 (cut short) and 7 the two sevens agree."""
     plan = planned(source, tmp_path, method="ttrl", samples=4, answer=r"(\d)$")
     live = living(plan)
-    seven, eight = (live.tokenizer.convert_tokens_to_ids(word) for word in "78")
+    seven, eight = (live.tokenizer.get_vocab()[word] for word in "78")
     answers = [
         Answer(0, [seven, 2], "stop"), Answer(1, [eight, 2], "stop"), Answer(2, [eight], "length"),
         Answer(3, [seven, 2], "stop"),

@@ -52,7 +52,7 @@ def test_a_hub_that_goes_away_while_it_sends_is_one_line_and_the_next_try_goes_o
 ):
     source = make_checkpoint(tmp_path / "them" / "base")
     cache, waits = tmp_path / "cache", []
-    monkeypatch.setattr(file_download.time, "sleep", waits.append)
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", waits.append)
     get = file_download.http_get
     # Every try brings some bytes, and would be followed by others for ever.
     monkeypatch.setattr(
