@@ -17,8 +17,9 @@ Interval = tuple[float | None, float | None]
 
 
 def percent(share: float) -> str:
-    """A share in two digits: 12%, 0.35%, 1.2e-05%."""
-    return f"{100 * share:.2g}%"
+    """A share in two digits: 100%, 12%, 0.35%, 1.2e-05%."""
+    points = 100 * share
+    return f"{points:.0f}%" if points >= 10 else f"{points:.2g}%"
 
 
 @part

@@ -19,7 +19,7 @@ from surgeon.families import subjects
 from surgeon.rank import candidates, conclusion, exploration, recording, signal
 from surgeon.rank.scores import Pool, Resamples, find
 from surgeon.rank.sensitivity import rescored
-from surgeon.ranking import CandidateScores, RankedCandidate, RankedResponse, Ranking
+from surgeon.ranking import CandidateScores, RankedCandidate, RankedResponse, Ranking, percent
 from surgeon.settings import bind
 from surgeon.settings.rank import RankSettings, Scoring
 from surgeon.settings.sampling import Sampling
@@ -941,3 +941,10 @@ def test_consensus_is_held_against_the_others_vote(
     assert found[a].accuracy == pytest.approx(np.mean(shares))
     rank.show(result)
     assert f"consensus of {a}: " in capsys.readouterr().out
+
+
+def test_a_share_is_said_in_plain_digits_from_ten_percent_up():
+    shares = (1, 0.998, 0.3349, 0.0994, 0.0035, 1.2e-7)
+    assert [percent(share) for share in shares] == [
+        "100%", "100%", "33%", "9.9%", "0.35%", "1.2e-05%",
+    ]  # fmt: skip
