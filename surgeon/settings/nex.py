@@ -1,4 +1,4 @@
-"""The free choices of NEX; surgeon/nex.py says what each one means."""
+"""The free choices of NEX; surgeon/nex says what each one means."""
 
 from dataclasses import asdict, replace
 from typing import Annotated, Literal
