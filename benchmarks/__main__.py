@@ -9,7 +9,7 @@ from pathlib import Path
 
 from surgeon.lineage import versions
 
-APART = {"families", "gpu", "phases", "reading_page", "scale"}
+APART = {"evidence", "families", "gpu", "scale"}
 """Made by targets of their own: `make families`, `make gpu`, `make scale`."""
 
 

@@ -14,8 +14,9 @@ accuracy, and that of calling every row by the more frequent truth; of the rows 
 share that is (the paper's 98.2 and 81.0 % where its counts are the HMM's), of the exploring and
 executing rows the share that is called so (where they are the annotators'); Cohen's kappa; kappa of
 a threshold on entropy, and of one on the slope, that call as many rows of a response E; the share
-of errors that call E what executes; and the accuracy over blocks, as the paper counts. Then how
-much of each kind of step, and of each fifth of the responses, is called E.
+of errors that call E what executes; and the accuracy over blocks, as the paper counts. Then every
+seed's accuracy and kappa alone, and how much of each kind of step, and of each fifth of the
+responses, is called E.
 """
 
 import argparse
@@ -38,6 +39,7 @@ from surgeon.traces import Trace, read_prompts, sample, token_texts
 # Shape letters: T tokens, R rows, E entries, N neurons.
 
 SIZES, SEEDS = (1, 2, 4, 8, 16), (0, 1, 2)
+DEFAULT = ["builtin:instruct", "builtin:thinking", "builtin:second-thinking"]
 TOP_K_SHARE = 2000 / 350208
 """Of the units, as in the paper."""
 RESAMPLES = 1000
@@ -119,6 +121,8 @@ class Read(NamedTuple):
     """One response at one row size."""
 
     prompt_id: str
+    seed: int
+    """Of its sampling."""
     by: dict[str, Counts]
     called: dict[str, tuple[int, int]]
     """What its tokens are part of -> how many, and how many of them in rows called E."""
@@ -155,15 +159,17 @@ def responses(spec: str, n: int, max_tokens: int) -> Iterator[tuple[int, Read]]:
     text = {p.id: str(p.messages[0]["content"]) for p in prompts}
     how = Sampling(samples=1, max_tokens=max_tokens)
     traces: list[Trace] = []
+    seeds: list[int] = []
     for seed in SEEDS:
         found = list(sample(model, tokenizer, prompts, replace(how, seed=seed)))
         cut = sum(t.finish_reason == "length" for t in found)
         print(f"  seed {seed}: {sum(len(t.token_ids) for t in found):,} tokens, {cut} cut",
               flush=True)  # fmt: skip
         traces += found
+        seeds += [seed] * len(found)
     top_k = max(1, round(TOP_K_SHARE * checkpoint.passed_units))
     recordings = activations.record(model, traces, row_tokens=1, top_k=top_k)
-    for trace, recording in zip(traces, recordings, strict=True):
+    for trace, seed, recording in zip(traces, seeds, recordings, strict=True):
         pieces = token_texts(tokenizer, trace.token_ids)
         explore_T = truth_of(text[trace.prompt_id], pieces)
         kinds = kinds_of(text[trace.prompt_id], pieces)
@@ -173,7 +179,7 @@ def responses(spec: str, n: int, max_tokens: int) -> Iterator[tuple[int, Read]]:
             called_R = nex.phases(slope_R)
             entropy_R = nex.row_entropy(recording.entropy_T, acts.tokens_R)
             truth_R, n_called = majority(explore_T, size), int(called_R.sum())
-            yield size, Read(trace.prompt_id, {
+            yield size, Read(trace.prompt_id, seed, {
                 "rows": counts(truth_R, called_R),
                 "entropy": counts(truth_R, topmost(entropy_R, n_called)),
                 "slope": counts(truth_R, topmost(slope_R, n_called)),
@@ -188,17 +194,28 @@ COLUMNS = (
 )  # fmt: skip
 
 
+def by_prompt(reads: Sequence[Read], name: str) -> np.ndarray:
+    """float64_P4: the counts of each prompt's responses together."""
+    places = {p: i for i, p in enumerate(dict.fromkeys(r.prompt_id for r in reads))}
+    sums_P4 = np.zeros((len(places), 4))
+    for r in reads:
+        sums_P4[places[r.prompt_id]] += r.by[name]
+    return sums_P4
+
+
+def ends(sums_P4: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The 95 % intervals of the measures, prompts resampled."""
+    count_BP = metrics.resample_counts(len(sums_P4), n=RESAMPLES)
+    low, high = np.nanquantile(measures(count_BP @ sums_P4), (0.025, 0.975), axis=0)
+    return low, high
+
+
 def table(found: dict[int, list[Read]]) -> None:
     """Print the measures of every row size, as a table of the docs."""
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     for size, reads in found.items():
-        places = {p: i for i, p in enumerate(dict.fromkeys(r.prompt_id for r in reads))}
-        sums = {name: np.zeros((len(places), 4)) for name in reads[0].by}
-        for r in reads:
-            for name, c in r.by.items():
-                sums[name][places[r.prompt_id]] += c
-        count_BP = metrics.resample_counts(len(places), n=RESAMPLES)
-        low, high = np.nanquantile(measures(count_BP @ sums["rows"]), (0.025, 0.975), axis=0)
+        sums = {name: by_prompt(reads, name) for name in reads[0].by}
+        low, high = ends(sums["rows"])
         rows, m = sums["rows"].sum(0), measures(sums["rows"].sum(0))
         b, n = measures(sums["blocks"].sum(0)), rows.sum()
         others = [measures(sums[name].sum(0))[6] for name in ("entropy", "slope")]
@@ -211,6 +228,24 @@ def table(found: dict[int, list[Read]]) -> None:
             f"{b[3]:.1%}",
         ]  # fmt: skip
         print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def by_seed(found: dict[int, list[Read]]) -> None:
+    """Print accuracy and kappa of every sampling seed alone."""
+    columns = ("row", "seed", "responses", "rows", "accuracy", "kappa", "by entropy")
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for size, reads in found.items():
+        for seed in SEEDS:
+            own = [r for r in reads if r.seed == seed]
+            sums = by_prompt(own, "rows")
+            low, high = ends(sums)
+            m, entropy = measures(sums.sum(0)), measures(by_prompt(own, "entropy").sum(0))
+            cells = [
+                f"{size}", f"{seed}", f"{len(own)}", f"{sums.sum():,.0f}",
+                f"{m[0]:.1%} ({low[0]:.1%} to {high[0]:.1%})",
+                f"{m[6]:+.2f} ({low[6]:+.2f} to {high[6]:+.2f})", f"{entropy[6]:+.2f}",
+            ]  # fmt: skip
+            print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def by_kind(found: dict[int, list[Read]]) -> None:
@@ -243,8 +278,8 @@ def by_kind(found: dict[int, list[Read]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("checkpoints", nargs="*", default=["builtin:instruct", "builtin:thinking"])
-    parser.add_argument("--prompts", type=int, default=40)
+    parser.add_argument("checkpoints", nargs="*", default=DEFAULT)
+    parser.add_argument("--prompts", type=int, default=30)
     parser.add_argument("--max-tokens", type=int, default=640)
     given = parser.parse_args()
     for spec in given.checkpoints:
@@ -253,6 +288,7 @@ def main() -> None:
         for size, read in responses(spec, given.prompts, given.max_tokens):
             found[size].append(read)
         table(found)
+        by_seed(found)
         by_kind(found)
 
 
