@@ -81,9 +81,16 @@ def begin(
         raise BadInput(
             f"{partial} can't be made: {error.strerror}. Choose another --out."
         ) from error
-    command = {} if COMMAND.get() is None else {"command": COMMAND.get()}
-    write_json(partial / FILE, {"format": FORMAT, **run, **command, "versions": versions()})
+    write_json(partial / FILE, {"format": FORMAT, **run, **typed(out), "versions": versions()})
     return partial
+
+
+def typed(out: Path) -> dict[str, str]:
+    """The command line that is running, and the directory it runs in, seen from that of `out`: so
+    the paths in it are found again, wherever the whole lies then. Nothing where Python called."""
+    if (command := COMMAND.get()) is None:
+        return {}
+    return {"command": command, "directory": os.path.relpath(Path.cwd(), out.parent.resolve())}
 
 
 def finish(partial: Path, out: str | Path) -> None:

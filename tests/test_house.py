@@ -66,7 +66,7 @@ TIERS = [
         "monitor",
         "serve",
     },
-    {"soups", "recipes", "cli", "architectures", "__main__"},
+    {"soups", "show", "recipes", "cli", "architectures", "__main__"},
 ]
 TIER = {module: tier for tier, modules in enumerate(TIERS) for module in modules}
 PAPERS, VERBS = {"nex", "nopsd", "neureasoner", "estimate"}, TIERS[5]

@@ -77,5 +77,6 @@ VERBS = {
         "trigger-sft": ("trigger_sft:SftSettings", "surgeon.trigger.sft", "sft"),
         "monitor": ("monitor:MonitorSettings", "surgeon.monitor", "monitor"),
         "serve": ("serve:ServeSettings", "surgeon.serve", "serve"),
+        "show": ("show:ShowSettings", "surgeon.show", "describe"),
     }.items()
 }
