@@ -22,6 +22,8 @@ VECTORS = 64
 """Rows of a multiple of so many numbers fill the vectors that a CPU computes with."""
 SORTED_OUTRIGHT = 2048
 """Vocabularies up to this size are sorted without looking for a short list of candidates first."""
+SPARSE = 8
+"""Candidates that are at most one in so many of a vocabulary are found without sorting it."""
 
 
 class NotFinite(BadInput):
@@ -104,9 +106,8 @@ def choose(
         largest_B, token_B = logits_BV.max(-1)
         _check(largest_B)
         return token_B
-    logits_BV = logits_BV.float() / temperature
     V = logits_BV.shape[1]
-    norm_B = logits_BV.logsumexp(-1)
+    logits_BV, norm_B = _tempered(logits_BV, temperature)
     _check(norm_B)
     width = V
     if V > SORTED_OUTRIGHT:
@@ -126,12 +127,42 @@ def _check(value_B: Tensor) -> None:
         raise NotFinite
 
 
+def _tempered(logits_BV: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """The float32 logits at that temperature, and the log of the sum of their exponentials."""
+    if logits_BV.device.type != "cpu":
+        logits_BV = logits_BV.float() / temperature
+        return logits_BV, logits_BV.logsumexp(-1)
+    # A row at a time stays in the CPU's cache.
+    out_BV = torch.empty(logits_BV.shape)
+    norms = []
+    for row_V, out_V in zip(logits_BV, out_BV, strict=True):
+        torch.div(row_V.float(), temperature, out=out_V)
+        norms.append(out_V.logsumexp(-1))
+    return out_BV, torch.stack(norms)
+
+
 def _choose_within(
     logits_BV: Tensor, norm_B: Tensor, u_B: Tensor, width: int, top_p: float, top_k: int
 ) -> tuple[Tensor, Tensor]:
     """The choice among the `width` largest logits, and whether those were enough to be exact."""
-    complete = width == logits_BV.shape[1]
-    value_BC = _descending(logits_BV) if complete else logits_BV.topk(width).values
+    V = logits_BV.shape[1]
+    if logits_BV.device.type == "cpu" and SPARSE * width <= V:
+        value_BC, token_BC = _listed(logits_BV.numpy(), width)
+        pick_B1, exact_B = _picked(value_BC, norm_B, u_B, False, top_p, top_k)
+        return token_BC.gather(1, pick_B1)[:, 0], exact_B
+    value_BC = _descending(logits_BV, width)
+    pick_B1, exact_B = _picked(value_BC, norm_B, u_B, width == V, top_p, top_k)
+    value_B1 = value_BC.gather(1, pick_B1)
+    rank_B1 = pick_B1 - (value_BC > value_B1).sum(-1, keepdim=True)
+    return _nth_equal(logits_BV, value_B1, rank_B1[:, 0]), exact_B
+
+
+def _picked(
+    value_BC: Tensor, norm_B: Tensor, u_B: Tensor, complete: bool, top_p: float, top_k: int
+) -> tuple[Tensor, Tensor]:
+    """The number (B, 1) of the choice among each row's largest logits, the largest first, and
+    whether those were enough to be exact."""
+    width = value_BC.shape[1]
     mass_BC = (value_BC - norm_B[:, None]).exp().double()
     if top_k:
         mass_BC[:, top_k:] = 0
@@ -145,23 +176,40 @@ def _choose_within(
         last_B1 = torch.full((len(u_B), 1), width - 1, device=u_B.device)
         target_B1 = u_B[:, None] * total_B1
     pick_B1 = torch.minimum((cum_BC <= target_B1).sum(-1, keepdim=True), last_B1)
-    value_B1 = value_BC.gather(1, pick_B1)
-    rank_B1 = pick_B1 - (value_BC > value_B1).sum(-1, keepdim=True)
-    token_B = _nth_equal(logits_BV, value_B1, rank_B1[:, 0])
     if complete:
-        return token_B, torch.ones_like(token_B, dtype=torch.bool)
+        return pick_B1, torch.ones_like(norm_B, dtype=torch.bool)
     # Where the nucleus, or without one the choice, ends within the candidates.
     decisive_B1 = pick_B1 if top_p == 1 else last_B1
     if top_k:
         decisive_B1 = torch.full_like(last_B1, top_k - 1)
-    return token_B, (value_BC.gather(1, decisive_B1) > value_BC[:, -1:])[:, 0]
+    return pick_B1, (value_BC.gather(1, decisive_B1) > value_BC[:, -1:])[:, 0]
 
 
-def _descending(logits_BV: Tensor) -> Tensor:
-    """Each row's values, largest first."""
+def _listed(logits_BV: np.ndarray, width: int) -> tuple[Tensor, Tensor]:
+    """Each row's `width` largest values and their tokens: the largest first, of equal ones the
+    smaller id. Where fewer are above -inf, the rest is -inf."""
+    B, V = logits_BV.shape
+    value_BC = np.full((B, width), -np.inf, dtype=np.float32)
+    token_BC = np.zeros((B, width), dtype=np.int64)
+    parts = SPARSE * width // 2
+    for b, value_V in enumerate(logits_BV):
+        # At least `width` values reach the `width`-th of the largest ones of some parts.
+        largest = value_V[: V // parts * parts].reshape(-1, parts).max(0)
+        least = np.partition(largest, -width)[-width]
+        found = np.flatnonzero(value_V >= least if least > -np.inf else value_V > least)
+        order = np.argsort(-value_V[found], kind="stable")[:width]
+        token_BC[b, : len(order)] = found[order]
+        value_BC[b, : len(order)] = value_V[found[order]]
+    return torch.from_numpy(value_BC), torch.from_numpy(token_BC)
+
+
+def _descending(logits_BV: Tensor, width: int) -> Tensor:
+    """Each row's `width` largest values, largest first."""
     if logits_BV.device.type == "cpu":
         # Many times faster than torch's sort, which also keeps track of where values came from.
-        return torch.from_numpy(np.sort(-logits_BV.numpy(), axis=-1)).neg_()
+        return torch.from_numpy(np.sort(-logits_BV.numpy(), axis=-1)[:, :width]).neg_()
+    if width < logits_BV.shape[1]:
+        return logits_BV.topk(width).values
     return logits_BV.sort(-1, descending=True).values
 
 
