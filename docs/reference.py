@@ -52,7 +52,8 @@ def row(leaf: Leaf) -> str:
     also = "".join(f" `--{option}`: {help}" for option, (_, help) in switches.options.items()) \
         if switches else ""  # fmt: skip
     cells = [name, expectation(leaf.kind), shown(leaf.default), (leaf.help + also).strip()]
-    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+    # "][" would be a link with a reference.
+    return "| " + " | ".join(c.replace("|", r"\|").replace("][", r"]\[") for c in cells) + " |"
 
 
 def shown(default: Any) -> str:
