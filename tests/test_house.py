@@ -63,6 +63,7 @@ TIERS = [
         "pick",
         "sft",
         "trigger",
+        "early_stop",
         "monitor",
         "serve",
     },

@@ -31,6 +31,7 @@ __all__ = [
     "adjoint",
     "attribute",
     "direct",
+    "elected",
     "middle_layer",
     "persistent",
     "softmax",
@@ -92,6 +93,19 @@ def persistent(top_TK: Tensor, *, fallback: int = 0) -> Persistent:
     return Persistent(
         tuple(order), tuple(counts[number] / len(rows) for number in order), fell_back
     )
+
+
+def elected(spans: Sequence[Sequence[int]], most: int) -> list[int]:
+    """The components that are kept in most spans; of equals those that come earlier in theirs.
+
+    Each span lists its components as `Persistent.numbers` does.
+    """
+    votes = Counter(number for numbers in spans for number in numbers)
+    ranks: Counter[int] = Counter()
+    for numbers in spans:
+        for rank, number in enumerate(numbers):
+            ranks[number] += rank
+    return sorted(votes, key=lambda n: (-votes[n], ranks[n] / votes[n], n))[:most]
 
 
 def attribute(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 FILE = "monitor.json"
-COLOURS = {"intra": "red", "inter": "yellow", "instance": "cyan"}
+COLOURS = {"intra": "red", "inter": "yellow", "instance": "cyan", "enough": "green"}
 
 
 @part

@@ -5,6 +5,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -149,6 +150,16 @@ class Detector(nn.Module):
     def probability(self, features_NX: Tensor) -> Tensor:
         """Probability of a failure (N,), were failures as frequent as the rest."""
         return self.eval()(features_NX).sigmoid()
+
+    def opposite(self) -> "Detector":
+        """A detector of what this one calls no failure: its probability is 1 less this one's."""
+        other = deepcopy(self)
+        last = other.layers[-1]
+        assert isinstance(last, nn.Linear)
+        with torch.no_grad():
+            last.weight.neg_()
+            last.bias.neg_()
+        return other
 
 
 def fit(samples: Samples, training: DetectorTraining) -> Detector:

@@ -16,15 +16,17 @@ import torch
 from torch import Tensor
 
 from surgeon.neureasoner.steps import Step
-from surgeon.settings.neureasoner import WatchSettings
+from surgeon.settings.neureasoner import ENOUGH, WATCHED, WatchSettings
 
 FEATURES = {
     "intra": ("high", "entropy", "energy"),
     "inter": ("dominant", "entropy"),
     "instance": ("low", "entropy"),
+    ENOUGH: ("high", "entropy", "energy"),
 }
 """Level -> its features (sec. 3.1): the share of the power at high frequencies, at the strongest
-one, at low ones; the normalised spectral entropy; the logarithm of the energy."""
+one, at low ones; the normalised spectral entropy; the logarithm of the energy. `enough`, which the
+paper doesn't have, takes those of a single step, `intra`."""
 EPSILON = 1e-8
 
 
@@ -33,7 +35,7 @@ def spectral_features(level: str, power_NPC: Tensor, energy_NC: Tensor, low: int
     share_NPC = power_NPC / (power_NPC.sum(1, keepdim=True) + EPSILON)  # Eq. 2
     scale = 1 / log(power_NPC.shape[1])
     entropy_NC = -torch.xlogy(share_NPC, share_NPC).sum(1) * scale  # Eq. 3
-    if level == "intra":
+    if level in ("intra", ENOUGH):
         high_NC = share_NPC[:, low:].sum(1)
         return torch.stack([high_NC, entropy_NC, (energy_NC.clamp_min(0) + EPSILON).log()], -1)
     if level == "inter":
@@ -124,7 +126,7 @@ class OnlineFeatures:
         device: torch.device | str = "cpu",
     ) -> None:
         self.settings, probes = settings, settings.probes
-        self.slots = max(settings.steps("intra"), settings.steps("inter")) - 1
+        self.slots = max(settings.steps(level) for level in WATCHED if level != "instance") - 1
         # cos(0), then cos(wt), then cos(wt - pi/2) = sin(wt).
         frequency_J = [0.0, *probes, *probes]
         phase_J = [0.0] * (len(probes) + 1) + [-pi / 2] * len(probes)

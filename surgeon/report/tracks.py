@@ -25,6 +25,7 @@ LEVELS = {
     "intra": "a wrong step",
     "inter": "stagnation between steps",
     "instance": "an easy question, thought about for too long",
+    "enough": "thinking that holds its answer",
 }
 """Failure levels and what they are, in the order they are drawn."""
 MOST_ROWS = 1200

@@ -13,6 +13,11 @@ from surgeon.settings.schema import Amount, Count, Number, Positive, settings
 Level = Literal["intra", "inter", "instance"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 """The failure levels: a wrong step, stagnation between steps, over-thinking an easy question."""
+ENOUGH = "enough"
+"""What early stopping watches for beside them: the thinking already holds its answer."""
+WATCHED = (*LEVELS, ENOUGH)
+ENDING = ("instance", ENOUGH)
+"""A firing at these ends the thinking."""
 StepLevel = Literal["intra", "inter"]
 STEPWISE: tuple[StepLevel, ...] = get_args(StepLevel)
 """The levels at which single steps fail. They are trained: `instance` needs no training, since its
@@ -39,6 +44,8 @@ class WatchSettings:
     """Another number for `intra`."""
     k_inter: Count | None = None
     """Another number for `inter`."""
+    k_enough: Count = 1
+    """Steps that the features of `enough` reach over."""
     instance_steps: Count = 4
     """The first steps (K), over which the features of `instance` reach."""
     probes: tuple[float, ...] = even_probes(16)
@@ -52,7 +59,8 @@ class WatchSettings:
     )
     """Level (`intra` and `inter`) -> the token that is forced when it fires."""
     finish: Text = "Okay, I have finished thinking."
-    """The text that is forced when `instance` fires; the end of the thinking block follows."""
+    """The text that is forced when `instance` or `enough` fires; the end of the thinking block
+    follows."""
     thinking: tuple[Text, Text] = THINKING
     """The tokens that open and close the thinking block."""
     around: tuple[Text, Text] = ("\n", "\n\n")
@@ -76,6 +84,8 @@ class WatchSettings:
         """Steps that the features of a level reach over."""
         if level == "instance":
             return self.instance_steps
+        if level == ENOUGH:
+            return self.k_enough
         other = self.k_intra if level == "intra" else self.k_inter
         return self.k if other is None else other
 

@@ -75,6 +75,11 @@ VERBS = {
             "reconstruct",
         ),
         "trigger-sft": ("trigger_sft:SftSettings", "surgeon.trigger.sft", "sft"),
+        "early-stop": (
+            "early_stop:EarlyStopSettings",
+            "surgeon.early_stop",
+            "early_stop",
+        ),
         "monitor": ("monitor:MonitorSettings", "surgeon.monitor", "monitor"),
         "serve": ("serve:ServeSettings", "surgeon.serve", "serve"),
         "show": ("show:ShowSettings", "surgeon.show", "describe"),

@@ -220,12 +220,7 @@ def _attributed(
 def level_channels(found: Sequence[Found], most: int, n_units: int) -> LevelChannels:
     """A level's channels, from the components of its spans, and where these lie."""
     votes = Counter(number for one in found for number in one.numbers)
-    # Of equals those that come earlier in their spans.
-    ranks = Counter[int]()
-    for one in found:
-        for rank, number in enumerate(one.numbers):
-            ranks[number] += rank
-    chosen = sorted(votes, key=lambda n: (-votes[n], ranks[n] / votes[n], n))[:most]
+    chosen = attribution.elected([one.numbers for one in found], most)
     total = sum(votes.values())
     return LevelChannels(
         units=sorted(number for number in chosen if number < n_units),

@@ -17,14 +17,14 @@ from surgeon.channels import Channels
 from surgeon.errors import BadInput
 from surgeon.neureasoner.detectors import Detector
 from surgeon.neureasoner.features import FEATURES
-from surgeon.settings.neureasoner import LEVELS, WatchSettings
+from surgeon.settings.neureasoner import WATCHED, WatchSettings
 
 if TYPE_CHECKING:
     from surgeon.checkpoint import Checkpoint
 
 FILE = "monitor.safetensors"
 FORMAT = "surgeon-monitor-1"
-PRECEDENCE = ("instance", "intra", "inter")
+PRECEDENCE = ("instance", "enough", "intra", "inter")
 """When several levels fire at one step end, the first of these wins."""
 
 
@@ -42,8 +42,8 @@ class Monitor:
 
     def __post_init__(self) -> None:
         """Raise BadInput when the parts don't belong together."""
-        if not self.channels or set(self.channels) - set(LEVELS):
-            raise BadInput(f"found the levels {sorted(self.channels)}, expected some of {LEVELS}.")
+        if not self.channels or set(self.channels) - set(WATCHED):
+            raise BadInput(f"found the levels {sorted(self.channels)}, expected some of {WATCHED}.")
         if set(self.channels) != set(self.detectors):
             raise BadInput(
                 f"found channels of {sorted(self.channels)} and detectors of "
@@ -65,7 +65,7 @@ class Monitor:
     @property
     def levels(self) -> tuple[str, ...]:
         """The levels it can watch for, in their usual order."""
-        return tuple(level for level in LEVELS if level in self.channels)
+        return tuple(level for level in WATCHED if level in self.channels)
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -179,7 +179,8 @@ def _parse(row: Any, tensors: dict[str, torch.Tensor]) -> Monitor:
     }
     values = dict(row["settings"])
     known = {field.name for field in fields(WatchSettings)}
-    if set(values) != known:
+    # Monitors made before a setting existed lack it.
+    if set(values) - known or known - set(values) - {"k_enough"}:
         raise ValueError(f"settings {sorted(set(values) ^ known)}")
     settings = WatchSettings(**values)
     detectors, left = {}, dict(tensors)

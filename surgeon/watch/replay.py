@@ -17,9 +17,10 @@ from surgeon.channels import read_back
 from surgeon.errors import BadInput
 from surgeon.neureasoner.features import trace_features
 from surgeon.neureasoner.steps import Step, StepEnds, separated, split_steps
+from surgeon.settings.neureasoner import ENDING
 from surgeon.traces import Trace, text_of, token_texts
 from surgeon.watch.monitor import PRECEDENCE, Monitor
-from surgeon.watch.watching import Firing, Reading, forced_tokens, union
+from surgeon.watch.watching import Firing, Reading, forced_tokens, is_read, union
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -189,7 +190,7 @@ def _place(
     forced = forced_tokens(tokenizer, monitor.settings, level)
     places = [position] if any(step.end == position for step in steps) else []
     # The last step of the thinking has no separator of its own: one was forced with the trigger.
-    for count in (1, 2) if level != "instance" else ():
+    for count in (1, 2) if level not in ENDING else ():
         at = position - count
         separator = ends.separator_after(ids[at - 1]) if 0 < at < len(ids) else []
         inside = any(step.start < at < step.end for step in steps)
@@ -240,8 +241,7 @@ def _readings(
             continue
         may = not busy and s >= quiet and fires < settings.cap
         for level in PRECEDENCE:
-            early = not closing and s == settings.instance_steps - 1
-            if level in monitor.levels and (level != "instance" or early):
+            if level in monitor.levels and is_read(level, s, closing, settings):
                 probability = probability_T[level][position - 1]
                 assert probability is not None
                 readings.append(Reading(position, level, probability, may))

@@ -20,7 +20,7 @@ from surgeon.decoding.choosing import STREAM_BLOCK, stream_key, uniforms
 from surgeon.errors import BadInput
 from surgeon.neureasoner.features import OnlineFeatures
 from surgeon.neureasoner.steps import StepEnds, StepRows
-from surgeon.settings.neureasoner import WatchSettings
+from surgeon.settings.neureasoner import ENDING, WatchSettings
 from surgeon.watch.monitor import PRECEDENCE, Monitor
 
 if TYPE_CHECKING:
@@ -208,7 +208,11 @@ class Watch:
         rows = np.flatnonzero(ended_B | closing_B).tolist()
         fired: dict[int, tuple[str, float]] = {}
         for level in self.levels:
-            at = [b for b in rows if self._has(level, b, bool(closing_B[b]))]
+            at = [
+                b
+                for b in rows
+                if is_read(level, int(self.steps.count_B[b]), bool(closing_B[b]), self.settings)
+            ]
             if not at:
                 continue
             for b, probability in zip(at, self._probabilities(level, at), strict=True):
@@ -226,13 +230,6 @@ class Watch:
                 if may and fires:
                     fired[b] = level, probability
         return {b: self._fire(b, *what, bool(closing_B[b])) for b, what in fired.items()}
-
-    def _has(self, level: str, b: int, closing: bool) -> bool:
-        """Does the level have something to say at this step's end?"""
-        if level == "instance":
-            # Over the first K steps: read once, when they are complete and more would follow.
-            return not closing and self.steps.count_B[b] == self.settings.instance_steps - 1
-        return True
 
     def _probabilities(self, level: str, rows: list[int]) -> list[float]:
         if self.channels is None:
@@ -309,6 +306,15 @@ class Watching(Watch):
         """The tokens to force, by row, after a pass over the tokens `fed_B`."""
         x_BC = None if self._tap is None else self._tap.last[:, -1]
         return self.read(slots, fed_B, chosen_B, x_BC)
+
+
+def is_read(level: str, step: int, closing: bool, settings: WatchSettings) -> bool:
+    """Does a level have something to say at the end of that step, which is a `closing` one where
+    the thinking is over without it?"""
+    if level == "instance":
+        # Over the first K steps: read once, when they are complete and more would follow.
+        return not closing and step == settings.instance_steps - 1
+    return not closing if level in ENDING else True
 
 
 def forced_tokens(

@@ -1,0 +1,86 @@
+"""`surgeon early-stop`: rules over courses, thresholds, and the directory that carries a monitor."""
+
+
+import numpy as np
+import pytest
+
+from surgeon.early_stop import STOPS
+from surgeon.early_stop.courses import Course
+from surgeon.early_stop.stop_rules import first
+from surgeon.early_stop.sweeping import by_question, chosen, front, outcome, point, swept
+from surgeon.traces import Trace
+
+
+def course(
+    prompt_id: str = "a", *, right: float = 0.0, right_S=(0, 0, 1, 0), votes=("1", "2", "3", "2"),
+    enough=(0.1, 0.9, 0.4), easy: float = 0.7, tokens: int = 100,
+) -> Course:  # fmt: skip
+    """Places before the first step and after three of ten tokens; a forced answer takes five."""
+    n = len(right_S)
+    return Course(
+        Trace(prompt_id, 0, [1], [5] * tokens, "", "stop"), right, np.arange(n) - 1,
+        10 * np.arange(n), np.full(n, 5), np.array(right_S, float), list(votes),
+        np.linspace(-1, 0, n), np.array([False, False, True, False][:n]), np.linspace(0.8, 0.1, n),
+        np.array([np.nan, *enough]), easy, read_after=1,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rule", "value", "place"),
+    [
+        ("never", None, None),
+        ("enough", 0.5, 2),
+        ("enough", 0.95, None),
+        ("instance", ("easy", 0.6), 2),
+        ("instance", ("hard", 0.6), None),
+        ("both", ("hard", 0.2, 0.99), 2),
+        ("both", ("easy", 0.9, 0.05), 1),
+        ("random", 0.4, 2),
+        ("steps", 3, 3),
+        ("budget", 11, 2),
+        ("nothinking", None, 0),
+        ("alphaone", 0, 2),
+        ("think-or-not", -0.1, 3),
+        ("probe", 2, None),
+    ],
+)
+def test_a_rule_ends_a_course_at_its_place(rule, value, place):
+    assert STOPS[rule].of(course(), value) == place
+
+
+def test_rules_never_stop_before_the_first_step_but_nothinking():
+    one = course(enough=(1.0, 1.0, 1.0), easy=1.0)
+    for name, rule in STOPS.items():
+        for value in rule.values([one]):
+            place = rule.of(one, value)
+            assert place is None or place > 0 or name == "nothinking"
+    assert first(one, np.ones(4, bool)) == 1
+
+
+def test_what_is_tried_on_the_way_is_paid_for():
+    """Stopping after the third step: 30 tokens, 5 for the answer, and 2 x 5 for those tried before.
+    Without a stop all three were tried: 100 + 15."""
+    same = course(votes=("1", "4", "5", "5"), right_S=(0, 0, 0, 1))
+    found = outcome(STOPS["probe"], 2, [same, course()])
+    assert found.tokens_N.tolist() == [45, 115]
+    assert found.right_N.tolist() == [1, 0] and found.stopped_N.tolist() == [True, False]
+    plain = outcome(STOPS["budget"], 11, [same])
+    assert plain.tokens_N.tolist() == [25]
+
+
+def test_the_threshold_has_the_fewest_tokens_within_the_margin():
+    courses = [course(c, right=1.0, right_S=(0, 0, 0, 1)) for c in "abcdef"]
+    points = [
+        point(v, outcome(STOPS["enough"], v, courses), courses, seed=0) for v in (0.05, 0.3, 0.95)
+    ]
+    assert [p.right for p in points] == [0, 0, 1]
+    pick = chosen(points, 0.01)
+    assert pick is not None and pick.value == 0.95 and pick.share == 1
+    assert chosen(points[:2], 0.01) is None
+    assert [p.value for p in front(points)] == [0.05, 0.95]
+
+
+def test_questions_weigh_the_same_however_many_answers_they_have():
+    courses = [course("a"), course("a"), course("b")]
+    assert by_question(courses, np.array([1.0, 0.0, 1.0])).tolist() == [0.5, 1.0]
+    assert set(swept(courses, seed=0)) == set(STOPS)
