@@ -1,5 +1,4 @@
-"""`surgeon early-stop`: rules over courses, thresholds, and the directory that carries a monitor."""
-
+"""`surgeon early-stop`: rules over courses, thresholds, the directory that carries a monitor."""
 
 import numpy as np
 import pytest

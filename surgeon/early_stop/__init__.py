@@ -21,7 +21,7 @@ import numpy as np
 from surgeon import artifact, lineage
 from surgeon.checkpoint import Checkpoint, rewrite
 from surgeon.early_stop.courses import Course, courses_of
-from surgeon.early_stop.learning import Learned, learned, watched_courses
+from surgeon.early_stop.learning import Stoppers, learned, watched_courses
 from surgeon.early_stop.plan import EarlyStopPlan, prepare
 from surgeon.early_stop.probing import probed
 from surgeon.early_stop.stop_result import EarlyStop, StopRow, card_of, show
@@ -159,7 +159,7 @@ def _row(
     )  # fmt: skip
 
 
-def _warnings(plan: EarlyStopPlan, found: Learned, pick: StopPoint | None, name: str) -> list[str]:
+def _warnings(plan: EarlyStopPlan, found: Stoppers, pick: StopPoint | None, name: str) -> list[str]:
     warnings = list(found.warnings)
     if pick is None:
         warnings.append(
@@ -173,7 +173,7 @@ def _warnings(plan: EarlyStopPlan, found: Learned, pick: StopPoint | None, name:
 
 
 def _write(
-    plan: EarlyStopPlan, found: Learned, result: EarlyStop, pick: StopPoint | None, work: Path
+    plan: EarlyStopPlan, found: Stoppers, result: EarlyStop, pick: StopPoint | None, work: Path
 ) -> None:
     """Copy the checkpoint, and put monitor and card beside it."""
     rewrite(plan.checkpoint, work, lambda _, tensor: tensor, lambda _: False)
@@ -182,7 +182,7 @@ def _write(
     replace(monitor, checkpoint=Checkpoint.open(work).digest).save(work)
 
 
-def monitor_of(plan: EarlyStopPlan, found: Learned, rule: str, pick: StopPoint | None) -> Monitor:
+def monitor_of(plan: EarlyStopPlan, found: Stoppers, rule: str, pick: StopPoint | None) -> Monitor:
     """The detectors of a rule at its threshold."""
     thresholds: dict[str, float] = {}
     detectors = dict(found.detectors)

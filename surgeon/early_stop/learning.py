@@ -34,7 +34,7 @@ MOST_SPANS = 64
 TOP = 0.25
 
 
-class Learned(NamedTuple):
+class Stoppers(NamedTuple):
     """Detectors by level, what they read, and how good they are."""
 
     channels: dict[str, Channels]
@@ -57,7 +57,7 @@ def spans_of(plan: EarlyStopPlan, courses: Sequence[Course]) -> list[Span]:
     return spans
 
 
-def learned(plan: EarlyStopPlan, model: "nn.Module", courses: Sequence[Course]) -> Learned:
+def learned(plan: EarlyStopPlan, model: "nn.Module", courses: Sequence[Course]) -> Stoppers:
     """Choose channels by attribution, and train a detector per level.
 
     A level that can't be learned is left out with a warning; raises BadInput when none remains.
@@ -96,7 +96,7 @@ def learned(plan: EarlyStopPlan, model: "nn.Module", courses: Sequence[Course]) 
         detectors[level], reports[level] = found
     if not detectors:
         raise BadInput(f"no detector can be trained. {warnings[0]}")
-    return Learned({v: channels[v] for v in detectors}, detectors, reports, warnings)
+    return Stoppers({v: channels[v] for v in detectors}, detectors, reports, warnings)
 
 
 def _channels(
@@ -128,7 +128,7 @@ def _channels(
 
 
 def watched_courses(
-    plan: EarlyStopPlan, model: "nn.Module", found: Learned, courses: Sequence[Course]
+    plan: EarlyStopPlan, model: "nn.Module", found: Stoppers, courses: Sequence[Course]
 ) -> list[Course]:
     """The courses with what the detectors say along them, as a monitor would read it."""
     traces = [course.trace for course in courses]
@@ -142,7 +142,7 @@ def watched_courses(
 
 def _watched(
     plan: EarlyStopPlan,
-    found: Learned,
+    found: Stoppers,
     columns: Mapping[str, Sequence[int]],
     course: Course,
     x_TC: Tensor,

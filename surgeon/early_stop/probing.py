@@ -43,7 +43,7 @@ class Probe(NamedTuple):
         return self.prompt_id, self.sample
 
 
-class Place(NamedTuple):
+class StopPlace(NamedTuple):
     """Where a trace can be ended."""
 
     trace: Trace
@@ -61,7 +61,7 @@ def step_ends(plan: EarlyStopPlan, trace: Trace) -> list[tuple[int, Step]]:
     ]
 
 
-def places_in(plan: EarlyStopPlan, trace: Trace) -> list[Place]:
+def places_in(plan: EarlyStopPlan, trace: Trace) -> list[StopPlace]:
     """Before the first step, after the K-th, and after at most `probes` of all, evenly chosen."""
     ends = step_ends(plan, trace)
     most, first_read = plan.settings.probes, plan.settings.instance_steps - 1
@@ -70,7 +70,7 @@ def places_in(plan: EarlyStopPlan, trace: Trace) -> list[Place]:
         ends = [one for n, one in enumerate(ends) if n in kept or one[0] == first_read]
     steps = whole_steps(plan.ends, trace)
     begin = steps[0].start if steps else 0
-    return [Place(trace, -1, begin), *(Place(trace, s, step.end) for s, step in ends)]
+    return [StopPlace(trace, -1, begin), *(StopPlace(trace, s, step.end) for s, step in ends)]
 
 
 def probed(
@@ -95,7 +95,7 @@ def probed(
     return by_trace
 
 
-def _made(plan: EarlyStopPlan, model: "nn.Module", places: Sequence[Place]) -> Iterator[Probe]:
+def _made(plan: EarlyStopPlan, model: "nn.Module", places: Sequence[StopPlace]) -> Iterator[Probe]:
     settings = plan.settings
     sampling = settings.sampling
     forced = forced_tokens(plan.tokenizer, settings.watch(), "enough")
@@ -135,7 +135,7 @@ def _made(plan: EarlyStopPlan, model: "nn.Module", places: Sequence[Place]) -> I
         raise NotFinite(failed).named(lambda _: f"prompt {trace.prompt_id!r}, {trace.sample}")
 
 
-def _probe(place: Place, forced: list[int], tokens: Sequence[Token]) -> Probe:
+def _probe(place: StopPlace, forced: list[int], tokens: Sequence[Token]) -> Probe:
     logprobs = [token.likelihood.logprob for token in tokens if token.likelihood is not None]
     return Probe(
         *place.trace.key, place.step, place.position,
