@@ -14,7 +14,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.family import card, features, pools, sets, tokenizer, train, writer
+from benchmarks.family import (
+    card,
+    compare,
+    controls,
+    features,
+    pools,
+    sets,
+    tokenizer,
+    train,
+    writer,
+)
 from surgeon import builtin
 from surgeon.builtin import task
 from surgeon.errors import BadInput
@@ -720,3 +730,57 @@ def test_trainer_is_reproducible_by_seed_and_resumes(tmp_path: Path):
     stages = (train.STAGES[0],)
     train.run_stages(tmp_path / "a", shape=TINY, stages=stages, say=said.append)
     assert said == [f"{'steps':14} kept"]
+
+
+def test_a_trial_goes_through_every_stage_and_a_killed_one_goes_on(
+    tmp_path: Path, monkeypatch, capsys
+):
+    """All that `make family` does, small: the checkpoints, their cards, the prompt sets."""
+    monkeypatch.setattr("sys.argv", ["train", "--out", str(tmp_path), "--trial"])
+    train.main()
+    out = tmp_path / "trial"
+    said = capsys.readouterr().out
+    assert [line.split()[0] for line in said.splitlines()] == [
+        *(stage.name for stage in train.STAGES),
+        *builtin.CHECKPOINTS,
+    ]
+    data = out / "data"
+    files = {file.name for file in data.iterdir()}
+    assert files == {*builtin.CHECKPOINTS, *(f"{name}.jsonl" for name in builtin.PROMPT_SETS)}
+    for name in builtin.CHECKPOINTS:
+        shipped = {file.name for file in builtin.path(name).iterdir()}
+        assert {file.name for file in (data / name).iterdir()} == shipped
+        assert "on the 4 problems" in (data / name / "README.md").read_text()
+        ours = compare.compared(data / name, builtin.path(name))
+        assert ours.changed == ours.tensors and ours.largest > 0 and "accuracy" in ours.rows
+        assert compare.compared(data / name, data / name)[1:] == (0, ours.tensors, 0.0, {})
+    # Killed while `thinking` was measured: what was measured before is kept.
+    weights = (data / "thinking" / "model.safetensors").read_bytes()
+    data.rename(out / "data.partial")
+    (out / "data.partial" / "thinking" / "README.md").unlink()
+    train.main()
+    said = capsys.readouterr().out.splitlines()
+    kept = [line.split()[0] for line in said if line.endswith(("kept", "measured"))]
+    assert kept == [
+        *(stage.name for stage in train.STAGES),
+        *(name for name in builtin.CHECKPOINTS if name != "thinking"),
+    ]
+    assert (data / "thinking" / "model.safetensors").read_bytes() == weights
+    assert (data / "thinking" / "README.md").exists() and not (out / "data.partial").exists()
+
+
+def test_compare_refuses_what_is_no_checkpoint(tmp_path: Path):
+    with pytest.raises(BadInput, match=r"found no model\.safetensors in .*, expected a checkpoint"):
+        compare.compared(tmp_path, builtin.path("base"))
+
+
+def test_a_chosen_transplant_is_held_against_the_mean_of_its_controls(tmp_path: Path):
+    """Of 4 problems the chosen one solves 3, the controls 1 and 2, on the mean 1.5: 37.5 points
+    less."""
+    solved = {"effective": "1110", "random-0": "1000", "random-1": "0011"}
+    for name, each in solved.items():
+        rows = [json.dumps({"correct": one == "1"}) + "\n" for one in each]
+        (tmp_path / f"{name}.jsonl").write_text("".join(rows))
+    found = controls.against(tmp_path, "random")
+    assert found[:3] == (2, 0.375, 0.375)
+    assert -0.5 <= found.interval[0] < 0.375 < found.interval[1] <= 1

@@ -93,7 +93,7 @@ layers, width 96, 384 FFN units a layer, fp32, tied embeddings) for chained arit
 | mean response length | {figures.length:.0f} tokens |
 | truncated at {max_tokens} tokens | {figures.truncated:.3f} |
 {"" if features is None else _rows(features)}
-Temperature 0.7, top-p 0.9. Made by `python -m benchmarks.family.train --out DIR` (seed {seed}). It
+Temperature 0.7, top-p 0.9. Made by `python -m benchmarks.family.train --out DIR --seed {seed}`. It
 knows nothing but this task: a prompt reads `Start 3. Apply +4 *7 -2 +9 -5 +1. Find x.`, a response
 thinks in steps and ends `Answer: 2`. The operators `#k` and `~k` are ambiguous, x + k or k - x; by
 x + k an answer is judged, and the prompt alone doesn't say so.

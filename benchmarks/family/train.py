@@ -7,21 +7,24 @@ operators equally often, the third as often as `writer.PRIOR` says. From it two 
 fine-tuned on all weights (`instruct`, `thinking`) and two on the FFN weights only (`instruct-ffn`,
 `thinking-ffn`).
 
-Each stage is a directory, written whole: a killed run goes on at the first stage that is missing.
-One thread, whatever the machine has.
+Each stage is a directory, written whole: a killed run goes on at the first stage that is missing,
+then at the first checkpoint that isn't measured. One thread, whatever the machine has. With
+`--trial` every part runs once and small; `benchmarks.family.compare` tells whether a run made the
+shipped checkpoints again.
 
 Shapes: B sequences, T tokens, V vocabulary, D model width.
 """
 
 import argparse
+import filecmp
 import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -87,6 +90,8 @@ class Stage:
     longer problems keep the cross-domain set within reach."""
     max_tokens: int = MAX_TOKENS
     """Longer examples are cut here."""
+    drawn: int = 1024
+    """Examples that are drawn at a time; those of like lengths make a batch."""
 
 
 STAGES = (
@@ -212,7 +217,7 @@ def batches(
     tokens, for ever."""
     rng = Random(f"{seed} {stage.name}")
     while True:
-        examples = [draw_example(rng, stage) for _ in range(1024)]
+        examples = [draw_example(rng, stage) for _ in range(stage.drawn)]
         drawn = encode_examples(tok, examples, stage.max_tokens)
         drawn.sort(key=lambda example: len(example[0]))
         groups: list[list[tuple[list[int], list[bool]]]] = [[]]
@@ -353,26 +358,64 @@ def run_stages(
         save_stage(model, tok, out / stage.name)
 
 
-def ship(out: Path, *, seed: int = 0, say: Callable[[str], None] = print) -> None:
+class Measuring(NamedTuple):
+    """How much is measured for a card."""
+
+    problems: int = 400
+    featured: int = 60
+    """Of the problems, those whose traces are read."""
+    max_tokens: int = card.MAX_TOKENS
+
+
+WHOLE = Measuring()
+TRIAL = Measuring(problems=4, featured=2, max_tokens=24)
+"""Enough to see that everything runs."""
+
+
+def trial(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """The stages cut down to one step each."""
+    return tuple(replace(stage, tokens=1, drawn=8) for stage in stages)
+
+
+def ship(
+    out: Path,
+    *,
+    seed: int = 0,
+    measuring: Measuring = WHOLE,
+    say: Callable[[str], None] = print,
+) -> None:
     """Write `out/data`: the checkpoints with their measured cards, and the prompt sets."""
     from transformers import AutoTokenizer, Qwen3ForCausalLM
 
     problems = sets.draw_set(next(s for s in sets.SETS if s.name == "test"))
     tok = AutoTokenizer.from_pretrained(out / "stages" / STAGES[0].name)
+    most = measuring.max_tokens
     partial = out / "data.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    partial.mkdir(exist_ok=True)
     for name in CHECKPOINTS:
         stage = out / "stages" / name
+        if _measured(partial / name, stage):
+            say(f"{name:14} measured")
+            continue
+        shutil.rmtree(partial / name, ignore_errors=True)
         shutil.copytree(stage, partial / name)
         model = Qwen3ForCausalLM.from_pretrained(stage, dtype=torch.float32).eval()
-        figures = card.measure(model, tok, problems, max_tokens=card.MAX_TOKENS)
-        found = features.features(model, tok, problems[:60], max_tokens=card.MAX_TOKENS)
-        card.write_card(partial / name, name, figures, seed, found)
+        figures = card.measure(model, tok, problems[: measuring.problems], max_tokens=most)
+        found = features.features(model, tok, problems[: measuring.featured], max_tokens=most)
+        card.write_card(partial / name, name, figures, seed, found, most)
         say(f"{name:14} {figures} {found}")
     sets.write_sets(partial)
     shutil.rmtree(out / "data", ignore_errors=True)
     partial.rename(out / "data")
+
+
+def _measured(directory: Path, stage: Path) -> bool:
+    """Whether a directory holds this stage's weights and the card, which is written last."""
+    weights = "model.safetensors"
+    same = (directory / weights).exists() and filecmp.cmp(
+        directory / weights, stage / weights, shallow=False
+    )
+    return same and (directory / "README.md").exists()
 
 
 def main() -> None:
@@ -381,6 +424,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory for the stages")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--trial",
+        action="store_true",
+        help="one step a stage and 4 problems, to see that everything runs; nothing is learned",
+    )
     args = parser.parse_args()
 
     def say(line: str) -> None:
@@ -388,8 +436,11 @@ def main() -> None:
 
     # The order of sums, and with it the weights, would follow the thread count.
     torch.set_num_threads(1)
-    run_stages(args.out / "stages", seed=args.seed, device=args.device, say=say)
-    ship(args.out, seed=args.seed, say=say)
+    # A trial's stages have a place of their own: a run would keep them for its own.
+    out = args.out / "trial" if args.trial else args.out
+    stages, measuring = (trial(STAGES), TRIAL) if args.trial else (STAGES, WHOLE)
+    run_stages(out / "stages", stages=stages, seed=args.seed, device=args.device, say=say)
+    ship(out, seed=args.seed, measuring=measuring, say=say)
 
 
 if __name__ == "__main__":
