@@ -37,6 +37,8 @@ COMMANDS = {
     "temperature top_p max_tokens structured prompt_file parallel price_in price_out seed batch "
     "device dtype",
     "trigger identify": "checkpoint labels out method layer k channels seed device dtype",
+    "trigger fluctuation": "checkpoint labels channels out tokens k instance_steps seed "
+    "device dtype",
     "trigger detectors": "checkpoint labels channels out k instance_steps probes negatives "
     "criterion cooldown cap seed device dtype",
     "extract-lora": "checkpoint base out rank energy rest mini_set device dtype",

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from benchmarks.family import tokenizer as builtin_tokenizer
 from surgeon import jsonl
 from surgeon.errors import BadInput
-from surgeon.neureasoner.steps import Span, Step, StepEnds, StepRows, check_spans, split_steps
+from surgeon.neureasoner.steps import (
+    Span,
+    Step,
+    StepEnds,
+    StepRows,
+    attributed_steps,
+    check_spans,
+    split_steps,
+)
 from surgeon.traces import Trace
 from surgeon.watch.spans import read_spans
 
@@ -238,3 +246,21 @@ def test_spans_that_miss_their_trace_are_refused():
         check_spans([Span("p", 0, "intra", 0, 2)], [trace], StepEnds(tokenizer))
     with pytest.raises(BadInput, match="not among the 1 traces"):
         check_spans([Span("p", 1, "intra", 0, 0)], [trace], StepEnds(tokenizer))
+
+
+@pytest.mark.parametrize(
+    "attempts, opening, expected",
+    [
+        ((), 1, [(2, 9)]),  # not told apart: all of the stretch
+        ((2, 5, 6), 1, [(2, 2), (5, 5), (6, 6)]),
+        ((2, 5, 6), 2, [(2, 3), (5, 5), (6, 7)]),  # an attempt ends where the next begins
+        ((3, 9), 4, [(3, 6), (9, 9)]),  # and with the stretch
+    ],
+)
+def test_sec21_inter_is_attributed_over_the_initial_steps_of_its_attempts(
+    attempts: tuple[int, ...], opening: int, expected: list[tuple[int, int]]
+):
+    span = Span("q", 0, "inter", 2, 9, attempts=attempts)
+    assert attributed_steps(span, opening) == expected
+    # The other levels take all of theirs: the wrong step, the first K steps.
+    assert attributed_steps(span._replace(level="intra"), opening) == [(2, 9)]

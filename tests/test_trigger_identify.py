@@ -12,7 +12,7 @@ from trigger_labels import MODEL, lines, make_labels, random_labels
 from surgeon import attribution, jsonl
 from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.errors import BadInput
-from surgeon.neureasoner.steps import StepEnds, split_steps
+from surgeon.neureasoner.steps import Span, StepEnds, split_steps
 from surgeon.trigger.artifacts import read_labels
 from surgeon.trigger.identify import (
     Found,
@@ -24,6 +24,7 @@ from surgeon.trigger.identify import (
     read_channels,
     show,
 )
+from surgeon.watch.spans import read_spans
 
 UNITS, HEADS = 384, 4
 
@@ -43,6 +44,54 @@ def found(labels: Path) -> tuple[Identified, Path]:
 def names_in(result: Identified, level: str) -> set[int]:
     row = result.levels[level]
     return {*row.units, *(UNITS + head for head in row.heads)}
+
+
+def test_components_that_persist_in_the_counterpart_too_are_counted_or_dropped():
+    """Three failing spans; the first shares 10 with its counterpart, the third has none.
+
+    Counted: 1 of the 5 components kept in the two pairs is in both. Dropped: 7 and 3 have a vote
+    each of span 1, 3 and 9 of span 2; span 3 has no counterpart, so its 4 doesn't vote: of the
+    channels 3, 10 and 4 two are gone.
+    """
+    spans = [
+        Found("inter", [10, 7, 3], 1.0, False),
+        Found("inter", [3, 9], 1.0, False),
+        Found("inter", [10, 4], 1.0, False),
+    ]
+    others = [Found("inter", [10, 5], 1.0, False), Found("inter", [8], 1.0, False), None]
+    counted = level_channels(spans, 3, 10, others)
+    assert (counted.units, counted.heads) == ([3, 4], [0])  # 10 and 3 have two votes
+    assert (counted.pairs, counted.in_both, counted.dropped) == (2, 1 / 5, 0)
+    dropped = level_channels(spans, 3, 10, others, drop=True)
+    assert (dropped.units, dropped.heads) == ([3, 7, 9], [])
+    assert (dropped.pairs, dropped.in_both, dropped.dropped) == (2, 1 / 5, 2)
+    assert dropped.in_spans == (1.0, 0.5, 0.5)
+    nothing = level_channels(spans[:1], 3, 10, [Found("inter", [3, 7, 10], 1.0, False)], drop=True)
+    assert (nothing.units, nothing.heads, nothing.dropped) == ([], [], 3)
+
+
+def test_inter_is_attributed_at_the_first_steps_of_its_attempts(tmp_path: Path):
+    """Of the stretch 0 to 4 with attempts at 1 and 3 only those two steps' tokens count."""
+    labels = make_labels(tmp_path)
+    spans = read_spans(labels / "spans.jsonl")
+    key = next(s.key for s in spans if s.level == "inter" and s.failing)
+    kept = Span(*key, "inter", 0, 4, attempts=(1, 3))
+    jsonl.write(labels / "spans.jsonl", [kept._asdict()])
+    out = tmp_path / "out"
+    result = identify(MODEL, labels=labels, out=out, k=0.5, contrast="none")
+    (row,) = lines(out / "components.jsonl")
+    checkpoint = resolve(MODEL)
+    trace = read_labels(labels, checkpoint, checkpoint.tokenizer()).traces[key]
+    steps = split_steps(StepEnds(checkpoint.tokenizer()), trace.token_ids)
+    ranges = tuple((steps[at].start, steps[at].end) for at in (1, 3))
+    (expected,) = attribution.attribute(
+        checkpoint.model(), [trace], [attribution.Where(0, ranges)], layer=2, k=result.k or 0
+    )
+    assert row["numbers"] == list(expected.numbers) and result.levels["inter"].whole == 0
+    jsonl.write(labels / "spans.jsonl", [kept._replace(attempts=())._asdict()])
+    result = identify(MODEL, labels=labels, out=tmp_path / "whole", k=0.5, contrast="none")
+    assert lines(tmp_path / "whole" / "components.jsonl") != [row]
+    assert result.levels["inter"].whole == 1
 
 
 def test_kept_components_are_in_the_top_of_every_token_of_a_span(labels: Path, found):
@@ -155,8 +204,9 @@ def test_a_killed_run_continues_to_the_same_channels(
     again: list[Any] = []
     monkeypatch.setattr(jsonl, "append", lambda f, r: (again.append(r), append(f, r)))
     identify(MODEL, **given)
-    assert len(again) == len(lines(whole / "components.jsonl")) - 4
-    for name in ("channels.json", "components.jsonl"):
+    files = ("components.jsonl", "counterparts.jsonl")
+    assert len(again) == sum(len(lines(whole / name)) for name in files) - 4
+    for name in ("channels.json", *files):
         assert (tmp_path / "out" / name).read_bytes() == (whole / name).read_bytes()
 
 

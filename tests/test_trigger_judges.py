@@ -25,7 +25,7 @@ from surgeon.judges.finding import Finding, Question
 from surgeon.judges.judges import SHAPES, EndpointJudge, parse_judge
 from surgeon.judges.wording import FILE, read_texts
 from surgeon.settings.asking import EndpointSettings
-from surgeon.traces import read_traces
+from surgeon.traces import read_prompts, read_traces
 from surgeon.trigger.artifacts import Spending, StepReader
 from surgeon.trigger.label import Labelling, label, show
 from surgeon.watch.spans import read_spans
@@ -64,7 +64,8 @@ def exact(body: dict[str, Any]) -> Said:
         return reply({"difficulty": difficulty, "settled": settled, "reason": one.reason})
     return reply({
         "failures": [
-            {"first": f.first + 1, "last": f.last + 1, "reason": f.reason}
+            {"first": f.first + 1, "last": f.last + 1, "reason": f.reason,
+             "attempts": [n + 1 for n in f.attempts]}
             for f in found if name.startswith(f"{f.level}_")
         ]
     })  # fmt: skip
@@ -110,7 +111,7 @@ def run(server: Any, written: str, tmp_path: Path) -> Callable[..., Labelling]:
     def call(name: str = "out", **changes: Any) -> Labelling:
         arguments: dict[str, Any] = dict(
             prompts="builtin:test", traces=written, judge=server.url, pairs=0, levels=("intra",),
-            out=tmp_path / name,
+            out=tmp_path / name, inter_steps=1,
         )  # fmt: skip
         return label(MODEL, **(arguments | changes))
 
@@ -247,7 +248,7 @@ def test_three_of_them_end_the_run_in_one_line_and_it_goes_on_with_the_rest(
 
     server.answer = stubborn
     with pytest.raises(BadInput) as caught:
-        run("cut", parallel=1)
+        run("cut", parallel=1, most_unusable=0)
     assert str(caught.value) == (
         f"prompt 'test-0002', sample 0, intra: m at {server.url[:-2]} gave 3 replies that can't be "
         "used; the last: failures is 3, expected array. What was done is kept: the same command "
@@ -264,6 +265,44 @@ def test_three_of_them_end_the_run_in_one_line_and_it_goes_on_with_the_rest(
         assert files[0] == files[1]
     # The three that couldn't be used were lost with the run, and so were their tokens.
     assert result.judge.tokens_in == 100 * N
+
+
+def test_a_trace_without_a_usable_verdict_is_left_out_and_counted(
+    server: Any, run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """One of 4 stays without, also where a share of .1 would be less than one; its steps are
+    neither failing nor sound. A refusal of its own request is the same."""
+    run("whole")
+    whole = read_spans(tmp_path / "whole" / "spans.jsonl")
+    lost = next(s.prompt_id for s in whole if s.failing)
+    question = next(p for p in read_prompts("builtin:test") if p.id == lost).messages[0]["content"]
+    for name, odd in (("shape", reply({"failures": 3})), ("long", (400, {"error": "too long"}))):
+        server.answer = lambda body, odd=odd: (
+            odd if asked_about(body)[0] == question else exact(body)
+        )
+        result = run(name)
+        spans = read_spans(tmp_path / name / "spans.jsonl")
+        assert spans == [span for span in whole if span.prompt_id != lost]
+        assert result.levels["intra"].unusable == 1
+        show(result)
+        assert "intra: 1 traces are left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("usable", [0, 2])
+def test_above_a_share_of_unusable_verdicts_the_run_stops_and_asks_them_again(
+    server: Any, run: Any, tmp_path: Path, usable: int
+):
+    def odd(body: dict[str, Any]) -> Said:
+        asked = list(dict.fromkeys(asked_about(b)[0] for b in server.asked))
+        return exact(body) if len(asked) <= usable else reply({"failures": 3})
+
+    server.answer = odd
+    with pytest.raises(BadInput, match=r"2 of (2|4) questions got no usable reply, more"):
+        run("cut", parallel=1, most_unusable=0.3)
+    server.answer = exact
+    server.asked.clear()
+    assert run("cut", parallel=1).levels["intra"].unusable == 0
+    assert len(server.asked) == N - usable
 
 
 @pytest.mark.parametrize(
@@ -428,7 +467,7 @@ def test_an_easy_question_is_over_thought_when_half_of_the_steps_come_after_its_
 ):
     value = {"difficulty": difficulty, "settled": settled, "reason": "so"}
     server.answer = lambda _: reply(value, None)
-    asked = EndpointJudge(Chat.parse(server.url), read_texts()["judge"])
+    asked = EndpointJudge(Chat.parse(server.url), read_texts()["judge"], 3)
     verdict = asked(question("instance", ["step\n\n"] * 8))
     assert [(f.failing, f.contrast) for f in verdict.findings] == expected
     assert all((f.first, f.last) == (0, 7) for f in verdict.findings)
@@ -439,7 +478,7 @@ def test_an_easy_question_is_over_thought_when_half_of_the_steps_come_after_its_
 def test_a_settled_step_that_is_not_there_is_asked_for_again(server: Any):
     values = [{"difficulty": "easy", "settled": n, "reason": ""} for n in (9, 0, 8)]
     server.answer = lambda _: reply(values[len(server.asked) - 1])
-    asked = EndpointJudge(Chat.parse(server.url), read_texts()["judge"])
+    asked = EndpointJudge(Chat.parse(server.url), read_texts()["judge"], 3)
     assert not asked(question("instance", ["step\n\n"] * 8)).findings[0].failing
     assert "settled is 9; the steps are 1 to 8." in server.asked[1]["messages"][3]["content"]
 

@@ -20,15 +20,17 @@ from surgeon.builtin import task
 from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.errors import BadInput
 from surgeon.neureasoner.steps import Span, StepEnds, split_steps, whole_steps
+from surgeon.settings.trigger_label import LabelSettings
 from surgeon.traces import Prompt, Sampling, read_prompts, read_traces, sample, sampling
 from surgeon.trigger import counterparts
 from surgeon.trigger.artifacts import read_labels, write_prompts
-from surgeon.trigger.label import Labelling, label, show
+from surgeon.trigger.label import Labelling, label, prepare, show
 from surgeon.watch.spans import read_spans
 
 TOKENIZER: Any = resolve(MODEL).tokenizer()
 SAMPLED: dict[str, Any] = dict(
     prompts="builtin:test", limit=8, max_tokens=120, pairs=1, resample=2, levels=("intra", "inter"),
+    inter_steps=1,
 )  # fmt: skip
 
 
@@ -212,9 +214,55 @@ def test_files_of_easy_and_hard_questions_take_the_judges_place(tmp_path: Path):
     assert asked == {row["id"] for row in lines(Path(given["prompts"]))}
 
 
+def test_easy_and_hard_questions_alone_need_no_judge(tmp_path: Path):
+    """Of any task: nobody is asked about them; sec. 3.2: over-thinking needs two sets only."""
+    given = in_two_files(tmp_path)
+    ids = {name: {row["id"] for row in lines(Path(given[name]))} for name in ("easy", "hard")}
+    del given["prompts"]
+    result = label(MODEL, out=tmp_path / "alone", **given)
+    spans = read_spans(tmp_path / "alone" / "spans.jsonl")
+    assert {s.prompt_id for s in spans if s.failing} == ids["easy"]
+    assert {s.prompt_id for s in spans if not s.failing} == ids["hard"]
+    assert {s.level for s in spans} == {"instance"} and len(spans) == result.traces == 7
+    assert not (tmp_path / "alone" / "verdicts.jsonl").exists() and result.warnings == []
+    with pytest.raises(BadInput, match="found levels = intra and no prompts, expected instance"):
+        label(MODEL, out=tmp_path / "none", levels=("intra",), **given)
+    with pytest.raises(BadInput, match="found no questions, expected prompts=FILE, or easy"):
+        label(MODEL, out=tmp_path / "none")
+    words = tmp_path / "words.jsonl"
+    words.write_text('{"id": "w", "prompt": "What is love?"}\n')
+    plan = prepare(LabelSettings(
+        checkpoint=MODEL, out=tmp_path / "x", prompts=str(words), levels=("instance",),
+        easy=given["easy"], hard=given["hard"],
+    ))  # fmt: skip
+    assert plan.judge is None
+
+
 def second_step(question: str, steps: list[str]) -> list[tuple]:
     """A judge for the tests: the second step is wrong, the first was looked at and is fine."""
     return [("intra", 0, 0, "fine", False), ("intra", 1, 1, "no good")]
+
+
+def stagnating(question: str, steps: list[str]) -> list[tuple]:
+    """Two steps and three steps of stagnation, the longer in attempts that begin at 4 and 6."""
+    return [("inter", 1, 2, "short"), ("inter", 4, 6, "long", True, False, (4, 6))]
+
+
+def test_stagnation_takes_three_consecutive_steps(tmp_path: Path, capsys):
+    """App. G: "for 3+ consecutive paragraphs/steps"; the two others are no failure, but counted."""
+    given: dict[str, Any] = dict(
+        prompts="builtin:test", limit=2, traces=write_traces(tmp_path / "t.jsonl", 2),
+        judge="test_trigger_label:stagnating", resample=0,
+    )  # fmt: skip
+    result = label(MODEL, out=tmp_path / "out", **given)
+    spans = [s for s in read_spans(tmp_path / "out" / "spans.jsonl") if s.level == "inter"]
+    assert [(s.first, s.last, s.attempts) for s in spans if s.failing] == [(4, 6, (4, 6))] * 2
+    assert {(s.first, s.last) for s in spans if not s.failing} >= {(0, 3)}
+    assert result.levels["inter"].short == 2 and result.levels["inter"].failing == 2
+    show(result)
+    assert "inter: 2 stretches of fewer than 3 steps" in capsys.readouterr().out
+    both = label(MODEL, out=tmp_path / "both", inter_steps=2, **given).levels["inter"]
+    assert (both.failing, both.short) == (4, 0)
 
 
 def test_a_function_judges_and_may_say_what_is_fine(tmp_path: Path):

@@ -22,11 +22,13 @@ from surgeon.judges.wording import read_texts
 from surgeon.judges.writers import parse_writer
 from surgeon.settings.asking import EndpointSettings
 from surgeon.traces import read_traces
+from surgeon.trigger.artifacts import StepReader
 from surgeon.trigger.reconstruct import LevelExamples, Reconstruction, reconstruct, show
 from surgeon.trigger.tokens import add_triggers
 from surgeon.watch.spans import read_spans
 
 KINDS = ["prefix", "wrong", "trigger", "diagnose", "continuation"]
+TOKENIZER: Any = resolve(MODEL).tokenizer()
 TRIGGERS = {"intra": "<INTRA>", "inter": "<INTER>"}
 
 
@@ -307,8 +309,69 @@ def test_questions_of_another_task_need_another_source(labels: Path, tmp_path: P
     rows = lines(copied / "prompts.jsonl")
     rows[0]["prompt"] = "What is love?"
     (copied / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(BadInput, match="expected one of the built-in task"):
+    with pytest.raises(BadInput, match=r"expected one of the built-in task .*source=FILE"):
         reconstruct(MODEL, labels=copied, out=tmp_path / "out")
+
+
+# --- a file of repairs
+
+
+def test_repairs_from_a_file_are_used_as_they_are(labels: Path, tmp_path: Path):
+    """Without steps a repair is of the trace's first failing span of its level; a made-up step
+    stands in the place of the steps it names; a wrong final answer is left out."""
+    spans = read_spans(labels / "spans.jsonl")
+    (span, *_) = sorted(s for s in spans if s.failing and s.level == "intra" and s.first > 0)
+    own = [s for s in spans if s.key == span.key and s.level == "intra" and s.failing]
+    known = {p["id"]: p["answer"] for p in lines(labels / "prompts.jsonl")}
+    trace = {t.key: t for t in read_traces(labels / "traces.jsonl")}[span.key]
+    text = {"diagnosis": "No.", "continuation": "So on.", "answer": f"x = {known[span.prompt_id]}"}
+    other = next(p for p in known if p != span.prompt_id)
+    rows = [
+        {"prompt_id": span.prompt_id, "level": "intra", **text},
+        {"prompt_id": span.prompt_id, "level": "inter", "first": 1, "wrong": "Hm. Hm.", **text},
+        {"prompt_id": other, "level": "intra", "first": 1, **text, "answer": "x = 11"},
+    ]
+    jsonl.write(tmp_path / "repairs.jsonl", rows)
+    given: dict[str, Any] = dict(labels=labels, source=str(tmp_path / "repairs.jsonl"))
+    result = reconstruct(MODEL, out=tmp_path / "out", answer=r"x = (\d+)", **given)
+    assert result.left_out == {"the answer isn't the known one": 1} and result.examples == 2
+    first, second = examples(tmp_path / "out")
+    steps = StepReader(TOKENIZER).steps(trace)
+    at = min(s.first for s in own)
+    assert first["id"] == f"{span.prompt_id}/0/intra" and not first["made"]
+    assert texts(first)["prefix"] == "<think>" + "".join(steps[:at])
+    assert texts(first)["wrong"] == steps[at].strip() + "\n\n"
+    assert texts(first)["diagnose"] == "No."
+    assert texts(first)["continuation"] == f"\n\nSo on.\n</think>\n\nx = {known[span.prompt_id]}"
+    assert second["made"] and texts(second)["wrong"] == "Hm. Hm.\n\n"
+    assert texts(second)["prefix"] == "<think>" + steps[0]
+    rows[0]["diagnosis"] = "Nein."
+    jsonl.write(tmp_path / "repairs.jsonl", rows)  # another file, so another run
+    with pytest.raises(BadInput, match="source"):
+        reconstruct(MODEL, out=tmp_path / "out", answer=r"x = (\d+)", **given)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"level": "instance"}, "found 'instance' as level of a repair, expected intra or inter"),
+        ({"diagnosis": ""}, "found '' as diagnosis of a repair, expected text"),
+        ({"continuation": "<INTRA> so"}, "holds a control token"),
+        ({"first": -1}, "found -1 as first of a repair"),
+        ({"first": 900}, "is of the steps 900 to 900; the trace has 0 to"),
+        ({"prompt_id": "nobody"}, "nobody/0/intra is of a trace that"),
+    ],
+)
+def test_a_repair_that_is_none_is_refused(labels: Path, tmp_path: Path, changes, said: str):
+    row = {"prompt_id": "test-0000", "level": "intra", "first": 0, "diagnosis": "a",
+           "continuation": "b", "answer": "c"}  # fmt: skip
+    file = tmp_path / "repairs.jsonl"
+    jsonl.write(file, [{**row, **changes}])
+    with pytest.raises(BadInput, match=said):
+        reconstruct(MODEL, labels=labels, out=tmp_path / "out", source=str(file))
+    jsonl.write(file, [row, row])
+    with pytest.raises(BadInput, match="a second repair of test-0000/0/intra"):
+        reconstruct(MODEL, labels=labels, out=tmp_path / "out", source=str(file))
 
 
 # --- a function from outside writes

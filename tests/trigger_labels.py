@@ -38,7 +38,10 @@ def make_labels(root: Path) -> Path:
     """The directory of labels of those traces, counterparts by the model."""
     out = root / "labels"
     traces = write_traces(root / "written.jsonl")
-    label(MODEL, prompts="builtin:test", limit=PROMPTS, traces=traces, out=out, pairs=1, resample=2)
+    label(
+        MODEL, prompts="builtin:test", limit=PROMPTS, traces=traces, out=out, pairs=1, resample=2,
+        inter_steps=1,
+    )  # fmt: skip
     return out
 
 

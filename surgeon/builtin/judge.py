@@ -23,7 +23,9 @@ def judge(question: str, steps: Sequence[str]) -> list[Finding]:
         elif label.failure == "inter":
             goes_on = found and found[-1].level == "inter" and found[-1].last == label.index - 1
             first = found.pop().first if goes_on else label.index
-            found.append(Finding("inter", first, label.index, "checked before"))
+            # Each check is a step, so each step is an attempt.
+            attempts = tuple(range(first, label.index + 1))
+            found.append(Finding("inter", first, label.index, "checked before", attempts=attempts))
     if steps:
         found.append(_instance(problem, labels))
     return found

@@ -11,8 +11,19 @@ from surgeon.endpoint import Endpoint, Refused
 from surgeon.errors import BadInput
 from surgeon.settings.asking import EndpointSettings
 
+
+class NoReply(BadInput):
+    """A question to which no usable reply came; another question may fare better."""
+
+    def __init__(self, text: str, tokens_in: int = 0, tokens_out: int = 0):
+        super().__init__(text)
+        self.tokens_in, self.tokens_out = tokens_in, tokens_out
+
+
 CHARACTERS_PER_TOKEN = 3.5
 """For estimates: English and mathematics in usual vocabularies."""
+OWN_FAULT = frozenset({400, 413, 422})
+"""Statuses by which a server refuses a request for what is in it, such as too long a trace."""
 
 
 class Shape(NamedTuple):
@@ -62,14 +73,20 @@ class Chat(Endpoint):
     ) -> ChatReply:
         """The model's reply as JSON of this shape, for which `check` has no complaint.
 
-        A reply of another shape is asked for again with the complaint. Raises `BadInput` when the
-        endpoint stays out of reach, refuses, or keeps giving replies that can't be used.
+        A reply of another shape is asked for again with the complaint. Raises `NoReply` when the
+        endpoint keeps giving replies that can't be used, or refuses this request alone, and
+        `BadInput` when it stays out of reach or refuses altogether.
         """
         asked = list(messages)
         tokens_in = tokens_out = 0
         complaint = ""
         for _ in range(self.tries):
-            text, used = self._complete(asked, shape)
+            try:
+                text, used = self._complete(asked, shape)
+            except Refused as error:
+                if error.status in OWN_FAULT:
+                    raise NoReply(str(error), tokens_in, tokens_out) from error
+                raise
             tokens_in, tokens_out = tokens_in + used[0], tokens_out + used[1]
             value, complaint = read_value(text, shape)
             if value is not None:
@@ -82,9 +99,11 @@ class Chat(Endpoint):
                 {"role": "user", "content": f"That can't be used: {complaint} Answer again, with "
                                             "the JSON object only."},
             ]  # fmt: skip
-        raise BadInput(
+        raise NoReply(
             f"{self.model} at {self.url} gave {self.tries} replies that can't be used; the last: "
-            f"{complaint} What was done is kept: the same command resumes."
+            f"{complaint} What was done is kept: the same command resumes.",
+            tokens_in,
+            tokens_out,
         )
 
     def _complete(
@@ -107,7 +126,7 @@ class Chat(Endpoint):
         except Refused as error:
             if error.status in (400, 422) and self.structured == "json_schema":
                 hint = "If it knows no JSON schema, set structured=json_object or none."
-                raise BadInput(f"{error} {hint}") from error
+                raise Refused(f"{error} {hint}", error.status) from error
             raise
 
 

@@ -1,5 +1,8 @@
 """Many questions to one source: what was answered already isn't asked again, what asking takes is
 said first, and no reply is lost.
+
+A question to which no usable reply came is left out and counted. Too many of them end the run; the
+next one asks them again.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -9,7 +12,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from surgeon import jsonl
 from surgeon.endpoint import in_parallel
 from surgeon.errors import BadInput
-from surgeon.judges.chat import Chat
+from surgeon.judges.chat import Chat, NoReply
 from surgeon.judges.finding import Assignment, Draft, Finding, JudgeVerdict, Question, Rewritten
 from surgeon.progress import bar, say
 from surgeon.settings.asking import EndpointSettings
@@ -18,6 +21,10 @@ Q = TypeVar("Q", Question, Assignment)
 R = TypeVar("R", JudgeVerdict, Draft)
 Q_in = TypeVar("Q_in", contravariant=True)
 R_out = TypeVar("R_out", covariant=True)
+
+
+FIRST = 3
+"""When so many replies came and none can be used, the rest isn't asked."""
 
 
 class Source(Protocol[Q_in, R_out]):
@@ -49,6 +56,8 @@ class ReplyFile(NamedTuple, Generic[Q, R]):
     """Which question it is, for messages."""
     known: Callable[[Q], R | None]
     """The reply that needs no asking."""
+    none: Callable[[NoReply], R]
+    """What stands for a reply where none can be used."""
 
 
 def _verdict_row(question: Question, verdict: JudgeVerdict) -> dict[str, object]:
@@ -58,8 +67,11 @@ def _verdict_row(question: Question, verdict: JudgeVerdict) -> dict[str, object]
 
 
 def _read_verdict(row: dict[str, Any]) -> tuple[tuple[str, int, str], JudgeVerdict]:
-    findings = [Finding(**finding) for finding in row["findings"]]
-    verdict = JudgeVerdict(findings, row["tokens_in"], row["tokens_out"])
+    findings = [
+        Finding(**{**finding, "attempts": tuple(finding.get("attempts", ()))})
+        for finding in row["findings"]
+    ]
+    verdict = JudgeVerdict(findings, row["tokens_in"], row["tokens_out"], row.get("unusable", ""))
     return (row["prompt_id"], row["sample"], row["level"]), verdict
 
 
@@ -70,7 +82,8 @@ def _draft_row(assignment: Assignment, draft: Draft) -> dict[str, object]:
 
 def _read_draft(row: dict[str, Any]) -> tuple[str, Draft]:
     parts = None if row["parts"] is None else Rewritten(**row["parts"])
-    rest = {name: row[name] for name in Draft._fields if name != "parts"}
+    rest = {name: row[name] for name in Draft._fields if name not in ("parts", "unusable")}
+    rest["unusable"] = row.get("unusable", False)
     return row["id"], Draft(parts, **rest)
 
 
@@ -78,19 +91,28 @@ VERDICTS = ReplyFile(
     "verdicts.jsonl", _verdict_row, _read_verdict,
     lambda q: f"prompt {q.prompt_id!r}, sample {q.sample}, {q.level}",
     lambda q: None if q.steps else JudgeVerdict([]),
+    lambda error: JudgeVerdict([], error.tokens_in, error.tokens_out, str(error)),
 )  # fmt: skip
 DRAFTS = ReplyFile(
-    "written.jsonl", _draft_row, _read_draft, lambda a: f"example {a.id!r}", lambda a: None
-)
+    "written.jsonl", _draft_row, _read_draft, lambda a: f"example {a.id!r}", lambda a: None,
+    lambda error: Draft(None, "no usable reply", error.tokens_in, error.tokens_out, unusable=True),
+)  # fmt: skip
 
 
 class Docket(Generic[Q, R]):
     """The replies of a run, on disk as they come."""
 
     def __init__(
-        self, work: Path, form: ReplyFile[Q, R], source: Source[Q, R], asking: EndpointSettings
+        self,
+        work: Path,
+        form: ReplyFile[Q, R],
+        source: Source[Q, R],
+        asking: EndpointSettings,
+        most_unusable: float,
     ):
+        """`most_unusable` is the share of the questions that may stay without a usable reply."""
         self.file, self.form, self.source, self.asking = work / form.name, form, source, asking
+        self.most_unusable = most_unusable
         self.replies = read_replies(self.file, form)
         """By the key of the question."""
 
@@ -99,7 +121,11 @@ class Docket(Generic[Q, R]):
         return [question for question in questions if question.key not in self.replies]
 
     def ask_all(self, questions: Sequence[Q], what: str) -> None:
-        """Ask every question that has no reply yet; raises `BadInput` as the source does."""
+        """Ask every question that has no reply yet.
+
+        One that gets no usable reply is left out. Raises `BadInput` as the source does, and where
+        more than the share `most_unusable` of these questions (and more than one) get none.
+        """
         for question in self.missing(questions):
             reply = self.form.known(question)
             if reply is not None:
@@ -112,19 +138,39 @@ class Docket(Generic[Q, R]):
         else:
             say(self.estimate(missing, what))
             replies = in_parallel(endpoint, missing, self._ask, self.asking.parallel)
+        lost: list[str] = []
         with bar(what, len(missing)) as advance:
-            for question, reply in replies:
+            for done, (question, reply) in enumerate(replies, 1):
+                if isinstance(reply, NoReply):
+                    lost.append(f"{self.form.which(question)}: {reply}")
+                    self._require_usable(lost, done, len(missing))
+                    reply = self.form.none(reply)
                 self.note(question, reply)
-                advance()
+                advance(note=f"{len(lost)} left out" if lost else "")
+
+    def _require_usable(self, lost: Sequence[str], done: int, asked: int) -> None:
+        """Raise `BadInput` when too many questions got no usable reply."""
+        share = self.most_unusable
+        none = len(lost) == done and done in (FIRST, asked)
+        if not none and len(lost) <= (max(1, share * asked) if share else 0):
+            return
+        if len(lost) == 1:
+            raise BadInput(lost[-1])
+        raise BadInput(
+            f"{len(lost)} of {done} questions got no usable reply, more than most_unusable ({share}"
+            f" of {asked}) lets be left out; the last: {lost[-1]}"
+        )
 
     def note(self, question: Q, reply: R) -> None:
         """Keep a reply."""
         jsonl.append(self.file, self.form.row(question, reply))
         self.replies[question.key] = reply
 
-    def _ask(self, question: Q) -> R:
+    def _ask(self, question: Q) -> R | NoReply:
         try:
             return self.source(question)
+        except NoReply as error:
+            return error
         except BadInput as error:
             raise BadInput(f"{self.form.which(question)}: {error}") from error
 
@@ -149,12 +195,14 @@ class Docket(Generic[Q, R]):
 
 
 def read_replies(file: Path, form: ReplyFile[Q, R]) -> dict[Any, R]:
-    """The replies on disk by their questions' keys; raises `BadInput` naming a damaged line."""
+    """The usable replies on disk by their questions' keys; raises `BadInput` naming a damaged
+    line."""
     replies = {}
     for place, row in jsonl.rows(file):
         try:
             key, reply = form.read(row)
         except (KeyError, TypeError) as error:
             raise BadInput(f"{place} is damaged. Remove the line.") from error
-        replies[key] = reply
+        if not reply.unusable:
+            replies[key] = reply
     return replies

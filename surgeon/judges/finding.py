@@ -37,6 +37,8 @@ class Finding(NamedTuple):
     failing: bool = True
     contrast: bool = False
     """`instance`: the question is hard, so its thinking is what over-thinking is compared with."""
+    attempts: tuple[int, ...] = ()
+    """`inter`: the first step of each attempt in the stretch, ascending; none: not told apart."""
 
 
 class JudgeVerdict(NamedTuple):
@@ -45,6 +47,8 @@ class JudgeVerdict(NamedTuple):
     findings: list[Finding]
     tokens_in: int = 0
     tokens_out: int = 0
+    unusable: str = ""
+    """Why there is no verdict: nothing is known of the trace at this level."""
 
 
 # --- writers --------------------------------------------------------------------------------------
@@ -99,3 +103,5 @@ class Draft(NamedTuple):
     tokens_out: int = 0
     made: bool = False
     """Its failure was made up."""
+    unusable: bool = False
+    """The writer gave no usable reply."""

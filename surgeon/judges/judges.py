@@ -35,13 +35,15 @@ def parse_judge(
     texts: Texts,
     asking: EndpointSettings,
     temperature: float | None = None,
+    inter_steps: int = 3,
 ) -> Judge:
     """The judge that a row of `JUDGES`, `URL#model` or `module:function` names.
 
-    `asking` and `temperature` are for an endpoint. Raises `BadInput`.
+    `asking`, `temperature` and `inter_steps`, the fewest steps of a stretch of stagnation, are for
+    an endpoint. Raises `BadInput`.
     """
     if is_endpoint(spec):
-        return EndpointJudge(Chat.of(spec, asking, temperature), texts["judge"])
+        return EndpointJudge(Chat.of(spec, asking, temperature), texts["judge"], inter_steps)
     if spec not in JUDGES and ":" not in spec:
         raise BadInput(
             f"found judge = {spec}, expected {', '.join(JUDGES)}, URL#model (an OpenAI-compatible "
@@ -61,7 +63,14 @@ class FunctionJudge:
     def check(self, questions: Iterable[str]) -> None:
         """Ask a judge of this package whether it knows the questions; a foreign one isn't asked."""
         for question in questions if self.name in JUDGES else ():
-            self.function(question, [])
+            try:
+                self.function(question, [])
+            except BadInput as error:
+                raise BadInput(
+                    f"judge = {self.name}: {error} For other questions name a model "
+                    "(judge=URL#MODEL) or a function of yours (judge=MODULE:FUNCTION), or give "
+                    "labels made by hand (spans=FILE with traces=FILE)."
+                ) from error
 
     def __call__(self, question: Question) -> JudgeVerdict:
         key = (question.text, tuple(question.steps))
@@ -82,12 +91,13 @@ class FunctionJudge:
                 or type(finding.first) is not int
                 or type(finding.last) is not int
                 or not 0 <= finding.first <= finding.last < n_steps
+                or not orderly(finding.attempts, finding.first, finding.last)
             ):
                 raise BadInput(
                     f"the judge {self.name} gave {str(item)[:60]!r} for {n_steps} steps, expected "
                     "a list of (level, first, last, reason) with step numbers from 0."
                 )
-            findings.append(finding)
+            findings.append(finding._replace(attempts=tuple(finding.attempts)))
         return findings
 
     def expected(self, question: Question) -> tuple[int, int]:
@@ -97,7 +107,7 @@ class FunctionJudge:
 
 # --- a model at an endpoint -----------------------------------------------------------------------
 
-_STRETCH = {
+_STRETCH: dict[str, Any] = {
     "type": "object",
     "properties": {
         "first": {"type": "integer"},
@@ -109,6 +119,17 @@ _FAILURES = {
     "type": "object",
     "properties": {"failures": {"type": "array", "items": _STRETCH}},
 }
+_STAGNATION = {
+    **_STRETCH,
+    "properties": {
+        **_STRETCH["properties"],
+        "attempts": {"type": "array", "items": {"type": "integer"}},
+    },
+}
+_STAGNATIONS = {
+    "type": "object",
+    "properties": {"failures": {"type": "array", "items": _STAGNATION}},
+}
 _EFFORT = {
     "type": "object",
     "properties": {
@@ -119,7 +140,7 @@ _EFFORT = {
 }
 SHAPES = {
     "intra": Shape("intra_failures", _FAILURES),
-    "inter": Shape("inter_failures", _FAILURES),
+    "inter": Shape("inter_failures", _STAGNATIONS),
     "instance": Shape("effort", _EFFORT),
 }
 
@@ -127,9 +148,10 @@ SHAPES = {
 class EndpointJudge:
     """A model behind a chat endpoint; one request per trace and level."""
 
-    def __init__(self, endpoint: Chat, texts: Mapping[str, JudgeText]):
+    def __init__(self, endpoint: Chat, texts: Mapping[str, JudgeText], inter_steps: int):
+        """`inter_steps` is the fewest steps that are a stretch of stagnation."""
         self.endpoint: Chat | None = endpoint
-        self.ask, self.texts = endpoint.ask, texts
+        self.ask, self.texts, self.inter_steps = endpoint.ask, texts, inter_steps
 
     def check(self, questions: Iterable[str]) -> None:
         """It can be asked about any question."""
@@ -139,7 +161,8 @@ class EndpointJudge:
         steps = "\n\n".join(f"[{n}] {step.strip()}" for n, step in enumerate(question.steps, 1))
         text = self.texts[question.level]
         return conversation(
-            text["system"], filled(text["user"], question=question.text, steps=steps)
+            text["system"],
+            filled(text["user"], question=question.text, steps=steps, fewest=self.inter_steps),
         )
 
     def __call__(self, question: Question) -> JudgeVerdict:
@@ -150,7 +173,13 @@ class EndpointJudge:
             findings = _effort(value, n)
         else:
             findings = [
-                Finding(level, row["first"] - 1, row["last"] - 1, row["reason"])
+                Finding(
+                    level,
+                    row["first"] - 1,
+                    row["last"] - 1,
+                    row["reason"],
+                    attempts=tuple(n - 1 for n in row.get("attempts", ())),
+                )
                 for row in value["failures"]
             ]
         return JudgeVerdict(findings, reply.tokens_in, reply.tokens_out)
@@ -165,9 +194,21 @@ def _complaint(value: Mapping[str, Any], n: int) -> str | None:
     for row in value.get("failures", []):
         if not 1 <= row["first"] <= row["last"] <= n:
             return f"first {row['first']}, last {row['last']} are no steps; there are 1 to {n}."
+        if not orderly(row.get("attempts", ()), row["first"], row["last"]):
+            return (
+                f"attempts {row['attempts']} are not ascending steps of {row['first']} to "
+                f"{row['last']}."
+            )
     if value.get("settled") is not None and not 1 <= value["settled"] <= n:
         return f"settled is {value['settled']}; the steps are 1 to {n}."
     return None
+
+
+def orderly(attempts: object, first: int, last: int) -> bool:
+    """Whether these are ascending numbers from `first` to `last`."""
+    if not isinstance(attempts, list | tuple) or not all(type(n) is int for n in attempts):
+        return False
+    return list(attempts) == sorted(set(attempts)) and all(first <= n <= last for n in attempts)
 
 
 def _effort(value: Mapping[str, Any], n: int) -> list[Finding]:

@@ -1,5 +1,5 @@
 """Who writes how a failure is mended: the built-in task's writer, a function, a model at an
-endpoint.
+endpoint, or somebody before, in a file.
 
 Another kind of writer is a function `(assignment, rng) -> parts or None` and a row in `WRITERS`;
 from outside, the same function is named as `module:function` (examples/my_writer.py). `parts` is a
@@ -7,10 +7,11 @@ from outside, the same function is named as `module:function` (examples/my_write
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
-from surgeon import named
+from surgeon import jsonl, named
 from surgeon.answers import same
 from surgeon.endpoint import is_endpoint
 from surgeon.errors import BadInput
@@ -19,7 +20,7 @@ from surgeon.judges.docket import Source
 from surgeon.judges.finding import Assignment, Draft, Rewritten
 from surgeon.judges.wording import Texts, WriterTexts, conversation, filled
 from surgeon.settings.asking import EndpointSettings
-from surgeon.settings.neureasoner import THINKING, WatchSettings
+from surgeon.settings.neureasoner import STEPWISE, THINKING, WatchSettings
 
 WRITERS = {"builtin": "surgeon.builtin.repairs:write"}
 """Writers of this package by name, each as `module:function`. They raise `BadInput` for a question
@@ -39,7 +40,7 @@ def parse_writer(
     asking: EndpointSettings,
     temperature: float | None = None,
 ) -> Writer:
-    """The writer that a row of `WRITERS`, `URL#model` or `module:function` names.
+    """The writer that a row of `WRITERS`, `URL#model`, `module:function` or a file names.
 
     With `may_make` a function that can't mend a failure may make one up before it. `asking` and
     `temperature` are for an endpoint, and `extract` reads the final answer of its reply. Raises
@@ -47,10 +48,13 @@ def parse_writer(
     """
     if is_endpoint(spec):
         return EndpointWriter(Chat.of(spec, asking, temperature), texts["write"], extract)
+    if is_file(spec):
+        return FileWriter(read_repairs(spec), extract)
     if spec not in WRITERS and ":" not in spec:
         raise BadInput(
             f"found source = {spec}, expected {', '.join(WRITERS)}, URL#model (an OpenAI-compatible"
-            " endpoint, such as http://localhost:8000/v1#Qwen3-32B) or module:function."
+            " endpoint, such as http://localhost:8000/v1#Qwen3-32B), module:function, or a .jsonl "
+            "file of repairs."
         )
     function = named.function(WRITERS.get(spec, spec), "writer")
     return FunctionWriter(function, spec, may_make=may_make)
@@ -68,7 +72,14 @@ class FunctionWriter:
         asked."""
         for question in questions if self.name in WRITERS else ():
             nothing = Assignment("", "intra", question, (), 0, 0, True, "", False, None, 0)
-            self.function(nothing, Random(0))
+            try:
+                self.function(nothing, Random(0))
+            except BadInput as error:
+                raise BadInput(
+                    f"source = {self.name}: {error} For other questions name a model "
+                    "(source=URL#MODEL), a function of yours (source=MODULE:FUNCTION) or a file of "
+                    "repairs (source=FILE.jsonl)."
+                ) from error
 
     def __call__(self, assignment: Assignment) -> Draft:
         rng = Random(f"{assignment.seed} {assignment.id}")
@@ -133,19 +144,130 @@ class EndpointWriter:
         )
         reply = self.ask(self.messages(assignment), shape, lambda value: _complaint(value, names))
         value = {name: text.strip() for name, text in reply.value.items()}
-        tokens = (reply.tokens_in, reply.tokens_out)
-        answer, known = self.extract(value["answer"]), assignment.answer
-        if known is not None and (answer is None or not same(answer, known)):
-            return Draft(None, "the answer isn't the known one", *tokens, assignment.made)
-        return Draft(_parts(assignment, value), "", *tokens, assignment.made)
+        parts, reason = _finished(assignment, value, self.extract)
+        return Draft(parts, reason, reply.tokens_in, reply.tokens_out, assignment.made)
 
     def expected(self, assignment: Assignment) -> tuple[int, int]:
         text = "".join(message["content"] for message in self.messages(assignment))
         return tokens_of(text), TOKENS_PER_EXAMPLE
 
 
+# --- repairs in a file ----------------------------------------------------------------------------
+
+
+class Repair(NamedTuple):
+    """How somebody mended a failure of a trace: a row of a file."""
+
+    prompt_id: str
+    level: str
+    diagnosis: str
+    continuation: str
+    answer: str
+    """What is said after the thinking, with the final answer."""
+    sample: int = 0
+    first: int | None = None
+    """First failing step, from 0; None: that of the trace's first failing span of the level."""
+    last: int | None = None
+    """Last failing step, itself included; None: `first`, or the end of that span."""
+    wrong: str | None = None
+    """A failing step made up in the place of `first` to `last`; None: those steps themselves."""
+
+    @property
+    def name(self) -> str:
+        """That of its example."""
+        return f"{self.prompt_id}/{self.sample}/{self.level}"
+
+
+def is_file(spec: str) -> bool:
+    """Whether a source is a file of repairs."""
+    return spec.endswith(".jsonl") or Path(spec).is_file()
+
+
+def read_repairs(path: str) -> list[Repair]:
+    """The repairs of a JSONL file; raises `BadInput` naming the line that is none, or a second one
+    for the same trace and level."""
+    if not Path(path).is_file():
+        raise BadInput(f"source {path} does not exist, expected a file of repairs.")
+    repairs: dict[str, Repair] = {}
+    for place, row in jsonl.rows(path):
+        repair = _repair(row, place)
+        if repair.name in repairs:
+            raise BadInput(f"{place}: a second repair of {repair.name}, expected one.")
+        repairs[repair.name] = repair
+    if not repairs:
+        raise BadInput(f"source {path} holds no repairs, expected at least one.")
+    return list(repairs.values())
+
+
+def _repair(row: Any, place: str) -> Repair:
+    if not isinstance(row, dict):
+        raise BadInput(f"{place}: found {str(row)[:40]!r}, expected a repair (an object).")
+    values = {**Repair._field_defaults, **row}
+    for name in Repair._fields:
+        value = values.get(name)
+        if name in ("sample", "first", "last"):
+            optional = name != "sample" and value is None
+            good, expected = optional or (type(value) is int and value >= 0), "a number from 0"
+        elif name == "level":
+            good, expected = value in STEPWISE, " or ".join(STEPWISE)
+        elif name == "wrong":
+            good, expected = value is None or isinstance(value, str), "text"
+        else:
+            good, expected = isinstance(value, str) and bool(value.strip()), "text"
+        if not good:
+            found = repr(value)[:40] if name in values else "nothing"
+            raise BadInput(f"{place}: found {found} as {name} of a repair, expected {expected}.")
+    repair = Repair(*(values[name] for name in Repair._fields))
+    texts = {name: values[name] for name in ("wrong", "diagnosis", "continuation", "answer")}
+    complaint = _complaint({n: t for n, t in texts.items() if t is not None}, tuple(
+        name for name, text in texts.items() if text is not None
+    ))  # fmt: skip
+    if complaint:
+        raise BadInput(f"{place}: {complaint}")
+    return repair
+
+
+class FileWriter:
+    """Repairs that were written before, by the name of their example."""
+
+    def __init__(self, repairs: Sequence[Repair], extract: Callable[[str], str | None]):
+        self.endpoint: Chat | None = None
+        self.repairs, self.extract = repairs, extract
+        self.by_name = {repair.name: repair for repair in repairs}
+
+    def check(self, questions: Iterable[str]) -> None:
+        """It holds what it holds."""
+
+    def __call__(self, assignment: Assignment) -> Draft:
+        repair = self.by_name[assignment.id]
+        value = {
+            name: text.strip()
+            for name in ("wrong", "diagnosis", "continuation", "answer")
+            if (text := getattr(repair, name)) is not None
+        }
+        parts, reason = _finished(assignment, value, self.extract)
+        return Draft(parts, reason, made=assignment.made)
+
+    def expected(self, assignment: Assignment) -> tuple[int, int]:
+        """No tokens."""
+        return 0, 0
+
+
+# --- texts as parts -------------------------------------------------------------------------------
+
+
+def _finished(
+    assignment: Assignment, value: Mapping[str, str], extract: Callable[[str], str | None]
+) -> tuple[Rewritten | None, str]:
+    """The parts, or why there are none: a final answer other than the known one."""
+    answer, known = extract(value["answer"]), assignment.answer
+    if known is not None and (answer is None or not same(answer, known)):
+        return None, "the answer isn't the known one"
+    return _parts(assignment, value), ""
+
+
 def _parts(assignment: Assignment, value: Mapping[str, str]) -> Rewritten:
-    """An endpoint's reply as parts of a response."""
+    """An endpoint's reply, or a repair's texts, as parts of a response."""
     own = "".join(assignment.steps[assignment.first : assignment.last + 1])
     # A first step may begin with the line break after the token that opens the thinking.
     lead = own[: len(own) - len(own.lstrip())]

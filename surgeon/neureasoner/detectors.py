@@ -398,7 +398,7 @@ def quality(
         return weight_RP @ np.bincount(problem_N, of_N.astype(float), P)
 
     def ratio(of_R: np.ndarray, all_R: np.ndarray) -> Interval:
-        return _interval(np.divide(of_R, all_R, out=np.full_like(of_R, np.nan), where=all_R > 0))
+        return as_interval(np.divide(of_R, all_R, out=np.full_like(of_R, np.nan), where=all_R > 0))
 
     hit_R = total(fires_N & failing_N)
     return {
@@ -407,11 +407,12 @@ def quality(
         "accuracy": ratio(total(fires_N == failing_N), total(np.ones_like(failing_N))),
         "recall": ratio(hit_R, total(failing_N)),
         "precision": ratio(hit_R, total(fires_N)),
-        "auroc": _interval(_auroc(probability_N, failing_N, problem_N, weight_RP)),
+        "auroc": as_interval(_auroc(probability_N, failing_N, problem_N, weight_RP)),
     }
 
 
-def _interval(value_R: np.ndarray) -> Interval:
+def as_interval(value_R: np.ndarray) -> Interval:
+    """The first value with the 95 % interval of those of the resamples, which follow it."""
     low, high = metrics.percentile_interval(value_R[1:]) if len(value_R) > 1 else (np.nan, np.nan)
     return [None if np.isnan(v) else float(v) for v in (value_R[0], low, high)]
 

@@ -211,6 +211,21 @@ class StepRows:
 # ---------------------------------------------------------------- labelled spans
 
 
+def attributed_steps(span: "Span", opening: int = 1) -> list[tuple[int, int]]:
+    """The runs of steps (first, last) whose tokens are the time steps of a span (sec. 2.1).
+
+    `intra` and `instance`: all of its steps. `inter`: the first `opening` steps of each attempt;
+    all steps where the attempts weren't told apart (R26).
+    """
+    if span.level != "inter" or not span.attempts:
+        return [(span.first, span.last)]
+    ends = [*(attempt - 1 for attempt in span.attempts[1:]), span.last]
+    return [
+        (attempt, min(attempt + opening - 1, end))
+        for attempt, end in zip(span.attempts, ends, strict=True)
+    ]
+
+
 class Span(NamedTuple):
     """Steps of one trace that show a failure, or that were looked at and show none."""
 
@@ -226,6 +241,8 @@ class Span(NamedTuple):
     pair: int | None = None
     """Positive and negative spans with the same number were made to be compared."""
     reason: str = ""
+    attempts: tuple[int, ...] = ()
+    """`inter`: the first step of each attempt in it, ascending; none: not told apart."""
 
     @property
     def key(self) -> Key:

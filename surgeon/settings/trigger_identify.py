@@ -38,6 +38,12 @@ class IdentifySettings:
     """Which layer; by default the middle one."""
     k: Positive = 0.25
     """Highest attributions of a token that count; below 1: that share of all."""
+    attempt_steps: Count = 1
+    """inter: steps at the beginning of each attempt whose tokens are attributed."""
+    contrast: Literal["none", "count", "drop"] = "count"
+    """What is done with components that persist through a failing span and through its counterpart:
+    nothing (none), they are counted (count), or left out (drop; failing spans without a counterpart
+    then don't vote)."""
     spans: Count = 64
     """Most failing spans per level."""
     channels: Count = 32

@@ -19,6 +19,7 @@ from surgeon.settings.schema import (
     Metavar,
     Number,
     Out,
+    Share,
     settings,
 )
 from surgeon.settings.workforce import Workforce
@@ -33,9 +34,10 @@ class LabelSettings:
 
     checkpoint: Annotated[str, POSITIONAL]
     """Whose traces are judged."""
-    prompts: File
+    prompts: File | None = None
     """Questions: JSON lines, a JSON array, CSV, Parquet, builtin:NAME, or a data set on the hub,
-    hf:OWNER/NAME[#CONFIG][@REVISION][:SPLIT]."""
+    hf:OWNER/NAME[#CONFIG][@REVISION][:SPLIT]. Without them the easy and hard ones alone are
+    labelled, which needs no judge."""
     out: Out
     """Directory to write."""
     columns: Columns = None
@@ -58,8 +60,13 @@ class LabelSettings:
     """Labels made by hand, for `traces`; no judge is asked."""
     levels: Many[Level] = LEVELS
     """Failure levels that are looked for."""
+    most_unusable: Annotated[Share, UNRECORDED] = 0.1
+    """Share of the judge's verdicts that may stay without a usable reply: their traces are left out
+    at that level, and counted; above it the run stops."""
     limit: Count | None = None
     """Only the first questions of each file, so many."""
+    inter_steps: Count = 3
+    """Fewest consecutive steps of a stretch of stagnation (inter); shorter ones are no failure."""
     pairs: Number = 2
     """Most failing spans of a level and trace that get a counterpart."""
     resample: Number = 4
@@ -78,6 +85,11 @@ class LabelSettings:
         """Raise BadInput for no level, and for files that are of no use without another."""
         if not self.levels:
             raise BadInput(f"found levels = (), expected some of: {', '.join(LEVELS)}.")
+        if self.prompts is None and self.easy is None:
+            raise BadInput(
+                "found no questions, expected prompts=FILE, or easy=FILE and hard=FILE, which "
+                "label over-thinking without a judge."
+            )
         if (self.easy is None) != (self.hard is None):
             raise BadInput("easy and hard questions are compared with each other: give both files.")
         if self.traces and self.responses:

@@ -15,6 +15,7 @@ from surgeon.settings.schema import (
     Many,
     Metavar,
     Out,
+    Share,
     settings,
 )
 
@@ -32,8 +33,9 @@ class ReconstructSettings:
     """What `surgeon trigger label` wrote."""
     out: Out
     """Directory to write."""
-    source: Annotated[str, Metavar("builtin|URL#MODEL|MODULE:FUNCTION")] = "builtin"
-    """Who writes."""
+    source: Annotated[str, Metavar("builtin|URL#MODEL|MODULE:FUNCTION|FILE")] = "builtin"
+    """Who writes: the built-in task, a model at an endpoint, a function, or a JSONL file of repairs
+    that were written before (prompt_id, sample, level, diagnose, continuation)."""
     source_temperature: Amount | None = None
     """Sampling temperature of an endpoint; by default its own."""
     failures: Literal["both", "own", "made"] = "both"
@@ -42,6 +44,9 @@ class ReconstructSettings:
     """Failure levels that get examples."""
     limit: Count | None = None
     """Only the first examples, so many."""
+    most_unusable: Annotated[Share, UNRECORDED] = 0.1
+    """Share of the examples that may stay without a usable reply: they are left out and counted;
+    above it the run stops."""
     answer: str = "auto"
     """How the final answer is read; see `surgeon evaluate`."""
     seed: Annotated[int, UNRECORDED] = 0

@@ -64,6 +64,11 @@ VERBS = {
             "surgeon.trigger.identify",
             "identify",
         ),
+        "trigger-fluctuation": (
+            "trigger_fluctuation:FluctuationSettings",
+            "surgeon.trigger.fluctuation",
+            "fluctuation",
+        ),
         "trigger-detectors": (
             "trigger_detectors:DetectorsSettings",
             "surgeon.trigger.detectors",

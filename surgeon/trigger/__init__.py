@@ -10,6 +10,7 @@ own, each resumed after a kill:
     4  reconstruct   a failure, a trigger, its diagnosis and repair       examples.jsonl
     5  sft           training on those; the result carries its monitor    checkpoint or adapter
 
+fluctuation.py   beside 2: how those units fluctuate where it fails, as a page
 counterparts.py  1: failing spans decoded anew
 examples.py      5: examples as tokens
 tokens.py        5: the triggers as tokens

@@ -47,9 +47,20 @@ class Failure(NamedTuple):
         return (*self.trace.key, self.level, self.first, self.last)
 
 
-def failures(verdicts: Verdicts, trace: Trace, level: str) -> list[Finding]:
-    """What a judge said fails in a trace; a judge may also say of steps that they don't."""
-    return [f for f in verdicts.replies[(*trace.key, level)].findings if f.failing]
+def judged(verdicts: Verdicts, trace: Trace, level: str) -> bool:
+    """Whether the judge gave a usable reply about a trace."""
+    return not verdicts.replies[(*trace.key, level)].unusable
+
+
+def failures(verdicts: Verdicts, trace: Trace, level: str, inter_steps: int) -> list[Finding]:
+    """What a judge said fails in a trace; a judge may also say of steps that they don't.
+
+    Stagnation (`inter`) takes `inter_steps` consecutive steps (App. G).
+    """
+    found = [f for f in verdicts.replies[(*trace.key, level)].findings if f.failing]
+    if level != "inter":
+        return found
+    return [f for f in found if f.last - f.first + 1 >= inter_steps]
 
 
 # --- which spans, and what stands against them ----------------------------------------------------
@@ -90,7 +101,10 @@ def counterparts(
         verdicts.ask_all(asked, f"judge counterparts, try {attempt + 1}")
         left = []
         for (failure, _), trace, question in zip(tries, traces, asked, strict=True):
-            again = any(f.last >= failure.first for f in failures(verdicts, trace, failure.level))
+            again = not judged(verdicts, trace, failure.level) or any(
+                f.last >= failure.first
+                for f in failures(verdicts, trace, failure.level, settings.inter_steps)
+            )
             if again or len(question.steps) <= failure.first:
                 left.append(failure)
             else:
@@ -112,7 +126,7 @@ def _chosen(
             (level, finding.first, finding.last)
             for level in STEPWISE
             if level in settings.levels
-            for finding in failures(verdicts, trace, level)
+            for finding in failures(verdicts, trace, level, settings.inter_steps)
         ]
         name = f"{settings.seed} {trace.prompt_id} {trace.sample}"
         for level, first, last in choose_failures(failing, settings.pairs, name):
@@ -136,6 +150,7 @@ def choose_failures(
 
 
 def step_spans(
+    settings: LabelSettings,
     live: Live,
     verdicts: Verdicts,
     originals: Sequence[Trace],
@@ -148,11 +163,16 @@ def step_spans(
     for trace in originals:
         n = len(whole_steps(live.ends, trace))
         for level in (level for level in levels if level in STEPWISE):
+            if not judged(verdicts, trace, level):
+                continue
             bad: set[int] = set()
-            for finding in failures(verdicts, trace, level):
+            for finding in failures(verdicts, trace, level, settings.inter_steps):
                 first, last = finding.first, finding.last
                 bad |= set(range(first, last + 1))
-                span = Span(*trace.key, level, first, last, reason=finding.reason)
+                span = Span(
+                    *trace.key, level, first, last, reason=finding.reason,
+                    attempts=finding.attempts,
+                )  # fmt: skip
                 other = solved.get((*trace.key, level, first, last))
                 if other is not None:
                     span = span._replace(pair=number)

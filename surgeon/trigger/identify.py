@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -15,7 +15,7 @@ from surgeon.attribution import Where
 from surgeon.checkpoint import Checkpoint, placement
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
-from surgeon.neureasoner.steps import Span, StepEnds, split_steps
+from surgeon.neureasoner.steps import Span, StepEnds, attributed_steps, split_steps
 from surgeon.progress import bar
 from surgeon.settings import record, verb
 from surgeon.settings.neureasoner import LEVELS
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-EACH = "components.jsonl"
+EACH, OTHERS = "components.jsonl", "counterparts.jsonl"
+"""Components of each failing span, and of the counterparts of those that have one."""
 PAPER = {"intra": "FFN units", "inter": "heads", "instance": "FFN units"}
 """Where each level's components mostly lie (sec. 2.1, Fig. 2)."""
 Numbers = list[Annotated[int, Strict()]]
@@ -54,6 +55,14 @@ class LevelChannels:
     """Of each channel, the share of the spans that it was kept in, most frequent first."""
     share_of_heads: float | None = None
     """Of all kept components."""
+    whole: int = 0
+    """`inter`: spans whose attempts weren't told apart, so that all of their steps stand in."""
+    pairs: int = 0
+    """Failing spans that were compared with a counterpart."""
+    in_both: float | None = None
+    """Of their kept components, the share that is kept in the counterpart, too."""
+    dropped: int = 0
+    """Of the channels that would have been chosen without that contrast, those that weren't."""
 
 
 @part
@@ -80,14 +89,15 @@ class Identified:
     """Highest attributions of a token that count."""
     components: LayerSize | None = None
     levels: dict[str, LevelChannels]
+    warnings: list[str] = field(default_factory=list)
     out: Out = Path()
     already: Already = False
 
     @property
     def digest(self) -> str:
         """Of what a detector depends on."""
-        stored = artifact.jsonable(self)
-        return lineage.digest_of([stored["layer"], stored["levels"]])
+        channels = {level: [row.units, row.heads] for level, row in self.levels.items()}
+        return lineage.digest_of([self.layer, channels])
 
 
 class Found(NamedTuple):
@@ -122,7 +132,8 @@ def identify(settings: IdentifySettings) -> Identified:
 
     For each failing span (at most `spans` per level), keep the components that are in the top `k`
     at every token; if there is none, keep the most frequent ones and say so (R16). A level's
-    channels are the at most `channels` components that are kept in most spans. Raises `BadInput`
+    channels are the at most `channels` components that are kept in most spans. Components that are
+    kept in a span's counterpart as well are counted or dropped (`contrast`). Raises `BadInput`
     before the model runs for what can be checked.
     """
     plan = prepare(settings)
@@ -161,6 +172,29 @@ def _identify(plan: IdentifyPlan, work: Path) -> Identified:
     spans = draw(plan.labels, settings.spans, settings.seed)
     model = checkpoint.model(plan.device, plan.dtype)
     found = _attributed(plan, model, spans, work / EACH)
+    others: dict[int, Found] = {}
+    if settings.contrast != "none":
+        against = counterparts_of(plan.labels, spans)
+        read = _attributed(plan, model, list(against.values()), work / OTHERS)
+        others = dict(zip(against, read, strict=True))
+    levels: dict[str, LevelChannels] = {}
+    warnings: list[str] = []
+    for level in LEVELS:
+        numbers = [i for i, one in enumerate(found) if one.level == level]
+        if not numbers:
+            continue
+        row = level_channels(
+            [found[i] for i in numbers], settings.channels, plan.size.units,
+            [others.get(i) for i in numbers], drop=settings.contrast == "drop",
+        )  # fmt: skip
+        whole = sum(level == "inter" and not spans[i].attempts for i in numbers)
+        if row.units or row.heads:
+            levels[level] = replace(row, whole=whole)
+        else:
+            why = "no failing span has a counterpart" if not row.pairs else "all are in both"
+            warnings.append(f"{level}: no component is left after the contrast ({why}).")
+    if not levels:
+        raise BadInput(f"no channels were found. {' '.join(warnings)} Use contrast=count.")
     return Identified(
         checkpoint=CheckpointName.of(checkpoint),
         settings=lineage.plain({**plan.run.arguments, "seed": settings.seed}),
@@ -169,12 +203,19 @@ def _identify(plan: IdentifyPlan, work: Path) -> Identified:
         method=settings.method,
         k=plan.k,
         components=plan.size,
-        levels={
-            level: level_channels(own, settings.channels, plan.size.units)
-            for level in LEVELS
-            if (own := [one for one in found if one.level == level])
-        },
+        levels=levels,
+        warnings=warnings,
     )
+
+
+def counterparts_of(labels: Labels, spans: Sequence[Span]) -> dict[int, Span]:
+    """The counterpart of each of these spans that has one, by the span's number."""
+    by_pair = {(s.level, s.pair): s for s in labels.spans if not s.failing and s.pair is not None}
+    return {
+        i: by_pair[span.level, span.pair]
+        for i, span in enumerate(spans)
+        if (span.level, span.pair) in by_pair
+    }
 
 
 def draw(labels: Labels, most: int, seed: int) -> list[Span]:
@@ -202,13 +243,18 @@ def _attributed(
             places[span.key] = len(traces)
             traces.append(trace)
         steps = split_steps(plan.ends, trace.token_ids)
-        wanted.append(Where(places[span.key], ((steps[span.first].start, steps[span.last].end),)))
+        ranges = [
+            (steps[first].start, steps[last].end)
+            for first, last in attributed_steps(span, plan.settings.attempt_steps)
+        ]
+        wanted.append(Where(places[span.key], tuple(ranges)))
     settings = plan.settings
     components = attribution.attribute(
         model, traces, wanted, method=settings.method, layer=plan.layer, k=plan.k,
         shortlist=settings.shortlist, temperature=settings.temperature,
     )  # fmt: skip
-    with bar(f"attribution ({settings.method})", len(rest)) as advance:
+    what = f"attribution ({settings.method})" + ", counterparts" * (file.name == OTHERS)
+    with bar(what, len(rest)) as advance:
         for span, kept in zip(rest, components, strict=True):
             one = Found(span.level, list(kept.numbers), kept.shares[0], kept.fell_back)
             jsonl.append(file, one._asdict())
@@ -217,10 +263,37 @@ def _attributed(
     return found
 
 
-def level_channels(found: Sequence[Found], most: int, n_units: int) -> LevelChannels:
-    """A level's channels, from the components of its spans, and where these lie."""
-    votes = Counter(number for one in found for number in one.numbers)
-    chosen = attribution.elected([one.numbers for one in found], most)
+def level_channels(
+    found: Sequence[Found],
+    most: int,
+    n_units: int,
+    others: Sequence[Found | None] | None = None,
+    *,
+    drop: bool = False,
+) -> LevelChannels:
+    """A level's channels, from the components of its spans, and where these lie.
+
+    `others` are those of the spans' counterparts. With `drop` only spans with a counterpart vote,
+    and not for what it has as well.
+    """
+    others = [None] * len(found) if others is None else others
+    both = [
+        None if other is None else set(one.numbers) & set(other.numbers)
+        for one, other in zip(found, others, strict=True)
+    ]
+    compared = [
+        (one, shared) for one, shared in zip(found, both, strict=True) if shared is not None
+    ]
+    kept_by_span = [list(one.numbers) for one in found]
+    chosen, dropped = attribution.elected(kept_by_span, most), 0
+    if drop:
+        before = chosen
+        kept_by_span = [[n for n in one.numbers if n not in shared] for one, shared in compared]
+        chosen = attribution.elected(kept_by_span, most)
+        dropped = len({*before} - {n for own in kept_by_span for n in own})
+    votes = Counter(number for own in kept_by_span for number in own)
+    voters = len(kept_by_span)
+    kept = sum(len(one.numbers) for one, _ in compared)
     total = sum(votes.values())
     return LevelChannels(
         units=sorted(number for number in chosen if number < n_units),
@@ -228,9 +301,12 @@ def level_channels(found: Sequence[Found], most: int, n_units: int) -> LevelChan
         spans=len(found),
         fell_back=sum(one.fell_back for one in found),
         share=sum(one.share for one in found) / len(found),
-        components_per_span=total / len(found),
-        in_spans=tuple(votes[number] / len(found) for number in chosen),
-        share_of_heads=sum(n for number, n in votes.items() if number >= n_units) / total,
+        components_per_span=total / voters if voters else 0.0,
+        in_spans=tuple(votes[number] / voters for number in chosen),
+        share_of_heads=sum(n for number, n in votes.items() if number >= n_units) / max(total, 1),
+        pairs=len(compared),
+        in_both=sum(len(shared) for _, shared in compared) / kept if kept else None,
+        dropped=dropped,
     )
 
 
@@ -283,4 +359,18 @@ def show(result: Identified) -> None:
                 f"{row.share:.0%} of the tokens, mean of all spans).",
                 style="yellow",
             )
+    for level, row in result.levels.items():
+        if row.whole:
+            console.say(
+                f"{level}: in {row.whole} of {row.spans} spans the attempts aren't told apart, so "
+                "all of their steps were attributed.",
+                style="yellow",
+            )
+        if row.in_both is not None:
+            left = f"; {row.dropped} channels were left out for it" if row.dropped else ""
+            console.say(
+                f"{level}: {row.in_both:.0%} of the components kept in {row.pairs} spans are kept "
+                f"in the counterparts, too{left}."
+            )
+    console.warn(result.warnings)
     console.say(f"channels in {result.out}")

@@ -1,8 +1,9 @@
 """Stage 1, `surgeon trigger label`: traces in, spans of failing steps and counterparts out."""
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -67,6 +68,10 @@ class LabelCounts:
     failing_traces: int
     pairs: int
     """Failing spans with a counterpart."""
+    unusable: int = 0
+    """Traces that are left out, since the judge gave no usable reply about them."""
+    short: int = 0
+    """Stretches of stagnation with fewer than `inter_steps` steps, which don't count."""
 
 
 @artifact("label.json")
@@ -96,6 +101,7 @@ class LabelPlan(NamedTuple):
     spans: list[Span] | None
     """Hand-made spans, in place of a judge."""
     judge: Judge | None
+    """None where spans are given, and where easy and hard questions are all there is."""
     levels: tuple[str, ...]
     device: str
     dtype: "torch.dtype | None"
@@ -127,8 +133,14 @@ def prepare(settings: LabelSettings) -> LabelPlan:
     workers = roster(settings.workforce, settings.machine.device, settings.machine.dtype)
     texts = read_texts(settings.endpoint.prompt_file)
     judge = None
-    if not settings.spans:
-        judge = parse_judge(settings.judge, texts, settings.endpoint, settings.judge_temperature)
+    levels = _levels(settings)
+    # The files of easy and hard questions say all there is of over-thinking.
+    asked = [level for level in levels if level != "instance" or settings.easy is None]
+    if not settings.spans and settings.prompts is not None and asked:
+        judge = parse_judge(
+            settings.judge, texts, settings.endpoint, settings.judge_temperature,
+            settings.inter_steps,
+        )  # fmt: skip
     prompts, group = _read_groups(settings)
     if judge is not None:
         judge.check(question_of(p.messages) for p in prompts if group[p.id] == "prompts")
@@ -137,7 +149,7 @@ def prepare(settings: LabelSettings) -> LabelPlan:
     inputs = {
         "checkpoint": checkpoint.digest,
         "prompts": lineage.digest_of([[p.record, group[p.id]] for p in prompts]),
-        **named.digests(judge=settings.judge),
+        **(named.digests(judge=settings.judge) if judge is not None else {}),
     }
     traces = spans = None
     if settings.traces:
@@ -157,13 +169,24 @@ def prepare(settings: LabelSettings) -> LabelPlan:
         inputs["texts"] = lineage.digest_of(texts["judge"])
         if not settings.out.exists():
             judge.endpoint.require_reachable()
-    levels = tuple(level for level in LEVELS if level in settings.levels)
     arguments = {**record(settings), "checkpoint": checkpoint.spec, "levels": levels}
     return LabelPlan(
         settings, checkpoint, prompts, group, traces, spans, judge, levels,
         device, dtype, workers,
         lineage.Run("trigger-label", arguments, inputs, settings.seed),
     )  # fmt: skip
+
+
+def _levels(settings: LabelSettings) -> tuple[str, ...]:
+    """The levels that are looked for: without prompts `instance` alone."""
+    if settings.prompts is not None or settings.spans:
+        return tuple(level for level in LEVELS if level in settings.levels)
+    if "instance" not in settings.levels:
+        raise BadInput(
+            f"found levels = {', '.join(settings.levels)} and no prompts, expected instance: easy "
+            "and hard questions are labelled at that level only. Give prompts, too."
+        )
+    return ("instance",)
 
 
 def _read_groups(settings: LabelSettings) -> tuple[list[Prompt], dict[str, str]]:
@@ -221,16 +244,39 @@ def _labelled(plan: LabelPlan, live: Live, work: Path) -> Labelling:
     traces = _traces(plan, live, work)
     answered = {trace.prompt_id for trace in traces}
     write_prompts(work / PROMPTS, (p for p in plan.prompts if p.id in answered))
-    if plan.judge is None:
-        assert plan.spans is not None
-        spans, n_traces, spent = plan.spans, len(traces), (0, 0)
+    unusable: dict[str, int] = {}
+    short = 0
+    n_traces, spent = len(traces), (0, 0)
+    if plan.spans is not None:
+        spans = plan.spans
+    elif plan.judge is None:
+        spans = list(instance_spans(plan.settings, live, _contrasted(plan, traces), traces, 0))
     else:
-        docket = Docket(work, VERDICTS, plan.judge, plan.settings.endpoint)
+        docket = Docket(
+            work, VERDICTS, plan.judge, plan.settings.endpoint, plan.settings.most_unusable
+        )
         spans, n_counterparts = _judged(plan, live, docket, traces, work / TRACES)
-        n_traces, spent = len(traces) + n_counterparts, docket.spent()
+        n_traces, spent = n_traces + n_counterparts, docket.spent()
+        own = {trace.key for trace in traces}
+        unusable = Counter(
+            level
+            for (*key, level), verdict in docket.replies.items()
+            if verdict.unusable and tuple(key) in own
+        )
+        short = sum(
+            f.failing and f.last - f.first + 1 < plan.settings.inter_steps
+            for (*key, level), verdict in docket.replies.items()
+            if level == "inter" and tuple(key) in own
+            for f in verdict.findings
+        )
     settle(work / TRACES, in_order(read_traces(work / TRACES), plan.prompts))
     jsonl.write(work / SPANS, (span._asdict() for span in spans))
-    return _conclusion(plan, n_traces, spans, spent)
+    levels = {
+        level: _counts([s for s in spans if s.level == level], unusable.get(level, 0))
+        for level in LEVELS
+    }
+    levels["inter"] = replace(levels["inter"], short=short)
+    return _conclusion(plan, n_traces, levels, spent)
 
 
 def _traces(plan: LabelPlan, live: Live, work: Path) -> list[Trace]:
@@ -274,7 +320,7 @@ def _judged(
         asked += [Question(*trace.key, level, text, steps) for level in levels]
     verdicts.ask_all(asked, "judge")
     solved = counterparts(plan.settings, live, verdicts, questions, originals, file)
-    spans = list(step_spans(live, verdicts, originals, levels, solved))
+    spans = list(step_spans(plan.settings, live, verdicts, originals, levels, solved))
     if "instance" in plan.levels:
         findings = _instance_findings(plan, verdicts, traces)
         begin = max((span.pair for span in spans if span.pair is not None), default=-1) + 1
@@ -286,37 +332,47 @@ def _instance_findings(
     plan: LabelPlan, verdicts: Verdicts, traces: Sequence[Trace]
 ) -> dict[Key, list[Finding]]:
     """What is said of whole traces: by the files of easy and hard questions, else by the judge."""
-    by_file = "easy" in plan.group.values()
+    if "easy" in plan.group.values():
+        return _contrasted(plan, traces)
+    return {trace.key: verdicts.replies[(*trace.key, "instance")].findings for trace in traces}
+
+
+def _contrasted(plan: LabelPlan, traces: Sequence[Trace]) -> dict[Key, list[Finding]]:
+    """What the files of easy and hard questions say of their traces."""
     findings: dict[Key, list[Finding]] = {}
     for trace in traces:
         group = plan.group[trace.prompt_id]
         if group in CONTRAST:
             over, reason = CONTRAST[group], f"in the file of {group} questions"
             findings[trace.key] = [Finding("instance", 0, 0, reason, over, contrast=not over)]
-        elif not by_file:
-            findings[trace.key] = verdicts.replies[(*trace.key, "instance")].findings
     return findings
 
 
 def _conclusion(
-    plan: LabelPlan, n_traces: int, spans: Sequence[Span], spent: tuple[int, int]
+    plan: LabelPlan, n_traces: int, levels: dict[str, LabelCounts], spent: tuple[int, int]
 ) -> Labelling:
-    levels = {level: _counts([s for s in spans if s.level == level]) for level in LEVELS}
+    warnings = [
+        f"{level}: no failing span was found, so this level can't be learned."
+        for level in plan.levels
+        if not levels[level].failing
+    ]
+    warnings += [
+        f"{level}: {counts.unusable} traces are left out, since the judge gave no usable reply "
+        "about them (verdicts.jsonl says why)."
+        for level, counts in levels.items()
+        if counts.unusable
+    ]
     return Labelling(
         checkpoint=CheckpointName.of(plan.checkpoint),
         settings=lineage.plain({**plan.run.arguments, "seed": plan.settings.seed}),
         traces=n_traces,
         levels=levels,
         judge=Spending.of(spent, plan.settings.endpoint),
-        warnings=[
-            f"{level}: no failing span was found, so this level can't be learned."
-            for level in plan.levels
-            if not levels[level].failing
-        ],
+        warnings=warnings,
     )
 
 
-def _counts(spans: Sequence[Span]) -> LabelCounts:
+def _counts(spans: Sequence[Span], unusable: int) -> LabelCounts:
     failing = [span for span in spans if span.failing]
     return LabelCounts(
         traces=len({s.key for s in spans}),
@@ -324,6 +380,7 @@ def _counts(spans: Sequence[Span]) -> LabelCounts:
         failing_steps=sum(s.last - s.first + 1 for s in failing),
         failing_traces=len({s.key for s in failing}),
         pairs=len({s.pair for s in failing if s.pair is not None}),
+        unusable=unusable,
     )
 
 
@@ -338,6 +395,11 @@ def show(result: Labelling) -> None:
             counts = (n.traces, n.failing_traces, n.failing, n.failing_steps, n.pairs)
             table.add_row(level, *(f"{count:,}" for count in counts))
     console.console().print(table)
+    if result.levels["inter"].short:
+        console.say(
+            f"inter: {result.levels['inter'].short:,} stretches of fewer than "
+            f"{result.settings['inter_steps']} steps don't count as stagnation (inter_steps)."
+        )
     result.judge.show("judge")
     console.warn(result.warnings)
     console.say(f"labels of {result.traces:,} traces in {result.out}")

@@ -18,7 +18,7 @@ from surgeon.families import open_checkpoint
 from surgeon.judges.docket import DRAFTS, Docket
 from surgeon.judges.finding import Assignment, Draft
 from surgeon.judges.wording import question_of, read_texts
-from surgeon.judges.writers import Writer, parse_writer
+from surgeon.judges.writers import FileWriter, Repair, Writer, parse_writer
 from surgeon.neureasoner.steps import Span, StepEnds, split_steps, whole_steps
 from surgeon.settings import record, verb
 from surgeon.settings.neureasoner import STEPWISE, THINKING, WatchSettings
@@ -104,9 +104,14 @@ def prepare(settings: ReconstructSettings) -> ReconstructPlan:
     reader = StepReader(checkpoint.tokenizer())
     labels = read_labels(settings.labels, checkpoint, reader.tokenizer)
     writer.check(question_of(prompt.messages) for prompt in labels.prompts.values())
-    cases = choose_cases(labels, reader.ends, settings.failures, settings.levels, settings.seed)
+    if isinstance(writer, FileWriter):
+        cases = written_cases(labels, reader.ends, writer.repairs, settings.levels)
+    else:
+        cases = choose_cases(labels, reader.ends, settings.failures, settings.levels, settings.seed)
     inputs = {"checkpoint": checkpoint.digest, "labels": labels.digest}
     inputs |= named.digests(source=settings.source, answer=settings.answer)
+    if isinstance(writer, FileWriter):
+        inputs["source"] = lineage.file_digest(settings.source)
     if writer.endpoint is not None:
         inputs["texts"] = lineage.digest_of(texts["write"])
     return ReconstructPlan(
@@ -153,6 +158,44 @@ def choose_cases(
                     yield Case(name, level, prompt, trace, step, step, made=True)
 
 
+def written_cases(
+    labels: Labels, ends: StepEnds, repairs: Sequence[Repair], levels: Sequence[str]
+) -> Iterator[Case]:
+    """The examples whose repairs are there already, in their order.
+
+    Raises `BadInput` for a repair of a trace that isn't labelled, of steps that the trace doesn't
+    have, or of a level at which nothing fails there.
+    """
+    for repair in (repair for repair in repairs if repair.level in levels):
+        trace = labels.traces.get((repair.prompt_id, repair.sample))
+        if trace is None:
+            raise BadInput(f"the repair {repair.name} is of a trace that {labels.path} lacks.")
+        first, last = repair.first, repair.last
+        if first is None:
+            own = sorted(
+                (s.first, s.last)
+                for s in labels.spans
+                if s.key == trace.key and s.level == repair.level and s.failing
+            )
+            if not own:
+                raise BadInput(
+                    f"the repair {repair.name} names no step (first), and {labels.path} has no "
+                    f"failing span of {repair.level} there."
+                )
+            first, last = own[0]
+        last = first if last is None else last
+        n = len(whole_steps(ends, trace))
+        if not first <= last < n:
+            raise BadInput(
+                f"the repair {repair.name} is of the steps {first} to {last}; the trace has 0 to "
+                f"{n - 1}."
+            )
+        yield Case(
+            repair.name, repair.level, labels.prompts[repair.prompt_id], trace, first, last,
+            made=repair.wrong is not None,
+        )  # fmt: skip
+
+
 def assignment_of(case: Case, reader: StepReader, seed: int) -> Assignment:
     """What the writer is asked for a case."""
     trace = case.trace
@@ -169,7 +212,7 @@ def assignment_of(case: Case, reader: StepReader, seed: int) -> Assignment:
 
 def _reconstruct(plan: ReconstructPlan, work: Path) -> Reconstruction:
     settings, writer = plan.settings, plan.writer
-    docket = Docket(work, DRAFTS, writer, settings.endpoint)
+    docket = Docket(work, DRAFTS, writer, settings.endpoint, settings.most_unusable)
     assignments = [assignment_of(case, plan.reader, settings.seed) for case in plan.cases]
     if writer.endpoint is not None and docket.missing(assignments):
         writer.endpoint.require_reachable()

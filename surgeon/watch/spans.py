@@ -1,6 +1,8 @@
 """Files of labelled spans: one JSON object a line, with the fields of `neureasoner.steps.Span`."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from surgeon import jsonl
 from surgeon.errors import BadInput
@@ -40,9 +42,20 @@ def parse_span(row: object, place: str) -> Span:
         "failing": (isinstance(fields["failing"], bool), "true or false"),
         "pair": (fields["pair"] is None or whole("pair"), "a whole number or null"),
         "reason": (isinstance(fields["reason"], str), "text"),
+        "attempts": (_ascending(fields), "ascending steps from `first` to `last`"),
     }
     for name, (good, expected) in checks.items():
         if not good:
             found = repr(fields[name])[:40] if name in fields else "nothing"
             raise BadInput(f"{place}: found {found} as {name} of a span, expected {expected}.")
+    fields["attempts"] = tuple(fields["attempts"])
     return Span(**{name: fields[name] for name in checks})
+
+
+def _ascending(fields: Mapping[str, Any]) -> bool:
+    attempts = fields["attempts"]
+    if not isinstance(attempts, list | tuple) or not all(type(n) is int for n in attempts):
+        return False
+    if list(attempts) != sorted(set(attempts)):
+        return False
+    return not attempts or (fields["first"] <= attempts[0] and attempts[-1] <= fields["last"])
