@@ -157,7 +157,8 @@ def test_reduced_recordings_are_gone_and_the_report_is_there(ranked):
 
 
 def test_a_candidate_answers_the_same_whoever_is_beside_it(ranked, pico_source, mini_set, tmp_path):
-    """Its random streams follow from the seed, the prompt and the sample, and nothing else."""
+    """Its random streams follow from the seed, its name, the prompt and the sample, and nothing
+    else."""
     second = pico_source[1]
     rank.rank([str(second)], mini_set=str(mini_set), out=tmp_path / "alone", **SMALL)
     alone, beside = (
@@ -165,6 +166,31 @@ def test_a_candidate_answers_the_same_whoever_is_beside_it(ranked, pico_source, 
         for out in (tmp_path / "alone", ranked[0])
     )
     assert alone == beside and len({tuple(t.token_ids) for t in alone}) == len(alone)
+
+
+def test_candidates_share_no_luck_and_an_older_ranking_goes_on_as_it_was_begun(
+    pico_source, mini_set, tmp_path
+):
+    """Two names of one model draw other answers; where surgeon.json doesn't say so, as of a ranking
+    that was begun before candidates had seeds of their own, both draw the same ones."""
+    shutil.copytree(pico_source[0], tmp_path / "c")
+    arguments: dict[str, Any] = dict(mini_set=str(mini_set), out=tmp_path / "out", **SMALL)
+
+    def drawn() -> list[list[Trace]]:
+        rank.rank([str(pico_source[0]), str(tmp_path / "c")], **arguments)
+        places = [tmp_path / "out" / "candidates" / name for name in ("a", "c")]
+        return [read_traces(place / "traces.jsonl") for place in places]
+
+    a, c = drawn()
+    assert all(x.key == y.key and x.token_ids != y.token_ids for x, y in zip(a, c, strict=True))
+    run = json.loads((tmp_path / "out" / "surgeon.json").read_text())
+    assert run["arguments"].pop("seeds") == "own"
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "surgeon.json").write_text(json.dumps(run))
+    for _ in range(2):  # begun, then finished
+        a, c = drawn()
+        assert a == c
 
 
 def test_a_finished_ranking_computes_nothing_again(ranked, pico_source, mini_set, monkeypatch):

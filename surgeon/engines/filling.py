@@ -134,13 +134,15 @@ def fill(
     report: Path,
     what: str = "sample",
     done: AbstractSet[Key] = frozenset(),
+    own_seeds: bool = False,
 ) -> None:
     """Write what the trace files of `places` lack, with another engine than the decoder here; the
     decoder here samples once a model is loaded, so for it nothing is done.
 
     `placement` is the device and dtype of the model that an engine is checked against. `done` are
-    answers that are kept elsewhere. Appends to `report`, in the same directory as the run's other
-    files. Raises `BadInput` as the engine does; what has ended is kept.
+    answers that are kept elsewhere. With `own_seeds` each candidate has its own seed. Appends to
+    `report`, in the same directory as the run's other files. Raises `BadInput` as the engine does;
+    what has ended is kept.
     """
     if settings.is_local:
         return
@@ -170,13 +172,10 @@ def fill(
                 note(report, settings, subject, found)
                 agreement_required(found, subject.name, str(settings.name))
             name = f"{what} {n}/{len(lacking)} {subject.name}"
+            how = sampling.own(subject.name) if own_seeds else sampling
             try:
-                settle(
-                    place.file,
-                    sampled(
-                        place.file, sampler, tokenizer, prompts, sampling, what=name, done=done
-                    ),
-                )
+                traces = sampled(place.file, sampler, tokenizer, prompts, how, what=name, done=done)
+                settle(place.file, traces)
             finally:
                 count(report, subject, sampler.counts)
 

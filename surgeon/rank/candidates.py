@@ -48,6 +48,7 @@ def score_candidates(plan: RankPlan, work: Path) -> None:
             plan.settings.engine,
             [engines.Destination(s, candidate_dir(work, s) / TRACES) for s in missing],
             plan.prompts, plan.settings.sampling, plan.placement, report=work / engines.FILE,
+            own_seeds=plan.own_seeds,
         )  # fmt: skip
     plan = with_rows(plan, work)
     if plan.roster is not None and missing:
@@ -94,11 +95,15 @@ def first_traces(plan: RankPlan, work: Path, subjects: Sequence[Subject]) -> dic
         from surgeon.workers.sharing import answered
 
         with Crew(plan.roster) as crew:
-            answered(crew, files, lacking, plan.prompts, sampling, what="sample the first traces")
+            answered(
+                crew, files, lacking, plan.prompts, sampling, what="sample the first traces",
+                own_seeds=plan.own_seeds,
+            )  # fmt: skip
     else:
         for subject, model, tokenizer in live(lacking, *plan.placement):
             what = f"sample {subject.name}"
-            sampled(files[subject.name], model, tokenizer, plan.prompts, sampling, what=what)
+            how = plan.sampling_of(subject)
+            sampled(files[subject.name], model, tokenizer, plan.prompts, how, what=what)
     return {subject.name: stored(subject.name) for subject in subjects}
 
 
@@ -120,7 +125,7 @@ def score_candidate(
         traces = in_order(stored_traces(directory / TRACES), plan.prompts)
     else:
         traces = sampled(
-            directory / TRACES, model, tokenizer, plan.prompts, plan.settings.sampling,
+            directory / TRACES, model, tokenizer, plan.prompts, plan.sampling_of(subject),
             what=f"sample {what}",
         )  # fmt: skip
     if plan.traces is None:

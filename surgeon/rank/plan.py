@@ -28,6 +28,7 @@ from surgeon.ranking import CandidateScores
 from surgeon.report import panels
 from surgeon.settings import record
 from surgeon.settings.rank import RankSettings
+from surgeon.settings.sampling import Sampling
 from surgeon.traces import (
     Prompt,
     Trace,
@@ -84,6 +85,13 @@ class RankPlan(NamedTuple):
     """Benchmark -> candidate -> accuracy, where the truth names benchmarks."""
     row_tokens: int = 0
     """Tokens per row of the slope; 0 until the first traces say."""
+    own_seeds: bool = False
+    """Whether each candidate draws its answers with a seed of its own."""
+
+    def sampling_of(self, subject: Subject) -> Sampling:
+        """How this candidate's answers are drawn."""
+        sampling = self.settings.sampling
+        return sampling.own(subject.name) if self.own_seeds else sampling
 
     def shape(self, subject: Subject) -> tuple[int, int]:
         """Layers, and FFN units per layer."""
@@ -147,6 +155,8 @@ def prepare(settings: RankSettings) -> RankPlan:
             inputs[name] = lineage.file_digest(file)
     scoring = settings.scoring
     readings = settings.readings.over(replace(nex.PRESETS[scoring.preset], credit=scoring.credit))
+    own_seeds = traces is None and not begun_with_one_seed(settings.out)
+    arguments = arguments_of(settings, readings) | ({"seeds": "own"} if own_seeds else {})
     plan = RankPlan(
         settings=settings,
         scores=rows,
@@ -161,9 +171,10 @@ def prepare(settings: RankSettings) -> RankPlan:
         shared_weight_LF=shared,
         accuracy=accuracy,
         last_stage=last_stage(settings),
-        run=lineage.Run("rank", arguments_of(settings, readings), inputs, settings.seed),
+        run=lineage.Run("rank", arguments, inputs, settings.seed),
         benchmarks=benchmarks,
         row_tokens=recording.row_tokens(settings.scoring),
+        own_seeds=own_seeds,
     )
     require_measured(plan)
     return plan
@@ -180,6 +191,16 @@ def arguments_of(settings: RankSettings, readings: nex.Readings) -> dict[str, ob
     if settings.adaptive:
         arguments |= {"tolerance": tolerance(settings), "budget": settings.budget}
     return arguments | {"reuse_median_in": readings.reuse_median_in}
+
+
+def begun_with_one_seed(out: Path) -> bool:
+    """Whether a ranking is there whose candidates all draw with one seed: it goes on so, as earlier
+    versions did it."""
+    for place in (out, out.with_name(out.name + ".partial")):
+        there = lineage.read(place)
+        if there is not None:
+            return "seeds" not in (there.get("arguments") or {})
+    return False
 
 
 def require_cacheable(candidates: Sequence[Subject]) -> None:

@@ -93,8 +93,9 @@ class Files:
         settings = self.plan.settings
         undrawn = {key for key in keys if key not in self.traces}
         drawn = [self.traces[key] for key in keys if key in self.traces]
-        drawing = Drawing.of(self.subject, self.plan.prompts, settings.sampling, undrawn)
         plan, top_k = self.plan, self.plan.top_k[self.subject.name]
+        how = plan.sampling_of(self.subject)
+        drawing = Drawing.of(self.subject, plan.prompts, how, undrawn)
         return Shard(
             settings, plan.readings, plan.row_tokens, top_k, plan.evidence_bytes, drawing, drawn
         )

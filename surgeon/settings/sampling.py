@@ -1,5 +1,7 @@
 """How answers are drawn, on which machine, and how they are read: groups that verbs share."""
 
+import hashlib
+from dataclasses import replace
 from typing import Annotated
 
 from surgeon.settings.schema import (
@@ -43,6 +45,11 @@ class Sampling:
     template: Template = None
     """Name of the chat template that prompts are rendered with, where the checkpoint has several;
     by default its `default`, and `tool_use` for prompts with tools."""
+
+    def own(self, name: str) -> "Sampling":
+        """The same with a seed of its own for the candidate of that name."""
+        digest = hashlib.sha256(repr((self.seed, name)).encode()).digest()
+        return replace(self, seed=int.from_bytes(digest[:6], "little"))
 
 
 @settings

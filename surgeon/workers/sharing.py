@@ -52,10 +52,12 @@ def answered(
     sampling: Sampling,
     *,
     what: str,
+    own_seeds: bool = False,
 ) -> None:
     """Append the answers that each subject's file lacks, whoever's turn it is to draw them.
 
-    `files` are by the subject's name. Raises BadInput as `traces.sample` does.
+    `files` are by the subject's name. With `own_seeds` each subject has its own seed. Raises
+    BadInput as `traces.sample` does.
     """
     named = {subject.name: subject for subject in subjects}
     wanted = keys_of(prompts, sampling.samples)
@@ -65,7 +67,8 @@ def answered(
         lacking[name] = [key for key in wanted if key not in there]
 
     def order(name: str, keys: list[Key]) -> Drawing:
-        return Drawing.of(named[name], prompts, sampling, set(keys))
+        how = sampling.own(name) if own_seeds else sampling
+        return Drawing.of(named[name], prompts, how, set(keys))
 
     total = sum(map(len, lacking.values()))
     for result in crew.run(lacking, draw, order, what=what, total=total):
