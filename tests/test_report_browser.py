@@ -1,4 +1,4 @@
-"""The pages of `surgeon read`: hostile text, widths and keys, in Chromium."""
+"""The pages of `surgeon read` and `pick`: hostile text, widths and keys, in Chromium."""
 
 import json
 import shutil
@@ -19,6 +19,17 @@ from surgeon.report.browser import (
     Shelf,
     write_browser,
     write_response,
+)
+from surgeon.report.picked import (
+    CandidateRow,
+    PickColumn,
+    PickedAnswer,
+    PickedPrompt,
+    PickNumber,
+    PickPage,
+    PickShelf,
+    ShownRule,
+    write_picked,
 )
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -60,6 +71,29 @@ def write(directory: Path) -> None:
     write_annotator(directory, [BlockShown(f"id{n}", HOSTILE, HOSTILE, HOSTILE) for n in range(3)])
 
 
+def write_picks(directory: Path) -> None:
+    """A pick among two answers of two hostile candidates to 30 prompts; `odd` picks the second."""
+    rules, names = [f"nex {HOSTILE}", "odd"], [f"a {HOSTILE}" * 3, "b"]
+    shelf = PickShelf(directory, names, rules, {f"{HOSTILE} {n}": HOSTILE * 9 for n in range(30)})
+    for candidate in range(2):
+        for n in range(30):
+            answers = [
+                PickedAnswer(s, 7, None if n == 29 else s == n % 2, True, HOSTILE,
+                             [0.99 - s, None if n else -1e-9], f"{HOSTILE} {n}\n")
+                for s in range(2)
+            ]  # fmt: skip
+            shelf.add(PickedPrompt(candidate, f"{HOSTILE} {n}", answers, [0, 1]))
+    columns = [PickColumn(HOSTILE, "%", 1, charted=True), PickColumn("b", "", 0)]
+    numbers = [PickNumber(50.0, 40.0, 60.0), PickNumber(None)]
+    lines = [ShownRule(name, HOSTILE, numbers) for name in rules]
+    rows = [CandidateRow(name, numbers) for name in names]
+    page = PickPage(
+        HOSTILE, [HOSTILE], [HOSTILE], [(HOSTILE, HOSTILE, HOSTILE)], columns, lines, columns,
+        rows, [HOSTILE],
+    )  # fmt: skip
+    write_picked(page, shelf)
+
+
 class Elements(HTMLParser):
     """The names of a page's elements."""
 
@@ -84,6 +118,14 @@ def test_foreign_text_is_never_markup_nor_script(tmp_path: Path):
     content = json.loads(script.removeprefix('surgeonTake("0/0",').removesuffix(");\n"))
     assert script.isascii() and script.count("\n") == 1
     assert content["text"][0] == HOSTILE.replace("\x00", "\u2400") + " 0\n"
+    write_picks(tmp_path / "picks")
+    text = (tmp_path / "picks" / "report.html").read_text(encoding="utf-8")
+    found = Elements(text).found
+    assert found.count("script") == 2 and "img" not in found and found.count("figure") == 1
+    script = (tmp_path / "picks" / "data" / "1" / "29.js").read_text(encoding="utf-8")
+    content = json.loads(script.removeprefix('surgeonTake("1/29",').removesuffix(");\n"))
+    assert [answer[2] for answer in content["answers"]] == [None, None]
+    assert content["answers"][0][5] == [0.99, None] and content["picks"] == [0, 1]
 
 
 DRIVER = """
@@ -134,6 +176,31 @@ function annotate(frame) {
   return { said: page.getElementById("found").textContent, hit: view.hit,
            block: page.getElementById("block").textContent };
 }
+function pickedOf(frame) {
+  const view = frame.contentWindow, page = frame.contentDocument, $ = id => page.getElementById(id);
+  const set = (id, value) => { $(id).value = value; $(id).dispatchEvent(new view.Event("input")); };
+  const texts = selector => Array.from(page.querySelectorAll(selector), node => node.textContent);
+  const out = { first: view.location.hash, marked: texts("article.picked .picked-by b") };
+  key(view, $("list"), "End");
+  return wait().then(() => {
+    out.last = view.location.hash;
+    out.unknown = texts("article.picked h3");
+    key(view, page.body, "[");
+    return wait();
+  }).then(() => {
+    out.before = view.location.hash;
+    out.verdicts = texts("article h3");
+    out.text = page.querySelector("article pre").textContent;
+    set("of-rule", "1"); set("of-kind", "lost");
+    return wait();
+  }).then(() => {
+    out.lost = $("found").textContent;
+    out.taken = texts(".scores tr.chosen td.taken");
+    out.marked.push(...texts("article.picked .picked-by b"));
+    set("of-candidate", "0"); set("of-kind", ""); set("query", "> 11".slice(2));
+    return wait();
+  }).then(() => { out.searched = $("found").textContent; out.hit = view.hit; return out; });
+}
 window.onload = async function () {
   await wait();
   const frames = Array.from(document.querySelectorAll("iframe")), found = { pages: [] };
@@ -144,6 +211,7 @@ window.onload = async function () {
   }
   found.acted = await act(frames[2]);
   found.annotated = annotate(frames[5]);
+  found.picked = await pickedOf(frames[8]);
   document.body.textContent = JSON.stringify(found);
 };
 """
@@ -154,9 +222,10 @@ window.onload = async function () {
 def test_the_pages_work_in_a_browser_without_errors_or_requests(tmp_path: Path):
     assert CHROMIUM is not None
     write(tmp_path)
+    write_picks(tmp_path / "picks")
     frames = [
         f'<iframe src="{name}.html" width="{width}" height="900"></iframe>'
-        for name in ("report", "annotate")
+        for name in ("report", "annotate", "picks/report")
         for width in (400, 900, 2000)
     ]
     harness = f"<!doctype html><body>{''.join(frames)}<script>{DRIVER}</script></body>"
@@ -176,7 +245,8 @@ def test_the_pages_work_in_a_browser_without_errors_or_requests(tmp_path: Path):
     found = json.loads(HTMLText(run.stdout).text)
     for page in found["pages"]:
         assert page["needs"] <= page["width"]
-        assert all(name.startswith(tmp_path.as_uri() + "/data/") for name in page["fetched"])
+        assert all("/data/" in name and name.startswith(tmp_path.as_uri())
+                   for name in page["fetched"])  # fmt: skip
     acted = found["acted"]
     assert acted["first"] == "#r=0/0" and acted["last"] == "#r=1/39"
     assert 0 < acted["items"] < 40
@@ -188,6 +258,17 @@ def test_the_pages_work_in_a_browser_without_errors_or_requests(tmp_path: Path):
     assert acted["filtered"] == "40 of 80 responses" and acted["searched"].startswith("40 of 80")
     assert found["annotated"]["said"].startswith("block 2 of 3; 2 labelled; this one X")
     assert found["annotated"]["block"] == HOSTILE.replace("\x00", "\u2400")
+    picked = found["picked"]
+    assert picked["first"] == "#r=0/0" and picked["last"] == "#r=1/29"
+    assert picked["unknown"] == ["Sample 0 not judged"] and picked["before"] == "#r=1/28"
+    assert picked["verdicts"] == ["Sample 0 ✓ right", "Sample 1 ✗ wrong"]
+    assert picked["marked"] == [f"picked by nex {HOSTILE.replace(chr(0), chr(0x2400))}",
+                                "picked by odd"]  # fmt: skip
+    assert picked["text"] == HOSTILE.replace("\x00", "\u2400") + " 28\n"
+    # Every second prompt of both, but for those that weren't judged.
+    assert picked["lost"] == "30 of 60 prompts; odd is right in 0"
+    assert picked["taken"] == ["● – (picked)"]
+    assert picked["searched"] == "1 of 60 prompts; odd is right in 1" and picked.get("hit") is None
     assert acted.get("hit") is None and found["annotated"].get("hit") is None
 
 

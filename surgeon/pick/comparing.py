@@ -8,14 +8,14 @@ An answer without a value is neither, unless none of the prompt's has one.
 # Shapes: P prompts, X columns, B resamples.
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from surgeon import metrics
 from surgeon.scoring.reader import Values
-from surgeon.scoring.rules import Rule, values_of
+from surgeon.scoring.rules import Rule, order, values_of
 from surgeon.scoring.voting import places_of
 
 
@@ -33,6 +33,27 @@ class ByPrompt(NamedTuple):
     several right answers (NEX sec. 5.4.2)."""
     right_words: np.ndarray
     """Counted words, likewise."""
+
+
+class Choice(NamedTuple):
+    """The answers of a candidate to one prompt, and which of them each rule picks."""
+
+    prompt_id: str
+    members: list[int]
+    """Places of the answers among all of the candidate's."""
+    picks: dict[str, int]
+    """Rule -> the place that it picks; equals are drawn by the seed."""
+
+
+def choices(rules: Mapping[str, Rule], rows: Sequence[Values], seed: int) -> Iterator[Choice]:
+    """One candidate's prompts in their order."""
+    for prompt_id, members in places_of([r["prompt_id"] for r in rows]).items():
+        own = [rows[n] for n in members]
+        picks = {
+            name: members[order(name, rule, own, seed=seed, worst=False)[0]]
+            for name, rule in rules.items()
+        }
+        yield Choice(prompt_id, members, picks)
 
 
 def by_prompt(name: str, rule: Rule, rows: Sequence[Values]) -> ByPrompt:

@@ -1,4 +1,5 @@
-"""Pages: a ranking (ranking_page.py) and a monitored trace (monitored.py), each one file."""
+"""Pages: a ranking (ranking_page.py) and a monitored trace (monitored.py), each one file; a reading
+(browser.py) and a pick (picked.py), which load responses from beside them."""
 
 from surgeon.report.measures import Measure, RankingPage
 from surgeon.report.page import fragment

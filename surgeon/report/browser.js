@@ -10,61 +10,19 @@
   const CAND = 0, NUMBER = 1, PROMPT = 2, SAMPLE = 3, TOKENS = 4, ROWS = 5, EROWS = 6, SEGMENTS = 7, CYCLES = 8, ENDED = 9, SCORE = 10, ANSWER = 11;
   const $ = function (id) { return document.getElementById(id); };
   const list = $("list"), all = $("all"), panes = $("panes");
-  const MINUS = "−", DASH = "–";
-  function number(value, digits) {
-    if (value === null || value === undefined) return DASH;
-    return value.toFixed(digits).replace(/^-(?=0(\.0*)?$)/, "").replace("-", MINUS);
-  }
-  function grouped(value) { return String(value).replace(/\B(?=(\d{3})+(?!\d))/g, ","); }
-  function make(tag, kind, text) {
-    const node = document.createElement(tag);
-    if (kind) node.className = kind;
-    if (text !== undefined) node.textContent = text;
-    return node;
-  }
+  const MINUS = surgeonShelf.MINUS, DASH = surgeonShelf.DASH, number = surgeonShelf.number, grouped = surgeonShelf.grouped, make = surgeonShelf.make;
   function draw(tag, values) {
     const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
     for (const name in values) node.setAttribute(name, values[name]);
     return node;
   }
 
-  // ---- loading: each response is a script that calls surgeonTake
-  const kept = new Map(), waiting = new Map();
-  window.surgeonTake = function (key, content) {
-    const wait = waiting.get(key);
-    if (wait) wait.take(content);
-  };
+  const bring = surgeonShelf.loader(KEPT);
   function keyOf(n) { return LINES[n][CAND] + "/" + LINES[n][NUMBER]; }
-  function load(n, keep) {
-    const key = keyOf(n);
-    if (kept.has(key)) {
-      const found = kept.get(key);
-      kept.delete(key); kept.set(key, found);
-      return Promise.resolve(found);
-    }
-    if (waiting.has(key)) return waiting.get(key).promise;
-    const wait = {};
-    wait.promise = new Promise(function (resolve, reject) {
-      const script = document.createElement("script");
-      wait.take = function (content) {
-        if (keep) {
-          kept.set(key, content);
-          if (kept.size > KEPT) kept.delete(kept.keys().next().value);
-        }
-        resolve(content);
-      };
-      script.onload = function () { script.remove(); waiting.delete(key); reject(new Error("data/" + key + ".js holds no response")); };
-      script.onerror = function () { script.remove(); waiting.delete(key); reject(new Error("data/" + key + ".js is not beside this page")); };
-      script.src = "data/" + key + ".js";
-      document.head.append(script);
-    });
-    waiting.set(key, wait);
-    return wait.promise;
-  }
+  function load(n, keep) { return bring(keyOf(n), keep); }
 
   // ---- the list
-  let order = [], chosen = -1, other = -1, cycleOf = new Map();
-  const drawn = new Map();
+  let order = [], chosen = -1, other = -1;
   function counts(line) {
     if (!line[CYCLES]) return "cycles not known";
     const some = NAMES.map(function (name, i) { return line[CYCLES][i] ? line[CYCLES][i] + " " + name : ""; });
@@ -73,12 +31,8 @@
   function brief(line) {
     return line[CYCLES] && line[CYCLES][0] + line[CYCLES][1] ? line[CYCLES][0] + " effective, " + line[CYCLES][1] + " redundant" : counts(line);
   }
-  function item(place) {
-    const n = order[place], line = LINES[n];
-    const node = make("div", "item");
-    node.id = "item-" + n;
-    node.setAttribute("role", "option");
-    node.style.top = place * HEIGHT + "px";
+  function item(n) {
+    const line = LINES[n], node = make("div");
     const prompt = make("span", "prompt-of");
     prompt.append(make("bdi", "", index.prompts[line[PROMPT]][0]), " ", make("small", "", index.prompts[line[PROMPT]][1].slice(0, 160)));
     node.append(
@@ -89,30 +43,13 @@
       make("span", "num cycles-of", brief(line)), make("span", "num score", number(line[SCORE], 3)));
     return node;
   }
+  const shelf = surgeonShelf.listed(list, all, HEIGHT, item, function (node, n) {
+    node.setAttribute("aria-selected", n === chosen ? "true" : "false");
+    node.classList.toggle("other", n === other);
+  });
   function paint() {
-    const first = Math.max(0, Math.floor(list.scrollTop / HEIGHT) - 6);
-    const last = Math.min(order.length, Math.ceil((list.scrollTop + list.clientHeight) / HEIGHT) + 6);
-    drawn.forEach(function (node, place) {
-      if (place < first || place >= last) { node.remove(); drawn.delete(place); }
-    });
-    for (let place = first; place < last; place++) {
-      if (!drawn.has(place)) { const node = item(place); drawn.set(place, node); all.append(node); }
-      const node = drawn.get(place), n = order[place];
-      node.setAttribute("aria-selected", n === chosen ? "true" : "false");
-      node.classList.toggle("other", n === other);
-    }
+    shelf.paint();
     list.setAttribute("aria-activedescendant", chosen >= 0 ? "item-" + chosen : "");
-  }
-  function refill() {
-    drawn.forEach(function (node) { node.remove(); });
-    drawn.clear();
-    all.style.height = order.length * HEIGHT + "px";
-    paint();
-  }
-  function reveal(place) {
-    const top = place * HEIGHT;
-    if (top < list.scrollTop) list.scrollTop = top;
-    else if (top + HEIGHT > list.scrollTop + list.clientHeight) list.scrollTop = top + HEIGHT - list.clientHeight;
   }
 
   // ---- filters; the texts of responses are searched one after another, with what was found so far
@@ -150,7 +87,7 @@
     });
     function settle(note) {
       order = sorted(found.slice());
-      refill();
+      shelf.fill(order);
       say(grouped(order.length) + " of " + grouped(LINES.length) + " responses" + note);
     }
     settle(open.length ? "; reading the others" : "");
@@ -456,7 +393,7 @@
   function go(place) {
     if (!order.length) return;
     const to = Math.max(0, Math.min(order.length - 1, place));
-    reveal(to);
+    shelf.reveal(to);
     choose(order[to]);
     paint();
   }
@@ -468,20 +405,17 @@
     chosen = n;
     other = b === undefined || b === n ? -1 : b;
     const at = order.indexOf(n);
-    if (at >= 0) reveal(at);
+    if (at >= 0) shelf.reveal(at);
     show();
     return true;
   }
 
-  list.addEventListener("scroll", paint);
-  window.addEventListener("resize", paint);
   list.addEventListener("click", function (event) {
     const node = event.target.closest(".item");
     if (node) choose(Number(node.id.slice(5)));
   });
   list.addEventListener("keydown", function (event) {
-    const at = order.indexOf(chosen), page = Math.max(1, Math.floor(list.clientHeight / HEIGHT) - 1);
-    const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: order.length - 1, PageDown: at + page, PageUp: at - page }[event.key];
+    const to = shelf.to(event.key, order.indexOf(chosen));
     if (to === undefined) return;
     event.preventDefault();
     go(to);

@@ -183,7 +183,7 @@ def write_browser(directory: Path, page: BrowserPage, shelf: Shelf) -> Path:
     path = directory / "report.html"
     text = filled(
         "browser.html.j2", "page.css", "browser.css",
-        scripts=("page.js", "browser.js"), beside=True,
+        scripts=("page.js", "shelf.js", "browser.js"), beside=True,
         page=page, responses=len(shelf.lines), verdicts=VERDICTS,
         # A data block: `<` would end it, or begin a comment in it.
         index=Markup(_json(shelf.content()).replace("<", "\\u003c")),
