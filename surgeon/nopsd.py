@@ -56,7 +56,8 @@ Readings: places where the paper is silent or contradicts itself, held by
 # L layers, F units per layer, T tokens, D model width, V vocabulary.
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -414,38 +415,40 @@ CHUNK_BYTES = 64 << 20
 
 
 class Divergence(NamedTuple):
-    """Reverse KL of student from teacher, and what else the two distributions say."""
+    """KL between student and teacher, and what else the two distributions say."""
 
     total: Tensor
     """Scalar: weighted sum of `kl_T`; gradients flow to the student's hidden states and head."""
     kl_T: Tensor
-    """KL(student || teacher) of each token in nats; no gradient, like all below."""
+    """KL of each token in nats; no gradient, like all below."""
     student_entropy_T: Tensor
     teacher_entropy_T: Tensor
     agree_T: Tensor
     """1.0 where both have the same most likely token."""
 
 
-def reverse_kl(
+def divergence(
     student_TD: Tensor,
     teacher_TD: Tensor,
     head_VD: Tensor,
     *,
+    direction: Literal["reverse", "forward"] = "reverse",
     teacher_head_VD: Tensor | None = None,
     weight_T: Tensor | None = None,
     softcap: float | None = None,
     factor: float = 1.0,
     chunk_tokens: int = 0,
 ) -> Divergence:
-    """Full-vocabulary KL(student || teacher) per token, Eq. 10, without (T, V) logits.
+    """Full-vocabulary KL per token, without (T, V) logits: of the student from the teacher
+    (reverse, Eq. 10), or of the teacher from the student (forward).
 
-    p is the student and q the teacher: the sum over the vocabulary of p (log p - log q). Hidden
-    states go through the unembedding `head_VD` in chunks of tokens (0: as many as fit in
-    `CHUNK_BYTES`); the gradient of each chunk is taken while its logits are there, so nothing is
-    computed twice. `weight_T` (default 1) are constants. `teacher_head_VD` where the teacher's
-    unembedding differs; `factor` and `softcap` where the family multiplies and then caps its
-    logits. No gradient reaches the teacher. Under autocast the logits come from its dtype; all that
-    follows is float32.
+    p is the student and q the teacher: the sum over the vocabulary of p (log p - log q), or of
+    q (log q - log p). Hidden states go through the unembedding `head_VD` in chunks of tokens (0: as
+    many as fit in `CHUNK_BYTES`); the gradient of each chunk is taken while its logits are there,
+    so nothing is computed twice. `weight_T` (default 1) are constants. `teacher_head_VD` where the
+    teacher's unembedding differs; `factor` and `softcap` where the family multiplies and then caps
+    its logits. No gradient reaches the teacher. Under autocast the logits come from its dtype; all
+    that follows is float32.
     """
     T, V = len(student_TD), len(head_VD)
     chunk = chunk_tokens or max(16, CHUNK_BYTES // (4 * V))
@@ -460,10 +463,17 @@ def reverse_kl(
         student_TD, teacher_TD, head_VD = (x.to(low) for x in (student_TD, teacher_TD, head_VD))
         other = other.to(low)
     with torch.autocast(kind, enabled=False):
-        outputs: Any = _ReverseKL.apply(
-            student_TD, teacher_TD.detach(), head_VD, other.detach(), weight_T, softcap, chunk
-        )
+        outputs: Any = _KL.apply(
+            student_TD, teacher_TD.detach(), head_VD, other.detach(), weight_T, softcap, chunk,
+            direction == "forward",
+        )  # fmt: skip
     return Divergence(*outputs)
+
+
+reverse_kl = partial(divergence, direction="reverse")
+"""KL(student || teacher), Eq. 10."""
+forward_kl = partial(divergence, direction="forward")
+"""KL(teacher || student)."""
 
 
 def _logits(hidden: Tensor, head: Tensor, softcap: float | None) -> Tensor:
@@ -471,7 +481,7 @@ def _logits(hidden: Tensor, head: Tensor, softcap: float | None) -> Tensor:
     return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
 
 
-class _ReverseKL(torch.autograd.Function):
+class _KL(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -482,6 +492,7 @@ class _ReverseKL(torch.autograd.Function):
         weight_T: Tensor,
         softcap: float | None,
         chunk: int,
+        forward: bool,
     ) -> tuple[Tensor, ...]:
         wants_hidden, wants_head = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
         grad_TD = torch.zeros_like(student_TD) if wants_hidden else None
@@ -496,17 +507,22 @@ class _ReverseKL(torch.autograd.Function):
             del student_CV
             log_q_CV = _logits(teacher_TD[rows], other_VD, softcap).log_softmax(-1)
             agree_C = (log_p_CV.argmax(-1) == log_q_CV.argmax(-1)).float()
-            p_CV = log_p_CV.exp()
+            p_CV, q_CV = log_p_CV.exp(), log_q_CV.exp()
             entropy_C = -torch.linalg.vecdot(p_CV, log_p_CV)
-            other_entropy_C = -torch.linalg.vecdot(log_q_CV.exp(), log_q_CV)
+            other_entropy_C = -torch.linalg.vecdot(q_CV, log_q_CV)
+            q_CV = q_CV if forward else log_q_CV  # the other direction needs no copy of it
             gap_CV = log_p_CV.sub_(log_q_CV)
-            del log_q_CV
-            kl_C = torch.linalg.vecdot(p_CV, gap_CV)  # Eq. 10: sum of p (log p - log q)
+            # Eq. 10: the sum of p (log p - log q); forward, of q (log q - log p).
+            kl_C = -torch.linalg.vecdot(q_CV, gap_CV) if forward else (
+                torch.linalg.vecdot(p_CV, gap_CV)
+            )  # fmt: skip
             told.append((kl_C, entropy_C, other_entropy_C, agree_C))
             if not (wants_hidden or wants_head):
                 continue
-            # d KL / d logit_v = p_v (log p_v - log q_v - KL)
-            grad_CV = gap_CV.sub_(kl_C[:, None]).mul_(p_CV).mul_(weight_T[rows, None])
+            # d KL / d logit_v = p_v (log p_v - log q_v - KL); forward, p_v - q_v
+            grad_CV = p_CV.sub_(q_CV) if forward else gap_CV.sub_(kl_C[:, None]).mul_(p_CV)
+            grad_CV = grad_CV.mul_(weight_T[rows, None])
+            del q_CV, log_q_CV
             if slope_CV is not None:
                 grad_CV.mul_(slope_CV)
             grad_CV = grad_CV.to(head_VD.dtype)
@@ -528,7 +544,8 @@ class _ReverseKL(torch.autograd.Function):
         scale = grads[0]
         return (
             None if grad_TD is None else grad_TD * scale.to(grad_TD.dtype), None,
-            None if grad_VD is None else grad_VD * scale.to(grad_VD.dtype), None, None, None, None,
+            None if grad_VD is None else grad_VD * scale.to(grad_VD.dtype),
+            None, None, None, None, None,
         )  # fmt: skip
 
 

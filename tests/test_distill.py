@@ -27,10 +27,9 @@ from surgeon.consensus import reliability
 from surgeon.decoding import Answer
 from surgeon.distill import Distillation, demonstrations, distill, pool, show
 from surgeon.distill import evidence as stages
-from surgeon.distill import grpo as rewards
+from surgeon.distill import rollouts as drawing
 from surgeon.distill.diagnostics import cautions
 from surgeon.distill.grpo import (
-    AnsweredQuestion,
     Rewarded,
     advantages,
     majority_reward,
@@ -42,6 +41,7 @@ from surgeon.distill.grpo import (
 from surgeon.distill.methods import of_the_majority
 from surgeon.distill.plan import DistillPlan, prepare
 from surgeon.distill.pool import LiveModel
+from surgeon.distill.rollouts import AnsweredQuestion
 from surgeon.distill.run import TrainingRun
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
@@ -77,8 +77,9 @@ def write_pool(path: Path, n: int = 16, *, labels: bool = False) -> str:
 def records(directory: Path) -> list[dict]:
     """The training record without the clock."""
     lines = (directory / "training" / "metrics.jsonl").read_text().splitlines()
-    drop = ("seconds", "tokens_per_s")
-    return [{k: v for k, v in json.loads(line).items() if k not in drop} for line in lines]
+    rows = [json.loads(line) for line in lines]
+    clock = {name for row in rows for name in row if "seconds" in name} | {"tokens_per_s"}
+    return [{k: v for k, v in row.items() if k not in clock} for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -164,12 +165,12 @@ def test_killed_in_each_stage_it_ends_in_the_same_result(
 
         return function
 
-    from surgeon.distill import on_policy
+    from surgeon.distill import rollouts
     from surgeon.traces import sampling
 
     for module, name, n in (
         (sampling, "append", 5), (pool, "contribution_sets", 0),
-        (demonstrations, "teacher_prompt", 3), (on_policy, "rollout", 3),
+        (demonstrations, "teacher_prompt", 3), (rollouts, "rollout", 3),
     ):  # fmt: skip
         with monkeypatch.context() as patch:
             patch.setattr(module, name, stop_after(n, getattr(module, name)))
@@ -744,7 +745,7 @@ def test_ttrl_reads_a_finished_rollout_without_its_stop_token(source: Path, tmp_
         Answer(3, [seven, 2], "stop"),
     ]  # fmt: skip
     run = running(plan, live=live)
-    assert majority_reward(run, live.model, AnsweredQuestion(0, answers)) == [1, 0, 0, 1]
+    assert majority_reward(run, live.model, [AnsweredQuestion(0, answers)]) == [[1, 0, 0, 1]]
 
 
 def test_advantages_are_standard_deviations_from_the_questions_mean():
@@ -800,7 +801,7 @@ def test_a_reward_trains_and_a_kill_changes_nothing(source: Path, tmp_path: Path
     del settings["steps"]
     with one_thread():
         result = distill(str(source), pool=pool, out=tmp_path / "one", **settings)
-        real, calls = rewards.rollout, iter(range(1))
+        real, calls = drawing.rollout, iter(range(1))
 
         def rollout(*args):
             if next(calls, None) is None:
@@ -808,7 +809,7 @@ def test_a_reward_trains_and_a_kill_changes_nothing(source: Path, tmp_path: Path
             return real(*args)
 
         with monkeypatch.context() as patch:
-            patch.setattr(rewards, "rollout", rollout)
+            patch.setattr(drawing, "rollout", rollout)
             with pytest.raises(KeyboardInterrupt):
                 distill(str(source), pool=pool, out=tmp_path / "two", **settings)
         distill(str(source), pool=pool, out=tmp_path / "two", **settings)
@@ -861,7 +862,8 @@ def test_rates_and_epochs_are_the_methods_own(source: Path, tmp_path: Path):
         ({"validate_every": 2}, "validate_every without validation"),
         ({"validation": "nowhere.jsonl"}, "nowhere.jsonl does not exist"),
         ({"check": "math"}, "check without labels"),
-        ({"method": "grpo"}, "nopsd, lmsi"),
+        ({"method": "grp"}, "Did you mean 'grpo'"),
+        ({"method": "dapo"}, "rewarded by labels, found none: give --labels FILE"),
         ({"select": "best"}, "bottom, top, auto, band"),
         ({"context": "far"}, "nearest, random"),
         ({"ema": "slow"}, "factors, exact"),

@@ -83,9 +83,9 @@ def carried(chain: Path) -> tuple[TriggerSft, Path]:
 
 def losses(directory: Path) -> list[dict[str, float]]:
     """The training record without the clock."""
-    drop = ("seconds", "tokens_per_s")
     rows = lines(directory / "training" / "metrics.jsonl")
-    return [{k: v for k, v in row.items() if k not in drop} for row in rows]
+    clock = {name for row in rows for name in row if "seconds" in name} | {"tokens_per_s"}
+    return [{k: v for k, v in row.items() if k not in clock} for row in rows]
 
 
 def tensors(directory: Path) -> dict[str, torch.Tensor]:

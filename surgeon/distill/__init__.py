@@ -14,11 +14,17 @@ methods.py          the methods, a row each: what is gathered, and what trains; 
 pool.py             stage 1
 evidence.py         stage 2; what a method gathers before training, and what is measured of it
 demonstrations.py   stage 3
+accuracy_gap.py     how much more often the teacher is right than the student
+advice.py           which method the diagnostics speak for
 diagnostics.py      the measurements in words
 run.py              stage 4 as a method sees it
-on_policy.py        stage 4 of Neuron-OPSD: rollouts, teacher and loss
-pushing.py          its rollouts by vLLM, which is pushed the student
-grpo.py             stage 4 of the baselines TTRL and Intuitor
+rollouts.py         a step's rollouts, by the decoder here or by an engine
+pushing.py          vLLM as that engine, which is pushed the student
+on_policy.py        stage 4 of Neuron-OPSD: teacher and loss
+pseudo_solutions.py  stage 4 of U-OPSD
+controls.py         other demonstrations than the nearest ones
+suppression.py      stage 4 of OPSA, without a teacher
+grpo.py             stage 4 of what learns from a reward: TTRL, Intuitor, GRPO, DAPO
 validation.py       which step is kept, where labelled problems may say so
 outcome.py          the adapter or checkpoint, its card, what is printed
 """
@@ -29,7 +35,7 @@ from typing import TYPE_CHECKING
 from surgeon.distill.diagnostics import write_diagnostics
 from surgeon.distill.methods import METHODS, Finisher
 from surgeon.distill.outcome import Distillation, show, write
-from surgeon.distill.plan import DistillPlan, prepare
+from surgeon.distill.plan import AUTO, DistillPlan, decided, prepare
 from surgeon.distill.pool import load
 from surgeon.distill.run import TrainingRun, train
 from surgeon.settings import verb
@@ -64,5 +70,9 @@ def run_stages(plan: DistillPlan, accelerator: "Accelerator", work: Path) -> Dis
     evidence = plan.method.gather(plan, live, work)
     if accelerator.is_main_process:
         write_diagnostics(plan, evidence.diagnostics, work)
+    if plan.settings.method == AUTO:
+        measured = evidence.diagnostics
+        plan = decided(plan, measured.taken)
+        evidence = plan.method.gather(plan, live, work)._replace(diagnostics=measured)
     student, history = train(plan, evidence, live, work)
     return write(plan, evidence, student, history, work)

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
 
 from surgeon import jsonl, nopsd
+from surgeon.answers import classes_of
+from surgeon.distill import controls
 from surgeon.distill.pool import LiveModel
 from surgeon.errors import BadInput
 from surgeon.progress import bar
 from surgeon.traces import Prompt, Trace, encode
+from surgeon.training.sequences import response_states, sequences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,7 +30,7 @@ class Context(NamedTuple):
     shot_K: list[int]
     """Positions in the pool, nearest first."""
     distance_K: list[float] | None
-    """Their Jaccard distances; None for random ones."""
+    """Their distances; None where they were chosen by none."""
     kept: int
     """How many of them, from the nearest on, fit the teacher's prompt."""
 
@@ -40,14 +44,8 @@ def demonstrated(plan: "DistillPlan", trace: Trace) -> str | None:
     return (text or "").strip() or None
 
 
-def teacher_prompt(
-    tokenizer: "PreTrainedTokenizerBase",
-    query: Prompt,
-    shots: Sequence[tuple[Prompt, str]],
-    thinking: bool | None,
-    template: str | None = None,
-) -> list[int]:
-    """Tokens of a conversation: each demonstration as a turn, the nearest last, then the question.
+def conversation(query: Prompt, shots: Sequence[tuple[Prompt, str]]) -> Prompt:
+    """Each demonstration as a turn, the nearest last, then the question (R19).
 
     A system message of the question stands first; those of the demonstrations are left out.
     """
@@ -61,8 +59,18 @@ def teacher_prompt(
             {"role": "assistant", "content": text},
         )
     ]
-    conversation = Prompt(query.id, (*system, *turns, *question), tools=query.tools)
-    return encode(tokenizer, conversation, thinking, template)
+    return Prompt(query.id, (*system, *turns, *question), tools=query.tools)
+
+
+def teacher_prompt(
+    tokenizer: "PreTrainedTokenizerBase",
+    query: Prompt,
+    shots: Sequence[tuple[Prompt, str]],
+    thinking: bool | None,
+    template: str | None = None,
+) -> list[int]:
+    """Tokens of that conversation."""
+    return encode(tokenizer, conversation(query, shots), thinking, template)
 
 
 def find_contexts(
@@ -76,7 +84,7 @@ def find_contexts(
     """Demonstrations of each chosen question; writes `contexts.jsonl`, or reads it."""
     file, ids = work / "contexts.jsonl", [prompt.id for prompt in plan.prompts]
     if live.accelerator.is_main_process and not file.is_file():
-        contexts = choose_contexts(plan, live.tokenizer, traces, sets, chosen)
+        contexts = choose_contexts(plan, live, traces, sets, chosen)
         jsonl.write(
             file,
             [
@@ -99,9 +107,64 @@ def find_contexts(
     }
 
 
+def selected(
+    plan: "DistillPlan",
+    live: LiveModel,
+    traces: Sequence[Trace],
+    sets: nopsd.Sets,
+    chosen: Sequence[int],
+    able_N: np.ndarray,
+) -> tuple[list[list[int]], list[list[float] | None]]:
+    """Demonstrations of each chosen question, from those that can demonstrate, and their distances
+    where they were chosen by one."""
+    settings, seed, queries = plan.settings.demonstrations, plan.settings.seed, np.array(chosen)
+    none: list[list[float] | None] = [None] * len(chosen)
+    if settings.context == "random":
+        drawn = nopsd.random_contexts(
+            len(traces), settings.shots, queries=queries, candidates=able_N, seed=seed
+        )
+        return drawn.tolist(), none
+    if settings.context == "answer":
+        read = classes_of([plan.read(traces)])[0]
+        same = controls.of_the_same_answer(
+            read, settings.shots, queries=chosen, candidates=able_N, seed=seed
+        )
+        return same, none
+    if settings.context == "embedding":
+        vector_ND = embeddings(plan, live)
+        by_cosine, cosine = controls.nearest_by_cosine(
+            vector_ND, settings.shots, queries=chosen, candidates=able_N
+        )
+        return by_cosine, [*cosine]
+    near = nopsd.nearest(sets, settings.shots, queries=queries, candidates=able_N)
+    if settings.context == "nearest":
+        return near.index_QK.tolist(), near.distance_QK.tolist()
+    shown = [demonstrated(plan, trace) or "" for trace in traces]
+    length_N = np.array(
+        [len(ids) + len(text) for ids, text in zip(plan.prompt_ids, shown, strict=True)]
+    )
+    like = controls.of_like_lengths(
+        near.index_QK.tolist(), length_N, queries=chosen, candidates=able_N
+    )
+    return like, none
+
+
+@torch.no_grad()
+def embeddings(plan: "DistillPlan", live: LiveModel) -> np.ndarray:
+    """float64_ND: the mean of the model's last states over each question's prompt."""
+    device = live.accelerator.device
+    return np.stack(
+        [
+            response_states(live.model, sequences([ids[:1]], [ids[1:] or ids[:1]]).to(device))
+            .float().mean(0).double().cpu().numpy()
+            for ids in plan.prompt_ids
+        ]
+    )  # fmt: skip
+
+
 def choose_contexts(
     plan: "DistillPlan",
-    tokenizer: "PreTrainedTokenizerBase",
+    live: LiveModel,
     traces: Sequence[Trace],
     sets: nopsd.Sets,
     chosen: Sequence[int],
@@ -120,21 +183,13 @@ def choose_contexts(
             f"of {len(traces)} answers {len(able)} ended with something to show the teacher. "
             f"Raise max_tokens{whole}."
         )
-    settings, queries = plan.settings.demonstrations, np.array(chosen)
-    if settings.context == "nearest":
-        near = nopsd.nearest(sets, settings.shots, queries=queries, candidates=able)
-        shots, distances = near.index_QK.tolist(), near.distance_QK.tolist()
-    else:
-        shots = nopsd.random_contexts(
-            len(traces), settings.shots, queries=queries, candidates=able, seed=plan.settings.seed
-        ).tolist()
-        distances = [None] * len(chosen)
+    shots, distances = selected(plan, live, traces, sets, chosen, able)
     contexts: dict[int, Context] = {}
     with bar("contexts", len(chosen)) as advance:
         for query, shot_K, distance_K in zip(chosen, shots, distances, strict=True):
             context = Context(shot_K, distance_K, len(shot_K))
             while context.kept and plan.teacher_tokens < len(
-                prompt_of_teacher(plan, tokenizer, traces, context, query)
+                prompt_of_teacher(plan, live.tokenizer, traces, context, query)
             ):
                 context = context._replace(kept=context.kept - 1)
             contexts[query] = context
@@ -150,11 +205,25 @@ def prompt_of_teacher(
     query: int,
 ) -> list[int]:
     """The teacher's prompt for a question, with the demonstrations that fit."""
-    shots = [
+    sampling = plan.settings.sampling
+    return teacher_prompt(
+        tokenizer, plan.prompts[query], shown_shots(plan, traces, context), sampling.thinking,
+        sampling.template,
+    )  # fmt: skip
+
+
+def teacher_conversation(
+    plan: "DistillPlan", traces: Sequence[Trace], context: Context, query: int
+) -> Prompt:
+    """The same as messages, under the question's name."""
+    return conversation(plan.prompts[query], shown_shots(plan, traces, context))
+
+
+def shown_shots(
+    plan: "DistillPlan", traces: Sequence[Trace], context: Context
+) -> list[tuple[Prompt, str]]:
+    """The demonstrations that fit, as question and text."""
+    return [
         (plan.prompts[i], str(demonstrated(plan, traces[i])))
         for i in context.shot_K[: context.kept]
     ]
-    sampling = plan.settings.sampling
-    return teacher_prompt(
-        tokenizer, plan.prompts[query], shots, sampling.thinking, sampling.template
-    )

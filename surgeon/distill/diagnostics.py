@@ -18,6 +18,7 @@ MANY_UNREAD = 0.2
 """Warn above this share of finished answers in which no answer is measured."""
 MOSTLY_LENGTH = 0.8
 """Warn above this correlation of a set's size with the answer's length."""
+SPEAKS = {"for": "for it", "against": "against it", "neither": "neither for nor against it"}
 
 
 def write_diagnostics(plan: "DistillPlan", diagnostics: Diagnostics, work: Path) -> None:
@@ -44,6 +45,7 @@ def summary(measured: Diagnostics) -> list[str]:
             f"entropy gap             {measured.entropy_gap:+.4f} nats per token "
             f"({low:+.4f} to {high:+.4f}; teacher {measured.teacher_entropy:.4f}, student "
             f"{measured.student_entropy:.4f})",
+            *(f"accuracy gap            {gap.sentence()}" for gap in measured.accuracy_gaps),
             *([] if measured.signal is None else [told(measured)]),
             f"mean Jaccard distance   {measured.mean_jaccard_distance:.3f}",
             f"consensus s(x)          {measured.consensus_chosen:.0f} where chosen, "
@@ -51,6 +53,12 @@ def summary(measured: Diagnostics) -> list[str]:
             f"demonstrations          {measured.shots:.1f} per question, "
             f"{measured.demonstrations_dropped} dropped for length",
         ]
+    lines += [
+        f"{verdict.method:<23} {SPEAKS[verdict.speaks]}: {verdict.why}"
+        for verdict in measured.verdicts
+    ]
+    if measured.verdicts:
+        lines.append(f"auto takes              {measured.taken or 'none of them'}")
     return lines
 
 
@@ -102,6 +110,13 @@ def _cautions_of_sets(plan: "DistillPlan", measured: SetDiagnostics) -> list[str
             "the pools with gaps of +0.001 and -0.002 gained nothing, those with -0.010 and -0.017 "
             "gained 2.9 and 2.3 points (Tab. 1, 6)."
         )
+    lines += [
+        f"The teacher is not clearly more often right than the student, by {gap.against}: "
+        f"{gap.gap:+.3f} ({gap.interval[0]:+.3f} to {gap.interval[1]:+.3f}). Training is expected "
+        "to gain about as much (He et al.)."
+        for gap in measured.accuracy_gaps
+        if gap.interval[0] <= 0
+    ]
     end = None if measured.signal is None else measured.signal.end
     if end is not None and {end, measured.select} == {"bottom", "top"}:
         lines.append(

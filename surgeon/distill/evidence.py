@@ -9,7 +9,7 @@ functions of the methods call stages 1 to 3 and measure.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from surgeon import lineage, metrics, nopsd
 from surgeon.answers import check_many
 from surgeon.artifact import part
 from surgeon.consensus import Reliability, reliability
+from surgeon.distill.accuracy_gap import AccuracyGap, teachers_gap
 from surgeon.distill.demonstrations import Context, find_contexts, prompt_of_teacher
 from surgeon.distill.pool import Answers, LiveModel, answer_pool, pool_sets
 from surgeon.live.architecture import head_of
@@ -26,6 +27,17 @@ from surgeon.training.sequences import response_states, sequences, unembedding
 
 if TYPE_CHECKING:
     from surgeon.distill.plan import DistillPlan
+
+
+@part
+class Verdict:
+    """What the diagnostics say of a method."""
+
+    method: str
+    speaks: Literal["for", "against", "neither"]
+    gain: float | None
+    """What it would gain in accuracy by the votes; None where nothing estimates it."""
+    why: str
 
 
 @part
@@ -58,6 +70,10 @@ class Diagnostics:
     """Share of the answers that hit the token limit."""
     labelled: WorthByLabels | None = None
     """None without labels."""
+    verdicts: tuple[Verdict, ...] = ()
+    """What is said of each method, where `auto` chooses."""
+    taken: str | None = None
+    """The method that `auto` takes; None where it takes none, or wasn't asked."""
 
 
 @part
@@ -88,6 +104,9 @@ class SetDiagnostics(Diagnostics):
     signal: Reliability | None = None
     """Whether s(x) tells which first answers the question's other answers agree with, on up to
     `diagnose` questions of the whole pool."""
+    accuracy_gaps: tuple[AccuracyGap, ...] = ()
+    """How much more often the teacher is right than the student on the probed questions, by votes
+    and, where all of them have one, by labels."""
 
 
 class PoolEvidence(NamedTuple):
@@ -114,6 +133,30 @@ def answers_only(plan: "DistillPlan", live: LiveModel, work: Path) -> PoolEviden
         labelled=labelled(plan, answers, plan.prompts),
     )
     return PoolEvidence(answers, list(range(len(plan.prompts))), {}, diagnostics)
+
+
+def probed_answers(plan: "DistillPlan", live: LiveModel, work: Path) -> PoolEvidence:
+    """`samples` answers to the questions that the diagnostics are taken on, for methods that
+    answer the pool while they train. All questions are trained on; where training reads labels,
+    all that have one."""
+    chosen = [
+        i
+        for i, prompt in enumerate(plan.prompts)
+        if not plan.method.needs_labels or prompt.id in plan.labels
+    ]
+    asked = [plan.prompts[i] for i in probe(plan, chosen)]
+    answers = answer_pool(plan, live, asked, plan.settings.sampling, work, what="room")
+    room, unread = sharpening_room(plan, answers, asked)
+    ends = (answers[p.id, n] for p in asked for n in range(plan.settings.sampling.samples))
+    diagnostics = Diagnostics(
+        pool=len(plan.prompts),
+        chosen=len(chosen),
+        room=room,
+        unread=unread,
+        truncated=truncated(ends),
+        labelled=labelled(plan, answers, asked),
+    )
+    return PoolEvidence(answers, chosen, {}, diagnostics)
 
 
 def with_sets(plan: "DistillPlan", live: LiveModel, work: Path) -> PoolEvidence:
@@ -161,8 +204,9 @@ def with_sets(plan: "DistillPlan", live: LiveModel, work: Path) -> PoolEvidence:
         select=select,
         signal=signal,
         labelled=labelled(plan, more, questions, consensus_N),
+        accuracy_gaps=tuple(teachers_gap(plan, live, traces, contexts, more, probed, work)),
     )
-    return PoolEvidence(answers, chosen, contexts, diagnostics)
+    return PoolEvidence(more, chosen, contexts, diagnostics)
 
 
 def labelled(
@@ -217,8 +261,7 @@ def pool_signal(
 ) -> Reliability:
     """Whether s(x) of a question's first answer tells how many of its other answers agree with it:
     which end of the pool is the reliable one. No label is read."""
-    order = np.random.default_rng(plan.settings.seed).permutation(len(plan.prompts))
-    asked = sorted(order[: plan.settings.diagnose].tolist())
+    asked = pool_questions(plan)
     questions = [plan.prompts[i] for i in asked]
     more = answer_pool(plan, live, questions, plan.settings.sampling, work, what="vote on the pool")
     samples = range(plan.settings.sampling.samples)
@@ -234,6 +277,12 @@ def pool_signal(
         against="votes",
         seed=plan.settings.seed,
     )
+
+
+def pool_questions(plan: "DistillPlan") -> list[int]:
+    """Up to `diagnose` random questions of the whole pool, ascending."""
+    order = np.random.default_rng(plan.settings.seed).permutation(len(plan.prompts))
+    return sorted(order[: plan.settings.diagnose].tolist())
 
 
 def choose(

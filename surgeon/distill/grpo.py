@@ -1,13 +1,30 @@
-"""Stage 4 of the baselines that learn from a reward instead of a teacher: GRPO (Shao et al., 2024).
+"""Stage 4 of the methods that learn from a reward instead of a teacher.
 
-TTRL (Zuo et al., 2025): an answer is rewarded when it is the majority's among the rollouts of its
-question. Intuitor (Zhao et al., 2025): a rollout is rewarded by its self-certainty, how far the
-model's distributions are from uniform.
+GRPO (Shao et al., 2024) draws G rollouts y_i of a question q and rewards each, R_1 ... R_G:
 
-A rollout's advantage is its reward minus the mean of its question's rollouts, over their standard
-deviation. The loss is the mean over a response's tokens, then over responses. Every rollout serves
-one update, so the ratio to the policy that drew it is 1 and there is nothing to clip. A question
-whose rollouts are rewarded alike teaches nothing.
+    A_i  = (R_i - mean R) / (std R + 1e-4)
+    loss = - 1/G sum_i 1/|y_i| sum_t A_i log pi(y_it | q, y_i<t), mean over questions
+
+Every rollout serves one update, so the ratio to the policy that drew it is 1, with the gradient
+above, and there is nothing to clip. A question whose rollouts are rewarded alike teaches nothing.
+The rewards:
+
+    ttrl       1 for the answer of the rollouts' majority (Zuo et al., 2025)
+    intuitor   the self-certainty, 1/|y| sum_t KL(uniform || pi(. | q, y<t)) (Zhao et al., 2025)
+    grpo       1 for an answer that the check finds equal to the question's label
+    dapo       the same, 1 or -1, plus the overlong punishment below
+
+DAPO (Yu et al., 2025; arXiv 2503.14476) changes four things, of which three act here:
+
+    sec. 3.1  clip-higher          without effect where every rollout serves one update
+    sec. 3.2  dynamic sampling     questions whose rollouts are rewarded alike are replaced by
+                                   others, drawn in up to `ROUNDS` rounds
+    sec. 3.3  token-level loss     - 1/sum_i |y_i| sum_i sum_t A_i log pi(y_it | q, y_i<t)
+    sec. 3.4  overlong punishment  0 up to L_max - L_cache tokens, then falling evenly, -1 at L_max;
+                                   L_cache is the share 4,096 / 20,480 of L_max
+
+`mask_truncated` leaves truncated rollouts out of the loss instead (its overlong filtering). Without
+a label the methods read none; `grpo` and `dapo` train on the labelled questions of the pool.
 """
 
 # Shapes: P response positions, C of them in a chunk, V vocabulary, G rollouts of a question.
@@ -21,13 +38,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from surgeon.answers import classes_of, majority
-from surgeon.decoding import Answer, Request, stream_key
-from surgeon.distill.on_policy import rollout
+from surgeon.answers import check_many, classes_of, majority
+from surgeon.decoding import Answer
+from surgeon.distill.pushing import PushedStudent, pushed
+from surgeon.distill.rollouts import (
+    AnsweredQuestion,
+    StepRollouts,
+    step_rollouts,
+    told_of,
+    traces_of,
+)
 from surgeon.distill.run import GUARDS, TrainingRun
-from surgeon.errors import BadInput
 from surgeon.live.architecture import Head, head_of
-from surgeon.traces import Trace, stop_ids, text_of
 from surgeon.training.loop import Batch, Loss
 from surgeon.training.sequences import (
     Sequences,
@@ -44,17 +66,25 @@ CHUNK = 256
 """Positions whose logits exist at the same time."""
 LEAST_SPREAD = 1e-4
 """Added to the standard deviation of a question's rewards."""
+ROUNDS = 8
+"""Times that dapo draws rollouts for a step at most."""
+CACHE = 4096 / 20480
+"""Share of the longest answer in which the overlong punishment grows (DAPO sec. 4.1)."""
 
 
-class AnsweredQuestion(NamedTuple):
-    """The answers to one question of the pool."""
-
-    question: int
-    answers: list[Answer]
+Reward = Callable[[TrainingRun, nn.Module, Sequence[AnsweredQuestion]], list[list[float]]]
+"""(run, the student, several questions' rollouts) -> a reward for each."""
 
 
-Reward = Callable[[TrainingRun, nn.Module, AnsweredQuestion], list[float]]
-"""(run, the student, one question's rollouts) -> a reward each."""
+class RewardedMethod(NamedTuple):
+    """How rollouts are rewarded, and what is made of it."""
+
+    reward: Reward
+    dynamic: bool = False
+    """Draw other questions for those whose rollouts are rewarded alike."""
+    by_token: bool = False
+    """The loss is the mean over all tokens of a step; else over a response's, then over
+    responses."""
 
 
 class Rewarded(NamedTuple):
@@ -63,9 +93,10 @@ class Rewarded(NamedTuple):
     sequences: Sequences
     token_P: Tensor
     advantage_P: Tensor
-    """The response's, over its number of tokens."""
+    """The response's, times its tokens' share."""
     share_P: Tensor
-    """One over the response's number of tokens."""
+    """One over the response's number of tokens, or 1 where all tokens of a step count alike; 0
+    for what is left out."""
 
     def to(self, device: torch.device) -> "Rewarded":
         return Rewarded(
@@ -90,19 +121,45 @@ def majority_rewards(answers: Sequence[str | None], group: int) -> list[float]:
     return rewards
 
 
-def majority_reward(run: TrainingRun, model: nn.Module, rollouts: AnsweredQuestion) -> list[float]:
+def majority_reward(
+    run: TrainingRun, model: nn.Module, rollouts: Sequence[AnsweredQuestion]
+) -> list[list[float]]:
     """1 for a rollout whose answer is the majority's (TTRL); a truncated one votes for nothing."""
-    prompt = run.plan.prompts[rollouts.question]
-    ids = run.plan.prompt_ids[rollouts.question]
-    traces = [
-        Trace(
-            prompt.id, n, ids, answer.token_ids,
-            text_of(run.live.tokenizer, answer.token_ids, answer.finish_reason),
-            answer.finish_reason,
-        )
-        for n, answer in enumerate(rollouts.answers)
-    ]  # fmt: skip
-    return majority_rewards(run.plan.read(traces), len(traces))
+    read = [run.plan.read(traces_of(run, each)) for each in rollouts]
+    return [majority_rewards(answers, len(answers)) for answers in read]
+
+
+def checked_reward(
+    run: TrainingRun, model: nn.Module, rollouts: Sequence[AnsweredQuestion]
+) -> list[list[float]]:
+    """1 for a rollout whose answer is the question's label by the check, else 0 (GRPO)."""
+    plan = run.plan
+    read = [plan.read(traces_of(run, each)) for each in rollouts]
+    labels = [plan.labels[plan.prompts[each.question].id] for each in rollouts]
+    pairs = [(a, label) for answers, label in zip(read, labels, strict=True) for a in answers]
+    verdicts = iter(check_many(pairs, plan.settings.check or "exact"))
+    return [[float(next(verdicts).correct) for _ in answers] for answers in read]
+
+
+def shaped_reward(
+    run: TrainingRun, model: nn.Module, rollouts: Sequence[AnsweredQuestion]
+) -> list[list[float]]:
+    """1 for a right rollout, else -1, with the punishment of overlong ones (DAPO)."""
+    most = run.plan.settings.sampling.max_tokens
+    punishes = not run.plan.settings.rollout.mask_truncated
+    return [
+        [
+            2 * right - 1 + (overlong_punishment(len(answer.token_ids), most) if punishes else 0.0)
+            for right, answer in zip(rights, each.answers, strict=True)
+        ]
+        for rights, each in zip(checked_reward(run, model, rollouts), rollouts, strict=True)
+    ]
+
+
+def overlong_punishment(tokens: int, most: int) -> float:
+    """What a response of so many tokens loses, in [-1, 0] (DAPO sec. 3.4)."""
+    cache = CACHE * most
+    return -min(max((tokens - (most - cache)) / cache, 0.0), 1.0)
 
 
 def self_certainty(hidden_PD: Tensor, head: Head) -> float:
@@ -117,17 +174,16 @@ def self_certainty(hidden_PD: Tensor, head: Head) -> float:
 
 
 def self_certainty_reward(
-    run: TrainingRun, model: nn.Module, rollouts: AnsweredQuestion
-) -> list[float]:
+    run: TrainingRun, model: nn.Module, rollouts: Sequence[AnsweredQuestion]
+) -> list[list[float]]:
     """How far the model's distributions over a rollout are from uniform (Intuitor)."""
     head, device = head_of(model), next(model.parameters()).device
-    prompt = run.plan.prompt_ids[rollouts.question]
-    return [
-        self_certainty(
-            response_states(model, sequences([prompt], [answer.token_ids]).to(device)), head
-        )
-        for answer in rollouts.answers
-    ]
+
+    def certainty(question: int, answer: Answer) -> float:
+        ids = sequences([run.plan.prompt_ids[question]], [answer.token_ids])
+        return self_certainty(response_states(model, ids.to(device)), head)
+
+    return [[certainty(each.question, answer) for answer in each.answers] for each in rollouts]
 
 
 def advantages(rewards: Sequence[float]) -> np.ndarray:
@@ -140,16 +196,20 @@ def advantages(rewards: Sequence[float]) -> np.ndarray:
 # --- training -------------------------------------------------------------------------------------
 
 
-def grpo(reward: Reward) -> Callable[[TrainingRun], History]:
+def grpo(
+    reward: Reward, *, dynamic: bool = False, by_token: bool = False
+) -> Callable[[TrainingRun], History]:
     """A method that trains by that reward."""
+    method = RewardedMethod(reward, dynamic, by_token)
 
     def train(run: TrainingRun) -> History:
         penalty = run.plan.settings.rollout.penalty
         start = AveragedWeights(run.student.model, 0.0) if penalty else None
-        return run.fit(
-            rewarded_batches(run, reward), policy_loss(penalty), teacher=start,
-            target=token_logprobs, guards=GUARDS,
-        )  # fmt: skip
+        with pushed(run) as engine:
+            return run.fit(
+                rewarded_batches(run, method, engine), policy_loss(penalty), teacher=start,
+                target=token_logprobs, guards=GUARDS,
+            )  # fmt: skip
 
     return train
 
@@ -207,69 +267,110 @@ def token_logprobs(model: nn.Module, micro: Rewarded) -> Tensor:
     )
 
 
-def rewarded_batches(run: TrainingRun, reward: Reward) -> Callable[[int], Iterator[Batch]]:
-    """`batches(step)`: `samples` rollouts of each of the step's questions, with their advantages.
+class RewardedRollouts(NamedTuple):
+    """A step's rollouts and their rewards."""
 
-    What is drawn follows from the seed, the step and a rollout's place in the batch, as in
-    Neuron-OPSD.
-    """
+    rollouts: StepRollouts
+    rewards: list[list[float]]
+
+
+def rewarded_batches(
+    run: TrainingRun, method: RewardedMethod, engine: PushedStudent | None = None
+) -> Callable[[int], Iterator[Batch]]:
+    """`batches(step)`: `samples` rollouts of each of the step's questions, with their
+    advantages."""
     plan, peers = run.plan, run.live.accelerator
-    size, group = plan.settings.batches.batch_size, plan.settings.sampling.samples
-    stop = stop_ids(run.student.model, run.live.tokenizer)
-
-    def drawn_and_rewarded(
-        model: nn.Module, questions: Sequence[int], requests: Sequence[Request]
-    ) -> tuple[list[AnsweredQuestion], list[list[float]]]:
-        answers = rollout(model, requests, stop, plan)
-        groups = [
-            AnsweredQuestion(i, answers[first : first + group])
-            for i, first in zip(questions, range(0, len(answers), group), strict=True)
-        ]
-        return groups, [reward(run, model, rollouts) for rollouts in groups]
+    size = plan.settings.batches.batch_size
+    places = share_of(size, peers.process_index, peers.num_processes)
 
     def from_step(start: int) -> Iterator[Batch]:
         for step in count(start):
             drawn = draw(run.evidence.chosen, size, step, plan.settings.seed)
-            places = share_of(size, peers.process_index, peers.num_processes)
             questions = [drawn[place] for place in places]
-            requests = [
-                Request(
-                    plan.prompt_ids[i],
-                    stream_key(plan.settings.seed, f"{plan.prompts[i].id} step {step}", at),
-                )
-                for i, place in zip(questions, places, strict=True)
-                for at in range(place * group, (place + 1) * group)
-            ]
-            try:
-                groups, rewards = run.student.rollouts(
-                    lambda model, questions=questions, requests=requests: drawn_and_rewarded(
-                        model, questions, requests
-                    )
-                )
-            except BadInput as error:
-                if step == 0:
-                    raise
-                raise BadInput(
-                    f"the rollouts of step {step + 1} failed: {error} If training did it, lower "
-                    "the learning rate and train anew, under another --out."
-                ) from error
-            yield batch_of(run, groups, rewards)
+            found = rewarded(run, method, engine, step, questions, places)
+            if method.dynamic:
+                found = informative(run, method, engine, step, places, found)
+            yield batch_of(run, method, engine, found)
 
     return from_step
 
 
+def rewarded(
+    run: TrainingRun,
+    method: RewardedMethod,
+    engine: PushedStudent | None,
+    step: int,
+    questions: Sequence[int],
+    places: Sequence[int],
+) -> RewardedRollouts:
+    """Rollouts of these questions, and what each is worth."""
+    group = run.plan.settings.sampling.samples
+    rollouts = step_rollouts(run, engine, step, questions, places, group=group)
+    rewards = run.student.rollouts(lambda model: method.reward(run, model, rollouts.questions))
+    return RewardedRollouts(rollouts, rewards)
+
+
+def informative(
+    run: TrainingRun,
+    method: RewardedMethod,
+    engine: PushedStudent | None,
+    step: int,
+    places: Sequence[int],
+    found: RewardedRollouts,
+) -> RewardedRollouts:
+    """As many questions as there are places whose rollouts are rewarded unlike each other, others
+    drawn for those that are not; fewer, where `ROUNDS` rounds find no more of them, and if they
+    find none what was drawn first (DAPO's dynamic sampling).
+
+    What is drawn follows from the seed, the step and the round. Processes draw as long as one of
+    them lacks a question.
+    """
+    plan, peers = run.plan, run.live.accelerator
+    size, kept = plan.settings.batches.batch_size, unlike(found)
+    generated = found.rollouts.generated
+    for number in range(1, ROUNDS):
+        lacking = torch.tensor(max(0, len(places) - len(kept)), device=peers.device)
+        if int(peers.reduce(lacking, "sum") if peers.num_processes > 1 else lacking) == 0:  # pyright: ignore
+            break
+        at = step * ROUNDS + number
+        drawn = draw(run.evidence.chosen, size, at, plan.settings.seed + 1)
+        beyond = [place + number * size for place in places]
+        questions = [drawn[place] for place in places]
+        more = rewarded(run, method, engine, step, questions, beyond)
+        kept, generated = kept + unlike(more), generated + more.rollouts.generated
+    kept = kept[: len(places)] or list(zip(found.rollouts.questions, found.rewards, strict=True))
+    rollouts = StepRollouts([each for each, _ in kept], found.rollouts.lag, generated)
+    return RewardedRollouts(rollouts, [part for _, part in kept])
+
+
+def unlike(found: RewardedRollouts) -> list[tuple[AnsweredQuestion, list[float]]]:
+    """The questions whose rollouts are not all rewarded alike, with their rewards."""
+    pairs = zip(found.rollouts.questions, found.rewards, strict=True)
+    return [(each, rewards) for each, rewards in pairs if len(set(rewards)) > 1]
+
+
 def batch_of(
-    run: TrainingRun, groups: Sequence[AnsweredQuestion], rewards: Sequence[Sequence[float]]
+    run: TrainingRun,
+    method: RewardedMethod,
+    engine: PushedStudent | None,
+    found: RewardedRollouts,
 ) -> Batch:
     """A step's rollouts as micro-batches."""
+    groups, rewards = found.rollouts.questions, found.rewards
     prompts = [run.plan.prompt_ids[g.question] for g in groups for _ in g.answers]
     answers = [answer for g in groups for answer in g.answers]
     advantage = np.concatenate([advantages(part) for part in rewards])
     responses = [answer.token_ids for answer in answers]
+    masks = method.by_token and run.plan.settings.rollout.mask_truncated
+    counted = [not (masks and answer.finish_reason == "length") for answer in answers]
+    shares = [
+        float(counts) * (1.0 if method.by_token else 1 / len(ids))
+        for counts, ids in zip(counted, responses, strict=True)
+    ]
     lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
     micros = []
     for part in grouped(lengths, run.plan.settings.batches.micro_tokens):
-        share_P = torch.tensor([1 / len(responses[b]) for b in part for _ in responses[b]])
+        share_P = torch.tensor([shares[b] for b in part for _ in responses[b]])
         own_P = torch.tensor([float(advantage[b]) for b in part for _ in responses[b]])
         micros.append(
             Rewarded(
@@ -280,14 +381,13 @@ def batch_of(
             )
         )
     tokens = sum(map(len, responses))
+    learned = sum(len(ids) for counts, ids in zip(counted, responses, strict=True) if counts)
+    alike = sum(len(part) for part in rewards if len(set(part)) == 1)
     return Batch(
         micros,
-        weight=len(responses),
+        weight=max(learned, 1) if method.by_token else len(responses),
         tokens=tokens,
         responses=len(responses),
-        sums={
-            "length": float(tokens),
-            "truncated": float(sum(a.finish_reason == "length" for a in answers)),
-            "reward": float(sum(map(sum, rewards))),
-        },
+        sums=told_of(found.rollouts, engine)
+        | {"reward": float(sum(map(sum, rewards))), "alike": float(alike)},
     )

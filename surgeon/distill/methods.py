@@ -11,11 +11,20 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from surgeon import named
 from surgeon.answers import majority
-from surgeon.distill.evidence import PoolEvidence, answers_only, with_sets
-from surgeon.distill.grpo import grpo, majority_reward, self_certainty_reward
+from surgeon.distill.advice import weigh
+from surgeon.distill.evidence import PoolEvidence, answers_only, probed_answers, with_sets
+from surgeon.distill.grpo import (
+    checked_reward,
+    grpo,
+    majority_reward,
+    self_certainty_reward,
+    shaped_reward,
+)
 from surgeon.distill.on_policy import imitate
 from surgeon.distill.pool import LiveModel
+from surgeon.distill.pseudo_solutions import correct
 from surgeon.distill.run import TrainingRun
+from surgeon.distill.suppression import suppress
 from surgeon.errors import BadInput
 from surgeon.traces import Trace
 from surgeon.training.state import History
@@ -46,6 +55,8 @@ class Finisher(NamedTuple):
     """Tuning -> the peak learning rate unless another is given."""
     epochs: int | None = None
     """Passes over the questions, where neither steps nor epochs are given; None: 150 steps."""
+    needs_labels: bool = False
+    """Whether training reads labels: it then trains on the labelled questions only."""
     by_question: bool = True
     """Whether a step's examples are questions; else they are answers."""
     extra: str | None = None
@@ -82,12 +93,25 @@ def of_the_majority(run: TrainingRun) -> list[tuple[int, Trace]]:
     return kept
 
 
+def not_chosen(run: TrainingRun) -> History:
+    """`auto` is another method by the time that it trains."""
+    raise AssertionError(f"auto took {run.evidence.diagnostics.taken}")
+
+
 METHODS: dict[str, Finisher] = {
+    "auto": Finisher(
+        "the method that the diagnostics spoke for", not_chosen, gather=weigh, needs_sets=True
+    ),
     "nopsd": Finisher(
         "on-policy self-distillation from a teacher with neuron-chosen demonstrations",
         imitate,
         gather=with_sets,
         needs_sets=True,
+    ),
+    "uopsd": Finisher(
+        "on-policy self-distillation from a teacher that sees the majority's solution (Li et al.)",
+        correct,
+        gather=probed_answers,
     ),
     "lmsi": Finisher(
         "fine-tuning on the model's own answers that agree with the majority (Huang et al.)",
@@ -97,13 +121,37 @@ METHODS: dict[str, Finisher] = {
     "ttrl": Finisher(
         "GRPO with the majority's answer as the reward (Zuo et al.)",
         grpo(majority_reward),
+        gather=probed_answers,
         rate={"lora": LORA_RATE * 5e-7, "full": 5e-7},  # Neuron-OPSD App. A
         epochs=1,
     ),
     "intuitor": Finisher(
         "GRPO with self-certainty as the reward (Zhao et al.)",
         grpo(self_certainty_reward),
+        gather=probed_answers,
         rate={"lora": LORA_RATE * 3e-6, "full": 3e-6},  # full: as published
+        epochs=1,
+    ),
+    "opsa": Finisher(
+        "suppression of the least likely tokens of the model's own answers (Ding and Zhang)",
+        suppress,
+        gather=probed_answers,
+        rate={"lora": LORA_RATE * 1e-6, "full": 1e-6},  # full: as published
+    ),
+    "grpo": Finisher(
+        "GRPO with a check against labels as the reward (Shao et al.)",
+        grpo(checked_reward),
+        gather=probed_answers,
+        needs_labels=True,
+        rate={"lora": LORA_RATE * 1e-6, "full": 1e-6},  # full: as published
+        epochs=1,
+    ),
+    "dapo": Finisher(
+        "DAPO with a check against labels as the reward (Yu et al.)",
+        grpo(shaped_reward, dynamic=True, by_token=True),
+        gather=probed_answers,
+        needs_labels=True,
+        rate={"lora": LORA_RATE * 1e-6, "full": 1e-6},  # full: as published
         epochs=1,
     ),
 }

@@ -4,21 +4,19 @@ the reverse KL of its distribution from the teacher's at each token of its own a
 
 # Shapes: P response positions, B sequences.
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import count
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from surgeon import nopsd
-from surgeon.decoding import Answer, Request, decode, stream_key
 from surgeon.distill.demonstrations import prompt_of_teacher
 from surgeon.distill.pushing import PushedStudent, pushed
+from surgeon.distill.rollouts import step_rollouts, told_of
 from surgeon.distill.run import GUARDS, TrainingRun
-from surgeon.errors import BadInput
 from surgeon.live.architecture import head_of
-from surgeon.traces import stop_ids
 from surgeon.training.loop import Batch, Loss
 from surgeon.training.sequences import (
     Sequences,
@@ -32,9 +30,6 @@ from surgeon.training.sequences import (
 from surgeon.training.state import History
 from surgeon.training.student import is_sharded
 from surgeon.training.tuning import AveragedChange, AveragedWeights, Teacher
-
-if TYPE_CHECKING:
-    from surgeon.distill.plan import DistillPlan
 
 
 class Imitation(NamedTuple):
@@ -63,8 +58,9 @@ def make_teacher(run: TrainingRun) -> Teacher:
     return AveragedChange(model, averaging.ema_rate)
 
 
-def teacher_states(model: nn.Module, micro: Imitation) -> tuple[Tensor, Tensor | None]:
-    """The teacher's states at the response positions, and its unembedding where that is trained."""
+def teacher_states(model: nn.Module, micro: Any) -> tuple[Tensor, Tensor | None]:
+    """The teacher's states at the positions of `micro.teacher`, and its unembedding where that is
+    trained."""
     device = next(model.parameters()).device
     states_PD = response_states(model, micro.teacher.to(device))
     head = unembedding(model)
@@ -97,17 +93,10 @@ def reverse_kl_loss(
 def rollout_batches(
     run: TrainingRun, engine: PushedStudent | None = None
 ) -> Callable[[int], Iterator[Batch]]:
-    """`batches(step)`: the student's rollouts of each step's questions, with both prompts.
-
-    Another `engine` than the decoder here draws them with weights that may lag behind.
-
-    A step's questions follow from the seed and the step; a rollout's random stream from those and
-    its place in the batch, so neither the number of processes nor a restart changes what is drawn.
-    """
+    """`batches(step)`: the student's rollouts of each step's questions, with both prompts."""
     plan, evidence, peers = run.plan, run.evidence, run.live.accelerator
-    settings, seed = plan.settings, plan.settings.seed
+    settings = plan.settings
     size = settings.batches.batch_size
-    stop = stop_ids(run.student.model, run.live.tokenizer)
     traces = [evidence.answers[prompt.id, 0] for prompt in plan.prompts]
 
     @cache
@@ -116,35 +105,11 @@ def rollout_batches(
 
     def from_step(start: int) -> Iterator[Batch]:
         for step in count(start):
-            drawn = draw(evidence.chosen, size, step, seed)
+            drawn = draw(evidence.chosen, size, step, settings.seed)
             places = share_of(size, peers.process_index, peers.num_processes)
             queries = [drawn[place] for place in places]
-            keys = [
-                (f"{plan.prompts[i].id} step {step}", place)
-                for i, place in zip(queries, places, strict=True)
-            ]
-            prompts = [plan.prompt_ids[i] for i in queries]
-            requests = [
-                Request(ids, stream_key(seed, *key)) for ids, key in zip(prompts, keys, strict=True)
-            ]
-            try:
-                if engine is None:
-                    answers, lag = (
-                        run.student.rollouts(
-                            lambda model, requests=requests: rollout(model, requests, stop, plan)
-                        ),
-                        0,
-                    )
-                else:
-                    answers, lag = engine.rollouts(step, keys, prompts)
-            except BadInput as error:
-                if step == 0:
-                    raise
-                raise BadInput(
-                    f"the rollouts of step {step + 1} failed: {error} If training did it, lower "
-                    "the learning rate and train anew, under another --out."
-                ) from error
-            responses = [answer.token_ids for answer in answers]
+            rollouts = step_rollouts(run, engine, step, queries, places)
+            responses = [each.answers[0].token_ids for each in rollouts.questions]
             lengths = [
                 len(teacher_ids(i)) + len(r) for i, r in zip(queries, responses, strict=True)
             ]
@@ -160,26 +125,12 @@ def rollout_batches(
                 for part in grouped(lengths, settings.batches.micro_tokens)
             ]
             tokens = sum(map(len, responses))
-            truncated = sum(answer.finish_reason == "length" for answer in answers)
             yield Batch(
                 micros,
                 weight=tokens if settings.readings.loss == "mean" else len(responses),  # R14
                 tokens=tokens,
                 responses=len(responses),
-                sums={"length": float(tokens), "truncated": float(truncated)}
-                | ({} if engine is None else {"staleness": float(lag * len(responses))}),
+                sums=told_of(rollouts, engine),
             )
 
     return from_step
-
-
-def rollout(
-    model: nn.Module, requests: Sequence[Request], stop: frozenset[int], plan: "DistillPlan"
-) -> list[Answer]:
-    """The student's answers, in the order of the requests."""
-    drawn = plan.settings.rollout
-    answers = decode(
-        model, requests, stop=stop, max_tokens=plan.settings.sampling.max_tokens,
-        temperature=drawn.temperature, top_p=drawn.top_p,
-    )  # fmt: skip
-    return sorted(answers, key=lambda answer: answer.index)

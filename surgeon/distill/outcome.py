@@ -16,6 +16,7 @@ from surgeon.console import announce, console, say, table, warn
 from surgeon.distill.diagnostics import cautions, summary
 from surgeon.distill.evidence import Diagnostics, PoolEvidence, SetDiagnostics
 from surgeon.distill.plan import DistillPlan
+from surgeon.distill.pool import stored_answers
 from surgeon.distill.validation import BEST, Validated, outcome
 from surgeon.training import processes
 from surgeon.training.outputs import Base, write_result
@@ -41,6 +42,38 @@ class Ends:
     last: float
 
 
+@part
+class Cost:
+    """What training took: seconds of the first process, and tokens."""
+
+    rollout_seconds: float
+    """Rollouts and their rewards, or finding examples."""
+    teacher_seconds: float
+    """Passes of the teacher, or of where the student started."""
+    student_seconds: float
+    """The student's passes and updates."""
+    answered: int
+    """Tokens generated before training."""
+    generated: int
+    """Tokens generated in training."""
+
+    def sentence(self) -> str:
+        """The parts of the time, and the tokens."""
+        total = self.rollout_seconds + self.teacher_seconds + self.student_seconds
+        shares = [
+            f"{name} {seconds / total:.0%}"
+            for name, seconds in (
+                ("rollouts", self.rollout_seconds), ("teacher", self.teacher_seconds),
+                ("student", self.student_seconds),
+            )
+            if seconds and total
+        ]  # fmt: skip
+        return (
+            f"{total:,.0f} s of training: {', '.join(shares)}; tokens generated: "
+            f"{self.answered:,} before it, {self.generated:,} in it"
+        )
+
+
 @artifact.artifact("distill.json")
 class Distillation:
     """What `surgeon distill` did."""
@@ -52,7 +85,11 @@ class Distillation:
     """`steps`, `window`, and the metrics at both ends."""
     warnings: list[str]
     validated: Validated | None = None
-    """How labelled problems chose the step; None where no label was read for training."""
+    """How labelled problems chose the step; None where they didn't."""
+    rewarded_by: int = 0
+    """Labelled questions by whose answers training was rewarded; 0 where it read no label."""
+    cost: Cost | None = None
+    """None in runs made before it was measured."""
     result: Literal["adapter", "checkpoint"]
     out: artifact.Out = Path()
     already: artifact.Already = False
@@ -68,7 +105,9 @@ def write(
 ) -> Distillation:
     """Write weights and card into `work`; what `distill.json` will hold."""
     chosen = outcome(work / "training", len(plan.validation))
-    result = replace(conclusion(plan, evidence, history), validated=chosen)  # pyright: ignore
+    result = replace(  # pyright: ignore
+        conclusion(plan, evidence, history), validated=chosen, cost=cost_of(history, work)
+    )
     weights = student.weights()
 
     def write_files() -> None:
@@ -86,7 +125,14 @@ def conclusion(plan: DistillPlan, evidence: PoolEvidence, history: History) -> D
     """The content of `distill.json`."""
     return Distillation(
         checkpoint=Base.of(plan.checkpoint),
-        settings=lineage.plain({**plan.run.arguments, "seed": plan.settings.seed}),
+        settings=lineage.plain(
+            {
+                **plan.run.arguments,
+                "seed": plan.settings.seed,
+                "lr": plan.schedule.lr,
+                "steps": plan.steps,
+            }
+        ),
         diagnostics=evidence.diagnostics,
         training={
             "steps": len(history.records),
@@ -94,7 +140,24 @@ def conclusion(plan: DistillPlan, evidence: PoolEvidence, history: History) -> D
             **ends_of(history.records),
         },
         warnings=[*cautions(plan, evidence.diagnostics), *history.warnings.values()],
+        rewarded_by=len(evidence.chosen) if plan.method.needs_labels else 0,
         result="adapter" if plan.settings.writes_adapter else "checkpoint",
+    )
+
+
+def cost_of(history: History, work: Path) -> Cost:
+    """What the steps took, and what was generated."""
+
+    def total(name: str, times: str | None = None) -> float:
+        return sum(row.get(name, 0.0) * (row[times] if times else 1.0) for row in history.records)
+
+    answers = stored_answers(work / "rollouts").values()
+    return Cost(
+        rollout_seconds=total("rollout_seconds"),
+        teacher_seconds=total("teacher_seconds"),
+        student_seconds=total("student_seconds"),
+        answered=sum(len(trace.token_ids) for trace in answers),
+        generated=round(total("generated", "responses")),
     )
 
 
@@ -133,6 +196,7 @@ def card(plan: DistillPlan, result: Distillation) -> str:
             "Before training:",
             fenced("\n".join(summary(result.diagnostics))),
             markdown_table(*training_table(result, CARD_METRICS)),
+            result.cost.sentence() + "." if result.cost else "",
             "\n".join(f"- Warning: {text}" for text in result.warnings),
         ],
         parents=[base],
@@ -143,12 +207,19 @@ def card(plan: DistillPlan, result: Distillation) -> str:
 
 def read_labels_line(result: Distillation) -> str:
     """Whether labels had a say."""
-    if result.validated is None:
+    said = []
+    if result.rewarded_by:
+        said.append(
+            f"Labelled: training was rewarded by the answers to {result.rewarded_by} questions."
+        )
+    if result.validated is not None:
+        said.append(
+            f"The weights of step {result.validated.step} were chosen on "
+            f"{result.validated.problems} labelled problems."
+        )
+    if not said:
         return "No label was read in training."
-    return (
-        f"The weights of step {result.validated.step} were chosen on {result.validated.problems} "
-        "labelled problems; no other label was read in training."
-    )
+    return " ".join([*said, "No other label was read in training."])
 
 
 def training_table(result: Distillation, names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
@@ -176,7 +247,9 @@ def show(result: Distillation) -> None:
     for row in rows:
         metrics.add_row(*row)
     console().print(metrics)
-    if result.validated is not None:
+    if result.cost is not None:
+        say(result.cost.sentence())
+    if result.validated is not None or result.rewarded_by:
         say(read_labels_line(result))
     warn(result.warnings)
     use = f"; use it as {result.checkpoint.spec}+{result.out}" if result.result == "adapter" else ""

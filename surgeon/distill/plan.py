@@ -17,6 +17,7 @@ from surgeon.answers import (
     parse_extractor,
     parse_tags,
     read_answers,
+    tags_of,
 )
 from surgeon.answers.thinking import Tags
 from surgeon.checkpoint import Checkpoint, placement
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+AUTO = "auto"
 STEPS = 150
 """Optimizer steps of Neuron-OPSD (App. A)."""
 
@@ -72,9 +74,9 @@ class DistillPlan(NamedTuple):
     steps: int
     """Optimizer steps."""
     validation: list[Prompt]
-    """WorthByLabels problems that choose the step; empty where none were given."""
+    """Labelled problems that choose the step; empty where none were given."""
     labels: dict[str, str]
-    """Question -> its answer, for reports; empty without labels."""
+    """Question -> its answer, for reports and the rewards of labelled methods; empty without."""
     imported: list[Trace]
     """Answers that were made elsewhere."""
     device: str
@@ -97,6 +99,12 @@ class DistillPlan(NamedTuple):
     def after_thinking(self, trace: Trace) -> str | None:
         """A response without its thinking; None where it has no end."""
         return final_texts([trace], self.tokenizer, self._think)[0]
+
+    @property
+    def thinking_tags(self) -> list[str]:
+        """What opens and what closes thinking, as the template or the user says."""
+        tags = (*tags_of(self.checkpoint.chat_template), *self._think)
+        return [tag for pair in tags for tag in pair]
 
     @property
     def _think(self) -> tuple[Tags, ...]:
@@ -129,7 +137,13 @@ def prepare(settings: DistillSettings) -> DistillPlan:
     tokenizer = checkpoint.tokenizer()
     prompt_ids, prompt_budget = measure_prompts(checkpoint, tokenizer, prompts, settings)
     labels, validation = read_labels(settings, prompts), read_validation(settings, checkpoint)
-    steps = steps_of(settings, method, selection, len(prompts))
+    if method.needs_labels and not labels:
+        raise BadInput(
+            f"method {settings.method!r} is rewarded by labels, found none: give --labels FILE, "
+            "the pool's questions with their answers."
+        )
+    asked = len(labels) if method.needs_labels else len(prompts)
+    steps = steps_of(settings, method, selection, asked)
     imported = read_imported(settings, checkpoint, tokenizer, prompts)
     require_own_engine(settings, checkpoint, prompts)
     given = {"responses": lineage.file_digest(settings.responses)} if settings.responses else {}
@@ -207,6 +221,22 @@ def read_validation(settings: DistillSettings, checkpoint: Checkpoint) -> list[P
     return problems
 
 
+def decided(plan: DistillPlan, taken: str | None) -> DistillPlan:
+    """The plan of the method that `auto` takes; raises `BadInput` where it takes none."""
+    if taken is None:
+        raise BadInput(
+            "the diagnostics speak for no method, so auto trains none (diagnostics.json says why). "
+            "Name a --method, or train the likeliest of them all the same with --force."
+        )
+    method, settings = method_of(taken), plan.settings
+    selection = plan.selection if method.needs_sets else replace(plan.selection, select="all")
+    lr = settings.schedule.lr or method.rate[settings.tuning.weights]
+    return plan._replace(
+        method=method, selection=selection, schedule=replace(plan.schedule, lr=lr),
+        steps=steps_of(settings, method, selection, len(plan.prompts)),
+    )  # fmt: skip
+
+
 def steps_of(settings: DistillSettings, method: Finisher, selection: Selection, pool: int) -> int:
     """Optimizer steps: as many as were asked for, or that make so many epochs."""
     epochs = settings.epochs or (method.epochs if settings.steps is None else None)
@@ -268,6 +298,15 @@ def require_method(method: Finisher, settings: DistillSettings) -> Selection:
         raise BadInput(
             f"method {settings.method!r} needs {method.extra}: pip install "
             f"'surgeon[{method.extra}]'"
+        )
+    if settings.method == AUTO and settings.epochs is not None:
+        raise BadInput(
+            "found epochs with method auto, which may take one that learns answers: give steps."
+        )
+    if settings.force and settings.method != AUTO:
+        raise BadInput(
+            f"found force with method {settings.method!r}, which trains in any case: it is for "
+            "method auto."
         )
     if method.one_process and processes.world() > 1:
         raise BadInput(

@@ -65,13 +65,30 @@ def answer_pool(
     if accelerator.is_main_process and plan.imported and not imported.is_file():
         jsonl.write(imported, map(asdict, plan.imported))
     accelerator.wait_for_everyone()
+    return answer_prompts(plan, live, prompts, sampling, directory, what)
+
+
+def answer_prompts(
+    plan: "DistillPlan",
+    live: LiveModel,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    directory: Path,
+    what: str,
+) -> Answers:
+    """Answers to the prompts, with every other in the directory, which keeps them; shared out
+    between processes."""
+    accelerator = live.accelerator
+    directory.mkdir(exist_ok=True)
     file = directory / f"part-{accelerator.process_index}.jsonl"
+    accelerator.wait_for_everyone()
     done = stored_answers(directory).keys()
     accelerator.wait_for_everyone()
     share = prompts[accelerator.process_index :: accelerator.num_processes]
     engines.fill(
         plan.settings.engine, [engines.Destination(as_subject(plan.checkpoint), file)], share,
-        sampling, (plan.device, plan.dtype), report=work / engines.FILE, what=what, done=done,
+        sampling, (plan.device, plan.dtype), report=directory.parent / engines.FILE, what=what,
+        done=done,
     )  # fmt: skip
     sampled(file, live.model, live.tokenizer, share, sampling, what=what, done=done)
     accelerator.wait_for_everyone()

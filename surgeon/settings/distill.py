@@ -20,6 +20,7 @@ from surgeon.settings.schema import (
     Number,
     Out,
     Probability,
+    Share,
     settings,
 )
 from surgeon.settings.training import Batches, Schedule, Tuning
@@ -29,12 +30,24 @@ from surgeon.settings.training import Batches, Schedule, Tuning
 class Demonstrations:
     """What the teacher sees before the question."""
 
-    context: Literal["nearest", "random"] = "nearest"
-    """The questions with the most similar contribution sets, or random ones."""
+    context: Literal["nearest", "random", "length", "answer", "embedding"] = "nearest"
+    """The questions with the most similar contribution sets; or as controls random ones, others as
+    long as those, ones with the same answer, or the nearest by the model's own states."""
     shots: Count = 10
     """Demonstrations before the teacher's question."""
     teacher_tokens: Number = 0
     """Most tokens of a teacher's prompt; 0: what the context leaves beside the response."""
+
+
+@settings
+class PseudoSolution:
+    """uopsd: which of a question's rollouts teaches, and which are taught."""
+
+    threshold: Annotated[Share | None, RECORDED_WHERE_SET] = None
+    """Share of the rollouts that must give the most frequent answer, else the question is passed
+    over; by default 0.5."""
+    targets: Annotated[Count | None, RECORDED_WHERE_SET] = None
+    """Rollouts of a question with another answer that are taught, the longest; by default 1."""
 
 
 @settings
@@ -46,7 +59,10 @@ class Rollout:
     top_p: Probability = 1.0
     """Share of the probability that is drawn from, most likely tokens first."""
     penalty: Annotated[Amount, RECORDED_WHERE_SET] = 0.0
-    """ttrl, intuitor: weight of the KL to the start; Intuitor as published has 0.005, App. A 0."""
+    """ttrl, intuitor, grpo, dapo: weight of the KL to the start; published are 0.005 for Intuitor,
+    0.04 for GRPO, 0 for TTRL (App. A) and DAPO."""
+    mask_truncated: Annotated[bool, RECORDED_WHERE_SET] = False
+    """dapo: leave truncated rollouts out of the loss, instead of punishing overlong ones."""
     staleness: Annotated[Number, RECORDED_WHERE_SET] = 0
     """Steps that the weights of another engine may lag behind the student: they are pushed every
     1 + so many steps."""
@@ -80,22 +96,29 @@ class DistillSettings:
     """Import these answers to the pool, as plain text, instead of sampling them: rows with
     prompt_id and response."""
     method: str = "nopsd"
-    """nopsd, lmsi, ttrl, intuitor, or module:function."""
+    """nopsd, uopsd, lmsi, ttrl, intuitor, opsa; grpo and dapo, which read labels; auto, the one
+    that the diagnostics speak for; or module:function."""
+    force: Annotated[bool, UNRECORDED] = False
+    """auto: train the likeliest method though the diagnostics speak for none."""
     merge: bool = False
     """Write a checkpoint instead of an adapter."""
     answer: str = "auto"
     """How an answer is read: auto, boxed, choice, number, last-line, a regex with one group, or
     module:function."""
     labels: Annotated[File | None, RECORDED_WHERE_SET] = None
-    """The pool's questions with their answers, for the report only: how often answers and their
-    majority are right, and whether s(x) tells. No training reads them."""
+    """The pool's questions with their answers, for the report: how often answers and their
+    majority are right, and whether s(x) tells. Of the methods, grpo and dapo are rewarded by them,
+    and no other reads them."""
     check: Annotated[str | None, RECORDED_WHERE_SET] = None
     """How answers are compared with labels: exact (the default), choice, math, or
     module:function."""
     diagnose: Count = 64
     """Questions that the diagnostics are taken on."""
     steps: Count | None = None
-    """Optimizer steps; by default 150, and of ttrl and intuitor one epoch (App. A)."""
+    """Optimizer steps; by default 150, and of ttrl, intuitor, grpo and dapo one epoch (App. A)."""
+    lowest: Annotated[Probability | None, RECORDED_WHERE_SET] = None
+    """opsa: the share of a response's tokens, the least likely ones, that is suppressed; by default
+    0.2, as published."""
     epochs: Annotated[Count | None, RECORDED_WHERE_SET] = None
     """Passes over the questions that are trained on, instead of steps."""
     validation: Annotated[File | None, RECORDED_WHERE_SET] = None
@@ -113,6 +136,7 @@ class DistillSettings:
     reading: AnswerReading = AnswerReading()
     rollout: Rollout = Rollout()
     averaging: Averaging = Averaging()
+    pseudo: PseudoSolution = PseudoSolution()
     schedule: Schedule = Schedule()
     batches: Batches = Batches()
     machine: Machine = Machine()

@@ -10,7 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -77,6 +77,40 @@ class Guards:
                     "learning rate, or train for fewer steps."
                 )
         return collapsed
+
+
+@dataclass
+class Spent:
+    """Seconds of one step on this process."""
+
+    rollouts: float
+    """Until the batch was there: rollouts and their rewards, or examples."""
+    teacher: float = 0.0
+    """Passes under the teacher's weights."""
+
+    @contextmanager
+    def teaching(self, device: torch.device) -> Iterator[None]:
+        """The block is the teacher's; what an accelerator has queued is waited for on both
+        sides."""
+        _wait_for(device)
+        begun = time.monotonic()
+        yield
+        _wait_for(device)
+        self.teacher += time.monotonic() - begun
+
+    def record(self, seconds: float) -> dict[str, float]:
+        """The parts of a step of so many seconds; what is left is the student's passes and its
+        update."""
+        return {
+            "rollout_seconds": self.rollouts,
+            "teacher_seconds": self.teacher,
+            "student_seconds": seconds - self.rollouts - self.teacher,
+        }
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 class Journal:
@@ -147,10 +181,11 @@ def fit(
             begun = time.monotonic()
             seed_everything(schedule.seed, step, accelerator.process_index)
             batch = next(work)
+            spent = Spent(rollouts=time.monotonic() - begun)
             rate = schedule.rate(step, steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            means = _backward(student, batch, loss, teacher, target)
+            means = _backward(student, batch, loss, teacher, target, spent)
             _require_finite("the loss", means["loss"], step + 1)
             gradient = _clip(list(parameters.values()), schedule.clip)
             _require_finite("the norm of the gradient", gradient, step + 1)
@@ -166,6 +201,7 @@ def fit(
                     "lr": rate,
                     "gradient_norm": gradient,
                     "seconds": seconds,
+                    **spent.record(seconds),
                     "tokens_per_s": means["tokens"] / seconds,
                 }
             )
@@ -184,6 +220,7 @@ def _backward(
     loss: Callable[..., Loss],
     teacher: Teacher | None,
     target: Callable[..., Any] | None,
+    spent: Spent,
 ) -> dict[str, float]:
     """Leave a batch's gradient in the parameters; the means over all processes."""
     accelerator = student.accelerator
@@ -204,7 +241,11 @@ def _backward(
             break
         pull = None
         if teacher is not None and target is not None:
-            with torch.no_grad(), student.taught_by(teacher.acting()):
+            with (
+                spent.teaching(accelerator.device),
+                torch.no_grad(),
+                student.taught_by(teacher.acting()),
+            ):
                 pull = student(target, micro)
         last = number == (most if student.sharded else len(batch.micros)) - 1
         with student.last(last):

@@ -179,17 +179,28 @@ def unembedding(model: nn.Module) -> Tensor:
 
 
 def chunked_nll(
-    hidden_PD: Tensor, head: Head, token_P: Tensor, chunk_tokens: int = CHUNK
+    hidden_PD: Tensor,
+    head: Head,
+    token_P: Tensor,
+    chunk_tokens: int = CHUNK,
+    *,
+    weight_P: Tensor | None = None,
 ) -> Tensor:
-    """Sum of -log p(token) in nats, the logits made (and made again) in chunks of tokens."""
+    """Sum of -log p(token) in nats, each times its weight (a constant; by default 1); the logits
+    are made (and made again) in chunks of tokens."""
 
-    def nll(part_CD: Tensor, token_C: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(head.logits(part_CD), token_C, reduction="sum")
+    def nll(part_CD: Tensor, token_C: Tensor, weight_C: Tensor | None) -> Tensor:
+        logits_CV = head.logits(part_CD)
+        if weight_C is None:
+            return nn.functional.cross_entropy(logits_CV, token_C, reduction="sum")
+        return weight_C @ nn.functional.cross_entropy(logits_CV, token_C, reduction="none")
 
     total = hidden_PD.new_zeros((), dtype=torch.float32)
-    pairs = zip(hidden_PD.split(chunk_tokens), token_P.split(chunk_tokens), strict=True)
-    for part_CD, token_C in pairs:
-        total = total + recomputed(nll, part_CD, token_C, use_reentrant=False)
+    for first in range(0, len(token_P), chunk_tokens):
+        rows = slice(first, first + chunk_tokens)
+        weight_C = None if weight_P is None else weight_P[rows]
+        part = recomputed(nll, hidden_PD[rows], token_P[rows], weight_C, use_reentrant=False)
+        total = total + part  # pyright: ignore[reportOperatorIssue]
     return total
 
 
