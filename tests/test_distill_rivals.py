@@ -292,7 +292,7 @@ def test_a_score_is_held_against_the_vote_within_a_question():
     """Answers 7, 7, 8 with scores 3, 1, 2: of the pairs (3, 2) and (1, 2) one is in order."""
     assert auroc_within([3, 1, 2], ["7", "7", "8"]) == 0.5
     assert auroc_within([3, 3, 2], ["7", "7", None]) == 1.0
-    assert auroc_within([3, 1], ["7", "7"]) is None
+    assert auroc_within([3, 1], ["7", "7"]) is None and auroc_within([3, 1], ["7", "8"]) is None
 
 
 def test_what_is_said_of_the_methods():
@@ -306,9 +306,10 @@ def test_what_is_said_of_the_methods():
     ):
         (said, *_) = of_the_majority_methods(votes, room, unread)
         assert said.speaks == "against" and why in said.why
-    good = of_a_score("opsa", "x", [[2.0, 1.0]] * 9, [["7", "8"]] * 9)
-    assert good.speaks in ("for", "against")  # by the draw between 7 and 8, the same in all nine
-    assert of_a_score("opsa", "x", [[1.0, 1.0]] * 9, [["7", "7"]] * 9).speaks == "against"
+    for high, speaks in ((3.0, "for"), (1.0, "against")):
+        told = of_a_score("opsa", "x", [[high, high, 2.0]] * 9, [["7", "7", "8"]] * 9)
+        assert told.speaks == speaks
+    assert of_a_score("opsa", "x", [[1.0, 1.0]] * 9, [["7", "7"]] * 9).speaks == "neither"
 
 
 def verdict(method: str, speaks: Any, gain: float | None) -> Verdict:
@@ -324,15 +325,15 @@ def test_auto_takes_the_largest_gain_that_is_spoken_for():
 
 
 def test_auto_never_trains_what_is_spoken_against(source: Path, tmp_path: Path, capsys):
-    """A random model: no answer repeats, so nothing is spoken for; --force trains
-    all the same, from the answers that are there."""
+    """Three questions are too few to speak for anything; --force trains all the same, from the
+    answers that are there."""
     pool = write_pool(tmp_path / "pool.jsonl", 6)
     settings = SMALL | {"method": "auto", "steps": 1, "diagnose": 3, "lr": None, "batch_size": 2}
     with one_thread():
         with pytest.raises(BadInput, match="speak for no method, so auto trains none"):
             distill(str(source), pool=pool, out=tmp_path / "out", **settings)
         said = capsys.readouterr().err
-        assert "auto takes              none of them" in said and "against it" in said
+        assert "auto takes              none of them" in said and "too few" in said
         assert not (tmp_path / "out").exists()
         result = distill(str(source), pool=pool, out=tmp_path / "out", force=True, **settings)
     measured = result.diagnostics

@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 
 BY_MAJORITY = ("lmsi", "uopsd", "ttrl")
 """Of equal gain the first is taken."""
+FEWEST = 8
+"""Of fewer questions no interval says anything."""
 LITTLE_ROOM = 0.02
 MOSTLY_UNREAD = 0.5
 Score = Callable[["Tensor", "Tensor", Head], float]
@@ -105,6 +107,8 @@ def of_the_teacher(measured: SetDiagnostics) -> Verdict:
     why = f"the teacher is right {gap.gap:+.3f} ({low:+.3f} to {high:+.3f}) more often"
     sharper = entropy < 0
     why += f" and {'' if sharper else 'not '}clearly sharper"
+    if gap.questions < FEWEST:
+        return Verdict(method="nopsd", speaks="neither", gain=gap.gap, why=f"{why}: too few")
     if high <= 0 or (low <= 0 and not sharper):
         return Verdict(method="nopsd", speaks="against", gain=gap.gap, why=why)
     speaks = "for" if low > 0 else "neither"
@@ -122,7 +126,7 @@ def of_the_majority_methods(
         f"two halves of the answers have the same majority in {agree:.0%} of the questions, which "
         f"beats one answer by {gain:+.3f} ({low:+.3f} to {high:+.3f})"
     )
-    speaks = "for" if low > 0 else "neither"
+    speaks = "for" if low > 0 and len(votes) >= FEWEST else "neither"
     if unread > MOSTLY_UNREAD:
         speaks, why = "against", f"{unread:.0%} of the answers can't be read"
     elif room < LITTLE_ROOM:
@@ -168,9 +172,9 @@ def of_a_score(
             if (value := auroc_within(scores_G, row)) is not None
         ]
     )
-    if len(auroc_Q) < 2:
-        why = "all answers to a question agree, or none do"
-        return Verdict(method=method, speaks="against", gain=None, why=why)
+    if len(auroc_Q) < FEWEST:
+        why = f"only in {len(auroc_Q)} questions some answers agree and others don't"
+        return Verdict(method=method, speaks="neither", gain=None, why=why)
     low, high = metrics.bootstrap_interval(auroc_Q, seed=seed)
     why = (
         f"within a question {name} tells answers of the majority from others with AUROC "
@@ -182,8 +186,10 @@ def of_a_score(
 
 def auroc_within(score_G: Sequence[float], votes: Sequence[str | None]) -> float | None:
     """P(an answer of the majority has the higher score than another), equal ones half; None where
-    all are, or none is."""
+    all are, or no two agree."""
     best = majority(votes)
+    if sum(vote == best for vote in votes) < 2:
+        return None
     inside = [s for s, v in zip(score_G, votes, strict=True) if v is not None and v == best]
     outside = [s for s, v in zip(score_G, votes, strict=True) if v is None or v != best]
     if not inside or not outside:
