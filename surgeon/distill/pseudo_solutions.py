@@ -62,7 +62,7 @@ class Split(NamedTuple):
     """That don't, the longest first."""
 
 
-class Lesson(NamedTuple):
+class TaughtRollout(NamedTuple):
     """A rollout that is taught."""
 
     question: int
@@ -101,7 +101,7 @@ def split(votes: Sequence[str | None], lengths: Sequence[int], threshold: float)
     return Split(agreeing, disagreeing)
 
 
-def lessons(run: TrainingRun, asked: Sequence[AnsweredQuestion]) -> list[Lesson]:
+def lessons(run: TrainingRun, asked: Sequence[AnsweredQuestion]) -> list[TaughtRollout]:
     """The rollouts of these questions that are taught."""
     plan, settings = run.plan, run.plan.settings.pseudo
     threshold = THRESHOLD if settings.threshold is None else settings.threshold
@@ -115,7 +115,7 @@ def lessons(run: TrainingRun, asked: Sequence[AnsweredQuestion]) -> list[Lesson]
             prompt = next((ids for ids in prompts if len(ids) <= plan.teacher_tokens), None)
         if parts is not None and prompt is not None:
             taught = parts.disagreeing[: settings.targets or TARGETS]
-            found += [Lesson(each.question, each.answers[g], tuple(prompt)) for g in taught]
+            found += [TaughtRollout(each.question, each.answers[g], tuple(prompt)) for g in taught]
     return found
 
 
@@ -177,7 +177,7 @@ def corrected_batches(
             ):  # a step without a lesson: something to pass through, which weighs nothing
                 first = rollouts.questions[0]
                 ids = tuple(plan.prompt_ids[first.question])
-                found, weight = [Lesson(first.question, first.answers[0], ids)], 0.0
+                found, weight = [TaughtRollout(first.question, first.answers[0], ids)], 0.0
             told = told_of(rollouts, engine)
             responses = sum(len(each.answers) for each in rollouts.questions)
             tokens = sum(len(lesson.answer.token_ids) for lesson in found)
@@ -192,7 +192,7 @@ def corrected_batches(
     return from_step
 
 
-def micros_of(run: TrainingRun, found: Sequence[Lesson], weight: float) -> list[Corrected]:
+def micros_of(run: TrainingRun, found: Sequence[TaughtRollout], weight: float) -> list[Corrected]:
     """What is taught as micro-batches."""
     responses = [lesson.answer.token_ids for lesson in found]
     lengths = [len(lesson.teacher_ids) + len(r) for lesson, r in zip(found, responses, strict=True)]
