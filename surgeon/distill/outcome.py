@@ -43,7 +43,7 @@ class Ends:
 
 
 @part
-class Cost:
+class TrainingCost:
     """What training took: seconds of the first process, and tokens."""
 
     rollout_seconds: float
@@ -88,7 +88,7 @@ class Distillation:
     """How labelled problems chose the step; None where they didn't."""
     rewarded_by: int = 0
     """Labelled questions by whose answers training was rewarded; 0 where it read no label."""
-    cost: Cost | None = None
+    cost: TrainingCost | None = None
     """None in runs made before it was measured."""
     result: Literal["adapter", "checkpoint"]
     out: artifact.Out = Path()
@@ -145,14 +145,14 @@ def conclusion(plan: DistillPlan, evidence: PoolEvidence, history: History) -> D
     )
 
 
-def cost_of(history: History, work: Path) -> Cost:
+def cost_of(history: History, work: Path) -> TrainingCost:
     """What the steps took, and what was generated."""
 
     def total(name: str, times: str | None = None) -> float:
         return sum(row.get(name, 0.0) * (row[times] if times else 1.0) for row in history.records)
 
     answers = stored_answers(work / "rollouts").values()
-    return Cost(
+    return TrainingCost(
         rollout_seconds=total("rollout_seconds"),
         teacher_seconds=total("teacher_seconds"),
         student_seconds=total("student_seconds"),
