@@ -52,6 +52,7 @@ COMMANDS = {
     "random_rate monitor_file engine limit check answer seed batch device dtype",
     "serve": "checkpoint host port name rows max_waiting max_tokens levels monitor_file best_of "
     "best_by weights device dtype",
+    "diff": "first second out units",
     "show": "what verify",
     "run": "",
 }

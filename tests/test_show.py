@@ -35,9 +35,8 @@ def made(pico_pair, tmp_path: Path, monkeypatch) -> Path:
     mask = torch.zeros(3, 48, dtype=torch.bool)
     mask[1, :5] = True
     save_file({"mask_LF": mask}, tmp_path / "mask.safetensors")
-    place = "runs/family/family.json#slerp-0.5"
-    cli.main(f"transplant --recipient {place} --donor b --mask mask.safetensors "
-             "--out runs/moved".split())  # fmt: skip
+    cli.main(["transplant", "--recipient", "runs/family/family.json#slerp-0.5", "--donor", "b",
+              "--mask", "mask.safetensors", "--out", "runs/moved"])  # fmt: skip
     return tmp_path
 
 

@@ -48,6 +48,8 @@ class Relation(NamedTuple):
     """Those of them that are the same in both."""
     cosine: dict[str, float]
     """Kind of block -> cosine between the endpoints' matrices; without norms and embeddings."""
+    whole: bool = False
+    """Whether every weight was looked at, not samples."""
 
     @property
     def equal_share(self) -> float:
@@ -138,11 +140,13 @@ def warnings(first: Checkpoint, second: Checkpoint, found: Relation) -> list[str
             "checkpoints that were tuned from one base. Merges of such weights rarely work"
         )
     if found.differing and found.equal_share >= SPARSE:
+        looked_at = "" if found.whole else "sampled "
         warned.append(
             f"{names} differ by a sparse update, as reinforcement learning makes: "
-            f"{found.equal_share:.0%} of {found.sampled} weights sampled in {len(found.differing)} "
-            "tensors are equal bit by bit. A ratio t keeps the share t of that update, and methods "
-            "that drop weights at random (dare, density below 1) may lose it"
+            f"{found.equal_share:.0%} of {found.sampled} weights {looked_at}in "
+            f"{len(found.differing)} tensors are equal bit by bit. A ratio t keeps the share t of "
+            "that update, and methods that drop weights at random (dare, density below 1) may lose "
+            "it"
         )
     stored = [DTYPES[name].torch for c in (first, second) if (name := stored_dtype(c))]
     if len(set(stored)) > 1:

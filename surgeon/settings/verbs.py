@@ -87,6 +87,7 @@ VERBS = {
         ),
         "monitor": ("monitor:MonitorSettings", "surgeon.monitor", "monitor"),
         "serve": ("serve:ServeSettings", "surgeon.serve", "serve"),
+        "diff": ("diff:DiffSettings", "surgeon.diff", "diff"),
         "show": ("show:ShowSettings", "surgeon.show", "describe"),
     }.items()
 }
