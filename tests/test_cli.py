@@ -48,6 +48,8 @@ COMMANDS = {
     "mask_wrong save_every seed device dtype",
     "early-stop": "checkpoint easy hard out test by rule margin instance_steps probes "
     "answer_tokens samples temperature top_p max_tokens limit check answer seed batch device dtype",
+    "trigger calibrate": "checkpoint prompts out judge monitor_file levels limit samples "
+    "false_alarms trials check answer seed batch device dtype",
     "monitor": "checkpoint prompts prompt out samples temperature top_p max_tokens levels "
     "random_rate monitor_file engine limit check answer seed batch device dtype",
     "serve": "checkpoint host port name rows max_waiting max_tokens levels monitor_file best_of "

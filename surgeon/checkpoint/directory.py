@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-RECORDS = (lineage.FILE, "transplant.json", "early-stop.json", "early-stop.html")
+RECORDS = (
+    lineage.FILE,
+    "transplant.json",
+    "early-stop.json",
+    "early-stop.html",
+    "calibration.json",
+)
 """Files that say how a directory was made; they are no part of the checkpoint."""
 UNUSABLE = (
     ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError, RuntimeError,

@@ -99,6 +99,8 @@ def prepare(settings: MonitorSettings) -> MonitorPlan:
     monitor = Monitor.load(file, checkpoint)
     rates = read_rates(settings.random_rate, monitor.levels)
     levels = read_levels(settings.levels, monitor.levels)
+    if settings.levels is None and rates is None:
+        levels = monitor.default_levels
     if rates is not None:
         levels = tuple(level for level in levels if level in rates)
     for level in levels:

@@ -32,10 +32,15 @@ def summary(plan: MonitorPlan, entries: Sequence[Entry], drawn: DrawnAnswer | No
     truncated = float(np.mean([trace.finish_reason == "length" for trace in traces]))
     lengths = [len(trace.token_ids) for trace in traces]
     tokens_P = np.reshape(lengths, (-1, sampling.samples)).mean(1)
-    warnings = ()
+    warnings: tuple[str, ...] = ()
     if truncated > WORTH_SAYING:
         limit = sampling.max_tokens
         warnings = (f"{truncated:.0%} of the responses hit the limit of {limit} tokens.",)
+    if plan.settings.levels is None and not plan.rates:
+        warnings += tuple(
+            f"{level} isn't watched: by its calibration {why}; --levels {level} watches it."
+            for level, why in plan.monitor.off.items()
+        )
     return MonitoredRun(
         checkpoint=plan.checkpoint.spec,
         digest=plan.checkpoint.digest,

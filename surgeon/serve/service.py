@@ -45,6 +45,8 @@ def load(settings: ServeSettings) -> Service:
     file = find_monitor(settings.checkpoint, checkpoint, settings.monitor_file)
     monitor = None if file is None else Monitor.load(file, checkpoint)
     levels = read_levels(settings.levels, () if monitor is None else monitor.levels)
+    if settings.levels is None and monitor is not None:
+        levels = monitor.default_levels
     model: Any = checkpoint.model(device, dtype)
     context = context_limit(model)
     own = model.generation_config

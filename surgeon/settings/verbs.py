@@ -79,6 +79,11 @@ VERBS = {
             "surgeon.trigger.reconstruct",
             "reconstruct",
         ),
+        "trigger-calibrate": (
+            "trigger_calibrate:CalibrateSettings",
+            "surgeon.trigger.calibrate",
+            "calibrate",
+        ),
         "trigger-sft": ("trigger_sft:SftSettings", "surgeon.trigger.sft", "sft"),
         "early-stop": (
             "early_stop:EarlyStopSettings",

@@ -5,7 +5,7 @@ It lies beside the weights as `monitor.safetensors`, so that a checkpoint carrie
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,8 @@ class Monitor:
     settings: WatchSettings
     checkpoint: str
     """Digest of the checkpoint whose activations the detectors were trained on."""
+    off: Mapping[str, str] = field(default_factory=dict)
+    """Level that isn't watched unless it is asked for -> why: what `trigger calibrate` found."""
 
     def __post_init__(self) -> None:
         """Raise BadInput when the parts don't belong together."""
@@ -68,6 +70,11 @@ class Monitor:
         return tuple(level for level in WATCHED if level in self.channels)
 
     @property
+    def default_levels(self) -> tuple[str, ...]:
+        """The levels that are watched where none are named."""
+        return tuple(level for level in self.levels if level not in self.off)
+
+    @property
     def thresholds(self) -> dict[str, float]:
         """Level -> the probability from which its detector fires."""
         return {level: float(self.detectors[level].threshold) for level in self.levels}
@@ -83,6 +90,7 @@ class Monitor:
             "checkpoint": self.checkpoint,
             "channels": {level: c._asdict() for level, c in self.channels.items()},
             "settings": asdict(self.settings),
+            **({"off": dict(self.off)} if self.off else {}),
         }
         # One entry: of several the order, and so the bytes, would be left to chance.
         lineage.write_tensors(locate(path), arrays, {FORMAT: json.dumps(row)})
@@ -193,4 +201,5 @@ def _parse(row: Any, tensors: dict[str, torch.Tensor]) -> Monitor:
         detectors[level] = detector.eval().requires_grad_(False)
     if left or not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise ValueError("tensors of no level" if left else "numbers that are not finite")
-    return Monitor(channels, detectors, settings, row["checkpoint"])
+    off = {str(level): str(why) for level, why in row.get("off", {}).items()}
+    return Monitor(channels, detectors, settings, row["checkpoint"], off)

@@ -1,0 +1,442 @@
+"""`surgeon trigger calibrate`: thresholds for the checkpoint that is watched, and what they gain.
+
+Detectors are trained before the trigger training, or refitted on labels from before it: on the
+tuned model their probabilities mean something else. Its own traces are judged here.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from surgeon import console, lineage, named
+from surgeon.answers import gold_problem, parse_check, parse_extractor, parse_tags
+from surgeon.artifact import Already, Out, artifact, once, part
+from surgeon.channels import read_back
+from surgeon.checkpoint import Checkpoint, placement, rewrite
+from surgeon.errors import BadInput
+from surgeon.families import open_checkpoint
+from surgeon.live import support
+from surgeon.neureasoner import worth
+from surgeon.neureasoner.detectors import Interval, Quality, quality
+from surgeon.neureasoner.features import trace_features
+from surgeon.neureasoner.steps import Span, StepEnds, separated, whole_steps
+from surgeon.neureasoner.worth import NEVER, Readings, Worth
+from surgeon.progress import track
+from surgeon.settings import record, verb
+from surgeon.settings.neureasoner import LEVELS
+from surgeon.settings.trigger_calibrate import CalibrateSettings
+from surgeon.settings.trigger_label import LabelSettings
+from surgeon.traces import LocalSampler, Prompt, Trace, digest_of_prompts, read_prompts, read_traces
+from surgeon.trigger import label as labelling
+from surgeon.trigger.artifacts import SPANS, TRACES, CheckpointName, Spending
+from surgeon.trigger.detectors import interval, short
+from surgeon.trigger.trials import Trial, choose_trials, right, trials_of, tried
+from surgeon.watch.monitor import Monitor, find_monitor
+from surgeon.watch.spans import read_spans
+from surgeon.watch.watching import forced_tokens, is_read, union
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+FILE, INSIDE, TRIED = "calibration.json", "calibration", "trials.jsonl"
+
+
+@part
+class FiringEffect:
+    """What forced firings did."""
+
+    trials: int
+    gain: Interval
+    """Of the share of right answers: [mean, low, high], 95 % by problem."""
+    tokens: Interval
+    """Of an answer's tokens."""
+
+
+@part
+class LevelWorth:
+    """What a level's firing is worth."""
+
+    true: FiringEffect
+    """At failing step ends."""
+    false: FiringEffect
+    """At sound ones."""
+    best: float | None
+    """The threshold that gains most; None where none gains."""
+    gain: Interval
+    """Expected change of the share of right answers at the threshold that is written; where it is
+    `best`, thresholds are chosen on one half of the problems and counted on the other."""
+    tokens: Interval
+    """Expected change of an answer's tokens."""
+    fired_true: float
+    """Share of the answers whose first firing is at a failing step end."""
+    fired_false: float
+    reason: str
+
+
+@part
+class LevelCalibration:
+    """A level's threshold, and what was found of it."""
+
+    before: float
+    """Threshold before."""
+    false_alarms: float | None
+    """Threshold at the chosen share of false alarms; None where even the surest reading is one too
+    many."""
+    threshold: float | None
+    """The one that is written; None where nothing fires."""
+    quality: Quality
+    """Of the detector at the step ends of the checkpoint's own traces, at that threshold."""
+    worth: LevelWorth | None
+    """None where nothing was tried."""
+    on: bool
+    """Whether it is on by default."""
+
+
+@artifact(FILE)
+class Calibration:
+    """What `surgeon trigger calibrate` found and wrote."""
+
+    checkpoint: CheckpointName
+    settings: dict[str, Any]
+    traces: int
+    problems: int
+    accuracy: float | None
+    """Of the judged traces themselves; None without known answers."""
+    levels: dict[str, LevelCalibration]
+    judge: Spending
+    warnings: list[str]
+    out: Out = Path()
+    already: Already = False
+
+
+class CalibratePlan(NamedTuple):
+    """A calibration whose inputs have been checked; nothing has been sampled yet."""
+
+    settings: CalibrateSettings
+    checkpoint: Checkpoint
+    tokenizer: "PreTrainedTokenizerBase"
+    monitor: Monitor
+    levels: tuple[str, ...]
+    prompts: dict[str, Prompt]
+    """By id, in their order."""
+    forced: dict[str, list[int]]
+    """By level that can be tried: what a firing forces."""
+    extract: Callable[[str], str | None]
+    label: LabelSettings
+    device: str
+    dtype: "torch.dtype | None"
+    run: lineage.Run
+
+
+@verb(CalibrateSettings)
+def calibrate(settings: CalibrateSettings) -> Calibration:
+    """Set the thresholds of a checkpoint's monitor on its own judged traces, find out on trial what
+    its firing is worth, and write a copy that carries both.
+
+    A killed run resumes when it is called again. Raises `BadInput` before anything is sampled for
+    what can be checked.
+    """
+    plan = prepare(settings)
+    return once(settings.out, Calibration, lambda work: _calibrate(plan, work), run=plan.run)
+
+
+def prepare(settings: CalibrateSettings) -> CalibratePlan:
+    """Check the settings against files and headers; raises `BadInput`."""
+    device, dtype = placement(settings.machine.device, settings.machine.dtype)
+    extract = parse_extractor(settings.answer, settings.reading.answer_words)
+    parse_tags(settings.reading.think_tags)
+    parse_check(settings.check)
+    prompts = read_prompts(
+        settings.prompts,
+        lambda p: None if p.answer is None else gold_problem(p.answer, settings.check),
+        settings.columns,
+    )[: settings.limit]
+    checkpoint = open_checkpoint(settings.checkpoint)
+    support.require("decode", checkpoint)
+    tokenizer = checkpoint.tokenizer()
+    file = find_monitor(settings.checkpoint, checkpoint, settings.monitor_file)
+    if file is None:
+        raise BadInput(
+            f"{settings.checkpoint} carries no monitor. Train one with `surgeon trigger "
+            "detectors`, or name one with --monitor-file."
+        )
+    monitor = Monitor.load(file, checkpoint)
+    levels = tuple(v for v in LEVELS if v in settings.levels and v in monitor.levels)
+    if not levels:
+        raise BadInput(
+            f"found levels = {', '.join(settings.levels)}, expected some of the monitor's that a "
+            f"judge can label: {', '.join(v for v in LEVELS if v in monitor.levels) or 'none'}."
+        )
+    forced: dict[str, list[int]] = {}
+    if settings.trials and any(prompt.answer is not None for prompt in prompts):
+        forced = {level: forced_tokens(tokenizer, monitor.settings, level) for level in levels}
+    label = label_settings(settings, levels)
+    labelling.prepare(label)
+    inputs = {
+        "checkpoint": checkpoint.digest,
+        "monitor": lineage.file_digest(file),
+        "prompts": digest_of_prompts(prompts),
+        **named.digests(judge=settings.judge, answer=settings.answer, check=settings.check),
+    }
+    run = lineage.Run(
+        "trigger-calibrate",
+        {**record(settings), "checkpoint": checkpoint.spec, "levels": list(levels)},
+        inputs, settings.seed,
+    )  # fmt: skip
+    return CalibratePlan(
+        settings, checkpoint, tokenizer, monitor, levels, {p.id: p for p in prompts}, forced,
+        extract, label, device, dtype, run,
+    )  # fmt: skip
+
+
+def label_settings(settings: CalibrateSettings, levels: Sequence[str]) -> LabelSettings:
+    """How the checkpoint's own traces are sampled and judged: no counterparts."""
+    return LabelSettings(
+        checkpoint=settings.checkpoint, prompts=settings.prompts,
+        out=settings.out / "labels" if settings.out else Path("labels"),
+        columns=settings.columns, judge=settings.judge,
+        judge_temperature=settings.judge_temperature, levels=tuple(levels), limit=settings.limit,
+        inter_steps=settings.inter_steps, most_unusable=settings.most_unusable, pairs=0, resample=0,
+        seed=settings.seed, sampling=settings.sampling, endpoint=settings.endpoint,
+        machine=settings.machine,
+    )  # fmt: skip
+
+
+class _Judged(NamedTuple):
+    """The readings of a level, and where a firing can be tried."""
+
+    readings: Readings
+    ends: list[Trial]
+
+
+def _calibrate(plan: CalibratePlan, work: Path) -> Calibration:
+    settings, inside = plan.settings, work / INSIDE
+    inside.mkdir(exist_ok=True)
+    labelled = labelling.label(replace(plan.label, out=inside / "labels"))
+    traces = read_traces(inside / "labels" / TRACES)
+    spans = read_spans(inside / "labels" / SPANS)
+    model = plan.checkpoint.model(plan.device, plan.dtype)
+    watched, columns = union({level: plan.monitor.channels[level] for level in plan.levels})
+    activations = track(
+        read_back(model, traces, watched), what="read activations", total=len(traces)
+    )
+    numbers = {prompt_id: n for n, prompt_id in enumerate(plan.prompts)}
+    judged = _judged(plan, traces, list(activations), spans, columns, numbers)
+    trials = choose_trials(
+        [end for level in plan.forced for end in judged[level].ends], settings.trials, settings.seed
+    )
+    pairs = tried(
+        settings, LocalSampler(model, plan.tokenizer), plan.tokenizer, trials, plan.forced,
+        inside / TRIED,
+    )  # fmt: skip
+    graded = right(
+        settings, [trace for pair in pairs for trace in pair], plan.prompts, plan.extract,
+        plan.tokenizer,
+    )  # fmt: skip
+    right_K2 = graded.reshape(-1, 2)
+    rows: dict[str, LevelCalibration] = {}
+    for level in plan.levels:
+        own = [k for k, trial in enumerate(trials) if trial.level == level]
+        made = trials_of([trials[k] for k in own], [pairs[k] for k in own], right_K2[own])
+        rows[level] = _row(plan, level, judged[level].readings, made if own else None)
+    known = [trace for trace in traces if plan.prompts[trace.prompt_id].answer is not None]
+    correct = right(settings, known, plan.prompts, plan.extract, plan.tokenizer)
+    result = Calibration(
+        checkpoint=CheckpointName.of(plan.checkpoint),
+        settings=lineage.plain({**plan.run.arguments, "seed": settings.seed}),
+        traces=len(traces),
+        problems=len({trace.prompt_id for trace in traces}),
+        accuracy=float(correct.mean()) if len(correct) else None,
+        levels=rows,
+        judge=labelled.judge,
+        warnings=_warnings(plan, labelled.warnings, judged, rows),
+    )
+    _write(plan, rows, work)
+    return result
+
+
+def _judged(
+    plan: CalibratePlan,
+    traces: Sequence[Trace],
+    activations: Sequence["torch.Tensor"],
+    spans: Sequence[Span],
+    columns: Mapping[str, Sequence[int]],
+    numbers: Mapping[str, int],
+) -> dict[str, _Judged]:
+    """What each detector says at the step ends that were judged, as while decoding."""
+    ends, watch = StepEnds(plan.tokenizer, plan.monitor.settings.thinking), plan.monitor.settings
+    failing: dict[tuple[str, int, str, int], bool] = {}
+    for span in spans:
+        for step in range(span.first, span.last + 1):
+            at = (*span.key, span.level, step)
+            failing[at] = failing.get(at, False) or span.failing
+    rows: dict[str, list[tuple[float, bool, int, int]]] = {level: [] for level in plan.levels}
+    places: dict[str, list[Trial]] = {level: [] for level in plan.levels}
+    for t, (trace, x_TC) in enumerate(zip(traces, activations, strict=True)):
+        steps, problem = whole_steps(ends, trace), numbers[trace.prompt_id]
+        has_answer = plan.prompts[trace.prompt_id].answer is not None
+        for level in plan.levels:
+            position_N, feature_NCX = trace_features(x_TC, steps, level, watch, columns[level])
+            if not len(position_N):
+                continue
+            probability_N = plan.monitor.detectors[level].probability(feature_NCX.flatten(1))
+            place = {int(p): n for n, p in enumerate(position_N.tolist())}
+            for s, step in enumerate(steps):
+                closing = not separated(ends, trace.token_ids, step)
+                # A label of the first steps is of the whole answer.
+                state = failing.get((*trace.key, level, 0 if level == "instance" else s))
+                if state is None or not is_read(level, s, closing, watch):
+                    continue
+                probability = float(probability_N[place[step.end - 1]])
+                rows[level].append((probability, state, t, problem))
+                if has_answer and not closing:
+                    places[level].append(Trial(level, state, trace, problem, step.end))
+    return {
+        level: _Judged(
+            Readings(
+                np.array([row[0] for row in own], float), np.array([row[1] for row in own], bool),
+                np.array([row[2] for row in own], int), np.array([row[3] for row in own], int),
+            ),
+            places[level],
+        )
+        for level, own in rows.items()
+    }  # fmt: skip
+
+
+def _row(
+    plan: CalibratePlan, level: str, readings: Readings, trials: worth.Trials | None
+) -> LevelCalibration:
+    """A level's threshold: the one that gains most where it is on, else that of false alarms."""
+    settings, before = plan.settings, plan.monitor.thresholds[level]
+    alarms = NEVER
+    if len(readings.failing_N) and not readings.failing_N.all():
+        alarms = worth.false_alarm_threshold(
+            readings.probability_N, readings.failing_N, settings.false_alarms
+        )
+    found: Worth | None = None
+    if trials is not None:
+        found = worth.worth(
+            readings, trials, alarms, tolerance=settings.tolerance, seed=settings.seed
+        )
+    threshold = alarms if found is None or settings.threshold == "false-alarms" else found.threshold
+    return LevelCalibration(
+        before=before,
+        false_alarms=_threshold(alarms),
+        threshold=_threshold(threshold),
+        quality=quality(
+            readings.probability_N, readings.failing_N, readings.problem_N, threshold=threshold,
+            seed=settings.seed,
+        ),
+        worth=None if found is None else _part(found),
+        on=(found is None or found.on) and threshold != NEVER,
+    )  # fmt: skip
+
+
+def _threshold(value: float) -> float | None:
+    return None if value == NEVER else value
+
+
+def _part(found: Worth) -> LevelWorth:
+    return LevelWorth(
+        true=FiringEffect(**found.true._asdict()),
+        false=FiringEffect(**found.false._asdict()),
+        best=_threshold(found.best),
+        gain=found.gain, tokens=found.tokens, fired_true=found.fired_true,
+        fired_false=found.fired_false, reason=found.reason,
+    )  # fmt: skip
+
+
+def _warnings(
+    plan: CalibratePlan,
+    labels: Sequence[str],
+    judged: Mapping[str, _Judged],
+    rows: Mapping[str, LevelCalibration],
+) -> list[str]:
+    warnings = list(labels)
+    if not plan.forced:
+        why = "trials = 0" if not plan.settings.trials else "no question has an answer"
+        warnings.append(f"nothing was tried ({why}): what a firing is worth isn't known.")
+    for level in plan.levels:
+        failing_N = judged[level].readings.failing_N
+        if len(failing_N) and not failing_N.any():
+            warnings.append(f"{level}: no step end fails, so its recall isn't known.")
+        if level in plan.forced and rows[level].worth is None:
+            warnings.append(f"{level}: no firing could be tried.")
+    return warnings
+
+
+def _write(plan: CalibratePlan, rows: Mapping[str, LevelCalibration], work: Path) -> None:
+    """Copy the checkpoint, and put the monitor with its new thresholds beside it."""
+    rewrite(plan.checkpoint, work, lambda _, tensor: tensor, lambda _: False)
+    detectors, off = dict(plan.monitor.detectors), dict(plan.monitor.off)
+    for level, row in rows.items():
+        detectors[level] = deepcopy(detectors[level])
+        detectors[level].threshold.fill_(NEVER if row.threshold is None else row.threshold)
+        off.pop(level, None)
+        if not row.on:
+            off[level] = row.worth.reason if row.worth else "nothing would fire"
+    replace(
+        plan.monitor, detectors=detectors, off=off, checkpoint=Checkpoint.open(work).digest
+    ).save(work)
+
+
+def show(result: Calibration) -> None:
+    """Print thresholds, what a firing is worth, and which levels are on."""
+    console.announce(result.already, "This calibration")
+    table = console.table(
+        "level", "threshold", "before", "recall", "precision", "AUROC", "by default"
+    )
+    for level, row in result.levels.items():
+        table.add_row(
+            level, "never" if row.threshold is None else f"{row.threshold:.3f}",
+            f"{row.before:.3f}", interval(row.quality["recall"]),
+            interval(row.quality["precision"]), short(row.quality["auroc"][0] or 0),
+            "on" if row.on else "off",
+        )  # fmt: skip
+    console.console().print(table)
+    show_worth({level: row.worth for level, row in result.levels.items() if row.worth})
+    if result.accuracy is not None:
+        console.say(f"Its own answers without a firing: {result.accuracy:.1%} right.")
+    result.judge.show("judge")
+    console.warn(result.warnings)
+    console.say(f"checkpoint with its monitor in {result.out}")
+
+
+def show_worth(levels: Mapping[str, LevelWorth]) -> None:
+    """Print what a true and a false firing are worth, and what that comes to."""
+    if not levels:
+        return
+    columns = ("trials", "right, pp", "tokens")
+    table = console.table("firing at", *columns)
+    for level, row in levels.items():
+        for name, effect in (("failing", row.true), ("sound", row.false)):
+            table.add_row(
+                f"{level}, {name} ends", f"{effect.trials}", _points(effect.gain),
+                _tokens(effect.tokens),
+            )  # fmt: skip
+        table.add_row("  expected", "", _points(row.gain), _tokens(row.tokens), style="dim")
+    console.console().print(table)
+    for level, row in levels.items():
+        console.say(f"{level}: {row.reason}.")
+
+
+def _points(value: Interval) -> str:
+    middle, low, high = value
+    if middle is None:
+        return "-"
+    ends = "" if low is None or high is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
+    return f"{100 * middle:+.1f}{ends}"
+
+
+def _tokens(value: Interval) -> str:
+    middle, low, high = value
+    if middle is None:
+        return "-"
+    return f"{middle:+.0f}" + (
+        "" if low is None or high is None else f" ({low:+.0f} to {high:+.0f})"
+    )

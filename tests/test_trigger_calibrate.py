@@ -1,0 +1,158 @@
+"""`surgeon trigger calibrate`: thresholds and worth by hand, trials, the copy that carries both."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_monitor import MODEL, untrained
+
+from surgeon.checkpoint import Checkpoint, resolve
+from surgeon.errors import BadInput
+from surgeon.monitor import monitor
+from surgeon.monitor import show as show_monitor
+from surgeon.neureasoner import worth
+from surgeon.neureasoner.worth import NEVER, Readings, Trials
+from surgeon.traces import read_traces
+from surgeon.trigger.calibrate import Calibration, calibrate, show
+from surgeon.watch.monitor import Monitor
+
+
+def test_the_threshold_of_a_share_of_false_alarms():
+    """Sound .1, .2, .3, .8 and failing .5, .9. One of four may fire: .5 is the lowest with one
+    alarm (.8), so halfway to .3. None may: .9 alone, halfway to .8. A sound one above all: never.
+    """
+    probability_N = np.array([0.1, 0.2, 0.3, 0.8, 0.5, 0.9])
+    failing_N = np.array([False] * 4 + [True] * 2)
+    assert worth.false_alarm_threshold(probability_N, failing_N, 0.25) == pytest.approx(0.4)
+    assert worth.false_alarm_threshold(probability_N, failing_N, 0.2) == pytest.approx(0.85)
+    assert worth.false_alarm_threshold(-probability_N, failing_N, 0.2) == NEVER
+
+
+READINGS = Readings(
+    np.array([0.2, 0.6, 0.9, 0.7, 0.1]),
+    np.array([False, True, False, False, False]),
+    np.array([0, 0, 0, 1, 2]),
+    np.array([0, 0, 0, 1, 2]),
+)
+
+
+def test_a_trace_is_worth_its_first_firing():
+    """At .5 trace 0 fires first at its failing step (.6), trace 1 at a sound one: with +.5 and -.2
+    (.5 - .2) / 3. From .65 on both fire at sound ones, at .15 as well. With -.6 nothing gains."""
+    assert worth.first_firings(READINGS, 0.5).tolist() == [False, True, False, True, False]
+    assert worth.expected_gain(READINGS, 0.5, 0.5, -0.2) == pytest.approx(0.1)
+    assert worth.expected_gain(READINGS, 0.65, 0.5, -0.2) == pytest.approx(-0.4 / 3)
+    assert worth.best_gain_threshold(READINGS, 0.5, -0.2) == pytest.approx(0.4)
+    assert worth.best_gain_threshold(READINGS, 0.5, -0.6) == NEVER
+
+
+def of(gain_true: float, gain_false: float, tokens: float) -> worth.Worth:
+    """Forty problems, a failing end read at .9 and a sound one at .2 each, every trial the same."""
+    n = 40
+    readings = Readings(
+        np.tile([0.2, 0.9], n), np.tile([False, True], n), np.repeat(np.arange(n), 2),
+        np.repeat(np.arange(n), 2),
+    )  # fmt: skip
+    failing_K = np.tile([False, True], n)
+    gain_K = np.where(failing_K, gain_true, gain_false)
+    return worth.worth(
+        readings, Trials(failing_K, np.repeat(np.arange(n), 2), gain_K, np.full(2 * n, tokens)),
+        alarms=0.55, tolerance=0.01,
+    )  # fmt: skip
+
+
+def test_a_detector_is_on_where_it_gains_or_saves_and_off_where_it_costs():
+    gains = of(1, -1, -30)
+    assert gains.on and gains.threshold == gains.best == pytest.approx(0.55)
+    assert gains.gain == [1, 1, 1] and gains.tokens == [-30, -30, -30]
+    assert (gains.fired_true, gains.fired_false) == (1, 0) and "gains right" in gains.reason
+    saves = of(0, -1, -30)
+    assert saves.on and saves.best == NEVER and saves.threshold == 0.55
+    assert "saves tokens" in saves.reason
+    assert not of(0, -1, 30).on
+    costs = of(-1, -1, -30)
+    assert not costs.on and costs.gain == [-1, -1, -1] and "costs right" in costs.reason
+    assert costs.true.trials == costs.false.trials == 40
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Calibration, Path]:
+    """A calibration of detectors of random weights, two trials of each kind; read only."""
+    root = tmp_path_factory.mktemp("calibrate")
+    untrained().save(root / "monitor.safetensors")
+    given: dict[str, Any] = dict(
+        prompts="builtin:test", limit=5, samples=1, max_tokens=90, inter_steps=1, trials=2,
+        levels=("intra", "inter"), monitor_file=str(root / "monitor.safetensors"),
+    )  # fmt: skip
+    return calibrate(MODEL, out=root / "out", **given), root / "out"
+
+
+def test_the_copy_carries_thresholds_and_what_is_off(made: Any, tmp_path: Path, capsys: Any):
+    result, out = made
+    loaded = Monitor.load(out, Checkpoint.open(out))
+    assert loaded.levels == ("intra", "inter", "instance")
+    # Every answer is cut at 90 tokens, so no firing gains any.
+    for level, row in result.levels.items():
+        assert row.before == 2.0 and row.worth is not None and not row.on
+        assert loaded.off[level] == row.worth.reason
+        assert loaded.thresholds[level] == pytest.approx(row.threshold or NEVER)
+        sound = [r for r in [row.false_alarms] if r is not None]
+        assert all(0 < value < 1 for value in sound)
+    assert loaded.default_levels == ("instance",) and loaded.thresholds["instance"] == 2.0
+    show(result)
+    assert "off" in capsys.readouterr().out
+    given: dict[str, Any] = dict(prompts="builtin:test", limit=1, max_tokens=30)
+    run = monitor(str(out), out=tmp_path / "run", **given)
+    assert set(run.levels) == {"instance"}
+    show_monitor(run)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "intra isn't watched: by its calibration" in said and "--levels intra watches it" in said
+    asked = monitor(str(out), out=tmp_path / "asked", levels=("intra",), **given)
+    assert set(asked.levels) == {"intra"}
+
+
+def test_a_trial_is_the_trace_up_to_a_step_end_with_and_without_the_trigger(made: Any):
+    _, out = made
+    tokenizer: Any = resolve(MODEL).tokenizer()
+    traces = {t.prompt_id: t for t in read_traces(out / "calibration" / "labels" / "traces.jsonl")}
+    tried = read_traces(out / "calibration" / "trials.jsonl")
+    assert 4 <= len(tried) <= 2 * 2 * 2 * 2 and len(tried) % 2 == 0
+    for fired, plain in zip(tried[::2], tried[1::2], strict=True):
+        assert fired.sample == plain.sample - 1 and fired.prompt_id == plain.prompt_id
+        original, same = traces[fired.prompt_id].token_ids, 0
+        while original[: same + 1] == fired.token_ids[: same + 1] == plain.token_ids[: same + 1]:
+            same += 1
+        ends = [n for n in range(1, same + 1) if tokenizer.decode(original[:n]).endswith("\n\n")]
+        texts = [tokenizer.decode(fired.token_ids[n:]) for n in ends]
+        assert any(text.startswith(("Let me start over.", "So")) for text in texts)
+        assert max(len(fired.token_ids), len(plain.token_ids)) <= 90
+
+
+def test_the_same_again_is_read_without_the_model(made: Any, monkeypatch: pytest.MonkeyPatch):
+    result, out = made
+    monkeypatch.setattr(Checkpoint, "model", None)
+    again = calibrate(
+        MODEL, out=out, prompts="builtin:test", limit=5, samples=1, max_tokens=90, inter_steps=1,
+        trials=2, levels=("intra", "inter"), monitor_file=str(out.parent / "monitor.safetensors"),
+    )  # fmt: skip
+    assert again.already and again.levels == result.levels
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({}, "carries no monitor. Train one with `surgeon trigger detectors`"),
+        ({"monitor_file": "nowhere.safetensors"}, "nowhere.safetensors does not exist"),
+        ({"false_alarms": 0}, "false_alarms = 0"),
+        ({"judge": "someone"}, "expected builtin, URL#model"),
+    ],
+)
+def test_wrong_input_is_refused_in_one_line(tmp_path: Path, changes: dict[str, Any], said: str):
+    given: dict[str, Any] = {"prompts": "builtin:test", "limit": 2, **changes}
+    if "judge" in changes:
+        untrained(triggers={"intra": "So", "inter": "So"}).save(tmp_path / "m.safetensors")
+        given["monitor_file"] = str(tmp_path / "m.safetensors")
+    with pytest.raises(BadInput, match=said) as caught:
+        calibrate(MODEL, out=tmp_path / "out", **given)
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
