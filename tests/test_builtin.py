@@ -472,19 +472,21 @@ def shipped(name: str) -> list[dict]:
 
 def test_shipped_sets_are_what_the_code_draws(tmp_path: Path):
     sets.write_sets(tmp_path)
-    for prompts in sets.SETS:
+    for prompts in (*sets.SETS, *sets.VALIDATION):
         path = builtin.path(prompts.name)
         assert path.read_bytes() == (tmp_path / path.name).read_bytes()
 
 
 def test_sets_are_disjoint_of_each_other_and_of_training():
     seen: set[str] = set()
-    for prompts in sets.SETS:
+    for prompts in (*sets.SETS, *sets.VALIDATION):
         rows = shipped(prompts.name)
         found = {row["prompt"] for row in rows}
         assert len(rows) == len(found) == prompts.size
         assert not seen & found
-        assert {task.Problem.parse(prompt).split for prompt in found} == {prompts.name}
+        assert {task.Problem.parse(prompt).split for prompt in found} == {
+            prompts.split or prompts.name
+        }
         seen |= found
     rng = Random(0)
     for _ in range(200):
@@ -494,7 +496,7 @@ def test_sets_are_disjoint_of_each_other_and_of_training():
 
 
 def test_sets_hold_what_they_say():
-    for prompts in sets.SETS:
+    for prompts in (*sets.SETS, *sets.VALIDATION):
         rows = shipped(prompts.name)
         problems = [task.Problem.parse(row["prompt"]) for row in rows]
         assert len({row["id"] for row in rows}) == len(rows)
@@ -746,7 +748,10 @@ def test_a_trial_goes_through_every_stage_and_a_killed_one_goes_on(
     ]
     data = out / "data"
     files = {file.name for file in data.iterdir()}
-    assert files == {*builtin.CHECKPOINTS, *(f"{name}.jsonl" for name in builtin.PROMPT_SETS)}
+    assert files == {
+        *builtin.CHECKPOINTS,
+        *(f"{name}.jsonl" for name in (*builtin.PROMPT_SETS, *builtin.VALIDATION_SETS)),
+    }
     for name in builtin.CHECKPOINTS:
         shipped = {file.name for file in builtin.path(name).iterdir()}
         assert {file.name for file in (data / name).iterdir()} == shipped

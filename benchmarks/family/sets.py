@@ -23,6 +23,8 @@ class PromptSet:
     rest: str | None = None
     """The ambiguous operator of the other problems."""
     operations: tuple[int, int] = writer.OPERATIONS
+    split: str | None = None
+    """Whose problems it has; by default it has a split of its own."""
 
 
 SETS = (
@@ -41,6 +43,13 @@ SETS = (
     PromptSet("pool-scattered", 200, labelled=True, share=0.0, operations=(18, 20)),
 )
 
+VALIDATION = (
+    # Problems of few and of many operations, on which early stopping sets its thresholds. They are
+    # of the training's split, which nobody measures on; hardly one of them was ever drawn there.
+    PromptSet("easy", 60, labelled=True, operations=(6, 7), split="train"),
+    PromptSet("hard", 60, labelled=True, operations=(9, 10), split="train"),
+)
+
 
 def draw_set(prompts: PromptSet, seed: int = 0) -> list[task.Problem]:
     """The different problems of a set, in random order."""
@@ -50,7 +59,10 @@ def draw_set(prompts: PromptSet, seed: int = 0) -> list[task.Problem]:
     while len(drawn) < prompts.size:
         operator = prompts.operator if len(drawn) < marked else prompts.rest
         problem = writer.draw_problem(
-            rng, operations=prompts.operations, operator=operator, split=prompts.name
+            rng,
+            operations=prompts.operations,
+            operator=operator,
+            split=prompts.split or prompts.name,
         )
         drawn.setdefault(problem.prompt, problem)
     problems = list(drawn.values())
@@ -60,7 +72,7 @@ def draw_set(prompts: PromptSet, seed: int = 0) -> list[task.Problem]:
 
 def write_sets(directory: Path, seed: int = 0) -> None:
     """Write every prompt set as JSONL: `id`, `prompt` and, where labelled, `answer`."""
-    for prompts in SETS:
+    for prompts in (*SETS, *VALIDATION):
         lines = []
         for i, problem in enumerate(draw_set(prompts, seed)):
             row = {"id": f"{prompts.name}-{i:04}", "prompt": problem.prompt}

@@ -25,7 +25,9 @@ PROMPT_SETS = (
     "pool-divided",
     "pool-scattered",
 )
-NAMES = (*CHECKPOINTS, *SECOND, *PROMPT_SETS)
+VALIDATION_SETS = ("easy", "hard")
+"""Of the training's split: problems of few and of many operations."""
+NAMES = (*CHECKPOINTS, *SECOND, *PROMPT_SETS, *VALIDATION_SETS)
 """Every name that `path` knows."""
 
 DATA = Path(__file__).parent / "data"
@@ -36,4 +38,4 @@ def path(name: str) -> Path:
     for another name."""
     if name not in NAMES:
         raise BadInput(f"found the built-in name {name!r}, expected one of {', '.join(NAMES)}")
-    return DATA / f"{name}.jsonl" if name in PROMPT_SETS else DATA / name
+    return DATA / (f"{name}.jsonl" if name in (*PROMPT_SETS, *VALIDATION_SETS) else name)

@@ -6,10 +6,11 @@ courses.py      a trace with what comes of ending it at each place
 learning.py     detectors of enough (after every step) and of easy questions (after the first K)
 stop_rules.py   rules that end the thinking: detectors, and what they are held against
 sweeping.py     right answers and tokens at every threshold, and the one that is chosen
-stop_result.py  early-stop.json, and how it is shown
+stop_result.py  early-stop.json, its page and card, and how it is shown
 
 On disk: the checkpoint with `monitor.safetensors`, as `surgeon monitor` and `surgeon serve` load
-it; `early-stop.json`; and in `early-stop/` the traces and probes of both sets and of the test.
+it; `early-stop.json`, `early-stop.html`; and in `early-stop/` the traces and probes of both sets
+and of the test.
 """
 
 from dataclasses import replace
@@ -24,7 +25,7 @@ from surgeon.early_stop.courses import Course, courses_of
 from surgeon.early_stop.learning import Stoppers, learned, watched_courses
 from surgeon.early_stop.plan import EarlyStopPlan, prepare
 from surgeon.early_stop.probing import probed
-from surgeon.early_stop.stop_result import EarlyStop, StopRow, card_of, show
+from surgeon.early_stop.stop_result import PAGE, EarlyStop, StopRow, card_of, page_of, show
 from surgeon.early_stop.stop_rules import STOPS
 from surgeon.early_stop.sweeping import (
     StopPoint,
@@ -178,6 +179,7 @@ def _write(
     """Copy the checkpoint, and put monitor and card beside it."""
     rewrite(plan.checkpoint, work, lambda _, tensor: tensor, lambda _: False)
     lineage.write_text(work / "README.md", card_of(plan.checkpoint, result))
+    lineage.write_text(work / PAGE, page_of(result))
     monitor = monitor_of(plan, found, result.rule, pick)
     replace(monitor, checkpoint=Checkpoint.open(work).digest).save(work)
 

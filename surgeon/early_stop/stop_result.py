@@ -8,12 +8,14 @@ from surgeon.artifact import part
 from surgeon.checkpoint import Checkpoint
 from surgeon.checkpoint.card import card, markdown_table
 from surgeon.console import announce, console, say, table, warn
-from surgeon.early_stop.sweeping import StopPoint
+from surgeon.early_stop.sweeping import StopPoint, front
 from surgeon.neureasoner.detectors import DetectorReport
+from surgeon.report.stopping import CurvePoint, StopsPage, stops_page
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+PAGE = "early-stop.html"
 Ends = tuple[float, float, float]
 """A value and the ends of its 95 % interval."""
 
@@ -106,9 +108,9 @@ def _cells(row: StopRow, at: StopPoint | None) -> list[str]:
 
 
 def ends_text(ends: Ends) -> str:
-    """`+3.1 (+1 +5)`, in percentage points."""
+    """`+3.1 (+1 +5)`, in percentage points; ends to the whole one."""
     value, low, high = (100 * one for one in ends)
-    return f"{value:+.1f} ({low:+.1f} {high:+.1f})"
+    return f"{value:+.1f} ({low:+.0f} {high:+.0f})"
 
 
 def show(result: EarlyStop) -> None:
@@ -127,14 +129,18 @@ def show(result: EarlyStop) -> None:
         f"that lose at most {result.settings['margin']:.1%}; random stops as often as *."
     )
     warn(result.warnings)
-    say(f"checkpoint with its monitor in {result.out}")
+    say(f"checkpoint with its monitor in {result.out}; page: {result.out}/{PAGE}")
 
 
 def rule_table(result: EarlyStop) -> "Table":
     """A row per rule."""
-    found = table(*head_of(result), left=["threshold"])
+    # 80 columns don't hold them all.
+    shown = [name for name in head_of(result) if name != "stopped"]
+    found = table(*shown, left=["threshold"])
+    found.padding = (0, 1)
     for row in rows_of(result):
-        found.add_row(*row)
+        found.add_row(*(cell for name, cell in zip(head_of(result), row, strict=True)
+                        if name in shown))  # fmt: skip
     return found
 
 
@@ -153,4 +159,68 @@ def card_of(base: Checkpoint, result: EarlyStop) -> str:
             + (f"{n['test']} other ones." if n["test"] else "the same."),
         ],
         parents=[base],
+    )
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def page_of(result: EarlyStop) -> str:
+    """early-stop.html: every rule at its threshold, and the curves."""
+    n, test = result.questions, bool(result.test_curves)
+    judged = result.test_judged if test else result.judged
+    measured = "right answers in %" if judged else "answers that agree with most others in %"
+    curves = result.test_curves if test else result.curves
+    chosen = {row.rule: row.chosen.value for row in result.rows if row.chosen is not None}
+    row = next(row for row in result.rows if row.written)
+    at, never = row.test or row.chosen, curves["never"][0]
+    facts = [
+        ("checkpoint", result.checkpoint, ""),
+        ("rule that is written", result.rule, row.what),
+        ("questions", f"{n['detectors'] + n['validation']:,}",
+         f"detectors learn from {n['detectors']:,}, thresholds from {n['validation']:,}"),
+        *([("test", f"{n['test']:,} questions", "")] if test else []),
+        ("without a stop", f"{100 * never.right:.1f}%", f"{never.tokens:,.0f} tokens"),
+    ]  # fmt: skip
+    for level, report in result.detectors.items():
+        value = report["step_ends"]["auroc"][0]
+        shown = "-" if value is None else f"{value:.2f}"
+        facts.append((f"AUROC of {level}", shown, "at step ends of questions it didn't learn from"))
+    head = head_of(result)
+    # Two thresholds make a cloud: what is best of it is drawn.
+    best = front(curves["both"])
+    return stops_page(
+        StopsPage(
+            _headline(result, at), [], facts, result.warnings,
+            [head[0], "ends the thinking", *head[1:]],
+            [(cells[0], one.what, cells[1:])
+             for cells, one in zip(rows_of(result), result.rows, strict=True)],
+            {rule: [CurvePoint(p.tokens, p.right, threshold_text(p.value),
+                               rule in chosen and p.value == chosen[rule])
+                    for p in points if rule != "both" or p in best or p.value == chosen.get(rule)]
+             for rule, points in curves.items()},
+            measured, _where(result),
+        )
+    )  # fmt: skip
+
+
+def _headline(result: EarlyStop, at: StopPoint | None) -> str:
+    if at is None:
+        return f"No threshold of {result.rule} keeps the right answers: it never stops"
+    value, low, high = (100 * one for one in at.over)
+    return (
+        f"Stopped by {result.rule}: {at.share:.0%} of the tokens, {value:+.1f} pp right answers "
+        f"({low:+.1f} to {high:+.1f})"
+    )
+
+
+def _where(result: EarlyStop) -> str:
+    if result.test_curves:
+        return (
+            f"On the {result.questions['test']:,} questions of the test. The ringed thresholds "
+            "were chosen on others."
+        )
+    return (
+        f"On the {result.questions['validation']:,} questions on which thresholds are chosen: give "
+        "--test for figures that no threshold was fitted to."
     )
