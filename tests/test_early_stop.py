@@ -1,9 +1,12 @@
 """`surgeon early-stop`: rules over courses, thresholds, the directory that carries a monitor."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from surgeon.early_stop import STOPS
+from surgeon.early_stop import STOPS, early_stop
 from surgeon.early_stop.courses import Course
 from surgeon.early_stop.stop_rules import first
 from surgeon.early_stop.sweeping import by_question, chosen, front, outcome, point, swept
@@ -83,3 +86,61 @@ def test_questions_weigh_the_same_however_many_answers_they_have():
     courses = [course("a"), course("a"), course("b")]
     assert by_question(courses, np.array([1.0, 0.0, 1.0])).tolist() == [0.5, 1.0]
     assert set(swept(courses, seed=0)) == set(STOPS)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory) -> Path:
+    """A small run on the built-in family, labels by answers."""
+    out = tmp_path_factory.mktemp("early") / "stopped"
+    early_stop(
+        "builtin:thinking", easy="builtin:easy", hard="builtin:hard", test="builtin:test[0:2]",
+        out=out, limit=4, samples=1, max_tokens=160, answer_tokens=8, probes=6,
+        detector=dict(updates=20), rule="both",
+    )  # fmt: skip
+    return out
+
+
+def test_the_directory_is_the_checkpoint_with_a_monitor(stopped: Path, capsys):
+    from surgeon import builtin
+    from surgeon.checkpoint import Checkpoint
+    from surgeon.monitor import monitor
+    from surgeon.watch.monitor import Monitor
+
+    made = Checkpoint.open(stopped)
+    assert made.digest == Checkpoint.open(builtin.path("thinking")).digest
+    carried = Monitor.load(stopped, made)
+    assert set(carried.levels) <= {"enough", "instance"}
+    run = monitor(stopped, prompts="builtin:easy", limit=1, max_tokens=60, out=stopped.parent / "m")
+    assert set(run.levels) == set(carried.levels)
+
+
+def test_the_result_counts_every_rule_on_the_test(stopped: Path):
+    result = json.loads((stopped / "early-stop.json").read_text())
+    assert [row["rule"] for row in result["rows"]] == list(STOPS)
+    assert result["questions"] == {"detectors": 4, "validation": 4, "test": 2}
+    never = result["test_curves"]["never"][0]
+    assert never["share"] == 1 and never["over"] == [0, 0, 0]
+    page = (stopped / "early-stop.html").read_text()
+    assert all(f"<bdi>{row['rule']}" in page for row in result["rows"])
+
+
+def test_what_an_early_stop_refuses(tmp_path: Path):
+    from surgeon.errors import BadInput
+
+    few = tmp_path / "few.jsonl"
+    few.write_text('{"prompt": "Start 1. Apply +1. Find x."}\n')
+    same = dict(easy="builtin:easy", hard="builtin:hard", out=tmp_path / "out")
+    for given, words in (
+        (dict(easy=few), "has 1 questions, expected at least 4"),
+        (dict(hard="builtin:easy"), "is in both builtin:easy and builtin:easy"),
+        (dict(test="builtin:hard[0:9]"), "expected different questions"),
+        (dict(easy="builtin:mini-set", by="answers"), "has no answer"),
+        (dict(easy="builtin:mini-set", samples=2), "expected at least 3 samples"),
+        (dict(by="agreement", samples=2), "expected at least 3"),
+        (dict(finish=" "), "an empty finish"),
+        (dict(margin=2), "margin = 2"),
+    ):
+        with pytest.raises(BadInput, match=words) as caught:
+            early_stop("builtin:thinking", **{**same, **given})  # pyright: ignore
+        assert "\n" not in str(caught.value)
+    assert not any(p.name.startswith("out") for p in tmp_path.iterdir())
