@@ -154,7 +154,7 @@ def trained(directory: Path) -> None:
     """Print mixtures beside merges."""
     ranking = artifact.read(Ranking, directory)
     known = [c for c in ranking.candidates if c.accuracy is not None]
-    columns = ["nex", "estimate", "length"]
+    columns = ["nex", "estimate", "recommended", "length"]
     print(f"| candidate | accuracy, % | {' | '.join(columns)} | tokens |")
     print(f"|{'---|' * (len(columns) + 3)}")
     for c in sorted(known, key=lambda c: c.name):
