@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from test_distill import SMALL, living, planned, records, running, write_pool
 
+from benchmarks import distill_study
 from surgeon import nopsd
 from surgeon.artifact import read
 from surgeon.checkpoint import Checkpoint
@@ -38,9 +40,14 @@ from surgeon.distill.suppression import (
 )
 from surgeon.errors import BadInput
 from surgeon.live.architecture import Head
+from surgeon.settings import bind
+from surgeon.settings.distill import DistillSettings
+from surgeon.settings.evaluate import EvaluateSettings
+from surgeon.settings.training import Tuning
 from surgeon.threads import one_thread
 from surgeon.traces import Trace
 from surgeon.training.sequences import sequences
+from surgeon.training.tuning import AveragedWeights, trainable, tune
 
 TINY: dict[str, Any] = SMALL | {
     "steps": 3, "batch_size": 2, "samples": 3, "max_tokens": 12, "save_every": 1,
@@ -454,3 +461,55 @@ def test_a_check_against_labels_rewards_right_rollouts(source: Path, tmp_path: P
     asked = [AnsweredQuestion(3, answers)]
     assert grpo.checked_reward(run, live.model, asked) == [[1, 0, 0]]
     assert grpo.shaped_reward(run, live.model, asked)[0] == pytest.approx([1, -1, -2])
+
+
+# --- what a step costs
+
+
+def test_rollouts_of_a_question_read_its_prompt_once(source: Path, tmp_path: Path):
+    """Eight rollouts of one question, of one token each: the prompt passes through the model once,
+    and once a row at most its last token."""
+    plan = planned(source, tmp_path, max_tokens=1)
+    model = living(plan).model
+    passed = []
+    hook = model.get_input_embeddings().register_forward_hook(  # pyright: ignore
+        lambda _, args, __: passed.append(args[0].numel())
+    )
+    prompt = list(range(20, 60))
+    requests = [rollouts.Request(prompt, rollouts.stream_key(0, "q", n)) for n in range(8)]
+    rollouts.rollout(model, requests, frozenset(), plan)  # asks the model once what it can do
+    passed.clear()
+    answers = rollouts.rollout(model, requests, frozenset(), plan)
+    hook.remove()
+    assert [len(answer.token_ids) for answer in answers] == [1] * 8
+    assert sum(passed) < 2 * len(prompt) + 8
+
+
+def test_teacher_and_student_share_the_base(source: Path):
+    """Under LoRA the teacher holds the factors and nothing else, and acts with the base's own
+    weights."""
+    model = Checkpoint.open(source).model()
+    tune(model, Tuning(rank=4))
+    teacher = AveragedWeights(model, 0.01)
+    assert teacher.tensors.keys() == trainable(model).keys()
+    assert all(".lora_" in name for name in teacher.tensors)
+    frozen = {n: p.data_ptr() for n, p in model.named_parameters() if not p.requires_grad}
+    with teacher.acting():
+        acting = {n: p.data_ptr() for n, p in model.named_parameters() if not p.requires_grad}
+    assert acting == frozen
+    held = sum(tensor.numel() for tensor in teacher.tensors.values())
+    assert held < 0.2 * sum(p.numel() for p in model.parameters())
+
+
+def test_the_committed_recipe_of_the_study_is_the_generated_one():
+    recipe = Path(__file__).parents[1] / "recipes" / "distill-study.yaml"
+    assert recipe.read_text() == distill_study.rates_recipe()
+    best = dict.fromkeys(distill_study.METHODS, 0.001)
+    written = yaml.safe_load(distill_study.seeds_recipe(best))
+    trainings = [step["distill"] for step in written if "distill" in step]
+    assert len(trainings) == 5 * (8 + 6 + 2 * 8)
+    assert len({training["out"] for training in trainings}) == len(trainings)
+    for training in trainings:
+        bind(DistillSettings, training)
+    for step in written[-4:]:
+        bind(EvaluateSettings, step["evaluate"])

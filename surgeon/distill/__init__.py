@@ -73,6 +73,7 @@ def run_stages(plan: DistillPlan, accelerator: "Accelerator", work: Path) -> Dis
     if plan.settings.method == AUTO:
         measured = evidence.diagnostics
         plan = decided(plan, measured.taken)
-        evidence = plan.method.gather(plan, live, work)._replace(diagnostics=measured)
+        if not plan.method.needs_sets:  # else it is there already
+            evidence = plan.method.gather(plan, live, work)._replace(diagnostics=measured)
     student, history = train(plan, evidence, live, work)
     return write(plan, evidence, student, history, work)

@@ -94,7 +94,9 @@ def cautions(plan: "DistillPlan", measured: Diagnostics) -> list[str]:
             "nothing to vote with, so the room for sharpening looks larger than it is. Choose "
             "another --answer."
         )
-    if isinstance(measured, SetDiagnostics):
+    if isinstance(measured, SetDiagnostics) and (
+        not measured.verdicts or measured.taken == "nopsd"
+    ):
         lines += _cautions_of_sets(plan, measured)
     return lines
 

@@ -1,0 +1,285 @@
+"""The study of `surgeon distill`'s methods on the built-in family, as recipes: every method at
+three learning rates, then five seeds at the best of them, with controls and other pools.
+
+    python -m benchmarks.distill_study labels     what grpo and dapo are rewarded by
+    python -m benchmarks.distill_study rates      writes recipes/distill-study.yaml
+    surgeon run recipes/distill-study.yaml        24 trainings of seed 0, and problems that choose
+    python -m benchmarks.distill_study table      rates and what each training took
+    python -m benchmarks.distill_study estimate   CPU hours of what follows
+    python -m benchmarks.distill_study seeds      writes recipes/distill-study-seeds.yaml
+    surgeon run recipes/distill-study-seeds.yaml
+
+A killed run continues where it was. A training generates about `ANSWERS` answers, before it and in
+it, whatever its method; how many tokens those were stands in the table. Rates are chosen by Avg@4
+on the first 60 problems of `test-ambiguous`, which no table of results reads; a best rate at the
+edge of the three is marked, since a better one may lie beyond.
+"""
+
+# Shapes: none.
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parents[1]
+PLACE = "runs/distill-study"
+RATES, SEEDS, ANSWERS = (3e-4, 1e-3, 3e-3), 5, 1600
+VALIDATION, TEST = "builtin:test-ambiguous[:60]", "builtin:test-ambiguous[60:]"
+GROUPED = {"samples": 8, "batch_size": 4, "steps": 46}
+"""Eight rollouts of four questions a step."""
+METHODS: dict[str, dict[str, Any]] = {
+    # Sixteen questions answered before training for what is said of it, eight times each, and again
+    # by the teacher; 400 first answers; then 16 rollouts a step.
+    "nopsd": {"steps": 50},
+    "uopsd": GROUPED,
+    "lmsi": {"pool": "builtin:pool[:200]", "steps": 100},
+    "ttrl": GROUPED,
+    "intuitor": GROUPED,
+    "opsa": {"steps": 92},
+    "grpo": GROUPED | {"labels": f"{PLACE}/labels.jsonl"},
+    # Dynamic sampling draws about as much again.
+    "dapo": GROUPED | {"labels": f"{PLACE}/labels.jsonl", "steps": 23},
+}
+CONTROLS: dict[str, dict[str, Any]] = {
+    "nopsd-top": {"select": "top"},
+    "nopsd-auto": {"select": "auto"},
+    "nopsd-random": {"context": "random"},
+    "nopsd-length": {"context": "length"},
+    "nopsd-answer": {"context": "answer"},
+    "nopsd-embedding": {"context": "embedding"},
+}
+"""Neuron-OPSD with another end of the pool, or with other demonstrations."""
+POOLS = {
+    "wrong": ("builtin:pool-divided[:200]", "builtin:pool-divided[200:]"),
+    "rare": ("builtin:pool-reversed[:200]", "builtin:test-reversed"),
+}
+"""Where the majority is wrong more often than not, or rarely exists (answered by Instruct): the
+pool to train on, and problems like it."""
+
+
+class Trained(NamedTuple):
+    """One training of the study."""
+
+    name: str
+    method: str
+    lr: float
+    seed: int = 0
+    more: Mapping[str, Any] = {}
+
+
+def rates() -> list[Trained]:
+    """Every method at every rate, with seed 0."""
+    return [Trained(f"{m}-{lr:g}", m, lr) for m in METHODS for lr in RATES]
+
+
+def seeds(best: Mapping[str, float]) -> list[Trained]:
+    """Five seeds of every method, of the controls, and of every method on the other pools."""
+    plain = [Trained(f"{m}-s{s}", m, best[m], s) for m in METHODS for s in range(SEEDS)]
+    controls = [
+        Trained(f"{name}-s{s}", "nopsd", best["nopsd"], s, more)
+        for name, more in CONTROLS.items()
+        for s in range(SEEDS)
+    ]
+    return plain + controls
+
+
+def on_pool(pool: str, best: Mapping[str, float]) -> list[Trained]:
+    """Five seeds of every method on another pool."""
+    place, _ = POOLS[pool]
+    more: dict[str, Any] = {"pool": place}
+    if pool == "rare":
+        more["checkpoint"] = "builtin:instruct"
+    return [
+        Trained(f"{pool}-{m}-s{s}", m, best[m], s,
+                more | ({"labels": place} if "labels" in METHODS[m] else {}))
+        for m in METHODS for s in range(SEEDS)
+    ]  # fmt: skip
+
+
+# --- as recipes -----------------------------------------------------------------------------------
+
+COMMON = f"""\
+# every training: a checkpoint, the pool's first 400 questions
+- distill: &method
+    checkpoint: builtin:base
+    pool: builtin:pool[:400]
+    merge: true
+    top_global: 0.0143 # 22 of 1,536 neurons: the paper's share, 5,000 of 350,208
+    max_tokens: 640 # the family's budget
+    samples: 8 # Neuron-OPSD sec. 5.5
+    diagnose: 16 # so that diagnostics take a small part of the {ANSWERS:,} answers
+"""
+
+
+def fields_of(trained: Trained) -> dict[str, Any]:
+    """A training's own settings."""
+    own = {"out": f"{PLACE}/{trained.name}", "method": trained.method, **METHODS[trained.method]}
+    return own | {"lr": f"{trained.lr:g}", "seed": trained.seed} | dict(trained.more)
+
+
+def recipe(head: str, trained: Iterable[Trained], measures: Iterable[str]) -> str:
+    """The text of a recipe."""
+    text, first = [head, COMMON], True
+    for one in trained:
+        if not first:
+            text.append("- distill:\n    <<: *method\n")
+        text += [f"    {name}: {_plain(value)}\n" for name, value in fields_of(one).items()]
+        text.append("\n")
+        first = False
+    return "".join([*text, *measures])
+
+
+def measure(
+    name: str, task: str, trained: Iterable[Trained], base: str = "builtin:base",
+    *, samples: int = 8, grouped: bool = False,
+) -> str:  # fmt: skip
+    """The text of a measurement of trainings."""
+    names = [one.name for one in trained]
+    text = "- evaluate:\n    checkpoints:\n"
+    text += "".join(f"      - {place}\n" for place in (base, *(f"{PLACE}/{n}" for n in names)))
+    text += f"    task: {task}\n    out: {PLACE}/{name}\n    baseline: {base.split(':')[1]}\n"
+    if grouped:
+        text += "    groups:\n"
+        for group in dict.fromkeys(n.rpartition("-s")[0] for n in names):
+            members = ", ".join(n for n in names if n.rpartition("-s")[0] == group)
+            text += f"      {group}: [{members}]\n"
+    return (
+        text + f"    samples: {samples}\n    temperature: 0.6\n    max_tokens: 640\n    seed: 1\n\n"
+    )
+
+
+def rates_recipe() -> str:
+    """recipes/distill-study.yaml."""
+    head = (
+        "# Every method of `surgeon distill` at three learning rates, seed 0, on the built-in\n"
+        "# family's plain pool, and the problems that choose the rate. Written by\n"
+        "# `python -m benchmarks.distill_study rates`; before it, `... labels`. After it,\n"
+        "# `... seeds` writes the recipe of the study itself. Each training generates about\n"
+        f"# {ANSWERS:,} answers.\n\n"
+    )
+    return recipe(head, rates(), [measure("rates", VALIDATION, rates(), samples=4)]).rstrip() + "\n"
+
+
+def seeds_recipe(best: Mapping[str, float]) -> str:
+    """recipes/distill-study-seeds.yaml."""
+    plain, others = seeds(best), {pool: on_pool(pool, best) for pool in POOLS}
+    measures = [
+        measure("test", TEST, plain, grouped=True),
+        measure("cross", "builtin:cross[:200]", plain, grouped=True),
+        *(
+            measure(pool, POOLS[pool][1], trained, grouped=True,
+                    base="builtin:instruct" if pool == "rare" else "builtin:base")
+            for pool, trained in others.items()
+        ),
+    ]  # fmt: skip
+    head = (
+        "# Five seeds of every method of `surgeon distill` at the rate that\n"
+        "# recipes/distill-study.yaml chose, of Neuron-OPSD's controls, and on pools whose\n"
+        "# majority is wrong or rare. Written by `python -m benchmarks.distill_study seeds`.\n\n"
+    )
+    return (
+        recipe(head, [*plain, *(t for o in others.values() for t in o)], measures).rstrip() + "\n"
+    )
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, bool) else str(value)
+
+
+# --- what was found -------------------------------------------------------------------------------
+
+
+class Found(NamedTuple):
+    """A training at one rate."""
+
+    avg: float
+    """Avg@4 on the problems that choose."""
+    tokens: int
+    """Generated, before training and in it."""
+    seconds: float
+    """Of training."""
+
+
+def found() -> dict[str, dict[float, Found]]:
+    """Method -> rate -> what came of it, of the trainings that are finished and measured."""
+    measured = Path(PLACE) / "rates" / "evaluate.json"
+    if not measured.is_file():
+        raise SystemExit(f"{measured} isn't there: surgeon run recipes/distill-study.yaml")
+    avg = {c["name"]: c["avg"] for c in json.loads(measured.read_text())["candidates"]}
+    results: dict[str, dict[float, Found]] = {}
+    for one in rates():
+        cost = json.loads((Path(PLACE) / one.name / "distill.json").read_text())["cost"]
+        seconds = sum(cost[f"{part}_seconds"] for part in ("rollout", "teacher", "student"))
+        tokens = cost["answered"] + cost["generated"]
+        results.setdefault(one.method, {})[one.lr] = Found(avg[one.name], tokens, seconds)
+    return results
+
+
+def best_rates() -> dict[str, float]:
+    """Method -> the rate with the highest Avg@4; the smallest of equal ones."""
+    return {m: max(rows, key=lambda lr: (rows[lr].avg, -lr)) for m, rows in found().items()}
+
+
+def table() -> str:
+    """Markdown: every method at every rate."""
+    head = "| method | " + " | ".join(f"lr {lr:g}" for lr in RATES)
+    lines = [head + " | tokens generated | seconds of training |", "|---" * (len(RATES) + 3) + "|"]
+    best = best_rates()
+    for method, rows in found().items():
+        cells = [
+            (f"**{row.avg:.3f}**" if lr == best[method] else f"{row.avg:.3f}")
+            + (" (edge)" if lr == best[method] and lr in (RATES[0], RATES[-1]) else "")
+            for lr, row in rows.items()
+        ]
+        tokens = [row.tokens for row in rows.values()]
+        seconds = [row.seconds for row in rows.values()]
+        lines.append(
+            f"| {method} | {' | '.join(cells)} | {min(tokens):,} to {max(tokens):,} | "
+            f"{min(seconds):.0f} to {max(seconds):.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def estimate() -> str:
+    """Hours of the second recipe's trainings, by what those of the first took."""
+    seconds = {m: sum(r.seconds for r in rows.values()) / len(rows) for m, rows in found().items()}
+    best = best_rates()
+    trained = [*seeds(best), *(one for pool in POOLS for one in on_pool(pool, best))]
+    hours = sum(seconds[one.method] for one in trained) / 3600
+    return (
+        f"{len(trained)} trainings, about {hours:.1f} hours on this machine, and their measurement"
+    )
+
+
+def write_labels() -> Path:
+    """The plain pool's right answers, which the task knows."""
+    from surgeon.builtin import path, task
+
+    rows = []
+    for line in path("pool").read_text().splitlines()[:400]:
+        row = json.loads(line)
+        rows.append({**row, "answer": str(task.Problem.parse(row["prompt"]).answer())})
+    file = Path(PLACE) / "labels.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def main(what: str) -> None:
+    """What is asked for."""
+    if what == "labels":
+        print(write_labels())
+    elif what == "rates":
+        (ROOT / "recipes" / "distill-study.yaml").write_text(rates_recipe())
+    elif what == "seeds":
+        (ROOT / "recipes" / "distill-study-seeds.yaml").write_text(seeds_recipe(best_rates()))
+    elif what in ("table", "estimate"):
+        print({"table": table, "estimate": estimate}[what]())
+    else:
+        raise SystemExit("found " + what + ", expected labels, rates, table, estimate or seeds.")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "table")
