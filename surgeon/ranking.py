@@ -265,7 +265,7 @@ class Round:
     """First by the selected score afterwards; None where it has no value."""
     dropped: dict[str, float]
     """Candidates that can't be chosen any more, with the most that each may be ahead of the leader
-    (upper end of the simultaneous interval, in units of the score)."""
+    on any prompts of the kind (upper end of the simultaneous interval, in units of the score)."""
     tokens: int
     """Of all responses so far."""
     stopped: str

@@ -55,7 +55,6 @@ def test_candidates_that_cant_be_the_best_stop_and_a_jury_goes_on():
         gone = [name for r in done for name in r.dropped]
         assert {"bad", "worse", "fair"} <= set(gone) and "good" not in gone
         assert all(len(r.answering) >= rounds.JURY for r in done) and done[-1].leader == "good"
-        assert all(most < 0.02 for r in done for most in r.dropped.values())
         assert [bool(r.stopped) for r in done] == [False] * (len(done) - 1) + [True]
 
 
@@ -67,6 +66,20 @@ def test_a_race_ends_where_its_budget_or_its_prompts_end():
     short = race(equal, tolerance=0.0, budget=25 * 4 * 96)
     assert short[-1].stopped == "the budget ended" and short[-1].prompts == 25
     assert short[-1].tokens <= 25 * 4 * 96
+
+
+def test_who_stops_is_bounded_on_all_prompts_and_told_with_its_bound_on_others():
+    """3.8 pp behind with a standard error of 2 pp, bound at 2.1 of them (.05 over three rounds): on
+    other prompts it may be ahead by .5 pp; on all 100, of which 80 are asked, it stays behind."""
+    pool = Pool([f"q{n}" for n in range(80)], {"a": (), "b": ()}, nex.DEFAULT)
+    rules = rounds.Race({}, "recommended", 0.0, None, 0)
+    drawn_BC = np.stack([np.full(400, 0.5), np.random.default_rng(0).normal(0.462, 0.02, 400)], 1)
+    values = {"recommended": np.array([0.5, 0.462])}, {"recommended": drawn_BC}, {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rounds, "values", lambda *_: values)
+        leader, dropped = rounds.decide(rules, pool, ["a", "b"], [20, 80, 100])
+        assert leader == "a" and 0 < dropped["b"] < 0.012
+        assert rounds.decide(rules, pool, ["a", "b"], [20, 80]) == ("a", {})  # the last round
 
 
 def test_nobody_is_dropped_where_the_score_has_no_value():

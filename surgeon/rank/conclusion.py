@@ -549,8 +549,8 @@ def rounds_lines(
     return [
         f"{last.stopped.capitalize()}{kept}: {times(len(rounds), 'round')}, {last.prompts} of "
         f"{len(plan.prompts)} prompts, {grouped(last.tokens)} tokens; all prompts to all "
-        f"candidates would take about {grouped(round(whole))}. Who stopped is not ahead by "
-        f"{tolerance(plan.settings):g} pp or more."
+        f"candidates would take about {grouped(round(whole))}. Who stopped would not be ahead by "
+        f"{tolerance(plan.settings):g} pp or more on all prompts of this mini-set."
     ]
 
 

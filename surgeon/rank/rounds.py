@@ -1,9 +1,10 @@
 """Rounds over prompts: candidates that can't be the best any more stop answering (`--adaptive`).
 
 A round asks the candidates that are left some more prompts. Then it bounds from above how far each
-is ahead of the leader: by the bootstrap over prompts, in which all see the same prompts, for all
-candidates and rounds together. Who can't be ahead by more than the tolerance stops. It goes on
-until one is left, all prompts are asked, or the budget ends.
+would be ahead of the leader once all prompts are asked: by the bootstrap over prompts, in which all
+see the same prompts, for all candidates and rounds together. The prompts that were asked are among
+those, so only the others are uncertain. Who can't be ahead by more than the tolerance stops. It
+goes on until one is left, all prompts are asked, or the budget ends.
 
 Votes need voters: where fewer than `JURY` candidates are left, those that stopped last go on
 answering, but can't be chosen any more.
@@ -41,7 +42,8 @@ FIRST, LEAST, GROWTH = 0.05, 5, 1.5
 """The first round asks that share of the prompts, and at least `LEAST`; every other one asks
 `GROWTH` times as many as those before it together."""
 LEVEL = 0.05
-"""Chance that a candidate is dropped that is ahead by more than the tolerance, in all rounds."""
+"""Chance that a candidate is dropped that will be ahead by more than the tolerance, in all
+rounds."""
 JURY = 3
 """Fewest candidates that answer. Two always match each other equally often, so that their votes
 alone never tell them apart, however many prompts are asked."""
@@ -90,7 +92,7 @@ def run(
         size = affordable(race, planned, rounds, len(answering))
         pool = ask(answering, prompt_ids[:size])
         left = left_after(names, rounds)
-        leader, dropped = decide(race, pool, left, len(planned))
+        leader, dropped = decide(race, pool, left, planned)
         tokens = sum(r.tokens for r in pool.everything())
         rounds.append(
             Round(
@@ -162,10 +164,14 @@ def affordable(race: Race, planned: Sequence[int], rounds: Sequence[Round], answ
 
 
 def decide(
-    race: Race, pool: Pool, left: Sequence[str], rounds: int
+    race: Race, pool: Pool, left: Sequence[str], planned: Sequence[int]
 ) -> tuple[str | None, dict[str, float]]:
-    """(the leader of those left, the candidates to drop with the most that each may be ahead of
-    it); nobody is dropped where the score has no value."""
+    """(the leader of those left, the candidates to drop with the most that each may be ahead of it
+    on any prompts of the kind); nobody is dropped where the score has no value.
+
+    Dropped is who can't be ahead once all prompts of the mini-set are asked. After the last round
+    nothing is to come, and who is dropped can't be ahead on other prompts of the kind.
+    """
     names = list(pool.responses)
     point_C, drawn_BC, _ = values(race.scores, pool, race.seed)
     member_C = [names.index(name) for name in left]
@@ -173,12 +179,17 @@ def decide(
     first = best_first(point_C)[0]
     if math.isnan(point_C[first]):
         return None, {}
-    ahead_C = most_ahead(point_C, drawn_BC, first, len(pool.prompt_ids), LEVEL / rounds)
+    asked, whole = len(pool.prompt_ids), planned[-1]
+    to_come = 1 - asked / whole if asked < whole else 1.0
+    gap_C = point_C - point_C[first]
+    ahead_C = most_ahead(point_C, drawn_BC, first, asked, LEVEL / len(planned))
+    # The correction for a finite population: those asked are among those that will be.
+    at_end_C = gap_C + math.sqrt(to_come) * (ahead_C - gap_C)
     # nan (no value yet) is not below anything.
     dropped = {
         left[c]: float(ahead_C[c])
         for c in range(len(left))
-        if c != first and ahead_C[c] < race.tolerance
+        if c != first and at_end_C[c] < race.tolerance
     }
     return left[first], dropped
 
