@@ -11,7 +11,8 @@ run that returned the value and aren't stored.
 
 import dataclasses
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
@@ -52,6 +53,32 @@ def artifact(file: str, *, version: int = 1) -> Callable[[type[A]], type[A]]:
 def jsonable(value: Any) -> Any:
     """The JSON of an artifact or a part: what isn't a number becomes null."""
     return json.loads(TypeAdapter(type(value)).dump_json(value))
+
+
+def told(result: Any) -> object:
+    """The JSON of whatever a verb returns: an artifact with where it is and whether it was there
+    before, or a tuple or dataclass by its fields. A result with a method `told` says itself."""
+    if hasattr(result, "told"):
+        return told(result.told())
+    if hasattr(result, "__pydantic_fields__"):
+        beside = {
+            n: told(v) for n in ("out", "already") if (v := getattr(result, n, None)) is not None
+        }
+        return {**beside, **jsonable(result)}
+    if hasattr(result, "_asdict"):
+        return told(result._asdict())
+    if dataclasses.is_dataclass(result) and not isinstance(result, type):
+        fields = dataclasses.fields(result)
+        return {field.name: told(getattr(result, field.name)) for field in fields}
+    if isinstance(result, Mapping):
+        return {str(key): told(value) for key, value in result.items()}
+    if isinstance(result, list | tuple | set | frozenset):
+        return [told(value) for value in result]
+    if hasattr(result, "tolist"):  # a number or an array of numpy's, or a tensor
+        return told(result.tolist())
+    if isinstance(result, float):
+        return result if math.isfinite(result) else None
+    return result if isinstance(result, bool | int | str | None) else str(result)
 
 
 def write(directory: str | Path, value: Any) -> None:

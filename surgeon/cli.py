@@ -11,11 +11,13 @@ import shlex
 import sys
 import textwrap
 import warnings
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import click
+from click.shell_completion import CompletionItem
 
 from surgeon import __version__
 from surgeon.errors import BadInput
@@ -46,16 +48,22 @@ class Command(click.Command):
                          callback=self.call)  # fmt: skip
 
     def call(
-        self, recipe: str | None, settings: tuple[str, ...], no_cache: bool, **given: Any
+        self,
+        recipe: str | None,
+        settings: tuple[str, ...],
+        no_cache: bool,
+        as_json: bool,
+        quiet: bool,
+        **given: Any,
     ) -> None:
         """Bind recipe, settings and options (the last wins) to the verb's function; run; print."""
-        from surgeon import recipes, store
+        from surgeon import recipes
 
         values = recipes.parameters_of(recipe, self.verb) if recipe else {}
         values |= dict(recipes.parse_setting(text) for text in settings)
         values |= {name: value for name, value in given.items() if value not in (None, ())}
-        with store.unused() if no_cache else nullcontext():
-            recipes.RecipeStep(self.verb, values).run()
+        with _manner(no_cache, quiet):
+            recipes.RecipeStep(self.verb, values).run(as_json=as_json)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Options by group, in the order of the settings; no word is broken."""
@@ -96,15 +104,54 @@ def _everywhere() -> list[click.Parameter]:
                      help="Take parameters from this command's step in a recipe."),
         click.Option(["--set", "settings"], multiple=True, metavar="NAME=VALUE",
                      help="Set a parameter by its name; dotted names work too."),
-        _no_cache(),
+        *_manners(),
     ]  # fmt: skip
 
 
-def _no_cache() -> click.Option:
-    return click.Option(
-        ["--no-cache"], is_flag=True,
-        help="Keep nothing in ~/.cache/surgeon for later runs (its size: SURGEON_CACHE_LIMIT).",
-    )  # fmt: skip
+def _manners() -> list[click.Parameter]:
+    """How a command behaves, whatever it does."""
+    return [
+        click.Option(["--json", "as_json"], is_flag=True,
+                     help="Print the result as JSON, and nothing else, on standard output."),
+        click.Option(["--quiet", "-q"], is_flag=True,
+                     help="Show no progress, and say nothing but warnings and errors."),
+        click.Option(["--no-cache"], is_flag=True, help="Keep nothing in ~/.cache/surgeon for "
+                     "later runs (its size: SURGEON_CACHE_LIMIT)."),
+    ]  # fmt: skip
+
+
+@contextmanager
+def _manner(no_cache: bool, quiet: bool) -> Iterator[None]:
+    from surgeon import progress, store
+
+    with ExitStack() as stack:
+        if no_cache:
+            stack.enter_context(store.unused())
+        if quiet:
+            stack.enter_context(progress.quiet())
+        yield
+
+
+Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+
+
+def _completion(leaf: Leaf) -> Complete:
+    """What a shell offers for a value: the choices, directories, or files."""
+    kind = leaf.members[0]
+    inner = get_args(kind)[0] if leaf.many and get_args(kind) else kind
+    choices = list(map(str, get_args(inner))) if get_origin(inner) is Literal else []
+    marker = leaf.marker(Metavar)
+    places = "dir" if marker is not None and marker.text == "DIR" else "file"
+    is_place = leaf.positional or inner is Path or marker is not None
+
+    def complete(
+        context: click.Context, parameter: click.Parameter, typed: str
+    ) -> list[CompletionItem]:
+        if choices:
+            return [CompletionItem(choice) for choice in choices if choice.startswith(typed)]
+        return [CompletionItem(typed, type=places)] if is_place else []
+
+    return complete
 
 
 def _parameters(leaf: Leaf) -> list[click.Parameter]:
@@ -114,7 +161,14 @@ def _parameters(leaf: Leaf) -> list[click.Parameter]:
     if leaf.positional:
         many: dict[str, Any] = dict(nargs=-1) if leaf.many else {}
         return [
-            click.Argument([leaf.name], required=False, metavar=metavar, help=leaf.help, **many)
+            click.Argument(
+                [leaf.name],
+                required=False,
+                metavar=metavar,
+                help=leaf.help,
+                shell_complete=_completion(leaf),
+                **many,
+            )
         ]
     if switches := leaf.marker(Switches):
         return [
@@ -132,6 +186,7 @@ def _parameters(leaf: Leaf) -> list[click.Parameter]:
         fixed = [m for m in get_args(kind) if m is not Ellipsis]
         shape = dict(multiple=True) if len(fixed) == 1 else dict(nargs=len(fixed))
     text = _help(leaf, repeated="multiple" in shape)
+    shape["shell_complete"] = _completion(leaf)
     return [click.Option([option, leaf.name], default=None, metavar=metavar, help=text, **shape)]
 
 
@@ -198,8 +253,11 @@ def cli() -> None:
 
     A checkpoint is a Hugging Face directory, a hub id (owner/name[@revision]), BASE+ADAPTER, a
     candidate of a family (DIR/family.json#slerp-0.45), or builtin:NAME. Every command writes one
-    new directory and resumes when it is run again after a kill. Unusable input: one line on stderr,
-    exit status 2.
+    new directory and resumes when it is run again after a kill.
+
+    Exit status: 0 done, 1 a defect of surgeon (with its traceback), 2 unusable input (one line on
+    stderr), 130 interrupted. Colours go with NO_COLOR=1. Completion in bash, also for zsh and fish:
+    eval "$(_SURGEON_COMPLETE=bash_source surgeon)".
     """
 
 
@@ -212,17 +270,21 @@ def cli() -> None:
     metavar="VERB.NAME=VALUE",
     help="Override a parameter of a step.",
 )
-@click.option("--no-cache", is_flag=True, help="Keep nothing in ~/.cache/surgeon for later runs.")
-def run(recipe: str, settings: tuple[str, ...], no_cache: bool) -> None:
-    """Run the steps of a recipe in order; finished steps are not done again."""
-    from surgeon import recipes, store
+def run(recipe: str, settings: tuple[str, ...], no_cache: bool, as_json: bool, quiet: bool) -> None:
+    """Run the steps of a recipe in order; finished steps are not done again. As JSON, each step's
+    result is one line."""
+    from surgeon import recipes
 
-    with store.unused() if no_cache else nullcontext():
-        recipes.run(recipe, settings)
+    with _manner(no_cache, quiet):
+        recipes.run(recipe, settings, as_json=as_json)
+
+
+run.params += _manners()
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: status 0, 2 with one line for unusable input, 130 when interrupted."""
+    """Entry point: status 0, 1 for a defect and where nobody reads on, 2 with one line for unusable
+    input, 130 when interrupted."""
     from surgeon import lineage
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -231,7 +293,7 @@ def main(arguments: list[str] | None = None) -> None:
     # What peft and transformers say of each other's names is not the user's concern.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
     try:
-        cli.main(args=arguments, standalone_mode=False)
+        cli.main(args=arguments, prog_name="surgeon", standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
@@ -242,6 +304,11 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
     except BadInput as error:
         fail(" ".join(str(error).split()))
+    except BrokenPipeError:
+        # Whoever read the output has seen enough (`surgeon ... | head`); Python would complain of
+        # it once more when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         if error.errno in DISK_FULL:
             fail(

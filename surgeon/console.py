@@ -1,14 +1,39 @@
-"""What a verb prints for a person at a terminal."""
+"""What a verb prints: for a person at a terminal, or as JSON for a program."""
 
-from collections.abc import Iterable
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.table import Table
 
+_aside = False
+"""Whether text goes to stderr, as standard output belongs to the result."""
+
 
 def console() -> Console:
     """Standard output; text is printed as it is, without colours for numbers."""
-    return Console(highlight=False)
+    return Console(highlight=False, stderr=_aside)
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """What is said inside the block goes to stderr."""
+    global _aside
+    before, _aside = _aside, True
+    try:
+        yield
+    finally:
+        _aside = before
+
+
+def print_json(value: object, *, indent: int | None = 2) -> None:
+    """A JSON value on standard output, and nothing else; one line where `indent` is None."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+    # A lone surrogate in a model's text can't be written otherwise.
+    sys.stdout.write(text.encode("utf-8", "replace").decode("utf-8") + "\n")
+    sys.stdout.flush()
 
 
 def table(*columns: str, left: Iterable[str] = ()) -> Table:

@@ -15,10 +15,11 @@ the same arguments and input digests is skipped; one whose output differs stops 
 import difflib
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from surgeon.console import console
+from surgeon.console import aside, console, print_json
 from surgeon.errors import BadInput
 from surgeon.settings import bind
 from surgeon.settings.verbs import VERBS, VerbRow
@@ -34,23 +35,36 @@ class RecipeStep(NamedTuple):
         """The verb's settings; raises `BadInput` for names and values that don't fit."""
         return bind(known_verb(self.verb).load_settings(), self.parameters, self.verb)
 
-    def run(self) -> None:
-        """Do the step and print its result."""
+    def run(self, *, as_json: bool = False, indent: int | None = 2) -> None:
+        """Do the step and print its result, for a person or as one JSON object."""
         row, settings = known_verb(self.verb), self.settings()
-        if row.forecast and getattr(settings, "dry_run", False):
-            from surgeon.traces import outlook
+        ahead = row.forecast and getattr(settings, "dry_run", False)
+        work = row.load_forecast() if ahead else row.load()
+        if as_json:
+            from surgeon import artifact
 
-            outlook.show(row.load_forecast()(settings))
-            return
-        result = row.load()(settings)
-        row.show(result)
+            with aside():
+                result = work(settings)
+            print_json({"verb": self.verb, **_object(artifact.told(result))}, indent=indent)
+        else:
+            result = work(settings)
+            if ahead:
+                from surgeon.traces import outlook
+
+                outlook.show(result)
+            else:
+                row.show(result)
         if getattr(result, "interrupted", False):
             # The verb ended well, and whatever was to come after it isn't wanted any more.
             sys.exit(130)
 
 
-def run(path: str | Path, overrides: Sequence[str] = ()) -> None:
-    """Run every step of a recipe in order, printing each result.
+def _object(value: Any) -> dict[str, object]:
+    return value if isinstance(value, dict) else {"result": value}
+
+
+def run(path: str | Path, overrides: Sequence[str] = (), *, as_json: bool = False) -> None:
+    """Run every step of a recipe in order, printing each result; as JSON on a line each.
 
     `overrides` are `verb.name=value` (or `name=value` where one step alone has the parameter).
     All steps are bound before the first one runs, so that a typo in the last costs nothing.
@@ -58,11 +72,12 @@ def run(path: str | Path, overrides: Sequence[str] = ()) -> None:
     steps = override(load(path), overrides)
     for step in steps:
         step.settings()
-    terminal = console()
     for n, step in enumerate(steps, 1):
         where = step.parameters.get("out", "")
-        terminal.rule(f"[bold]{n}/{len(steps)} {step.verb}[/] [dim]{where}[/]", align="left")
-        step.run()
+        with aside() if as_json else nullcontext():
+            title = f"[bold]{n}/{len(steps)} {step.verb}[/] [dim]{where}[/]"
+            console().rule(title, align="left")
+        step.run(as_json=as_json, indent=None)
 
 
 def parameters_of(path: str | Path, verb: str) -> dict[str, object]:

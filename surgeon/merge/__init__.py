@@ -39,6 +39,17 @@ class SweepReport(NamedTuple):
     kept: tuple[str, ...] = ()
     """Candidates that were there already."""
 
+    def told(self) -> dict[str, object]:
+        """The report for a program: the family's description, or the plan of a dry run."""
+        plan = {"notices": self.plan.notices, "bytes": self.plan.n_bytes}
+        figures = {"figures": self.plan.family.figures, "candidates": [
+            {"name": c.name, "ratio": c.ratio} for c in self.plan.family.candidates
+        ]}  # fmt: skip
+        if self.family is None:
+            return {"out": None, **plan, **figures}
+        done = {"out": self.family.path, "written_now": self.written, "kept": self.kept}
+        return {**done, **artifact.jsonable(self.family.described())}
+
     def lines(self) -> list[str]:
         """The report for a terminal."""
         lines = [*self.plan.lines(), *(f"Notice: {text}" for text in self.plan.notices)]
