@@ -75,6 +75,8 @@ class Drawn(NamedTuple):
     """In resamples, cross-fitted, moved to lie about the point."""
     held_B: np.ndarray
     """In resamples, weights held as they were learned from the mini-set."""
+    rounding: float
+    """Share of the weighted mass that counts for weights made of rounding (R18)."""
 
 
 def drawn(one: Candidate, prompts: int, seed: int) -> Drawn:
@@ -91,8 +93,19 @@ def drawn(one: Candidate, prompts: int, seed: int) -> Drawn:
     crossed_B = crossed_X[1:] - crossed_X[0] + value_X[0]
     split = 1 + len(count_BP)
     return Drawn(
-        float(value_X[0]), value_X[1:split], value_X[split:], crossed_B, held(one, count_BP)
-    )
+        float(value_X[0]), value_X[1:split], value_X[split:], crossed_B, held(one, count_BP),
+        rounding(one),
+    )  # fmt: skip
+
+
+def rounding(one: Candidate) -> float:
+    """The share of a mini-set's weighted mass that counts for weights made of rounding."""
+    n_neurons = 1 + max(int(r.neuron_K.max(initial=0)) for r in one.responses)
+    evidences = [r.evidence for r in one.responses]
+    weight_N = nex.weights(*nex.accumulate(evidences, n_neurons))
+    faint_N = nex.faint_share(evidences, n_neurons)
+    shares = [nex.resting_on(r.neuron_K, r.mass_K, weight_N, faint_N) for r in one.responses]
+    return float(np.nan_to_num(np.nanmean(shares)))
 
 
 def held(one: Candidate, count_BP: np.ndarray) -> np.ndarray:
@@ -106,14 +119,16 @@ def held(one: Candidate, count_BP: np.ndarray) -> np.ndarray:
     return (count_BP @ sums_P) / (count_BP @ n_P)
 
 
-WAYS = ("as here", "cross-fitted", "resamples' spread alone", "weights held")
+WAYS = ("as here", "not widened", "cross-fitted", "resamples' spread alone", "weights held")
 
 
 def ends(found: Drawn) -> list[tuple[float, float]]:
     """The 95 % interval by each of `WAYS`."""
     point, value_B = np.array([found.point]), found.value_B[:, None]
+    corrected_12 = metrics.corrected_interval(point, value_B, found.left_J[:, None])
     return [
-        tuple(metrics.corrected_interval(point, value_B, found.left_J[:, None])[0]),
+        tuple(metrics.widened(corrected_12, np.array([found.rounding]))[0]),
+        tuple(corrected_12[0]),
         tuple(metrics.corrected_interval(point, found.crossed_B[:, None])[0]),
         tuple(metrics.corrected_interval(point, value_B)[0]),
         tuple(metrics.percentile_interval(found.held_B)),

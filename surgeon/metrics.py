@@ -344,6 +344,11 @@ def corrected_interval(
     return np.clip(np.stack([centre_X - spread_X, centre_X + spread_X], -1), 0, 1)
 
 
+def widened(ends_X2: np.ndarray, by_X: np.ndarray) -> np.ndarray:
+    """float64_X2: the ends of intervals in [0, 1], each moved out by so much."""
+    return np.clip(ends_X2 + np.stack([-by_X, by_X], -1), 0, 1)
+
+
 def jackknife_error(left_JX: np.ndarray) -> np.ndarray:
     """float64_X: the standard error from values with one of J groups left out; nan where one of
     them is."""

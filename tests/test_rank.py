@@ -524,6 +524,18 @@ def test_a_response_without_mass_counts_as_the_reading_says():
         assert rank.SCORES["nex"]("nex", pool)[0, 0].tolist() == expected
 
 
+def test_an_interval_is_wider_by_what_rests_on_rounding():
+    """NEX .5 and an estimate of 1 on every prompt: .3 of the weighted mass counts for rounding."""
+    prompts = [f"q{n}" for n in range(4)]
+    rows = {c: tuple(response(q, answer="7", faint=0.3) for q in prompts) for c in "abc"}
+    pool = Pool(prompts, rows, nex.DEFAULT)
+    scores = {name: rank.SCORES[name] for name in ("nex", "estimate", "recommended")}
+    found = conclusion.intervals(scores, pool, *conclusion.values(scores, pool, 0))
+    assert found["nex"] == pytest.approx(np.tile([0.2, 0.8], (3, 1)))
+    assert found["recommended"] == pytest.approx(np.tile([0.2, 0.8], (3, 1)), abs=0.02)
+    assert found["estimate"].min() > 0.95
+
+
 def test_scores_of_the_first_format_are_read(ranked, tmp_path):
     directory = ranked[0] / "candidates" / "a"
     stored = json.loads((directory / "scores.json").read_text())

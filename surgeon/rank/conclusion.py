@@ -256,9 +256,24 @@ def intervals(
         if relearned_C.any():
             ends_C2 = metrics.corrected_interval(point_C[name], drawn_BC[name], left_JC[name])
             found[name] = np.where(relearned_C[:, None], ends_C2, found[name])
+    rounding_C = resting_on_rounding(pool)
+    if "nex" in found:
+        found["nex"] = metrics.widened(found["nex"], rounding_C)
+    if "recommended" in found and np.nansum(point_C["nex"]) > 0:
+        estimate_C = point_C["estimate"]
+        most_C = estimate_C if np.nansum(estimate_C) > 0 else np.ones_like(estimate_C)
+        found["recommended"] = metrics.widened(
+            found["recommended"], rounding_C * np.nan_to_num(most_C)
+        )
     if any("nex" in values for values in pool.relearned.values()):
         found["saturation"] = nines(found)
     return found
+
+
+def resting_on_rounding(pool: Pool) -> np.ndarray:
+    """float64_C in [0, 1]: the share of each candidate's weighted mass that counts for weights made
+    of rounding (R18), which might as well be of the other sign; 0 where weights are given."""
+    return np.array([mean(r.faint for r in rows) or 0.0 for rows in pool.responses.values()])
 
 
 def or_none(value: float) -> float | None:
