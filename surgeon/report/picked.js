@@ -27,7 +27,8 @@
   function item(n) {
     const line = LINES[n], node = make("div"), prompt = make("span", "prompt-of"), picked = make("span", "num picked-of");
     prompt.append(make("bdi", "", index.prompts[line[PROMPT]][0]), " ", make("small", "", index.prompts[line[PROMPT]][1].slice(0, 160)));
-    picked.append("sample " + line[PICKS][rule()] + " ", verdict(line[BY_RULE][rule()]));
+    picked.append("sample " + line[PICKS][rule()]);
+    if (line[BY_RULE][rule()] !== "-") picked.append(" ", verdict(line[BY_RULE][rule()]));
     node.append(
       make("span", "name", index.candidates[line[CAND]]), prompt, picked,
       make("span", "num right-of", line[RIGHT] === null ? line[ANSWERS] + " answers" : line[RIGHT] + " of " + line[ANSWERS] + " right"));
