@@ -63,9 +63,10 @@ def summary(measured: Diagnostics) -> list[str]:
 
 
 def labelled_lines(found: WorthByLabels) -> list[str]:
-    """What labels say of the pool; training reads none of it."""
+    """What labels say of the pool, and whether training reads them."""
+    use = "labels, the reward" if found.rewarded else "labels, not used"
     lines = [
-        f"labels, not used        Maj {found.maj:.3f} - Avg {found.avg:.3f} = "
+        f"{use:<23} Maj {found.maj:.3f} - Avg {found.avg:.3f} = "
         f"{found.maj - found.avg:+.3f} on {found.questions} questions (Tab. 5)"
     ]
     if found.signal is not None:

@@ -42,7 +42,7 @@ class Verdict:
 
 @part
 class WorthByLabels:
-    """What the answers are worth by labels, which no training reads (Tab. 5)."""
+    """What the answers are worth by labels (Tab. 5), which only labelled methods train on."""
 
     questions: int
     """That have a label and all `samples` answers."""
@@ -52,6 +52,8 @@ class WorthByLabels:
     """Maj@k: share of questions whose most frequent answer is right."""
     signal: Reliability | None
     """Whether s(x) tells which first answers of the labelled pool are right; None without sets."""
+    rewarded: bool = False
+    """Whether training is rewarded by them."""
 
 
 @part
@@ -237,6 +239,7 @@ def labelled(
         avg=float(np.mean(right)) if right else 0.0,
         maj=float(np.mean(metrics.majority_by_prompt(votes, correct))) if right else 0.0,
         signal=signal,
+        rewarded=plan.method.needs_labels,
     )
 
 
