@@ -863,6 +863,8 @@ def test_rates_and_epochs_are_the_methods_own(source: Path, tmp_path: Path):
         ({"validation": "nowhere.jsonl"}, "nowhere.jsonl does not exist"),
         ({"check": "math"}, "check without labels"),
         ({"method": "grp"}, "Did you mean 'grpo'"),
+        ({"method": "ttrl", "staleness": 1}, "'ttrl' has to draw with the weights that it updates"),
+        ({"staleness": 1}, "only engine vllm is pushed weights"),
         ({"method": "dapo"}, "rewarded by labels, found none: give --labels FILE"),
         ({"select": "best"}, "bottom, top, auto, band"),
         ({"context": "far"}, "nearest, random"),

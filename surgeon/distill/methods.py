@@ -55,6 +55,8 @@ class Finisher(NamedTuple):
     """Tuning -> the peak learning rate unless another is given."""
     epochs: int | None = None
     """Passes over the questions, where neither steps nor epochs are given; None: 150 steps."""
+    may_lag: bool = False
+    """Whether its rollouts may be drawn with older weights than those that it updates."""
     needs_labels: bool = False
     """Whether training reads labels: it then trains on the labelled questions only."""
     by_question: bool = True
@@ -107,11 +109,13 @@ METHODS: dict[str, Finisher] = {
         imitate,
         gather=with_sets,
         needs_sets=True,
+        may_lag=True,
     ),
     "uopsd": Finisher(
         "on-policy self-distillation from a teacher that sees the majority's solution (Li et al.)",
         correct,
         gather=probed_answers,
+        may_lag=True,
     ),
     "lmsi": Finisher(
         "fine-tuning on the model's own answers that agree with the majority (Huang et al.)",

@@ -145,7 +145,7 @@ def prepare(settings: DistillSettings) -> DistillPlan:
     asked = len(labels) if method.needs_labels else len(prompts)
     steps = steps_of(settings, method, selection, asked)
     imported = read_imported(settings, checkpoint, tokenizer, prompts)
-    require_own_engine(settings, checkpoint, prompts)
+    require_own_engine(method, settings, checkpoint, prompts)
     given = {"responses": lineage.file_digest(settings.responses)} if settings.responses else {}
     if labels:
         given["labels"] = lineage.digest_of(labels)
@@ -278,9 +278,14 @@ def read_imported(
 
 
 def require_own_engine(
-    settings: DistillSettings, checkpoint: Checkpoint, prompts: Sequence[Prompt]
+    method: Finisher, settings: DistillSettings, checkpoint: Checkpoint, prompts: Sequence[Prompt]
 ) -> None:
     """Raise `BadInput` where the engine can't write the answers, or isn't asked for any."""
+    if settings.rollout.staleness and not method.may_lag:
+        raise BadInput(
+            f"found staleness = {settings.rollout.staleness}, expected 0: method "
+            f"{settings.method!r} has to draw with the weights that it updates."
+        )
     if settings.rollout.staleness and settings.engine.name != VLLM:
         raise BadInput(
             f"found staleness = {settings.rollout.staleness}, expected 0: only engine vllm is "

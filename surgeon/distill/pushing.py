@@ -44,7 +44,7 @@ class PushedStudent:
     def rollouts(self, step: int, keys: Sequence[Key], prompts: Sequence[list[int]]) -> Rollouts:
         """Answers to the prompts, with weights of this step or of one shortly before it."""
         every = 1 + self.run.plan.settings.rollout.staleness
-        if self.pushed is None or step % every == 0:
+        if self.pushed is None or (step % every == 0 and step != self.pushed):
             self.run.student.rollouts(self._push)
             self.pushed = step
         asks = [Ask(key, ids) for key, ids in zip(keys, prompts, strict=True)]
