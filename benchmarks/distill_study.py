@@ -5,7 +5,7 @@ three learning rates, then five seeds at the best of them, with controls and oth
     python -m benchmarks.distill_study rates      writes recipes/distill-study.yaml
     surgeon run recipes/distill-study.yaml        24 trainings of seed 0, and problems that choose
     python -m benchmarks.distill_study table      rates and what each training took
-    python -m benchmarks.distill_study estimate   CPU hours of what follows
+    python -m benchmarks.distill_study estimate   hours of both recipes on one core
     python -m benchmarks.distill_study seeds      writes recipes/distill-study-seeds.yaml
     surgeon run recipes/distill-study-seeds.yaml
 
@@ -26,7 +26,10 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[1]
 PLACE = "runs/distill-study"
 RATES, SEEDS, ANSWERS = (3e-4, 1e-3, 3e-3), 5, 1600
-VALIDATION, TEST = "builtin:test-ambiguous[:60]", "builtin:test-ambiguous[60:]"
+SPEED, LENGTH, LEARNING = 3550, 110, 25
+"""What the built-in base does on one core: tokens per second, tokens per answer, seconds."""
+VALIDATION, TEST = "builtin:test-ambiguous[:60]", "builtin:test-ambiguous[60:260]"
+LONGER = "builtin:cross[:100]"
 GROUPED = {"samples": 8, "batch_size": 4, "steps": 46}
 """Eight rollouts of four questions a step."""
 METHODS: dict[str, dict[str, Any]] = {
@@ -52,8 +55,8 @@ CONTROLS: dict[str, dict[str, Any]] = {
 }
 """Neuron-OPSD with another end of the pool, or with other demonstrations."""
 POOLS = {
-    "wrong": ("builtin:pool-divided[:200]", "builtin:pool-divided[200:]"),
-    "rare": ("builtin:pool-reversed[:200]", "builtin:test-reversed"),
+    "wrong": ("builtin:pool-divided[:200]", "builtin:pool-divided[200:300]"),
+    "rare": ("builtin:pool-reversed[:200]", "builtin:test-reversed[:100]"),
 }
 """Where the majority is wrong more often than not, or rarely exists (answered by Instruct): the
 pool to train on, and problems like it."""
@@ -162,26 +165,55 @@ def rates_recipe() -> str:
     return recipe(head, rates(), [measure("rates", VALIDATION, rates(), samples=4)]).rstrip() + "\n"
 
 
-def seeds_recipe(best: Mapping[str, float]) -> str:
-    """recipes/distill-study-seeds.yaml."""
-    plain, others = seeds(best), {pool: on_pool(pool, best) for pool in POOLS}
-    measures = [
-        measure("test", TEST, plain, grouped=True),
-        measure("cross", "builtin:cross[:200]", plain, grouped=True),
+class Measurement(NamedTuple):
+    """One measurement of trainings."""
+
+    name: str
+    task: str
+    trained: list[Trained]
+    base: str = "builtin:base"
+
+    @property
+    def answers(self) -> int:
+        """Eight to each problem by each checkpoint."""
+        first, last = self.task.partition("[")[2].rstrip("]").split(":")
+        return (len(self.trained) + 1) * (int(last) - int(first or 0)) * 8
+
+
+def measurements(best: Mapping[str, float]) -> list[Measurement]:
+    """What the second recipe measures: problems like the pool's, longer ones, and the other
+    pools' own."""
+    plain = seeds(best)
+    return [
+        Measurement("test", TEST, plain),
+        Measurement("cross", LONGER, plain),
         *(
-            measure(pool, POOLS[pool][1], trained, grouped=True,
-                    base="builtin:instruct" if pool == "rare" else "builtin:base")
-            for pool, trained in others.items()
+            Measurement(
+                pool, task, on_pool(pool, best),
+                "builtin:instruct" if pool == "rare" else "builtin:base",
+            )
+            for pool, (_, task) in POOLS.items()
         ),
     ]  # fmt: skip
+
+
+def all_trained(best: Mapping[str, float]) -> list[Trained]:
+    """What the second recipe trains."""
+    return [*seeds(best), *(one for pool in POOLS for one in on_pool(pool, best))]
+
+
+def seeds_recipe(best: Mapping[str, float]) -> str:
+    """recipes/distill-study-seeds.yaml."""
     head = (
         "# Five seeds of every method of `surgeon distill` at the rate that\n"
         "# recipes/distill-study.yaml chose, of Neuron-OPSD's controls, and on pools whose\n"
         "# majority is wrong or rare. Written by `python -m benchmarks.distill_study seeds`.\n\n"
     )
-    return (
-        recipe(head, [*plain, *(t for o in others.values() for t in o)], measures).rstrip() + "\n"
-    )
+    measures = [
+        measure(one.name, one.task, one.trained, one.base, grouped=True)
+        for one in measurements(best)
+    ]
+    return recipe(head, all_trained(best), measures).rstrip() + "\n"
 
 
 def _plain(value: Any) -> str:
@@ -243,13 +275,18 @@ def table() -> str:
 
 
 def estimate() -> str:
-    """Hours of the second recipe's trainings, by what those of the first took."""
-    seconds = {m: sum(r.seconds for r in rows.values()) / len(rows) for m, rows in found().items()}
-    best = best_rates()
-    trained = [*seeds(best), *(one for pool in POOLS for one in on_pool(pool, best))]
-    hours = sum(seconds[one.method] for one in trained) / 3600
+    """Hours of both recipes on one core, at `SPEED` tokens per second and `LENGTH` tokens per
+    answer, and `LEARNING` seconds for what a training does beside its rollouts."""
+    best = dict.fromkeys(METHODS, RATES[1])
+    each = ANSWERS * LENGTH / SPEED + LEARNING
+    first = len(rates()) * each + (len(rates()) + 1) * 60 * 4 * LENGTH / SPEED
+    count = len(all_trained(best))
+    answers = sum(one.answers for one in measurements(best))
+    second = count * each + answers * LENGTH / SPEED
     return (
-        f"{len(trained)} trainings, about {hours:.1f} hours on this machine, and their measurement"
+        f"recipes/distill-study.yaml: {len(rates())} trainings, {first / 3600:.1f} h\n"
+        f"recipes/distill-study-seeds.yaml: {count} trainings and {answers:,} answers to measure "
+        f"them, {second / 3600:.1f} h"
     )
 
 
