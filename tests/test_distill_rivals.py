@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from test_distill import SMALL, living, planned, records, running, write_pool
 
 from benchmarks import distill_study
@@ -230,6 +231,17 @@ def test_uopsds_teacher_sees_the_question_with_its_solution(source: Path, tmp_pa
     for room, shown in ((len(lesson.teacher_ids) - 1, 1), (len(lesson.teacher_ids) - 2, 0)):
         tight = run._replace(plan=plan._replace(teacher_tokens=room))
         assert len(lessons(tight, [AnsweredQuestion(4, answers)])) == shown
+
+
+def test_a_step_without_a_lesson_moves_nothing(source: Path, tmp_path: Path):
+    """Where all would have to agree, nobody is left to teach: no loss and no gradient."""
+    pool = write_pool(tmp_path / "pool.jsonl", 4)
+    settings = TINY | {"method": "uopsd", "steps": 1, "diagnose": 2, "threshold": 1.0}
+    distill(str(source), pool=pool, out=tmp_path / "out", **settings)
+    (record,) = records(tmp_path / "out")
+    assert record["taught"] == record["loss"] == record["gradient_norm"] == record["tokens"] == 0
+    weights = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert all(not tensor.any() for name, tensor in weights.items() if "lora_B" in name)
 
 
 # --- contexts

@@ -37,7 +37,7 @@ from surgeon.distill.pushing import PushedStudent, pushed
 from surgeon.distill.rollouts import AnsweredQuestion, step_rollouts, told_of, traces_of
 from surgeon.distill.run import GUARDS, TrainingRun
 from surgeon.live.architecture import head_of
-from surgeon.training.loop import Batch, Loss
+from surgeon.training.loop import Batch, Guards, Loss
 from surgeon.training.sequences import (
     Sequences,
     draw,
@@ -85,7 +85,7 @@ def correct(run: TrainingRun) -> History:
     with pushed(run) as engine:
         return run.fit(
             corrected_batches(run, engine), forward_kl_loss, teacher=make_teacher(run),
-            target=teacher_states, guards=GUARDS,
+            target=teacher_states, guards=Guards({"length": GUARDS.collapse["length"]}),
         )  # fmt: skip
 
 
@@ -143,15 +143,16 @@ def forward_kl_loss(
     device = next(model.parameters()).device
     head_VD, head = unembedding(model), head_of(model)
     states_PD = response_states(model, micro.student.to(device))
+    weight_P = micro.weight_P.to(device)
     both = nopsd.forward_kl(
-        states_PD, target[0], head_VD, teacher_head_VD=target[1],
-        weight_T=micro.weight_P.to(device), softcap=head.cap, factor=head.factor,
+        states_PD, target[0], head_VD, teacher_head_VD=target[1], weight_T=weight_P,
+        softcap=head.cap, factor=head.factor,
     )  # fmt: skip
     sums = {
-        "kl": both.kl_T.sum(),
-        "student_entropy": both.student_entropy_T.sum(),
-        "teacher_entropy": both.teacher_entropy_T.sum(),
-        "agreement": both.agree_T.sum(),
+        "kl": both.kl_T @ weight_P,
+        "student_entropy": both.student_entropy_T @ weight_P,
+        "teacher_entropy": both.teacher_entropy_T @ weight_P,
+        "agreement": both.agree_T @ weight_P,
     }
     return Loss(both.total, sums)
 
@@ -180,7 +181,7 @@ def corrected_batches(
                 found, weight = [TaughtRollout(first.question, first.answers[0], ids)], 0.0
             told = told_of(rollouts, engine)
             responses = sum(len(each.answers) for each in rollouts.questions)
-            tokens = sum(len(lesson.answer.token_ids) for lesson in found)
+            tokens = int(weight) * sum(len(lesson.answer.token_ids) for lesson in found)
             yield Batch(
                 micros_of(run, found, weight),
                 weight=tokens,

@@ -36,7 +36,8 @@ class Batch(NamedTuple):
     micros: list[Any]
     """What `loss` takes, one forward and backward pass each; at least one."""
     weight: float
-    """What the summed loss is divided by (added up over processes): tokens, or responses."""
+    """What the summed loss is divided by (added up over processes): tokens, or responses; 0 where
+    nothing is learned."""
     tokens: int
     """Response tokens, over which the loss function's sums are averaged for the record."""
     responses: int
@@ -232,6 +233,7 @@ def _backward(
         dtype=torch.float64, device=device,
     )  # fmt: skip
     weight, tokens, responses, *of_responses = _added(accelerator, counts).tolist()
+    weight, counted = weight or 1.0, tokens or 1.0  # a step may have nothing to learn from
     most = int(_largest(accelerator, torch.tensor(len(batch.micros), device=device)))
     totals: dict[str, Tensor] = {}
     for number in range(most):
@@ -258,7 +260,7 @@ def _backward(
     names = list(totals)
     added = _added(accelerator, torch.stack([totals[name] for name in names])).tolist()
     sums = dict(zip(names, added, strict=True))
-    means = {name: value / tokens for name, value in sums.items()}
+    means = {name: value / counted for name, value in sums.items()}
     means["loss"] = sums["loss"] / weight
     means |= {name: v / responses for name, v in zip(batch.sums, of_responses, strict=True)}
     return {**means, "tokens": tokens, "responses": responses}
