@@ -98,7 +98,7 @@ def test_four_stages_leave_their_artifacts_and_an_adapter_that_loads(source, don
     result, out = done
     made = {p.name for p in out.iterdir()}
     assert made == {
-        "surgeon.json", "rollouts", "sets", "selection.json", "contexts.jsonl",
+        "surgeon.json", "rollouts", "sets", "selection.json", "contexts.jsonl", "teacher",
         "diagnostics.json", "training", "distill.json", "README.md", "adapter_config.json",
         "adapter_model.safetensors",
     }  # fmt: skip

@@ -5,8 +5,9 @@ Four stages, each a function, each with its artifact in the directory, each cont
     1  answer_pool, pool_sets     zero-shot answers and contribution sets    rollouts/, sets/
     2  choose, sharpening_room    which questions to train on; is there      selection.json
                                   room for sharpening?
-    3  find_contexts, entropies   demonstrations for the teacher; is it      contexts.jsonl,
-                                  sharper than the student?                  diagnostics.json
+    3  find_contexts, entropies,  demonstrations for the teacher; is it      contexts.jsonl,
+       teachers_gap               sharper than the student, and more often   teacher/,
+                                  right?                                     diagnostics.json
     4  train                      the method                                 training/
 
 plan.py             every setting checked, before anything is computed or started

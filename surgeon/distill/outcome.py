@@ -151,7 +151,8 @@ def cost_of(history: History, work: Path) -> TrainingCost:
     def total(name: str, times: str | None = None) -> float:
         return sum(row.get(name, 0.0) * (row[times] if times else 1.0) for row in history.records)
 
-    answers = stored_answers(work / "rollouts").values()
+    sides = (stored_answers(work / name) for name in ("rollouts", "teacher"))
+    answers = [trace for side in sides for trace in side.values()]
     return TrainingCost(
         rollout_seconds=total("rollout_seconds"),
         teacher_seconds=total("teacher_seconds"),
