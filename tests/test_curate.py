@@ -11,7 +11,6 @@ import pytest
 
 from surgeon import evidence_file, nex
 from surgeon.curate import curate
-from surgeon.curate.overlap import left_out, runs
 from surgeon.curate.plan import prepare
 from surgeon.curate.written import whole
 from surgeon.errors import BadInput
@@ -22,6 +21,7 @@ from surgeon.settings import bind
 from surgeon.settings.curate import CurateSettings
 from surgeon.sft.lessons import encoder, read_lessons
 from surgeon.traces import Prompt, read_traces
+from surgeon.traces.overlap import left_out, runs
 
 LONG = "one two three four five six seven eight nine ten eleven twelve thirteen"
 

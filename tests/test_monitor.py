@@ -211,7 +211,8 @@ def test_a_run_that_was_cut_short_goes_on_to_the_same_result(
     for name in ("traces.jsonl", "firings.jsonl", "readings.jsonl"):
         rows = [rows_without_chance(tmp_path / place / name) for place in ("whole", "cut")]
         assert rows[0] == rows[1]
-    assert replace(again, out=None) == replace(whole, out=None)
+    assert replace(again, out=None, time=None) == replace(whole, out=None, time=None)
+    assert again.time is not None and again.time.answers == PROMPTS * SAMPLES - 3
 
 
 @pytest.mark.slow
@@ -248,7 +249,9 @@ def test_kill_minus_nine_loses_the_answers_in_flight_only(
         rows = [rows_without_chance(tmp_path / place / name) for place in ("whole", "killed")]
         assert rows[0] == rows[1]
     stored = json.loads((out / "monitor.json").read_text())
-    assert stored == {"format": 1, **artifact.jsonable(whole)}
+    assert stored["time"]["answers"] == left
+    stored["time"] = None
+    assert stored == {"format": 1, **artifact.jsonable(replace(whole, time=None))}
 
 
 def rows_without_chance(path: Path) -> list[dict[str, Any]]:
@@ -258,6 +261,51 @@ def rows_without_chance(path: Path) -> list[dict[str, Any]]:
         for one in (row, *row.get("readings", [])):
             one.pop("probability", None)
     return sorted(rows, key=json.dumps)
+
+
+def test_the_same_answers_without_the_monitor_are_paired_with_it(
+    run: Callable[..., MonitoredRun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The plain ones are those that `sample` draws; up to the first firing both are the same."""
+    result = run(with_vanilla=True, limit=2)
+    plain = {t.key: t for t in read_traces(tmp_path / "out" / "vanilla.jsonl")}
+    checkpoint = resolve(MODEL)
+    drawn = list(sample(
+        checkpoint.model(), checkpoint.tokenizer(), read_prompts("builtin:test")[:2],
+        Sampling(samples=SAMPLES, temperature=0.6, top_p=0.95, max_tokens=TOKENS),
+    ))  # fmt: skip
+    assert len(drawn) == 2 * SAMPLES
+    assert [plain[trace.key].token_ids for trace in drawn] == [t.token_ids for t in drawn]
+    first: dict[Any, int] = {}
+    for row in lines(tmp_path / "out" / "firings.jsonl"):
+        first.setdefault((row["prompt_id"], row["sample"]), row["position"])
+    watched = {t.key: t for t in read_traces(tmp_path / "out" / "traces.jsonl")}
+    for key, trace in watched.items():
+        same = first.get(key, len(trace.token_ids)) - 2  # a separator may have been forced before
+        assert trace.token_ids[:same] == plain[key].token_ids[:same]
+    vanilla, time_ = result.vanilla, result.time
+    assert vanilla is not None and vanilla.time is not None and time_ is not None
+    lengths = [len(t.token_ids) for t in plain.values()]
+    assert vanilla.tokens == pytest.approx(np.mean(lengths))
+    assert vanilla.tokens_change[0] == pytest.approx(result.tokens.mean - np.mean(lengths))
+    assert vanilla.time.tokens == sum(lengths) and time_.tokens == result.tokens.total
+    assert vanilla.pass1 is not None and vanilla.pass1_change is not None and result.pass1
+    assert vanilla.pass1_change[0] == pytest.approx(result.pass1.value - vanilla.pass1.value)
+    show(result)
+    said = capsys.readouterr().out
+    assert "tokens/s" in said and "Pass@1" in said and "answers decoded in" in said
+    with pytest.raises(BadInput, match="found with_vanilla and no out"):
+        monitor(MODEL, prompt="Start 3. Apply +4. Find x.", with_vanilla=True)
+
+
+def test_watching_nothing_needs_no_monitor(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    given: dict[str, Any] = dict(prompts="builtin:test", limit=1, max_tokens=20)
+    result = monitor(MODEL, out=tmp_path / "out", levels=("none",), **given)
+    assert result.levels == {} and result.drawn is None and result.responses == 1
+    show(result)
+    assert "No level was watched" in capsys.readouterr().out
+    with pytest.raises(BadInput, match=r"carries no monitor.*or watch nothing: --levels none"):
+        monitor(MODEL, out=tmp_path / "other", **given)
 
 
 def test_a_finished_run_is_not_done_again_and_another_is_refused(
@@ -378,7 +426,7 @@ def test_a_run_killed_at_its_report_makes_nothing_but_that(
         with pytest.raises(KeyboardInterrupt):
             run(limit=2)
     monkeypatch.setattr("surgeon.monitor.decoded", dying)
-    assert replace(run(limit=2), out=None) == replace(whole, out=None)
+    assert replace(run(limit=2), out=None, time=None) == replace(whole, out=None, time=None)
     assert drawn(tmp_path / "out").text() == drawn(tmp_path / "whole").text()
 
 

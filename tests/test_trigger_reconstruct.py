@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -17,12 +18,14 @@ from surgeon import jsonl
 from surgeon.builtin import task
 from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.errors import BadInput
+from surgeon.judges.controls import SIGNALS
 from surgeon.judges.finding import Assignment, Draft, Rewritten
 from surgeon.judges.wording import read_texts
 from surgeon.judges.writers import parse_writer
 from surgeon.settings.asking import EndpointSettings
-from surgeon.traces import read_traces
+from surgeon.traces import Prompt, read_traces
 from surgeon.trigger.artifacts import StepReader
+from surgeon.trigger.corpus import Reference, perturbed
 from surgeon.trigger.reconstruct import LevelExamples, Reconstruction, reconstruct, show
 from surgeon.trigger.tokens import add_triggers
 from surgeon.watch.spans import read_spans
@@ -49,7 +52,7 @@ def examples(out: Path) -> list[dict[str, Any]]:
 
 
 def texts(example: dict[str, Any]) -> dict[str, str]:
-    assert [part["kind"] for part in example["segments"]] == KINDS
+    assert [p["kind"] for p in example["segments"] if p["kind"] != "signal"] == KINDS
     return {part["kind"]: part["text"] for part in example["segments"]}
 
 
@@ -205,9 +208,13 @@ def server() -> Iterator[Any]:
 def repair(asked: str) -> dict[str, str]:
     """What a writer replies who knows the answer that it was told."""
     known = asked.partition("The final answer is known to be ")[2][:1]
+    loop = re.search(r"Length: exactly (\d) steps", asked)
     return {
-        "wrong": "Next +1: 1 = 3",
-        "diagnosis": "Wait, that is wrong.",
+        "wrong": "\n\n".join(["Next +1: 1 = 3"] * (int(loop[1]) if loop else 1)),
+        "error_span": '"1 = 3"',
+        "past_attempts": "Turned it over.",
+        "analysis": "It is 2.",
+        "pivot": "Add one.",
         "continuation": "Next +1: 1 = 2",
         "answer": f"Answer: {known}",
     }
@@ -224,20 +231,36 @@ def test_an_endpoint_mends_the_traces_own_text(labels: Path, server, tmp_path: P
     assert result.source.tokens_in == 100 * len(asked)
     assert result.source.money == pytest.approx(len(asked) * (100 * 10 + 10 * 100) / 1e6)
     traces = {(t.prompt_id, t.sample): t for t in read_traces(labels / "traces.jsonl")}
-    kinds = set()
+    kinds, controls = set(), list[Any]()
     for example in made:
         name, sample, level = example["id"].rsplit("/", 2)
         text, part = traces[name, int(sample)].text, texts(example)
         assert text.startswith(part["prefix"]) and part["trigger"] == TRIGGERS[level]
-        if example["made"]:
-            assert part["wrong"].strip() == "Next +1: 1 = 3"
+        if example["made"]:  # App. G: CONTROL is drawn, told and kept; loops have that many steps
+            steps = [step for step in part["wrong"].split("\n\n") if step.strip()]
+            assert set(steps) == {"Next +1: 1 = 3"}
+            assert len(steps) == example["control"].get("loop_length", 1)
+            controls.append(tuple(example["control"].values()))
         else:  # as it was written, white space included
             assert text.startswith(part["prefix"] + part["wrong"].rstrip())
             assert part["wrong"].endswith("\n\n")
-        assert part["diagnose"] == "Wait, that is wrong."
+        # Eq. 5: the trigger, p (the paper's own sentence), d in its bullets, c.
+        assert part["signal"] == f"\n{SIGNALS[level]}\n"
+        assert (
+            part["diagnose"]
+            == {
+                "intra": '- error span: "1 = 3"\n- analysis: It is 2.',
+                "inter": "- past attempts summary: Turned it over.\n"
+                "- problem-grounded analysis: It is 2.\n- pivot: Add one.",
+            }[level]
+        )
         assert part["continuation"].startswith("\n\nNext +1: 1 = 2\n</think>\n\nAnswer: ")
         kinds.add((level, example["made"]))
     assert len(kinds) == 4
+    assert len(set(controls)) > 5 and {c[0] for c in controls} >= {"long", 3}
+    told = "\n".join(body["messages"][1]["content"] for body in asked)
+    assert "Kind of the mistake: sign error (a sign is lost or turned)." in told
+    assert "What they go round in: bounds (bounds that narrow nothing down)." in told
     again = reconstruct(
         MODEL, labels=labels, out=tmp_path / "out", source=url, price_in=10.0, price_out=100.0
     )
@@ -272,12 +295,12 @@ def test_control_tokens_in_a_reply_are_complained_of(labels: Path, server, tmp_p
     def learns(text: str) -> dict[str, str]:
         if "holds a control token" in text:
             return repair(asked[-1]["messages"][1]["content"])
-        return repair(text) | {"diagnosis": "<INTRA> wrong"}
+        return repair(text) | {"analysis": "<INTRA> wrong"}
 
     say[:] = [learns]
     result = reconstruct(MODEL, labels=labels, out=tmp_path / "out", source=url, limit=2)
     assert result.examples == 2 and len(asked) == 4
-    assert "diagnosis holds a control token" in asked[-1]["messages"][-1]["content"]
+    assert "analysis holds a control token" in asked[-1]["messages"][-1]["content"]
 
 
 @pytest.mark.parametrize(
@@ -311,6 +334,88 @@ def test_questions_of_another_task_need_another_source(labels: Path, tmp_path: P
     (copied / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(BadInput, match=r"expected one of the built-in task .*source=FILE"):
         reconstruct(MODEL, labels=copied, out=tmp_path / "out")
+
+
+# --- a corpus
+
+
+def reference(question: str, n: int) -> dict[str, Any]:
+    """A conversation as Bespoke-Stratos-17k writes them: the thinking between its own tags."""
+    steps = [f"Thought {i}" if i < 6 else f"So x = {i}" for i in range(n)]
+    text = "<|begin_of_thought|>\n\n" + "\n\n".join(steps) + "\n\n<|end_of_thought|>\n\nAnswer: 4"
+    return {
+        "conversations": [
+            {"from": "user", "value": question}, {"from": "assistant", "value": text}
+        ],
+        "answer": "4",
+    }  # fmt: skip
+
+
+def test_failures_are_made_up_in_a_corpus_without_labels(server, tmp_path: Path):
+    """Two to four steps as they are, then the next that computes: here the seventh. Prompts of an
+    excluded task, by 13 words in a row, and references of two steps are left out, and counted."""
+    say, asked, url = server
+    say[:], asked[:] = [repair], []
+    same = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+    rows = [reference(f"What is {i}?", 9) for i in range(6)]
+    rows += [reference(f"Say {same}.", 9), reference("Short?", 2)]
+    jsonl.write(tmp_path / "corpus.jsonl", rows)
+    jsonl.write(tmp_path / "task.jsonl", [{"prompt": f"Now {same} and on", "id": "t"}])
+    given: dict[str, Any] = dict(
+        corpus=str(tmp_path / "corpus.jsonl"), exclude=(str(tmp_path / "task.jsonl"),), source=url
+    )
+    result = reconstruct(MODEL, out=tmp_path / "out", **given)
+    assert result.left_out == {
+        "the reference has too few steps": 2, "the prompt is in an excluded set": 2
+    }  # fmt: skip
+    made = examples(tmp_path / "out")
+    assert len(made) == result.examples == 12 and all(example["made"] for example in made)
+    steps = [f"Thought {i}\n\n" for i in range(6)]
+    for example in made:
+        part = texts(example)
+        assert part["prefix"] == "<think>\n" + "".join(steps)
+        assert part["continuation"].endswith("\n</think>\n\nAnswer: 4")
+    told = asked[0]["messages"][1]["content"]
+    assert "NEXT:\nSo x = 6\n" in told and "goes on from there:\nSo x = 7\n\nSo x = 8\n" in told
+    with pytest.raises(BadInput, match=r"expected either labels .* or a corpus"):
+        reconstruct(MODEL, out=tmp_path / "both", labels=tmp_path, **given)
+    with pytest.raises(BadInput, match="found failures = own and a corpus"):
+        reconstruct(MODEL, out=tmp_path / "own", failures="own", **given)
+
+
+@pytest.mark.parametrize(
+    "n, texts_of, expected",
+    [
+        (5, lambda i: f"x = {i}", {2, 3, 4}),  # the next step computes: the one after 2 to 4
+        (3, lambda i: f"x = {i}", {2}),
+        (6, lambda i: "words" if i < 5 else "2 + 2", {5}),
+        (6, lambda i: "words", {2, 3, 4}),  # none computes: the next one
+    ],
+)
+def test_r25_the_step_that_is_rewritten_is_the_next_critical_one(n, texts_of, expected):
+    steps = tuple(f"{texts_of(i)}\n\n" for i in range(n))
+    references = [Reference(Prompt(str(i), (), None, True), steps) for i in range(40)]
+    places = list(perturbed(references, ("intra", "inter"), 0))
+    assert {place.step for place in places} == expected  # pyright: ignore
+    assert places == list(perturbed(references, ("intra", "inter"), 0))
+
+
+def test_the_built_in_task_writes_in_a_corpus_of_its_own(labels: Path, tmp_path: Path):
+    prompts = {p["id"]: p for p in lines(labels / "prompts.jsonl")}
+    spans = read_spans(labels / "spans.jsonl")
+    bad = {s.key for s in spans if s.failing and s.level == "intra"}
+    rows = [
+        {**prompts[trace.prompt_id], "response": trace.text}
+        for trace in read_traces(labels / "traces.jsonl")
+        if trace.sample == 0 and trace.key not in bad
+    ]
+    jsonl.write(tmp_path / "corpus.jsonl", rows)
+    result = reconstruct(MODEL, corpus=str(tmp_path / "corpus.jsonl"), out=tmp_path / "out")
+    assert result.levels["intra"].made > 0 and result.levels["inter"].made > 0
+    test_an_example_fails_where_it_says_and_nowhere_else((result, tmp_path / "out"))
+    jsonl.write(tmp_path / "none.jsonl", [{"prompt": "What?"}])
+    with pytest.raises(BadInput, match=r"none.jsonl:1: found no reasoning, expected it in a col"):
+        reconstruct(MODEL, corpus=str(tmp_path / "none.jsonl"), out=tmp_path / "o")
 
 
 # --- a file of repairs

@@ -15,8 +15,8 @@ from surgeon.judges.finding import Assignment, Rewritten
 
 LEAP, CHECK = 0.15, 0.8
 """How the rest is written: as the Thinking endpoint writes, without its failures."""
-STUCK = (1, 3)
-"""Fewest and most needless checks that are made up."""
+STUCK = (3, 5)
+"""Fewest and most needless checks that are made up (App. G: loops of 3, 4 or 5)."""
 
 _STEP = re.compile(r"(?:Next|So) (.+): (\d) = (\d)")
 _LEFT = re.compile(r"(?:Wait, check .+: \d|Or .+: \d|Note x) = (\d).*")

@@ -1,7 +1,7 @@
 """`surgeon curate`: the best part of a pool of answers, for a student to learn (NEX sec. 5.4.3).
 
 answer_pool.py  the pool: a file, or a ranking's candidate
-overlap.py      prompts that must not be learned
+traces.overlap  prompts that must not be learned
 plan.py         what is checked before a model is loaded
 scored.py       what is known of every answer
 written.py      selections on disk

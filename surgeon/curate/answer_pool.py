@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from surgeon import lineage
 from surgeon.checkpoint import split_member
-from surgeon.curate.overlap import text_of_prompt
 from surgeon.errors import BadInput
 from surgeon.scoring.ranked import TRACES, RankedPool, prompts_of, ranked_pools
 from surgeon.settings.curate import CurateSettings
 from surgeon.traces import Prompt, Trace, read_prompts
 from surgeon.traces.answered import Answered, read_answered, tokens_of
+from surgeon.traces.overlap import text_of_prompt
 from surgeon.traces.records import Key
 from surgeon.traces.texts import text_of
 

@@ -10,7 +10,6 @@ from surgeon import lineage, named, nopsd
 from surgeon.answers import parse_extractor, parse_tags
 from surgeon.checkpoint import Checkpoint, placement
 from surgeon.curate.answer_pool import AnswerPool, open_pool, ranked_pool
-from surgeon.curate.overlap import Left, left_out
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
 from surgeon.live.support import require
@@ -21,6 +20,7 @@ from surgeon.scoring.rules import Rule, rule_of, short
 from surgeon.settings import record
 from surgeon.settings.curate import CurateSettings
 from surgeon.traces import digest_of_prompts, read_prompts
+from surgeon.traces.overlap import Left, left_out
 from surgeon.workers import Roster, roster
 
 if TYPE_CHECKING:

@@ -1,6 +1,7 @@
 """What judges and writers are asked, and what they say."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 # --- judges ---------------------------------------------------------------------------------------
@@ -77,6 +78,8 @@ class Assignment(NamedTuple):
     answer: str | None
     """The known final answer."""
     seed: int
+    control: Mapping[str, str | int] = MappingProxyType({})
+    """What a failure that is made up is to be like (App. G)."""
 
     @property
     def key(self) -> str:

@@ -16,6 +16,7 @@ from surgeon.answers import same
 from surgeon.endpoint import is_endpoint
 from surgeon.errors import BadInput
 from surgeon.judges.chat import Chat, Shape, tokens_of
+from surgeon.judges.controls import words_of
 from surgeon.judges.docket import Source
 from surgeon.judges.finding import Assignment, Draft, Rewritten
 from surgeon.judges.wording import Texts, WriterTexts, conversation, filled
@@ -25,6 +26,15 @@ from surgeon.settings.neureasoner import STEPWISE, THINKING, WatchSettings
 WRITERS = {"builtin": "surgeon.builtin.repairs:write"}
 """Writers of this package by name, each as `module:function`. They raise `BadInput` for a question
 that they don't know, also when there are no steps."""
+DIAGNOSIS = {
+    "intra": {"error_span": "error span", "analysis": "analysis"},
+    "inter": {
+        "past_attempts": "past attempts summary",
+        "analysis": "problem-grounded analysis",
+        "pivot": "pivot",
+    },
+}
+"""The parts of an endpoint's diagnosis by level, and the words before each (App. G)."""
 TOKENS_PER_EXAMPLE = 800
 """Expected tokens of a reply, for estimates."""
 
@@ -133,17 +143,26 @@ class EndpointWriter:
             filled(
                 text, question=assignment.question, wrong=part, next=part, hint=hint,
                 prefix="".join(steps[:first]).strip() or "(nothing yet)",
+                control=words_of(assignment.control),
+                rest="".join(steps[assignment.last + 1 :]).strip() or "(nothing)",
             ),
         )  # fmt: skip
 
     def __call__(self, assignment: Assignment) -> Draft:
-        names = ("wrong",) * assignment.made + ("diagnosis", "continuation", "answer")
+        parts_of = DIAGNOSIS[assignment.level]
+        names = ("wrong",) * assignment.made + (*parts_of, "continuation", "answer")
         shape = Shape(
             "example",
             {"type": "object", "properties": {name: {"type": "string"} for name in names}},
         )
-        reply = self.ask(self.messages(assignment), shape, lambda value: _complaint(value, names))
+        reply = self.ask(
+            self.messages(assignment), shape,
+            lambda value: _complaint(value, names) or _too_short(value, assignment),
+        )  # fmt: skip
         value = {name: text.strip() for name, text in reply.value.items()}
+        value["diagnosis"] = "\n".join(
+            f"- {words}: {value[name]}" for name, words in parts_of.items()
+        )
         parts, reason = _finished(assignment, value, self.extract)
         return Draft(parts, reason, reply.tokens_in, reply.tokens_out, assignment.made)
 
@@ -279,6 +298,17 @@ def _parts(assignment: Assignment, value: Mapping[str, str]) -> Rewritten:
         value["diagnosis"],
         f"\n\n{value['continuation']}{close}{value['answer']}",
     )
+
+
+def _too_short(value: Mapping[str, str], assignment: Assignment) -> str | None:
+    """What is wrong with the length of a loop that was made up."""
+    wanted = assignment.control.get("loop_length")
+    if wanted is None or not assignment.made:
+        return None
+    found = len([part for part in value["wrong"].split("\n\n") if part.strip()])
+    if found == wanted:
+        return None
+    return f"wrong has {found} steps, separated by blank lines; expected {wanted}."
 
 
 def _complaint(value: Mapping[str, str], names: Sequence[str]) -> str | None:

@@ -18,6 +18,7 @@ result.py        monitor.json, and what is printed
 drawing.py       report.html
 """
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,11 +30,12 @@ from surgeon.monitor.jobs import MonitorPlan, prepare
 from surgeon.monitor.journal import Entry
 from surgeon.monitor.local import decoded
 from surgeon.monitor.relay import relayed
-from surgeon.monitor.result import MonitoredRun, show
-from surgeon.monitor.summary import summary, texts
+from surgeon.monitor.result import MonitoredRun, RunTime, VanillaRun, show
+from surgeon.monitor.summary import compared, summary, texts
 from surgeon.progress import bar
 from surgeon.settings import verb
 from surgeon.settings.monitor import MonitorSettings
+from surgeon.traces import Trace, append, stored_traces
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,12 +54,13 @@ def monitor(settings: MonitorSettings) -> MonitoredRun:
     plan = prepare(settings)
 
     def work(partial: Path) -> MonitoredRun:
-        model, entries = respond(plan, partial, journal.read(partial))
-        return summary(plan, entries, draw(plan, model, partial, entries))
+        model, entries, took = respond(plan, partial, journal.read(partial))
+        vanilla = answered_plainly(plan, model, partial, entries) if settings.with_vanilla else None
+        return summary(plan, entries, draw(plan, model, partial, entries), took, vanilla)
 
     if settings.out is None:
-        entries = respond(plan, None, [])[1]
-        return replace(summary(plan, entries, None), texts=texts(plan, entries))
+        _, entries, took = respond(plan, None, [])
+        return replace(summary(plan, entries, None, took), texts=texts(plan, entries))
     run = artifact.once(settings.out, MonitoredRun, work, run=plan.run)
     if settings.prompt is None:
         return run
@@ -66,18 +69,20 @@ def monitor(settings: MonitorSettings) -> MonitoredRun:
 
 def respond(
     plan: MonitorPlan, work: Path | None, entries: list[Entry]
-) -> "tuple[nn.Module | None, list[Entry]]":
-    """The model, if it was needed, and `entries` with the answers that they lacked.
+) -> "tuple[nn.Module | None, list[Entry], RunTime | None]":
+    """The model, if it was needed, `entries` with the answers that they lacked, and how long those
+    took.
 
     Each new answer is added to the files in `work`, where there is one, as soon as it ends.
     """
     done = {entry.trace.key for entry in entries}
     jobs = [job for job in plan.jobs if job.key not in done]
     if not jobs:
-        return None, entries
+        return None, entries, None
     model = plan.checkpoint.model(plan.device, plan.dtype)
     every = list(entries)
     firings = sum(len(entry.firings) for entry in entries)
+    start = time.monotonic()
     with bar("monitor", len(jobs)) as advance:
         answers = decoded if plan.settings.engine.is_local else relayed
         for answer in answers(plan, model, jobs):
@@ -87,4 +92,36 @@ def respond(
             every.append(entry)
             firings += len(entry.firings)
             advance(note=f"{firings} firings")
-    return model, every
+    new = [entry.trace for entry in every[len(entries) :]]
+    return model, every, _time(plan, new, time.monotonic() - start)
+
+
+def answered_plainly(
+    plan: MonitorPlan, model: "nn.Module | None", work: Path, entries: list[Entry]
+) -> VanillaRun:
+    """The same answers with nothing watched and the same random numbers, and the comparison; what
+    `vanilla.jsonl` holds already isn't decoded again."""
+    file, plain = work / journal.VANILLA, plan._replace(levels=(), rates=None)
+    traces = stored_traces(file)
+    done = {trace.key for trace in traces}
+    jobs = [job for job in plan.jobs if job.key not in done]
+    took = None
+    if jobs:
+        model = model or plan.checkpoint.model(plan.device, plan.dtype)
+        start, new = time.monotonic(), []
+        with bar("without the monitor", len(jobs)) as advance:
+            for answer in decoded(plain, model, jobs):
+                new.append(journal.entry_of(answer, plan.tokenizer).trace)
+                append(file, new[-1])
+                advance()
+        traces += new
+        took = _time(plan, new, time.monotonic() - start)
+    return compared(plan, entries, traces, took)
+
+
+def _time(plan: MonitorPlan, traces: list[Trace], seconds: float) -> RunTime:
+    tokens = sum(len(trace.token_ids) for trace in traces)
+    return RunTime(
+        answers=len(traces), tokens=tokens, seconds=seconds, tokens_per_s=tokens / seconds,
+        device=plan.device,
+    )  # fmt: skip

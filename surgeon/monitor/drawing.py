@@ -26,7 +26,7 @@ def draw(
     The model reads the answer again for it, and is loaded where it isn't at hand. Returns None, and
     writes nothing, where no level was watched.
     """
-    if not plan.levels:
+    if not plan.levels or plan.monitor is None:
         return None
     if model is None:
         model = plan.checkpoint.model(plan.device, plan.dtype)

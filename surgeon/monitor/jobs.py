@@ -16,6 +16,7 @@ from surgeon.live import support
 from surgeon.monitor.result import FILE, MonitoredRun
 from surgeon.settings import record
 from surgeon.settings.monitor import MonitorSettings
+from surgeon.settings.neureasoner import WATCHED
 from surgeon.traces import Key, Prompt, digest_of_prompts, encode_all, read_prompts
 from surgeon.watch.monitor import Monitor, find_monitor, read_levels
 from surgeon.watch.watching import Firing, Reading, check_rates, forced_tokens
@@ -53,7 +54,8 @@ class MonitorPlan(NamedTuple):
     settings: MonitorSettings
     checkpoint: Checkpoint
     tokenizer: "PreTrainedTokenizerBase"
-    monitor: Monitor
+    monitor: Monitor | None
+    """None where nothing is watched and the checkpoint carries none."""
     levels: tuple[str, ...]
     """Those that are watched."""
     rates: dict[str, float] | None
@@ -90,26 +92,22 @@ def prepare(settings: MonitorSettings) -> MonitorPlan:
     prompt_ids = encode_all(
         tokenizer, prompts, checkpoint.context, thinking, settings.sampling.template
     )
-    file = find_monitor(settings.checkpoint, checkpoint, settings.monitor_file)
-    if file is None:
-        raise BadInput(
-            f"{settings.checkpoint} carries no monitor. Train one with `surgeon trigger "
-            "detectors`, or name one with --monitor-file."
-        )
-    monitor = Monitor.load(file, checkpoint)
-    rates = read_rates(settings.random_rate, monitor.levels)
-    levels = read_levels(settings.levels, monitor.levels)
-    if settings.levels is None and rates is None:
-        levels = monitor.default_levels
-    if rates is not None:
-        levels = tuple(level for level in levels if level in rates)
-    for level in levels:
-        forced_tokens(tokenizer, monitor.settings, level)  # raises where the trigger is missing
+    monitor = _monitor_of(settings, checkpoint)
+    rates, levels = None, ()
+    if monitor is not None:
+        rates = read_rates(settings.random_rate, monitor.levels)
+        levels = read_levels(settings.levels, monitor.levels)
+        if settings.levels is None and rates is None:
+            levels = monitor.default_levels
+        if rates is not None:
+            levels = tuple(level for level in levels if level in rates)
+        for level in levels:
+            forced_tokens(tokenizer, monitor.settings, level)  # raises for a missing trigger
     asks = settings.out is None or not settings.out.exists()
     require_engine(settings.engine, [as_subject(checkpoint)], prompts, asks=asks)
     inputs = {
         "checkpoint": checkpoint.digest,
-        "monitor": lineage.file_digest(file),
+        "monitor": lineage.file_digest(file) if (file := _file(settings, checkpoint)) else "",
         "prompts": digest_of_prompts(prompts),
         **named.digests(answer=settings.answer, check=settings.check),
     }
@@ -119,6 +117,30 @@ def prepare(settings: MonitorSettings) -> MonitorPlan:
         settings, checkpoint, tokenizer, monitor, levels, rates, prompts, prompt_ids,
         extract, device, dtype, run,
     )  # fmt: skip
+
+
+def _file(settings: MonitorSettings, checkpoint: Checkpoint) -> Path | None:
+    return find_monitor(settings.checkpoint, checkpoint, settings.monitor_file)
+
+
+def _monitor_of(settings: MonitorSettings, checkpoint: Checkpoint) -> Monitor | None:
+    """The monitor; None where the checkpoint carries none and nothing is to be watched."""
+    file = _file(settings, checkpoint)
+    if file is not None:
+        return Monitor.load(file, checkpoint)
+    nothing = settings.levels is not None and not read_levels(settings.levels, WATCHED)
+    if not nothing or settings.random_rate is not None:
+        raise BadInput(
+            f"{settings.checkpoint} carries no monitor. Train one with `surgeon trigger "
+            "detectors` or `surgeon early-stop`, name one with --monitor-file, or watch nothing: "
+            "--levels none."
+        )
+    if not settings.engine.is_local:
+        raise BadInput(
+            f"{settings.checkpoint} carries no monitor, so an engine answers plainly: use "
+            "`surgeon evaluate --engine`."
+        )
+    return None
 
 
 def asked_prompts(settings: MonitorSettings) -> list[Prompt]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", Firing, Reading)
 TRACES, FIRINGS, READINGS = "traces.jsonl", "firings.jsonl", "readings.jsonl"
+VANILLA = "vanilla.jsonl"
+"""Traces of the same answers without the monitor."""
 
 
 class LoggedFiring(NamedTuple):

@@ -17,7 +17,7 @@ def decoded(
 ) -> Iterator[MonitoredAnswer]:
     """Decode answers with the monitor looking on, and yield each when it ends."""
     sampling, watching = plan.settings.sampling, None
-    if plan.levels:
+    if plan.levels and plan.monitor is not None:
         watching = Watching(
             model, plan.tokenizer, plan.monitor, random_rate=plan.rates, seed=sampling.seed,
             levels=plan.levels,

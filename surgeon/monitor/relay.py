@@ -129,6 +129,7 @@ class _Reader:
     """The model here, which reads what the engine writes."""
 
     def __init__(self, plan: MonitorPlan, model: "nn.Module", endpoint: Completions):
+        assert plan.monitor is not None
         self.model, self.tokenizer, self.endpoint = model, plan.tokenizer, endpoint
         self.most = plan.settings.sampling.max_tokens
         self.limit, self.stop = context_limit(model), stop_ids(model, plan.tokenizer)

@@ -56,6 +56,35 @@ class PassRate:
 
 
 @part
+class RunTime:
+    """How long decoding took, the model's loading left out: of the answers that the last process
+    decoded, which are all where nothing was interrupted."""
+
+    answers: int
+    tokens: int
+    seconds: float
+    """Wall time."""
+    tokens_per_s: float
+    device: str
+
+
+@part
+class VanillaRun:
+    """The same answers without the monitor, and what the monitor changed: paired, by prompt."""
+
+    tokens: float
+    """Of an answer; the mean over prompts."""
+    truncated: float
+    pass1: PassRate | None
+    pass1_change: tuple[float, float, float] | None
+    """Monitored less vanilla: [mean, low, high], 95 %."""
+    tokens_change: tuple[float, float, float]
+    """Of an answer, likewise."""
+    time: RunTime | None
+    """None where all answers were on disk already."""
+
+
+@part
 class DrawnAnswer:
     """The answer in `report.html`."""
 
@@ -105,6 +134,10 @@ class MonitoredRun:
     pass1: PassRate | None
     """None where no prompt has an answer."""
     warnings: tuple[str, ...]
+    time: RunTime | None = None
+    """None where all answers were on disk already."""
+    vanilla: VanillaRun | None = None
+    """None unless it was asked for (`with_vanilla`)."""
     drawn: DrawnAnswer | None = None
     """None where no level is watched, or nothing was written."""
     texts: Annotated[tuple[AnswerText, ...], Field(exclude=True)] = ()
@@ -130,12 +163,54 @@ def show(run: MonitoredRun) -> None:
         line += f"; Pass@1 {run.pass1.value:.3f} ({low:.3f} … {high:.3f})"
         line += f" on {run.pass1.problems} labelled prompts"
     say(f"{line}.")
+    if run.time is not None:
+        say(_time_line(run.time))
+    if run.vanilla is not None:
+        _show_vanilla(run, run.vanilla)
     warn(run.warnings)
     if run.out is not None:
         say(f"Written: {run.out}")
         if run.drawn is not None:
             which = f"prompt {run.drawn.prompt_id}, sample {run.drawn.sample}"
             say(f"Report: {run.out}/report.html ({which})")
+
+
+def _time_line(time: RunTime) -> str:
+    return (
+        f"{time.answers} answers decoded in {time.seconds:.1f} s on {time.device}, "
+        f"{time.tokens_per_s:,.0f} tokens/s."
+    )
+
+
+def _show_vanilla(run: MonitoredRun, plain: VanillaRun) -> None:
+    """Print what the monitor changed against the same answers without it."""
+    rows = table("", "without", "with", "change (95% paired)")
+    if run.pass1 is not None and plain.pass1 is not None and plain.pass1_change is not None:
+        middle, low, high = (100 * value for value in plain.pass1_change)
+        rows.add_row(
+            "Pass@1", f"{plain.pass1.value:.3f}", f"{run.pass1.value:.3f}",
+            f"{middle:+.1f} pp ({low:+.1f} to {high:+.1f})",
+        )  # fmt: skip
+    middle, low, high = plain.tokens_change
+    share = middle / plain.tokens if plain.tokens else 0.0
+    rows.add_row(
+        "tokens", f"{plain.tokens:.0f}", f"{run.tokens.mean:.0f}",
+        f"{middle:+.0f} ({low:+.0f} to {high:+.0f}), {share:+.1%}",
+    )  # fmt: skip
+    if run.time is not None and plain.time is not None:
+        for name, of in (("seconds per answer", _per_answer), ("tokens/s", _pace)):
+            before, after = of(plain.time), of(run.time)
+            change = f"{after / before - 1:+.1%}" if before else ""
+            rows.add_row(name, f"{before:.3g}", f"{after:.3g}", change)
+    console().print(rows)
+
+
+def _per_answer(time: RunTime) -> float:
+    return time.seconds / time.answers
+
+
+def _pace(time: RunTime) -> float:
+    return time.tokens_per_s
 
 
 def _show_levels(run: MonitoredRun) -> None:

@@ -16,8 +16,10 @@ from surgeon.monitor.result import (
     FiringCounts,
     MonitoredRun,
     PassRate,
+    RunTime,
     TextPart,
     TokenCounts,
+    VanillaRun,
 )
 from surgeon.traces import Trace, in_order, text_of
 
@@ -25,18 +27,24 @@ WORTH_SAYING = 0.2
 """Share of truncated responses above which a warning is given."""
 
 
-def summary(plan: MonitorPlan, entries: Sequence[Entry], drawn: DrawnAnswer | None) -> MonitoredRun:
+def summary(
+    plan: MonitorPlan,
+    entries: Sequence[Entry],
+    drawn: DrawnAnswer | None,
+    time: RunTime | None = None,
+    vanilla: VanillaRun | None = None,
+) -> MonitoredRun:
     """The content of monitor.json."""
     sampling = plan.settings.sampling
     traces = in_order([entry.trace for entry in entries], plan.prompts)
     truncated = float(np.mean([trace.finish_reason == "length" for trace in traces]))
     lengths = [len(trace.token_ids) for trace in traces]
-    tokens_P = np.reshape(lengths, (-1, sampling.samples)).mean(1)
+    tokens_P = tokens_by_prompt(plan, traces)
     warnings: tuple[str, ...] = ()
     if truncated > WORTH_SAYING:
         limit = sampling.max_tokens
         warnings = (f"{truncated:.0%} of the responses hit the limit of {limit} tokens.",)
-    if plan.settings.levels is None and not plan.rates:
+    if plan.monitor is not None and plan.settings.levels is None and not plan.rates:
         warnings += tuple(
             f"{level} isn't watched: by its calibration {why}; --levels {level} watches it."
             for level, why in plan.monitor.off.items()
@@ -56,14 +64,17 @@ def summary(plan: MonitorPlan, entries: Sequence[Entry], drawn: DrawnAnswer | No
         finished=1 - truncated,
         truncated=truncated,
         levels={level: level_counts(plan, level, entries) for level in plan.levels},
-        pass1=pass_at_1(plan, traces),
+        pass1=pass_rate(plan, correct_by_prompt(plan, traces)),
         warnings=warnings,
+        time=time,
+        vanilla=vanilla,
         drawn=drawn,
     )
 
 
 def level_counts(plan: MonitorPlan, level: str, entries: Sequence[Entry]) -> FiringCounts:
     """How often a level fired, and how often it could have."""
+    assert plan.monitor is not None
     fired = [sum(one.firing.level == level for one in entry.firings) for entry in entries]
     readings = [r for entry in entries for r in entry.readings if r.level == level]
     chances = sum(reading.open for reading in readings)
@@ -78,8 +89,9 @@ def level_counts(plan: MonitorPlan, level: str, entries: Sequence[Entry]) -> Fir
     )
 
 
-def pass_at_1(plan: MonitorPlan, traces: Sequence[Trace]) -> PassRate | None:
-    """Accuracy of one response over the prompts that have an answer; None where none has."""
+def correct_by_prompt(plan: MonitorPlan, traces: Sequence[Trace]) -> tuple[np.ndarray, int] | None:
+    """(float_P: share of right answers of each prompt that has one, answers without any); None
+    where no prompt has an answer."""
     gold = {p.id: p.answer for p in plan.prompts if p.answer is not None}
     judged = [trace for trace in traces if trace.prompt_id in gold]
     if not judged:
@@ -92,12 +104,51 @@ def pass_at_1(plan: MonitorPlan, traces: Sequence[Trace]) -> PassRate | None:
     verdicts = check_many(pairs, settings.check, timeout_s=settings.timeout_s)
     correct = [verdict.correct for verdict in verdicts]
     correct_P = np.reshape(correct, (-1, settings.sampling.samples)).mean(1)
+    return correct_P, sum(answer is None for answer in answers)
+
+
+def pass_rate(plan: MonitorPlan, found: tuple[np.ndarray, int] | None) -> PassRate | None:
+    """Accuracy of one response over the prompts that have an answer; None where none has."""
+    if found is None:
+        return None
+    correct_P, missing = found
     return PassRate(
         value=float(correct_P.mean()),
-        interval=metrics.bootstrap_interval(correct_P, seed=settings.sampling.seed),
+        interval=metrics.bootstrap_interval(correct_P, seed=plan.settings.sampling.seed),
         problems=len(correct_P),
-        missing=sum(answer is None for answer in answers),
+        missing=missing,
     )
+
+
+def tokens_by_prompt(plan: MonitorPlan, traces: Sequence[Trace]) -> np.ndarray:
+    """float_P: mean tokens of each prompt's answers."""
+    lengths = [len(trace.token_ids) for trace in traces]
+    return np.reshape(lengths, (-1, plan.settings.sampling.samples)).mean(1)
+
+
+def compared(
+    plan: MonitorPlan, entries: Sequence[Entry], plain: Sequence[Trace], time: RunTime | None
+) -> VanillaRun:
+    """What the monitor changed against the same answers without it."""
+    seed = plan.settings.sampling.seed
+    pairs = [in_order(some, plan.prompts) for some in ([e.trace for e in entries], plain)]
+    right = [correct_by_prompt(plan, traces) for traces in pairs]
+    tokens_P, plain_P = (tokens_by_prompt(plan, traces) for traces in pairs)
+    change = None
+    if right[0] is not None and right[1] is not None:
+        change = _paired(right[0][0] - right[1][0], seed)
+    return VanillaRun(
+        tokens=float(plain_P.mean()),
+        truncated=float(np.mean([trace.finish_reason == "length" for trace in plain])),
+        pass1=pass_rate(plan, right[1]),
+        pass1_change=change,
+        tokens_change=_paired(tokens_P - plain_P, seed),
+        time=time,
+    )
+
+
+def _paired(difference_P: np.ndarray, seed: int) -> tuple[float, float, float]:
+    return float(difference_P.mean()), *metrics.bootstrap_interval(difference_P, seed=seed)
 
 
 def texts(plan: MonitorPlan, entries: Sequence[Entry]) -> tuple[AnswerText, ...]:

@@ -35,9 +35,13 @@ class MonitorSettings:
     """Directory to write; with `prompt` it may be left out, and nothing is written."""
     sampling: Sampling = Sampling(samples=1, temperature=0.6, top_p=0.95, max_tokens=16000)
     levels: Many[str] | None = None
-    """Watch only these of the monitor's levels; none watches nothing."""
+    """Watch only these of the monitor's levels; none watches nothing, and needs no monitor. By
+    default those that a calibration left on (`surgeon trigger calibrate`)."""
     random_rate: Annotated[str | dict[str, float] | None, Metavar("DIR")] = None
     """Control: fire at random, as often as that monitored run did, or as {level: chance}."""
+    with_vanilla: bool = False
+    """Answer without the monitor as well, with the same random numbers, and report the paired
+    difference in right answers, tokens and time."""
     monitor_file: Annotated[str | None, Metavar("FILE"), UNRECORDED] = None
     """Another monitor than the checkpoint's own."""
     limit: Count | None = None
@@ -60,5 +64,12 @@ class MonitorSettings:
             raise BadInput("found no out, expected a directory to write the traces to: --out DIR.")
         if self.prompt is not None and not self.prompt.strip():
             raise BadInput("found an empty prompt, expected a question.")
+        if self.with_vanilla and not self.engine.is_local:
+            raise BadInput(
+                "found with_vanilla and an engine, expected the decoder here: times of the two are "
+                "compared. `surgeon evaluate --engine` answers plainly."
+            )
+        if self.with_vanilla and self.out is None:
+            raise BadInput("found with_vanilla and no out, expected a directory: --out DIR.")
         if self.engine.ask is not None:
             raise BadInput("found ask = chat, expected completions: answers are continued here.")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TRACES, PROMPTS, SPANS = "traces.jsonl", "prompts.jsonl", "spans.jsonl"
-KINDS = ("prefix", "wrong", "trigger", "diagnose", "continuation")
+KINDS = ("prefix", "wrong", "trigger", "signal", "diagnose", "continuation")
 """The segments of a training example's response, in their order."""
 
 

@@ -23,7 +23,7 @@ from surgeon.settings import record, verb
 from surgeon.settings.neureasoner import LEVELS, WatchSettings
 from surgeon.settings.trigger_fluctuation import FluctuationSettings
 from surgeon.trigger.artifacts import CheckpointName, Labels, read_labels
-from surgeon.trigger.detectors import monitored_channels, require_own_channels
+from surgeon.trigger.detectors import interval, monitored_channels, require_own_channels
 from surgeon.trigger.identify import read_channels
 from surgeon.watch.watching import union
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PAGE = "fluctuation.html"
+VERDICTS = {"as the paper": "yes", "the other way": "reverse", "not told apart": "unclear"}
 
 
 @artifact("fluctuation.json")
@@ -230,16 +231,19 @@ def _level(level: str, seen: Sequence[_Seen], plan: FluctuationPlan) -> LevelFlu
 def show(result: Fluctuation) -> None:
     """Print each feature's effect size and AUROC, beside the way the paper says it moves."""
     console.announce(result.already, "This analysis")
-    table = console.table("level", "feature", "failing", "counterpart", "effect size", "AUROC", "")
+    table = console.table("level, feature", "failing", "other", "effect size", "AUROC", "paper?")
+    table.collapse_padding = True
     for level, row in result.levels.items():
         for name, feature in row.features.items():
             table.add_row(
-                level, name, _number(feature.failing[0]), _number(feature.counterpart[0]),
-                _interval(feature.effect), _interval(feature.auroc), feature.verdict,
+                f"{level}, {name}", _number(feature.failing[0]), _number(feature.counterpart[0]),
+                _interval(feature.effect), interval(feature.auroc), VERDICTS[feature.verdict],
             )  # fmt: skip
     console.console().print(table)
-    counts = _counts(result.levels)
-    console.say(f"{counts}. Features at the span's end, mean over the channels; 95% by problem.")
+    console.say(
+        f"{_counts(result.levels)}. Features at the span's end, mean over the channels; 95% by "
+        "problem. paper?: whether failing spans have more, or less, of it as sec. 3.1 says."
+    )
     console.warn(result.warnings)
     console.say(f"profiles in time and frequency in {result.out}/{PAGE}")
 
@@ -259,4 +263,4 @@ def _interval(value: pairs.Interval) -> str:
     middle, low, high = value
     if middle is None:
         return "-"
-    return f"{middle:.2f}" if low is None else f"{middle:.2f} ({low:.2f} to {high:.2f})"
+    return f"{middle:.2f}" if low is None else f"{middle:.2f} ({low:.2f}, {high:.2f})"

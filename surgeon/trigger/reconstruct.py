@@ -1,30 +1,43 @@
 """Stage 4, `surgeon trigger reconstruct`: a failure, a trigger, its diagnosis and repair (Eq. 4-5).
 
-The failing step is the checkpoint's own, as labelled, or made up by the writer in a trace without
-failure, as the paper does.
+The failing step is the checkpoint's own, as labelled, or made up by the writer: in a trace without
+failure, or in reference reasoning from a corpus, as the paper does.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from surgeon import console, jsonl, lineage, named
 from surgeon.answers import TAGS, parse_extractor, parse_tags
 from surgeon.artifact import Already, Out, artifact, once, part
+from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
+from surgeon.judges.controls import SIGNALS, drawn_control
 from surgeon.judges.docket import DRAFTS, Docket
 from surgeon.judges.finding import Assignment, Draft
 from surgeon.judges.wording import question_of, read_texts
-from surgeon.judges.writers import FileWriter, Repair, Writer, parse_writer
+from surgeon.judges.writers import FileWriter, FunctionWriter, Repair, Writer, parse_writer
 from surgeon.neureasoner.steps import Span, StepEnds, split_steps, whole_steps
 from surgeon.settings import record, verb
 from surgeon.settings.neureasoner import STEPWISE, THINKING, WatchSettings
 from surgeon.settings.trigger_reconstruct import ReconstructSettings
-from surgeon.traces import Key, Prompt, Trace, text_of
+from surgeon.traces import (
+    Key,
+    Prompt,
+    Trace,
+    digest_of_prompts,
+    encode,
+    read_prompts,
+    text_of,
+)
+from surgeon.traces.overlap import left_out, text_of_prompt
 from surgeon.trigger.artifacts import KINDS, Labels, Spending, StepReader, read_labels
+from surgeon.trigger.corpus import perturbed, read_corpus
 
 EXAMPLES = "examples.jsonl"
 
@@ -35,12 +48,17 @@ class Case(NamedTuple):
     id: str
     level: str
     prompt: Prompt
-    trace: Trace
+    trace: Trace | None
+    """None where the steps are a reference's."""
     first: int
     """The failing steps, or the step that is to be rewritten."""
     last: int
     made: bool
     """The failure is to be made up."""
+    control: Mapping[str, str | int] = MappingProxyType({})
+    """What a made-up one is to be like."""
+    reference: tuple[str, ...] = ()
+    """The steps of a reference."""
 
 
 @part
@@ -73,6 +91,10 @@ class ReconstructPlan(NamedTuple):
     settings: ReconstructSettings
     reader: StepReader
     cases: list[Case]
+    left_out: dict[str, int]
+    """Reason -> examples that aren't asked for."""
+    signal: bool
+    """The fixed sentence stands between trigger and diagnosis."""
     writer: Writer
     run: lineage.Run
 
@@ -102,25 +124,77 @@ def prepare(settings: ReconstructSettings) -> ReconstructPlan:
     )  # fmt: skip
     checkpoint = open_checkpoint(settings.checkpoint)
     reader = StepReader(checkpoint.tokenizer())
-    labels = read_labels(settings.labels, checkpoint, reader.tokenizer)
-    writer.check(question_of(prompt.messages) for prompt in labels.prompts.values())
-    if isinstance(writer, FileWriter):
-        cases = written_cases(labels, reader.ends, writer.repairs, settings.levels)
-    else:
-        cases = choose_cases(labels, reader.ends, settings.failures, settings.levels, settings.seed)
-    inputs = {"checkpoint": checkpoint.digest, "labels": labels.digest}
+    cases, left, origin = _cases(settings, checkpoint, reader, writer)
+    inputs = {"checkpoint": checkpoint.digest, **origin}
     inputs |= named.digests(source=settings.source, answer=settings.answer)
     if isinstance(writer, FileWriter):
         inputs["source"] = lineage.file_digest(settings.source)
     if writer.endpoint is not None:
         inputs["texts"] = lineage.digest_of(texts["write"])
+    signal = settings.signal
+    if signal is None:
+        # Those of this package and functions write in the words of their own task.
+        signal = not isinstance(writer, FunctionWriter)
     return ReconstructPlan(
-        settings, reader, list(cases)[: settings.limit], writer,
+        settings, reader, cases[: settings.limit], left, signal, writer,
         lineage.Run(
             "trigger-reconstruct", {**record(settings), "checkpoint": checkpoint.spec}, inputs,
             settings.seed,
         ),
     )  # fmt: skip
+
+
+def _cases(
+    settings: ReconstructSettings, checkpoint: Checkpoint, reader: StepReader, writer: Writer
+) -> tuple[list[Case], dict[str, int], dict[str, str]]:
+    """The examples to write, how many aren't and why, and the digests of what they are made of."""
+    excluded = [read_prompts(file) for file in settings.exclude]
+    origin = {}
+    if settings.exclude:
+        origin["exclude"] = lineage.digest_of([digest_of_prompts(some) for some in excluded])
+    left: Counter[str] = Counter()
+    if settings.corpus is not None:
+        references = read_corpus(settings.corpus, settings.columns)
+        if isinstance(writer, FileWriter):
+            raise BadInput(
+                "found a corpus and a file of repairs, expected labels: repairs are of labelled "
+                "traces."
+            )
+        prompts = {r.prompt.id: r.prompt for r in references}
+        cases = []
+        for place in perturbed(references, settings.levels, settings.seed):
+            if isinstance(place, str):
+                left[place] += 1
+                continue
+            reference = place.reference
+            cases.append(
+                Case(place.name, place.level, reference.prompt, None, place.step, place.step,
+                     made=True, reference=reference.steps)
+            )  # fmt: skip
+        origin["corpus"] = lineage.digest_of([[r.prompt.record, r.steps] for r in references])
+    else:
+        labels = read_labels(str(settings.labels), checkpoint, reader.tokenizer)
+        prompts, origin["labels"] = labels.prompts, labels.digest
+        if isinstance(writer, FileWriter):
+            cases = list(written_cases(labels, reader.ends, writer.repairs, settings.levels))
+        else:
+            cases = list(
+                choose_cases(labels, reader.ends, settings.failures, settings.levels, settings.seed)
+            )
+    writer.check(question_of(prompt.messages) for prompt in prompts.values())
+    gone = left_out({name: text_of_prompt(prompt) for name, prompt in prompts.items()}, excluded)
+    kept = [case for case in cases if case.prompt.id not in gone.all]
+    if len(kept) < len(cases):
+        left["the prompt is in an excluded set"] += len(cases) - len(kept)
+    drawn = [
+        case._replace(
+            control=drawn_control(case.level, Random(f"{settings.seed} {case.id} control"))
+        )
+        if case.made
+        else case
+        for case in kept
+    ]
+    return drawn, dict(left), origin
 
 
 def choose_cases(
@@ -199,14 +273,24 @@ def written_cases(
 def assignment_of(case: Case, reader: StepReader, seed: int) -> Assignment:
     """What the writer is asked for a case."""
     trace = case.trace
-    start = split_steps(reader.ends, trace.token_ids)[case.first].start
-    asked = text_of(reader.tokenizer, trace.prompt_token_ids[-16:])
-    # The thinking block was opened by the response, or by the chat template.
-    opened = asked.rfind(THINKING[0]) > asked.rfind(THINKING[1]) or THINKING[0] in trace.text
+    if trace is None:
+        steps, head = list(case.reference), ""
+        asked = text_of(reader.tokenizer, encode(reader.tokenizer, case.prompt)[-16:])
+        opened = reader.ends.close_id is not None
+        if opened and not asked.rstrip().endswith(THINKING[0]):
+            head = f"{THINKING[0]}\n"
+        before = head + "".join(steps[: case.first])
+    else:
+        steps = reader.steps(trace)
+        start = split_steps(reader.ends, trace.token_ids)[case.first].start
+        before = text_of(reader.tokenizer, trace.token_ids[:start])
+        asked = text_of(reader.tokenizer, trace.prompt_token_ids[-16:])
+        # The thinking block was opened by the response, or by the chat template.
+        opened = asked.rfind(THINKING[0]) > asked.rfind(THINKING[1]) or THINKING[0] in trace.text
+        opened = opened and reader.ends.close_id is not None
     return Assignment(
-        case.id, case.level, question_of(case.prompt.messages), reader.steps(trace), case.first,
-        case.last, case.made, text_of(reader.tokenizer, trace.token_ids[:start]),
-        reader.ends.close_id is not None and opened, case.prompt.answer, seed,
+        case.id, case.level, question_of(case.prompt.messages), steps, case.first, case.last,
+        case.made, before, opened, case.prompt.answer, seed, case.control,
     )  # fmt: skip
 
 
@@ -219,7 +303,7 @@ def _reconstruct(plan: ReconstructPlan, work: Path) -> Reconstruction:
     docket.ask_all(assignments, "reconstruct")
     triggers, drafts = WatchSettings().triggers, docket.replies
     rows = [
-        row_of(case, drafts[case.id], triggers[case.level])
+        row_of(case, drafts[case.id], triggers[case.level], signal=plan.signal)
         for case in plan.cases
         if drafts[case.id].parts is not None
     ]
@@ -231,22 +315,27 @@ def _reconstruct(plan: ReconstructPlan, work: Path) -> Reconstruction:
         settings=lineage.plain({**plan.run.arguments, "seed": settings.seed}),
         examples=len(rows),
         levels={level: _counts(rows, level) for level in STEPWISE},
-        left_out=dict(
-            Counter(drafts[case.id].reason for case in plan.cases if drafts[case.id].parts is None)
-        ),
+        left_out={
+            **plan.left_out,
+            **Counter(
+                drafts[case.id].reason for case in plan.cases if drafts[case.id].parts is None
+            ),
+        },
         source=Spending.of(docket.spent(), settings.endpoint),
     )
 
 
-def row_of(case: Case, draft: Draft, trigger: str) -> dict[str, object]:
-    """A line of `examples.jsonl`: the prompt, and the response in segments."""
+def row_of(case: Case, draft: Draft, trigger: str, *, signal: bool) -> dict[str, object]:
+    """A line of `examples.jsonl`: the prompt, and the response in segments (Eq. 5)."""
     parts = draft.parts
     assert parts is not None
-    texts = (parts.prefix, parts.wrong, trigger, parts.diagnose, parts.continuation)
+    sentence = f"\n{SIGNALS[case.level]}\n" if signal else ""
+    texts = (parts.prefix, parts.wrong, trigger, sentence, parts.diagnose, parts.continuation)
     return {
         "id": case.id,
         "level": case.level,
         "made": draft.made,
+        **({"control": dict(case.control)} if draft.made and case.control else {}),
         "messages": list(case.prompt.messages),
         "plain": case.prompt.plain,
         **({"tools": list(case.prompt.tools)} if case.prompt.tools else {}),
@@ -254,6 +343,7 @@ def row_of(case: Case, draft: Draft, trigger: str) -> dict[str, object]:
             # Eq. 7: all but the prompt and the trigger is learned.
             {"kind": kind, "text": text, "learned": kind != "trigger"}
             for kind, text in zip(KINDS, texts, strict=True)
+            if text or kind != "signal"
         ],
     }
 

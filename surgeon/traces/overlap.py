@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from surgeon.traces import Prompt
+from surgeon.traces.prompts import Prompt
 
 WORDS = 13
 WORD = re.compile(r"\w+|[^\w\s.,;:!?\"'`()\[\]{}\\$]")
