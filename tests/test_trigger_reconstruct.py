@@ -18,8 +18,8 @@ from surgeon import jsonl
 from surgeon.builtin import task
 from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.errors import BadInput
-from surgeon.judges.controls import SIGNALS
 from surgeon.judges.finding import Assignment, Draft, Rewritten
+from surgeon.judges.makeup import SIGNALS
 from surgeon.judges.wording import read_texts
 from surgeon.judges.writers import parse_writer
 from surgeon.settings.asking import EndpointSettings

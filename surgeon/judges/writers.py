@@ -16,9 +16,9 @@ from surgeon.answers import same
 from surgeon.endpoint import is_endpoint
 from surgeon.errors import BadInput
 from surgeon.judges.chat import Chat, Shape, tokens_of
-from surgeon.judges.controls import words_of
 from surgeon.judges.docket import Source
 from surgeon.judges.finding import Assignment, Draft, Rewritten
+from surgeon.judges.makeup import words_of
 from surgeon.judges.wording import Texts, WriterTexts, conversation, filled
 from surgeon.settings.asking import EndpointSettings
 from surgeon.settings.neureasoner import STEPWISE, THINKING, WatchSettings

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from surgeon.answers.thinking import TAGS
 from surgeon.errors import BadInput
-from surgeon.judges.controls import COPIED
+from surgeon.judges.makeup import COPIED
 from surgeon.traces import Prompt, parse_prompt
 from surgeon.traces.columns import Columns
 from surgeon.traces.sources import read_rows

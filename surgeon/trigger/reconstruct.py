@@ -17,9 +17,9 @@ from surgeon.artifact import Already, Out, artifact, once, part
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
-from surgeon.judges.controls import SIGNALS, drawn_control
 from surgeon.judges.docket import DRAFTS, Docket
 from surgeon.judges.finding import Assignment, Draft
+from surgeon.judges.makeup import SIGNALS, drawn_control
 from surgeon.judges.wording import question_of, read_texts
 from surgeon.judges.writers import FileWriter, FunctionWriter, Repair, Writer, parse_writer
 from surgeon.neureasoner.steps import Span, StepEnds, split_steps, whole_steps
