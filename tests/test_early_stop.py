@@ -22,7 +22,7 @@ def course(
     return Course(
         Trace(prompt_id, 0, [1], [5] * tokens, "", "stop"), right, np.arange(n) - 1,
         10 * np.arange(n), np.full(n, 5), np.array(right_S, float), list(votes),
-        np.linspace(-1, 0, n), np.array([False, False, True, False][:n]), np.linspace(0.8, 0.1, n),
+        np.linspace(-1, 0, n), np.array([False, False, True, False][:n]),
         np.array([np.nan, *enough]), easy, read_after=1,
     )  # fmt: skip
 
@@ -37,7 +37,6 @@ def course(
         ("instance", ("hard", 0.6), None),
         ("both", ("hard", 0.2, 0.99), 2),
         ("both", ("easy", 0.9, 0.05), 1),
-        ("random", 0.4, 2),
         ("steps", 3, 3),
         ("budget", 11, 2),
         ("nothinking", None, 0),
@@ -55,6 +54,8 @@ def test_rules_never_stop_before_the_first_step_but_nothinking():
     for name, rule in STOPS.items():
         for value in rule.values([one]):
             place = rule.of(one, value)
+            if isinstance(place, np.ndarray):
+                place = np.flatnonzero(place)[0]
             assert place is None or place > 0 or name == "nothinking"
     assert first(one, np.ones(4, bool)) == 1
 
@@ -68,6 +69,15 @@ def test_what_is_tried_on_the_way_is_paid_for():
     assert found.right_N.tolist() == [1, 0] and found.stopped_N.tolist() == [True, False]
     plain = outcome(STOPS["budget"], 11, [same])
     assert plain.tokens_N.tolist() == [25]
+
+
+def test_stopping_by_chance_is_counted_at_its_expected_value():
+    """With .5: after steps 1, 2, 3 with .5, .25, .125, else to the end: right only after step 2."""
+    found = outcome(STOPS["random"], 0.5, [course(right=1.0)])
+    assert found.right_N.tolist() == [0.25 + 0.125]
+    assert found.tokens_N.tolist() == [0.5 * 15 + 0.25 * 25 + 0.125 * 35 + 0.125 * 100]
+    assert found.stopped_N.tolist() == [0.875]
+    assert found.rate == 0.875 / (0.5 * 1 + 0.25 * 2 + 0.125 * 3 + 0.125 * 3) == 0.5
 
 
 def test_the_threshold_has_the_fewest_tokens_within_the_margin():
@@ -144,3 +154,20 @@ def test_what_an_early_stop_refuses(tmp_path: Path):
             early_stop("builtin:thinking", **{**same, **given})  # pyright: ignore
         assert "\n" not in str(caught.value)
     assert not any(p.name.startswith("out") for p in tmp_path.iterdir())
+
+
+def test_a_server_ends_the_thinking_where_the_monitor_says_so(stopped: Path, tmp_path: Path):
+    """At a threshold of nothing: after the first step that a detector is read at."""
+    from serving import serving
+
+    from surgeon.watch.monitor import Monitor
+
+    carried, file = Monitor.load(stopped), tmp_path / "eager.safetensors"
+    for detector in carried.detectors.values():
+        detector.threshold.fill_(0.0)
+    carried.save(file)
+    with serving(checkpoint=str(stopped), monitor_file=str(file), rows=2) as server:
+        reply = server.chat(max_tokens=200).choices[0]
+    (firing,) = reply.model_extra["surgeon"]["firings"]
+    assert firing["level"] in carried.levels
+    assert "Okay, I have finished thinking.\n</think>\n\n" in reply.message.content

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from surgeon.answers import check_many, classes, majority, parse_tags, read_answers
-from surgeon.decoding.choosing import STREAM_BLOCK, stream_key, uniforms
 from surgeon.early_stop.plan import EarlyStopPlan
 from surgeon.early_stop.probing import Probe, step_ends
 from surgeon.traces import Key, Trace, text_of
@@ -33,8 +32,6 @@ class Course:
     logprob_S: np.ndarray
     slow_S: np.ndarray
     """Whether the step after it begins with a word of slow thinking."""
-    draw_S: np.ndarray
-    """Uniform random numbers."""
     enough_S: np.ndarray = field(default_factory=lambda: np.zeros(0))
     """Probability that it was enough, by the detector; nan where there is none."""
     easy: float = float("nan")
@@ -147,14 +144,9 @@ def _course(
         start = max(following[probe.step], probe.position)
         text = text_of(plan.tokenizer, trace.token_ids[start : start + 6]).lstrip()
         slow.append(text.startswith(words))
-    draws = []
-    stream = stream_key(plan.settings.seed, f"{trace.prompt_id} stopped at random", trace.sample)
-    for probe in probes:
-        block, at = divmod(probe.step + 1, STREAM_BLOCK)
-        draws.append(float(uniforms(stream, block)[at]))
     return Course(
         trace, float(right), np.array([p.step for p in probes]),
         np.array([p.position for p in probes]), np.array([len(p.token_ids) for p in probes]),
         np.array(right_S, float), vote_S, np.array([p.logprob for p in probes]), np.array(slow),
-        np.array(draws), read_after=plan.settings.instance_steps - 1,
+        read_after=plan.settings.instance_steps - 1,
     )  # fmt: skip

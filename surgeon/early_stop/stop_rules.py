@@ -22,8 +22,9 @@ class StopRule(NamedTuple):
     """In a few words."""
     values: Callable[[Sequence[Course]], list[Value]]
     """Thresholds to try, by courses of questions on which they are set."""
-    of: Callable[[Course, Value], int | None]
-    """The number of the place; None: the course runs to its own end."""
+    of: Callable[[Course, Value], int | np.ndarray | None]
+    """The number of the place, or the chance of each place; None: the course runs to its own
+    end."""
     probes: bool = False
     """Every place up to the stop costs a forced answer."""
     detects: bool = False
@@ -101,8 +102,9 @@ def _both_values(courses: Sequence[Course]) -> list[tuple[str, float, float]]:
 # --- without --------------------------------------------------------------------------------------
 
 
-def _random(course: Course, rate: float) -> int | None:
-    return first(course, course.draw_S < rate)
+def _random(course: Course, rate: float) -> np.ndarray:
+    chance_S = np.where(course.step_S >= 0, rate, 0.0)
+    return chance_S * np.append(1.0, (1 - chance_S).cumprod()[:-1])
 
 
 def _alphaone(course: Course, tokens: int) -> int | None:
@@ -128,7 +130,8 @@ STOPS: dict[str, StopRule] = {
     ),
     "both": StopRule("whichever of the two fires first", _both_values, _both, detects=True),
     "random": StopRule(
-        "by chance after each step", lambda _: [float(v) for v in np.geomspace(2e-3, 1, 16)],
+        "by chance after each step; figures are expected values",
+        lambda _: [float(v) for v in np.geomspace(2e-3, 1, 16)],
         _random,
     ),
     "steps": StopRule(

@@ -33,7 +33,7 @@ class StopPoint:
 
 
 class Outcome(NamedTuple):
-    """What became of each course, in their order."""
+    """What became of each course, in their order; expected values, where chance decides."""
 
     right_N: np.ndarray
     tokens_N: np.ndarray
@@ -44,22 +44,33 @@ class Outcome(NamedTuple):
 
 def outcome(rule: StopRule, value: Any, courses: Sequence[Course]) -> Outcome:
     """A rule at a threshold, over all courses."""
-    right, tokens, stopped, looked = [], [], [], 0
-    for course in courses:
-        place = rule.of(course, value)
-        end = len(course.step_S) - 1 if place is None else place
-        looked += int((course.step_S[: end + 1] >= 0).sum())
-        # The forced answer at the stop itself is the answer.
-        tried = course.probe_S[1 : end + (place is None)].sum() if rule.probes else 0
-        if place is None:
-            right.append(course.right)
-            tokens.append(course.tokens + tried)
-        else:
-            right.append(course.right_S[place])
-            tokens.append(course.position_S[place] + course.probe_S[place] + tried)
-        stopped.append(place is not None)
-    rate = sum(stopped) / looked if looked else 0.0
-    return Outcome(np.array(right, float), np.array(tokens, float), np.array(stopped), rate)
+    found = [_one(rule, rule.of(course, value), course) for course in courses]
+    right_N, tokens_N, stopped_N, looked_N = np.array(found, float).T
+    return Outcome(right_N, tokens_N, stopped_N, float(stopped_N.sum() / max(looked_N.sum(), 1)))
+
+
+def _one(
+    rule: StopRule, place: int | np.ndarray | None, course: Course
+) -> tuple[float, float, float, float]:
+    """(Right, tokens, stopped, places looked at) of a course; expected values by chances."""
+    chance_S = np.zeros(len(course.step_S))
+    if isinstance(place, np.ndarray):
+        chance_S = place
+    elif place is not None:
+        chance_S[place] = 1.0
+    left = 1 - chance_S.sum()
+    looked_S = (course.step_S >= 0).cumsum()
+    # The forced answer at the stop itself is the answer: it is no try.
+    tried_S = np.append(0, np.where(course.step_S >= 0, course.probe_S, 0).cumsum())
+    if not rule.probes:
+        tried_S = np.zeros_like(tried_S)
+    tokens_S = course.position_S + course.probe_S + tried_S[:-1]
+    return (
+        float(chance_S @ course.right_S + left * course.right),
+        float(chance_S @ tokens_S + left * (course.tokens + tried_S[-1])),
+        float(1 - left),
+        float(chance_S @ looked_S + left * looked_S[-1]),
+    )
 
 
 def by_question(courses: Sequence[Course], value_N: np.ndarray) -> np.ndarray:
