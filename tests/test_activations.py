@@ -1,6 +1,7 @@
 """Recording against a literal pass over the model, and the fast selection against plain sorting."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,38 @@ def test_a_recording_does_not_depend_on_batch_order_or_chunks(
         )
     for a, b in zip(whole, chunks, strict=True):
         np.testing.assert_allclose(a.logprob_T, b.logprob_T, atol=1e-4 if "32" in dtype else 0.2)
+
+
+def test_a_long_prompt_is_read_once_for_its_samples(
+    family: Callable[..., tuple[Checkpoint, Any]], monkeypatch: pytest.MonkeyPatch
+):
+    """And a sample's bits don't depend on whether there are others."""
+    _, model = family("qwen3")
+    long, short = some_traces(12, seed=5), some_traces(4, seed=6)
+    prompt = list(range(3, 43))
+    samples = [replace(t, prompt_token_ids=prompt) for t in long if len(t.token_ids) > 8]
+    traces = [*samples[:2], *short, *samples[2:]]
+    plain = list(record(model, traces, row_tokens=8, top_k=10))
+    for name, value in dict(SMALL_MODEL=0, SHARED_PROMPT=20, SHARED_RESPONSE=8, QUERIES=5).items():
+        monkeypatch.setattr(f"surgeon.live.passes.{name}", value)
+    read: list[int] = []
+    hook = model.get_input_embeddings().register_forward_pre_hook(
+        lambda _, args: read.append(args[0].numel())
+    )
+    found = list(record(model, traces, row_tokens=8, top_k=10, chunk_tokens=32))
+    hook.remove()
+    # The prompt but for its last token, that with each response, and the others, padded.
+    assert read[:2] == [32, 7]
+    assert sum(read) <= 39 + sum(1 + len(t.token_ids) for t in samples) + 4 * 80
+    for a, b in zip(plain, found, strict=True):
+        assert a.activations.tokens_R.tolist() == b.activations.tokens_R.tolist()
+        np.testing.assert_allclose(a.logprob_T, b.logprob_T, atol=1e-4)
+        np.testing.assert_allclose(a.positive_N, b.positive_N, rtol=2e-4, atol=1e-5)
+    alone = [
+        next(iter(record(model, [trace], row_tokens=8, top_k=10, chunk_tokens=32)))
+        for trace in traces
+    ]
+    assert all(map(equal, found, alone))
 
 
 def test_holding_fewer_layers_at_a_time_changes_nothing(

@@ -338,6 +338,40 @@ def test_a_prompt_that_joins_may_cost_the_youngest_their_rows(
     assert found == {answer.index: answer.token_ids for answer in whole}
 
 
+def test_a_long_prompt_that_joins_a_patient_batch_holds_up_nobody(model: Any):
+    """It is read a chunk at a time, whatever happens to other rows meanwhile."""
+    wanted = requests(24, longest=10, max_tokens=9)
+    wanted[20] = Request(list(range(6, 106)) * 8, stream_key(0, "l", 0))
+    wanted[21] = wanted[20]._replace(stream=stream_key(0, "l", 1))
+    wanted[22] = Request(list(range(7, 107)) * 6, stream_key(0, "gone", 0))
+    whole = run(model, wanted, stop=frozenset())
+    script = Script(model)
+    decoder = Decoder(model, stop=frozenset(), rows=16, max_tokens=40, patient=True, watcher=script)
+    for index in range(12):
+        decoder.add(index, wanted[index]._replace(max_tokens=3 if index else 30))
+    found = collect(decoder, 2)
+    for index in (20, 21, 22, 23):
+        decoder.add(index, wanted[index])
+    first: dict[int, int] = {}
+    for step in range(40):
+        tokens = decoder.step()
+        assert step >= 28 or any(token.index == 0 for token in tokens)
+        for token in tokens:
+            first.setdefault(token.index, step)
+            found[token.index].append(token.token_id)
+        if step == 2:
+            # The others have ended: rows move while prompts are read into them.
+            assert 20 in {row.index for row in decoder.reading.values()}
+            decoder.cancel(22)
+    # Seven chunks; the second sample costs none of its own.
+    assert first[23] <= 1 and 5 <= first[20] <= 8 and first[21] <= 9 and 22 not in first
+    for index, ids in collect(decoder).items():
+        found[index] += ids
+    for index in (0, 20, 21, 23):
+        assert found[index][:9] == whole[index].token_ids[:9]
+    assert script.fed[20] == [wanted[20].prompt[-1], *found[20][:-1]]
+
+
 def test_a_cancelled_request_is_gone_and_its_row_serves_the_next(model: Any):
     wanted = requests(20)
     whole = run(model, wanted, stop=frozenset())

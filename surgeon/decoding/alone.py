@@ -89,7 +89,8 @@ class Alone:
         self.token_bytes = cache_bytes_per_token(model)
         self.one_at_a_time = _remembers(self.model)
         self.row_by_slot: dict[int, _LoneRow] = {}
-        self.capacity = 0
+        self.unread: list[tuple[int, Sequence[int]]] = []
+        self.capacity = self.portion = 0
 
     def positions(self, length: int) -> int:
         """The positions that a pass over so many prompt tokens writes."""
@@ -123,12 +124,20 @@ class Alone:
         """Forget what the row holds."""
         self.free(slot)
 
-    def read(self, prompts: Sequence[tuple[int, Sequence[int]]]) -> None:
-        """Read tokens into rows (slot, tokens) that hold nothing yet."""
-        for slot, ids in prompts:
+    def begin(self, prompts: Sequence[tuple[int, Sequence[int]]]) -> None:
+        """Take tokens to read into rows (slot, tokens) that hold nothing yet."""
+        self.unread += prompts
+
+    def read_on(self, tokens: int = 0) -> list[int]:
+        """Read all that has been begun, whatever `tokens` says; the rows of it."""
+        whole = []
+        for slot, ids in self.unread:
             self.row_by_slot[slot] = row = _LoneRow(self.model, ids)
             if self.splits and ids:
                 row.feed([])
+            whole.append(slot)
+        self.unread.clear()
+        return whole
 
     def logits(self, token_B: Tensor, length_B: np.ndarray) -> Tensor:
         """Run the model over each row's newest token; the float32 logits (B, V) of the next, 0 for

@@ -107,7 +107,9 @@ class Decoder:
     requests come, and shrinks as they go. `max_tokens` and what follows hold for requests that
     don't bring their own. Where it `sheds`, the youngest answers are given up when the memory for
     keys and values ends, and start again later (tokens that were emitted stay as they are, and
-    aren't emitted again); else `rows` answers are held, whatever memory it takes.
+    aren't emitted again); else `rows` answers are held, whatever memory it takes. Where it is
+    `patient`, prompts are read a chunk at a time between the tokens of answers in the making, which
+    a long prompt would hold up else; all answers together take somewhat longer then.
 
     An answer depends on its request, not on its neighbours or on when it came, see `decode`. One
     thread at a time may use a decoder and its model: that is the caller's business.
@@ -124,6 +126,7 @@ class Decoder:
         top_p: float = 0.9,
         top_k: int = 0,
         sheds: bool = True,
+        patient: bool = False,
         watcher: Watcher | None = None,
     ):
         check_decodable(model)
@@ -132,7 +135,7 @@ class Decoder:
             # A watcher is told of a pass's only row as of the batch's only one.
             rows = 1
         self.model, self.stop, self.limit = model, stop, context_limit(model)
-        self.watcher, self.sheds = watcher, sheds
+        self.watcher, self.sheds, self.patient = watcher, sheds, patient
         self.max_tokens, self.draw = max_tokens, DrawSettings(temperature, top_p, top_k)
         self.device = device_of(model)
         self.on_cpu = self.device.type == "cpu"
@@ -144,6 +147,9 @@ class Decoder:
         self.longest = 0
         """Positions that each row needs at first, for the longest request since the last idling."""
         self.row_B: list[_Row | None] = []
+        """The answers in the making."""
+        self.reading: dict[int, _Row] = {}
+        """By slot, those whose prompts are being read: their slots have no row in `row_B` yet."""
         self.token_B = torch.zeros(0, dtype=torch.long, device=self.device)
         self.length_B = np.zeros(0, dtype=np.int64)
         """The position of each row's next token; 0 for an idle row, which rewrites position 0."""
@@ -190,7 +196,7 @@ class Decoder:
         if index not in self.indices:
             return
         self.indices.remove(index)
-        for b, row in enumerate(self.row_B):
+        for b, row in [*enumerate(self.row_B), *self.reading.items()]:
             if row is not None and row.index == index:
                 with torch.inference_mode():
                     self._free(b)
@@ -230,20 +236,25 @@ class Decoder:
             return False
         if self.waiting:
             self._make_room()
-            free = [b for b, row in enumerate(self.row_B) if row is None]
+            free = self._free_slots(len(self.row_B))
             # Prompts are read together: a pass for one row costs about as much as for several, so
             # in a large batch a few free rows wait for others.
             if len(free) > len(self.row_B) // 32:
                 self._seat(free[: len(self.waiting)])
-            return True
-        n, seated = len(self.row_B), self._seated()
-        # Moving rows costs a copy of their keys: not for each that ends.
-        if n - seated > n // 16:
-            self._shrink(min(n, self._width(seated)))
+        else:
+            n, seated = len(self.row_B), self._seated()
+            # Moving rows costs a copy of their keys: not for each that ends.
+            if n - seated > n // 16:
+                self._shrink(min(n, self._width(seated)))
+        self._read()
         return True
 
+    def _free_slots(self, below: int) -> list[int]:
+        rows = enumerate(self.row_B[:below])
+        return [b for b, row in rows if row is None and b not in self.reading]
+
     def _seated(self) -> int:
-        return sum(row is not None for row in self.row_B)
+        return len(self.reading) + sum(row is not None for row in self.row_B)
 
     def _width(self, rows: int) -> int:
         """The least number of rows that a batch for so many may have."""
@@ -281,21 +292,34 @@ class Decoder:
             self._widen(n)
 
     def _seat(self, slots: list[int]) -> None:
-        """Give these slots to the requests that wait longest, and read their prompts: all but the
-        last token, which the next pass feeds."""
+        """Give these slots to the requests that wait longest, and begin with their prompts: all but
+        the last token, which the first pass over the row feeds."""
         prompts = []
         for b in slots:
             row = self.waiting.popleft()
             row.count = 0
             row.queue.clear()
-            self.row_B[b] = row
-            self.length_B[b] = len(row.prompt) - 1
-            self.token_B[b] = row.prompt[-1]
-            self.random_BS[b] = uniforms(row.stream, 0)
-            if self.watcher is not None:
-                self.watcher.seat(b, row.index)
+            self.reading[b] = row
             prompts.append((b, row.prompt[:-1]))
-        self.passes.read(prompts)
+        self.passes.begin(prompts)
+
+    def _read(self) -> None:
+        """Read prompts: all of them, or, while answers are in the making, a chunk."""
+        while self.reading:
+            goes_on = any(row is not None for row in self.row_B)
+            for b in self.passes.read_on(self.passes.portion if self.patient else 0):
+                self._start(b, self.reading.pop(b))
+            if self.patient and goes_on:
+                break
+
+    def _start(self, b: int, row: _Row) -> None:
+        """The next pass is the row's first: its prompt has been read."""
+        self.row_B[b] = row
+        self.length_B[b] = len(row.prompt) - 1
+        self.token_B[b] = row.prompt[-1]
+        self.random_BS[b] = uniforms(row.stream, 0)
+        if self.watcher is not None:
+            self.watcher.seat(b, row.index)
 
     # one token for every row
 
@@ -335,7 +359,8 @@ class Decoder:
                 self.failed.append(row.index)
                 self.indices.remove(row.index)
                 self._free(b)
-            self.passes.clear(b)
+            if b not in self.reading:
+                self.passes.clear(b)
         return logits_BV.masked_fill(broken_B[:, None], 0)
 
     def _choose(self, logits_BV: Tensor) -> Tensor:
@@ -416,6 +441,7 @@ class Decoder:
         return found
 
     def _free(self, b: int) -> None:
+        self.reading.pop(b, None)
         self.row_B[b] = None
         self.length_B[b] = 0
         self.passes.free(b)
@@ -448,9 +474,9 @@ class Decoder:
     def _shed(self, n: int) -> None:
         """Go on with `n` rows; the answers that are given up start again, with the same result."""
         rows = [(row.count, b) for b, row in enumerate(self.row_B) if row is not None]
+        rows += [(-1, b) for b in self.reading]
         for _, b in sorted(rows)[: max(0, len(rows) - n)]:
-            row = self.row_B[b]
-            assert row is not None
+            row = self.row_B[b] or self.reading[b]
             self.waiting.appendleft(row)
             self._free(b)
         self.most = n
@@ -460,8 +486,9 @@ class Decoder:
         """Move the answers of the last rows into free slots, and go on with `n` rows."""
         if n == len(self.row_B):
             return
-        source = [b for b, row in enumerate(self.row_B) if row is not None and b >= n]
-        target = [b for b, row in enumerate(self.row_B[:n]) if row is None][: len(source)]
+        free = self._free_slots(n)
+        source = [b for b in range(n, len(self.row_B)) if self.row_B[b] or b in self.reading]
+        target = free[: len(source)]
         if source:
             longest = min(int(self.length_B.max()), self.passes.capacity)
             self.passes.move(source, target, longest)
@@ -472,8 +499,12 @@ class Decoder:
             )
             for old, new in zip(source, target, strict=True):
                 self.row_B[new] = self.row_B[old]
+                if old in self.reading:
+                    self.reading[new] = self.reading.pop(old)
             if self.watcher is not None:
-                self.watcher.move(source, target)
+                # It hasn't been told of those that are still read.
+                seated = [i for i, b in enumerate(target) if self.row_B[b]]
+                self.watcher.move([source[i] for i in seated], [target[i] for i in seated])
         self.row_B, self.token_B = self.row_B[:n], self.token_B[:n]
         self.length_B, self.random_BS = self.length_B[:n], self.random_BS[:n]
         self.passes.shrink(n)

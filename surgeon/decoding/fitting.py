@@ -98,9 +98,10 @@ def _tried_rows(passes: Slots) -> int:
     id_BT = rng.integers(0, vocabulary, (len(length_B), trial.block + 1))
     token_B = torch.from_numpy(id_BT[:, -1])
     trial.fresh(len(length_B), 2 * trial.block)
-    trial.read(
+    trial.begin(
         [(b, ids[:n].tolist()) for b, (ids, n) in enumerate(zip(id_BT, length_B, strict=True))]
     )
+    trial.read_on()
     expected_BV = trial.logits(token_B, length_B)
     for block, sizes in TRIED_ROWS.items():
         if all(
@@ -158,6 +159,7 @@ def _trial(model: nn.Module) -> str | None:
 def _logits(passes: Slots | Alone, prompts: list[list[int]]) -> Tensor:
     """The logits after each prompt."""
     device = device_of(passes.model)
-    passes.read([(b, ids[:-1]) for b, ids in enumerate(prompts)])
+    passes.begin([(b, ids[:-1]) for b, ids in enumerate(prompts)])
+    passes.read_on()
     token_B = torch.tensor([ids[-1] for ids in prompts], device=device)
     return passes.logits(token_B, np.array([len(ids) - 1 for ids in prompts]))

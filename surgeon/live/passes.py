@@ -8,14 +8,15 @@
 
 The model makes its own masks and positions, so a pass is right for every kind of attention. A trace
 that is longer than a pass is read in chunks through the model's own key/value cache, where that
-cache continues a sequence exactly; else in one pass.
+cache continues a sequence exactly; else in one pass. Where it pays, a prompt is read once, and each
+of its samples from the prompt's cache on.
 """
 
-# Shape letters: B traces of a pass, T its tokens, D model width.
+# Shape letters: B traces of a pass, T its tokens, K keys (T and those before), D model width.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -31,7 +32,7 @@ from surgeon.live.architecture import (
     text_config,
     text_decoder,
 )
-from surgeon.live.processor import fitting_threads, say_slow_type
+from surgeon.live.processor import SMALL_MODEL, fitting_threads, parameters_of, say_slow_type
 from surgeon.traces import Trace
 
 if TYPE_CHECKING:
@@ -45,6 +46,14 @@ SUMMATION_EDGES = (192, 768)
 """Attention on the CPU sums in another order from so many positions on."""
 CHUNKABLE = {"full_attention", "sliding_attention"}
 """Kinds of layers whose cache takes several tokens at once after others, exactly."""
+SHARED_PROMPT, SHARED_RESPONSE = 128, 256
+"""Tokens of prompt and response from which on a large model on the CPU reads the response after its
+prompt's cache, and in passes of its own: shorter ones of different prompts share passes instead.
+Whether there are other samples plays no part, so that the bits don't depend on it."""
+QUERIES = 256
+"""Tokens of a chunk that attend together to the keys up to the last of them."""
+IN_PARTS = "surgeon_in_parts"
+"""`attend_in_parts` instead of transformers' function."""
 
 
 class Part(NamedTuple):
@@ -104,18 +113,59 @@ def forward(
     position_T = torch.arange(first, first + ids_BT.shape[1], device=ids_BT.device)
     position_T.clamp_(max=context_limit(model) - 1)
     undo = None if until is None else decoder.layers[until].register_forward_hook(_stop)
+    config = text_config(model)
+    in_parts = first and ids_BT.device.type == "cpu" and config._attn_implementation == "sdpa"
     try:
-        return decoder(
-            input_ids=ids_BT,
-            position_ids=position_T.expand(len(ids_BT), -1),
-            past_key_values=cache,
-            use_cache=cache is not None,
-        ).last_hidden_state
+        with _attending_in_parts(config) if in_parts else nullcontext():
+            return decoder(
+                input_ids=ids_BT,
+                position_ids=position_T.expand(len(ids_BT), -1),
+                past_key_values=cache,
+                use_cache=cache is not None,
+            ).last_hidden_state
     except _Enough as enough:
         return enough.hidden_BTD
     finally:
         if undo is not None:
             undo.remove()
+
+
+def attend_in_parts(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **more: Any
+) -> tuple[Tensor, None]:
+    """transformers' attention of tokens that follow others, in parts that don't touch the keys
+    behind them: queries (B, heads, T, D), keys and values (B, H, K, D), mask (B, 1, T, K); returns
+    (B, T, heads, D)."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    attend, T, K = ALL_ATTENTION_FUNCTIONS["sdpa"], query.shape[2], key.shape[2]
+    if mask is None:
+        return attend(module, query, key, value, mask, **more)
+    outs = []
+    for start in range(0, T, QUERIES):
+        stop = min(start + QUERIES, T)
+        part, seen = slice(start, stop), slice(K - T + stop)
+        out, _ = attend(
+            module, query[:, :, part], key[:, :, seen], value[:, :, seen],
+            mask[:, :, part, seen], **more,
+        )  # fmt: skip
+        outs.append(out)
+    return torch.cat(outs, 1), None
+
+
+@contextmanager
+def _attending_in_parts(config: Any) -> Iterator[None]:
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register(IN_PARTS, attend_in_parts)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(IN_PARTS, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    before = config._attn_implementation_internal
+    config._attn_implementation_internal = IN_PARTS
+    try:
+        yield
+    finally:
+        config._attn_implementation_internal = before
 
 
 def _stop(_: nn.Module, __: Any, out: Tensor | tuple[Tensor, ...]) -> None:
@@ -164,8 +214,8 @@ def in_windows(
 ) -> Iterator[T]:
     """`read`'s results for traces, in their order, a window of consecutive ones at a time.
 
-    Within a window `passes` may order the traces as it likes, and memory stays bounded. Between
-    windows the caller may use the model.
+    Within a window `passes` may order the traces as it likes, and memory stays bounded; the samples
+    of a prompt stay together up to twice that. Between windows the caller may use the model.
     """
     window: list[Trace] = []
     tokens = 0
@@ -174,8 +224,11 @@ def in_windows(
         for i, trace in enumerate(traces):
             window.append(trace)
             tokens += length(trace)
-            following = length(traces[i + 1]) if i + 1 < len(traces) else math.inf
-            if tokens + following > WINDOW_PASSES * batch_tokens:
+            following, most = math.inf, WINDOW_PASSES * batch_tokens
+            if i + 1 < len(traces):
+                following = length(traces[i + 1])
+                most *= 1 + (traces[i + 1].prompt_token_ids == trace.prompt_token_ids)
+            if tokens + following > most:
                 with fitting_threads(model):
                     results = read(window)
                 yield from results
@@ -198,12 +251,16 @@ def passes(
     at most `batch_tokens` tokens with padding. A longer trace is read in chunks of `chunk_tokens`
     (0: `batch_tokens`) through a cache, where the architecture allows. With `apart` not even the
     rounding of a row depends on its neighbours: lengths are padded to a block of keys, and only
-    those that attention sums in the same order share a pass.
+    those that attention sums in the same order share a pass. The samples of a long prompt follow it
+    one by one then, see `SHARED_PROMPT`.
     """
     device = device_of(model)
     batches = _Batches(batch_tokens, chunk_tokens or batch_tokens, key_block(model) if apart else 1)
     lengths = [length(trace) for trace in traces]
-    for batch in batches.of(lengths, in_order):
+    by_prompt, others = _by_prompt(model, traces) if apart else ({}, range(len(traces)))
+    for numbers in by_prompt.values():
+        yield from _after_prompt(model, traces, numbers, batches.chunk, until)
+    for batch in batches.of(lengths, others, in_order):
         longest = batches.padded(max(lengths[i] for i in batch))
         ids_BT = torch.zeros(len(batch), longest, dtype=torch.long)
         for b, i in enumerate(batch):
@@ -220,6 +277,51 @@ def passes(
             yield Pass(model, part_BT, parts, cache, until)
 
 
+def _by_prompt(
+    model: nn.Module, traces: Sequence[Trace]
+) -> tuple[dict[tuple[int, ...], list[int]], list[int]]:
+    """The numbers of traces that are read from their prompt's cache on, by prompt; the others'."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    others: list[int] = []
+    cache = chunk_cache(model)
+    fits = (
+        device_of(model).type == "cpu"
+        and parameters_of(model) >= SMALL_MODEL
+        and cache is not None
+        and {type(layer).__name__ for layer in cache.layers} == {"DynamicLayer"}
+    )
+    for i, trace in enumerate(traces):
+        long = (
+            len(trace.prompt_token_ids) > SHARED_PROMPT and len(trace.token_ids) > SHARED_RESPONSE
+        )
+        if fits and long:
+            found.setdefault(tuple(trace.prompt_token_ids), []).append(i)
+        else:
+            others.append(i)
+    return found, others
+
+
+def _after_prompt(
+    model: nn.Module, traces: Sequence[Trace], numbers: Sequence[int], chunk: int, until: int | None
+) -> Iterator[Pass]:
+    """The passes over samples of one prompt, from its last token on, which predicts the first of
+    each response; what comes before is read once."""
+    device = device_of(model)
+    prompt_T = torch.tensor(traces[numbers[0]].prompt_token_ids, device=device)
+    cache, shared = chunk_cache(model), len(prompt_T) - 1
+    assert cache is not None
+    for first in range(0, shared, chunk):
+        ids_1T = prompt_T[None, first : min(first + chunk, shared)]
+        forward(model, ids_1T, first=first, cache=cache, until=until)
+    for i in numbers:
+        cache.crop(shared - cache.get_seq_length())
+        response_T = torch.tensor(traces[i].token_ids, device=device)
+        ids_1T = torch.cat([prompt_T[-1:], response_T])[None]
+        for start in range(0, ids_1T.shape[1], chunk):
+            part_1T, first = ids_1T[:, start : start + chunk], shared + start
+            yield Pass(model, part_1T, (Part(i, first, first + part_1T.shape[1]),), cache, until)
+
+
 class _Batches:
     """Which traces share a pass; with a `block` above 1 only those of one kind."""
 
@@ -230,9 +332,10 @@ class _Batches:
     def padded(self, tokens: int) -> int:
         return -(-tokens // self.block) * self.block
 
-    def of(self, lengths: Sequence[int], in_order: bool) -> Iterator[list[int]]:
-        """Numbers of traces, by their lengths."""
-        order: Sequence[int] = range(len(lengths))
+    def of(
+        self, lengths: Sequence[int], order: Sequence[int], in_order: bool
+    ) -> Iterator[list[int]]:
+        """Those numbers of traces, by their lengths."""
         if not in_order:
             order = sorted(order, key=lambda i: -lengths[i])
         batch: list[int] = []

@@ -416,8 +416,9 @@ class Worker:
 
     def _decoder(self, rows: int, watcher: Watching | None) -> Decoder:
         return Decoder(
-            self.model, stop=self.stop, rows=rows, max_tokens=self.max_tokens, watcher=watcher
-        )
+            self.model, stop=self.stop, rows=rows, max_tokens=self.max_tokens, patient=True,
+            watcher=watcher,
+        )  # fmt: skip
 
 
 def number_of(command: _Join | _Score) -> int:
