@@ -1,13 +1,14 @@
 """One sampling seed for all candidates, or one for each: what the votes estimate from either.
 
-    python -m benchmarks.seeds FAMILY TRUTH OUT
+    python -m benchmarks.seeds OUT TRUTH FAMILY|CHECKPOINT...
 
-The candidates of a family answer builtin:mini-set twice, with one seed (OUT/common) and as `rank`
+The candidates answer builtin:mini-set twice, with one seed (OUT/common) and as `rank`
 lets them (OUT/own); TRUTH holds their accuracies. Answers that are there already are not drawn
 again. Rows: the seeds, samples of a prompt, and prompts. Columns: mean absolute error of the
 estimated accuracies, regret of the highest estimate in percentage points, r with the accuracies,
 and how many independent candidates they count as. With all prompts and one sample it is the mean of
-both samples; of 50 prompts it is the mean of 40 draws.
+both samples; of 50 prompts it is the mean of 40 draws. The last lines say what an evaluation gains
+from one seed: the standard error of the difference in accuracy between neighbours, one sample.
 """
 
 # Shape letters: P prompts, C candidates, S samples of a prompt.
@@ -24,10 +25,11 @@ import numpy as np
 
 from surgeon import estimate, metrics
 from surgeon.answers import parse_extractor, read_answers
+from surgeon.builtin import task
 from surgeon.families import Subject, subjects
 from surgeon.live.families import live, tokenizer_of
 from surgeon.settings.sampling import Sampling
-from surgeon.traces import Prompt, read_prompts, sampled, stored_traces
+from surgeon.traces import Prompt, keys_of, read_prompts, sampled, stored_traces
 from surgeon.truth import read_accuracies
 
 SAMPLING = Sampling(samples=2, max_tokens=640)
@@ -71,8 +73,34 @@ def judged(answer_PCS: np.ndarray, accuracy_C: np.ndarray) -> list[float]:
     ]
 
 
+def neighbours_error(
+    family: Sequence[Subject], prompts: Sequence[Prompt], directory: Path
+) -> float:
+    """Standard error of the difference in accuracy between candidates and the next ones, paired by
+    prompt, mean over them and over the samples."""
+    question = {p.id: task.Problem.parse(str(p.messages[-1]["content"])) for p in prompts}
+    right_CPS = np.array(
+        [
+            [
+                [
+                    task.correct(question[key[0]], found[key])
+                    for key in keys_of([p], SAMPLING.samples)
+                ]
+                for p in prompts
+            ]
+            for subject in family
+            for found in [
+                {t.key: t.text for t in stored_traces(directory / f"{subject.name}.jsonl")}
+            ]
+        ],
+        float,
+    )
+    error_CS = np.diff(right_CPS, axis=0).std(1, ddof=1) / np.sqrt(len(prompts))
+    return float(error_CS.mean())
+
+
 def main() -> None:
-    family, prompts = subjects([sys.argv[1]]), read_prompts("builtin:mini-set")
+    family, prompts = subjects(sys.argv[3:]), read_prompts("builtin:mini-set")
     accuracy = read_accuracies(sys.argv[2], "")
     accuracy_C = np.array([accuracy[subject.name] for subject in family])
     print(
@@ -80,7 +108,7 @@ def main() -> None:
         "|---|---|---|---|---|---|---|"
     )
     for kind in ("common", "own"):
-        directory = Path(sys.argv[3]) / kind
+        directory = Path(sys.argv[1]) / kind
         draw(family, prompts, directory, kind == "own")
         answer_PCS = votes(family, prompts, directory)
         rng = np.random.default_rng(0)
@@ -98,6 +126,9 @@ def main() -> None:
                     f"| {voices:.1f} of {len(family)} |",
                     flush=True,
                 )
+    for kind in ("common", "own"):
+        error = neighbours_error(family, prompts, Path(sys.argv[1]) / kind)
+        print(f"{kind}: neighbours' accuracies differ with a standard error of {error:.4f}")
 
 
 if __name__ == "__main__":
