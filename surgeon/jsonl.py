@@ -77,7 +77,7 @@ def _torn(line: bytes) -> bool:
     without its end isn't valid JSON."""
     try:
         json.loads(line.decode("utf-8-sig"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return True
     return False
 

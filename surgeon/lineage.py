@@ -120,7 +120,7 @@ def read(path: str | Path) -> dict[str, Any] | None:
         return None
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{file} is not valid JSON ({error}). Move {path} away.") from error
 
 
@@ -128,7 +128,7 @@ def read_object(file: str | Path) -> dict[str, Any]:
     """A JSON object this package wrote; raises `BadInput` when it is missing or damaged."""
     try:
         value = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{file} can't be read as JSON ({error}).") from error
     if not isinstance(value, dict):
         raise BadInput(f"{file} holds a {type(value).__name__}, expected a JSON object.")

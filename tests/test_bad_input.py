@@ -257,8 +257,13 @@ def torchao_pickle(path: Path) -> None:
     change_config(path, quantization_config=TORCHAO)
 
 
+def nested_config(path: Path) -> None:
+    (path / "config.json").write_text('{"x":' + "[" * 100_000 + "]" * 100_000 + "}")
+
+
 LAYER = "model.layers.0.self_attn.q_proj"
 BAD_CHECKPOINTS = {
+    "a config of a hundred thousand levels": (nested_config, "can't be read as JSON"),
     "single file beside an index": (stray_single, "model.safetensors and an index"),
     "a tensor in two shards": (twice, "twice"),
     "shards without an index": (loose_shards, "fetch the index"),

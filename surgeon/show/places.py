@@ -90,7 +90,7 @@ def _digested(directory: Path) -> Iterator[tuple[str, list[str]]]:
             continue
         try:
             waiting: list[object] = [json.loads(file.read_text(encoding="utf-8"))]
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # not ours to complain about: what is read here is only searched
         while waiting:
             value = waiting.pop()

@@ -9,12 +9,13 @@ stand at the end, so templates that strip the thinking of earlier turns pass.
 
 import json
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from surgeon.errors import BadInput
 from surgeon.traces.messages import REASONING, Message
 from surgeon.traces.prompts import Prompt
+from surgeon.traces.template_trial import RunawayTemplateError, try_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,10 +53,9 @@ def encode(
         ids = tokenizer(prompt.messages[0]["content"])["input_ids"]
     else:
         given = conversation(tokenizer, prompt, text, thinking)
-        encoded: Any = tokenizer.apply_chat_template(
-            given.messages, tools=given.tools,  # pyright: ignore[reportArgumentType]
-            chat_template=text, add_generation_prompt=True,
-            return_dict=True, **_switch(thinking),
+        encoded = _tokens(
+            tokenizer, text, given.messages, tools=given.tools, add_generation_prompt=True,
+            **_switch(thinking),
         )  # fmt: skip
         ids = encoded["input_ids"]
     if not ids:
@@ -121,19 +121,18 @@ def encode_reply(
     answered = Prompt(prompt.id, (*prompt.messages, reply), tools=prompt.tools)
     given = conversation(tokenizer, answered, text, thinking)
     options: dict[str, Any] = {
-        "tools": given.tools, "chat_template": text, "add_generation_prompt": False,
-        **_switch(thinking),
+        "tools": given.tools, "add_generation_prompt": False, **_switch(thinking),
     }  # fmt: skip
-    rendered = str(tokenizer.apply_chat_template(given.messages, tokenize=False, **options))
+    rendered = _text(tokenizer, text, given.messages, **options)
     if GENERATION.search(text):
-        found: Any = tokenizer.apply_chat_template(
-            given.messages, return_dict=True, return_assistant_tokens_mask=True, **options
+        found = _tokens(
+            tokenizer, text, given.messages, return_assistant_tokens_mask=True, **options
         )
         ids, learned = list(found["input_ids"]), [bool(m) for m in found["assistant_masks"]]
     else:
         before = conversation(tokenizer, prompt, text, thinking)
         options |= {"tools": before.tools, "add_generation_prompt": True}
-        head = str(tokenizer.apply_chat_template(before.messages, tokenize=False, **options))
+        head = _text(tokenizer, text, before.messages, **options)
         if not rendered.startswith(head):
             raise BadInput(
                 f"prompt {prompt.id!r}: the chat template renders it otherwise once it is "
@@ -205,6 +204,8 @@ def conversation(
                 tokenizer, template, _shaped(marked, parts, as_text), tools, thinking
             )
             _rendered(tokenizer, template, shaped, list(prompt.tools), thinking)
+        except RunawayTemplateError:
+            raise
         except BadInput as error:
             fault = fault or f"the chat template refuses it ({error})"
             continue
@@ -308,6 +309,39 @@ def _json(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+def _text(
+    tokenizer: "PreTrainedTokenizerBase", template: str, messages: list[Message], **options: Any
+) -> str:
+    """A conversation as text, once the template was tried out on it."""
+    _try_out(tokenizer, template, messages, options)
+    text: Any = tokenizer.apply_chat_template(
+        messages, chat_template=template, tokenize=False, **options
+    )
+    return str(text)
+
+
+def _tokens(
+    tokenizer: "PreTrainedTokenizerBase", template: str, messages: list[Message], **options: Any
+) -> dict[str, list[int]]:
+    """A conversation as tokens, once the template was tried out on it."""
+    _try_out(tokenizer, template, messages, options)
+    encoded: Any = tokenizer.apply_chat_template(
+        messages, chat_template=template, return_dict=True, **options
+    )
+    return dict(encoded)
+
+
+def _try_out(
+    tokenizer: "PreTrainedTokenizerBase",
+    template: str,
+    messages: list[Message],
+    options: Mapping[str, Any],
+) -> None:
+    seen = ("tools", "add_generation_prompt", "enable_thinking")
+    variables = {name: options[name] for name in seen if name in options}
+    try_out(template, {**tokenizer.special_tokens_map, **variables, "messages": messages})
+
+
 def _rendered(
     tokenizer: "PreTrainedTokenizerBase",
     template: str,
@@ -319,11 +353,12 @@ def _rendered(
     from jinja2 import TemplateError
 
     try:
-        text: Any = tokenizer.apply_chat_template(
-            messages, tools=tools or None, chat_template=template,  # pyright: ignore
-            add_generation_prompt=True, tokenize=False, **_switch(thinking),
+        return _text(
+            tokenizer, template, messages, tools=tools or None, add_generation_prompt=True,
+            **_switch(thinking),
         )  # fmt: skip
+    except RunawayTemplateError:
+        raise
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError,
             ArithmeticError, RecursionError) as error:  # fmt: skip
         raise BadInput(" ".join(str(error).split())[:200]) from error
-    return str(text)
