@@ -828,3 +828,21 @@ def test_a_reading_of_what_is_no_ranking(place: Path, capsys):
     assert "expected the directory of a finished ranking" in refused(
         capsys, "read", "a", "--out", "out"
     )
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("trigger label a --out out", "found no questions, expected prompts=FILE, or easy=FILE"),
+        ("trigger label a --easy mini.jsonl --out out", "give both files"),
+        ("trigger reconstruct a --out out", "expected either labels"),
+        ("trigger reconstruct a --corpus mini.jsonl --out out", "mini.jsonl:1: found no reasoning"),
+        ("trigger reconstruct a --labels b --source x.jsonl --out out", "x.jsonl does not exist"),
+        ("trigger fluctuation a --labels b --channels c --out out", "so it holds no labels"),
+        ("trigger calibrate a --prompts mini.jsonl --out out", "carries no monitor"),
+        ("monitor a --prompts mini.jsonl --out out", "watch nothing: --levels none"),
+        ("monitor a --prompts mini.jsonl --out out --levels outer", "found the level 'outer'"),
+    ],
+)
+def test_a_trigger_stage_without_what_it_needs(place: Path, capsys, command: str, words: str):
+    assert words in refused(capsys, *command.split())

@@ -392,7 +392,7 @@ def test_failures_are_made_up_in_a_corpus_without_labels(server, tmp_path: Path)
         (6, lambda i: "words", {2, 3, 4}),  # none computes: the next one
     ],
 )
-def test_r25_the_step_that_is_rewritten_is_the_next_critical_one(n, texts_of, expected):
+def test_r27_the_step_that_is_rewritten_is_the_next_critical_one(n, texts_of, expected):
     steps = tuple(f"{texts_of(i)}\n\n" for i in range(n))
     references = [Reference(Prompt(str(i), (), None, True), steps) for i in range(40)]
     places = list(perturbed(references, ("intra", "inter"), 0))

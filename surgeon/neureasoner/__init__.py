@@ -13,6 +13,7 @@ Equation -> function:
     2, 3       shares and entropy of a spectrum             features.spectral_features
     Alg. 2     the spectrum at fixed probes, online         features.OnlineFeatures
     sec. 3.1   window of the last k steps, first K steps    features.trace_features, steps.StepRows
+    sec. 2.2   failing spans against counterparts           pairs (Fig. 2 lower)
     App. E.3   detectors: labels, split, training           detectors.collect, train
     4-7        reconstruction and trigger training          surgeon.trigger (it writes data, trains)
     8          the forced trigger token, the finish text    surgeon.watch (it decodes)
@@ -32,10 +33,18 @@ Readings: places where the paper is silent or contradicts itself.
          The last step of the thinking has no separator: it is read when the closing token is about
          to come, and the separator is forced with the trigger.
     R21  Eq. 1's attribution is DePass's. By default it is the logit lens of each component's own
-         output (`direct`), which needs one pass; `adjoint` and `softmax` are DePass.
+         output (`direct`), which needs one pass; `adjoint` and `softmax` are DePass. Against the
+         softmax rule over all components the two are as close in rank (.714 and .705), at a
+         sixteenth of the cost (benchmarks.attribution).
     R22  The paper's top-k is no number: a quarter of all components (`k`).
     R23  A channel is in N* of a level by the share of failing spans whose intersection has it, the
          32 most frequent ones (`channels`); sec. 2.1 intersects within one failure.
+    R26  "Initial steps of multiple attempts" (sec. 2.1): the first step of each attempt that the
+         judge names (`attempt_steps`); all steps of the stretch where it names none.
+    R27  The "next critical step" of a reference (App. G): the first after the copied ones that
+         holds a number, a relation or a formula, or the next one where none does.
+    R28  Channels that persist in the counterpart as well are counted; `contrast=drop` leaves them
+         out, which the paper doesn't.
     probes  The paper calls their number a small constant: 16, evenly over (0, pi], so that the
          upper half of them is the upper half of the spectrum as in the batch form.
     steps  A step is what a blank line ends, with more than white space in it; a token that holds

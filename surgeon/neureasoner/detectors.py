@@ -331,6 +331,11 @@ def _held_out(samples: Samples, training: DetectorTraining) -> np.ndarray:
     return _parts(samples, shares, rng) == 1
 
 
+def held_out_problems(samples: Samples, training: DetectorTraining) -> set[int]:
+    """The numbers of the problems that `train` keeps for the test; raises BadInput as it does."""
+    return set(samples.problem_N[_held_out(samples, training)].tolist())
+
+
 def _cross_fitted(samples: Samples, training: DetectorTraining) -> np.ndarray:
     """Probabilities of each sample by a detector that was not trained on its problem."""
     rng = np.random.default_rng(training.seed)

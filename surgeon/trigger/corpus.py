@@ -96,7 +96,7 @@ def perturbed(
     """A place per reference and level, or why there is none.
 
     The first 2 to 4 steps are copied as they are; the next critical one is the first after them
-    that computes something (R25), or the next one where none does.
+    that computes something (R27), or the next one where none does.
     """
     for reference in references:
         for level in levels:

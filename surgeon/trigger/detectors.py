@@ -1,9 +1,11 @@
 """Stage 3, `surgeon trigger detectors`: from labels and channels to a monitor (sec. 3.1)."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from rich.table import Table
 
 from surgeon import console, lineage
@@ -12,12 +14,21 @@ from surgeon.channels import Channels, check_channels, read_back
 from surgeon.checkpoint import Checkpoint, placement
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
-from surgeon.neureasoner.detectors import Detector, DetectorReport, collect, train
+from surgeon.neureasoner import trajectory
+from surgeon.neureasoner.detectors import (
+    Detector,
+    DetectorReport,
+    Quality,
+    collect,
+    held_out_problems,
+    train,
+)
 from surgeon.neureasoner.steps import Span, StepEnds
 from surgeon.progress import track
 from surgeon.settings import record, verb
 from surgeon.settings.neureasoner import LEVELS, DetectorTraining, WatchSettings
 from surgeon.settings.trigger_detectors import DetectorsSettings
+from surgeon.traces import Key
 from surgeon.trigger.artifacts import CheckpointName, Labels, read_labels, require_layer
 from surgeon.trigger.identify import Identified, read_channels
 from surgeon.watch.monitor import Monitor
@@ -38,6 +49,8 @@ class Fitted(NamedTuple):
     detectors: dict[str, Detector]
     reports: dict[str, DetectorReport]
     warnings: list[str]
+    trajectories: dict[str, Quality]
+    """By level: a probe over whole responses, on the same held-out problems."""
 
 
 @artifact("detectors.json")
@@ -49,6 +62,8 @@ class Detection:
     layer: int
     levels: dict[str, DetectorReport]
     warnings: list[str]
+    trajectories: dict[str, Quality] = field(default_factory=dict)
+    """By level: how well a probe over whole responses tells failing ones (arXiv:2605.18549)."""
     out: Out = Path()
     already: Already = False
 
@@ -115,6 +130,7 @@ def _detectors(plan: DetectorsPlan, work: Path) -> Detection:
         layer=plan.layer,
         levels=fitted.reports,
         warnings=fitted.warnings,
+        trajectories=fitted.trajectories,
     )
 
 
@@ -184,11 +200,18 @@ def fit_detectors(
         read_back(model, traces, watched, batch_tokens=batch_tokens),
         what="read activations", total=len(traces),
     )  # fmt: skip
-    samples = collect(
-        traces, activations, spans, StepEnds(tokenizer), columns, settings, judged="spans"
-    )
+    pooled: dict[Key, np.ndarray] = {}
+
+    def seen() -> Iterator["torch.Tensor"]:
+        for trace, x_TC in zip(traces, activations, strict=True):
+            pooled[trace.key] = trajectory.pooled(x_TC.numpy())
+            yield x_TC
+
+    samples = collect(traces, seen(), spans, StepEnds(tokenizer), columns, settings, judged="spans")
+    problems = list(dict.fromkeys(trace.prompt_id for trace in traces))
     fitted: dict[str, Detector] = {}
     reports: dict[str, DetectorReport] = {}
+    trajectories: dict[str, Quality] = {}
     warnings: list[str] = []
     for level in track(sorted(samples, key=LEVELS.index), what="train detectors"):
         try:
@@ -197,24 +220,36 @@ def fit_detectors(
             warnings.append(f"{level} has no detector: {error}")
             continue
         fitted[level], reports[level] = trained
+        held = [problems[n] for n in held_out_problems(samples[level], training)]
+        probe = trajectory.probed(
+            pooled, labels.spans, level, columns[level], held, seed=training.seed
+        )
+        if probe is not None:
+            trajectories[level] = probe
     if not fitted:
         raise BadInput(f"no detector can be trained. {warnings[0]}")
-    return Fitted(fitted, reports, warnings)
+    return Fitted(fitted, reports, warnings, trajectories)
 
 
 def show(result: Detection) -> None:
     """Print how well each level is detected on held-out problems, beside Tab. 4."""
     console.announce(result.already, "This training of detectors")
-    console.console().print(detector_table(result.levels))
+    console.console().print(detector_table(result.levels, result.trajectories))
     console.say(
         "On held-out problems, 95% intervals by problem. The paper's are of its own judge's labels."
+    )
+    console.say(
+        "Whether firing helps isn't known yet: surgeon trigger calibrate CHECKPOINT finds it out."
     )
     console.warn(result.warnings)
     console.say(f"monitor in {result.out}")
 
 
-def detector_table(reports: Mapping[str, DetectorReport]) -> Table:
-    """A table of accuracy, recall and AUROC per level and position."""
+def detector_table(
+    reports: Mapping[str, DetectorReport], trajectories: Mapping[str, Quality] | None = None
+) -> Table:
+    """A table of accuracy, recall and AUROC per level and position, and of the probe over whole
+    responses."""
     table = console.table("level, at", "n", "failing", "accuracy", "recall", "AUROC")
     table.collapse_padding = True
     for level, report in reports.items():
@@ -222,6 +257,13 @@ def detector_table(reports: Mapping[str, DetectorReport]) -> Table:
             row = report[position]
             table.add_row(
                 f"{level}, tokens" if position == "tokens" else "  step ends", f"{row['n']:,}",
+                "-" if row["failing"] is None else f"{row['failing']:.0%}",
+                *(interval(row[name]) for name in ("accuracy", "recall", "auroc")),
+            )  # fmt: skip
+        if trajectories and level in trajectories:
+            row = trajectories[level]
+            table.add_row(
+                "  probe, response", f"{row['n']:,}",
                 "-" if row["failing"] is None else f"{row['failing']:.0%}",
                 *(interval(row[name]) for name in ("accuracy", "recall", "auroc")),
             )  # fmt: skip
