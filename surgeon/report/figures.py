@@ -297,3 +297,29 @@ def scatter_chart(dots: Sequence[Dot], *, label: str, favourite: int | None) -> 
         if ring is not None and ring.y - best > 1:
             lines.append(("regret", ring.x, best, ring.x, ring.y))
     return chart
+
+
+def front_chart(dots: Sequence[Dot], front: Sequence[int], *, label: str) -> Chart:
+    """A value (y) against its cost (x): the line joins the dots at the places `front`, those that
+    no other beats in both, as steps."""
+    x_scale = axis((dot.x for dot in dots), pad=0.05)
+    y_scale = axis(spread((dot.y for dot in dots), dots))
+
+    def up(value: float) -> float:
+        return _up(y_scale, value)
+
+    placed = [_place(dot, _across(x_scale, dot.x), up(dot.y), y_scale, up) for dot in dots]
+    lines, ticks = _frame(x_scale, y_scale)
+    ticks += _arrows(dots, placed, y_scale, flat=False)
+    lines += [
+        _whisker(dot, dot.low, dot.high, flat=False)
+        for dot in placed
+        if dot.low is not None and dot.high is not None
+    ]
+    # What is reached with so many tokens stays in reach with more.
+    corners: list[tuple[float, float]] = []
+    for n in front:
+        corners += [(placed[n].x, corners[-1][1])] if corners else []
+        corners.append((placed[n].x, placed[n].y))
+    steps = [Curve(0, " ".join(f"{x:.1f},{y:.1f}" for x, y in corners), [])] if corners else []
+    return Chart(label, HEIGHT, lines, ticks, placed, None, None, steps)
