@@ -3,6 +3,7 @@ nothing."""
 
 import json
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,10 @@ def test_a_control_chooses_the_teachers_context(source: Path, tmp_path: Path, co
         if context == "length":
             assert not set(shown.shot_K) & {query - 1, query + 1}  # its neighbours
         assert (shown.distance_K is not None) is (context == "embedding")
+    if context == "answer":
+        apart = [replace(trace, text=f"w{i}") for i, trace in enumerate(traces)]
+        with pytest.raises(BadInput, match="context 'answer' has nothing to show"):
+            choose_contexts(plan, live, apart, sets, [3, 8])
 
 
 # --- before training

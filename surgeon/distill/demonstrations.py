@@ -129,6 +129,11 @@ def selected(
         same = controls.of_the_same_answer(
             read, settings.shots, queries=chosen, candidates=able_N, seed=seed
         )
+        if not any(same):
+            raise BadInput(
+                "no question that is trained on has its answer from another one too, so context "
+                "'answer' has nothing to show. Choose another --context."
+            )
         return same, none
     if settings.context == "embedding":
         vector_ND = embeddings(plan, live)

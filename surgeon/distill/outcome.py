@@ -28,7 +28,7 @@ WINDOW = 10
 CARD_METRICS = (
     "loss", "reward", "student_entropy", "teacher_entropy", "agreement", "length", "truncated",
 )  # fmt: skip
-METRICS = (*CARD_METRICS, "tokens_per_s")
+METRICS = (*CARD_METRICS, "alike", "taught", "tokens_per_s")
 RUN_SETTINGS = ("steps", "batch_size", "lr")
 TUNING_SETTINGS = ("tuning", "rank", "targets", "max_tokens", "seed")
 SET_SETTINGS = ("select", "share", "context", "shots", "sets", "activation", "top_global")

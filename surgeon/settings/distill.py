@@ -20,7 +20,6 @@ from surgeon.settings.schema import (
     Number,
     Out,
     Probability,
-    Share,
     settings,
 )
 from surgeon.settings.training import Batches, Schedule, Tuning
@@ -43,9 +42,9 @@ class Demonstrations:
 class PseudoSolution:
     """uopsd: which of a question's rollouts teaches, and which are taught."""
 
-    threshold: Annotated[Share | None, RECORDED_WHERE_SET] = None
+    threshold: Annotated[Probability | None, RECORDED_WHERE_SET] = None
     """Share of the rollouts that must give the most frequent answer, else the question is passed
-    over; by default 0.5."""
+    over; by default 0.5. One over the rollouts or less passes over none."""
     targets: Annotated[Count | None, RECORDED_WHERE_SET] = None
     """Rollouts of a question with another answer that are taught, the longest; by default 1."""
 
