@@ -8,6 +8,7 @@ three learning rates, then five seeds at the best of them, with controls and oth
     python -m benchmarks.distill_study estimate   hours of both recipes on one core
     python -m benchmarks.distill_study seeds      writes recipes/distill-study-seeds.yaml
     surgeon run recipes/distill-study-seeds.yaml
+    python -m benchmarks.distill_study law        Neuron-OPSD's teachers, and what they were worth
 
 A killed run continues where it was. A training generates about `ANSWERS` answers, before it and in
 it, whatever its method; how many tokens those were stands in the table. Rates are chosen by Avg@4
@@ -22,6 +23,10 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
+
+from surgeon.metrics import pearson
 
 ROOT = Path(__file__).parents[1]
 PLACE = "runs/distill-study"
@@ -79,9 +84,14 @@ def rates() -> list[Trained]:
 
 def seeds(best: Mapping[str, float]) -> list[Trained]:
     """Five seeds of every method, of the controls, and of every method on the other pools."""
-    plain = [Trained(f"{m}-s{s}", m, best[m], s) for m in METHODS for s in range(SEEDS)]
+    told = {"labels": f"{PLACE}/labels.jsonl"}  # what is said of the teacher, not trained on
+    plain = [
+        Trained(f"{m}-s{s}", m, best[m], s, told if m == "nopsd" else {})
+        for m in METHODS
+        for s in range(SEEDS)
+    ]
     controls = [
-        Trained(f"{name}-s{s}", "nopsd", best["nopsd"], s, more)
+        Trained(f"{name}-s{s}", "nopsd", best["nopsd"], s, {**more, **told})
         for name, more in CONTROLS.items()
         for s in range(SEEDS)
     ]
@@ -96,7 +106,7 @@ def on_pool(pool: str, best: Mapping[str, float]) -> list[Trained]:
         more["checkpoint"] = "builtin:instruct"
     return [
         Trained(f"{pool}-{m}-s{s}", m, best[m], s,
-                more | ({"labels": place} if "labels" in METHODS[m] else {}))
+                more | ({"labels": place} if m in ("nopsd", "grpo", "dapo") else {}))
         for m in METHODS for s in range(SEEDS)
     ]  # fmt: skip
 
@@ -274,6 +284,42 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def law() -> str:
+    """Markdown: of every setting of Neuron-OPSD what was known of its teacher before training, and
+    what it gained: does the accuracy gap tell (2605.30070), and does the teacher know what the
+    majority doesn't?"""
+    lines = [
+        "| setting | entropy gap | accuracy gap, votes | labels | teacher | majority | gain |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    points = []
+    places = [("test", name) for name in ("nopsd", *CONTROLS)]
+    places += [(pool, f"{pool}-nopsd") for pool in POOLS]
+    for measured, name in places:
+        groups = json.loads((Path(PLACE) / measured / "evaluate.json").read_text())["groups"]
+        gain = next(group["gain"]["avg"] for group in groups if group["name"] == name)
+        said = [
+            json.loads((Path(PLACE) / f"{name}-s{s}" / "distill.json").read_text())["diagnostics"]
+            for s in range(SEEDS)
+        ]
+        rows = [
+            (d["entropy_gap"], *(gap["gap"] for gap in d["accuracy_gaps"]),
+             d["accuracy_gaps"][-1]["teacher"], d["labelled"]["maj"])
+            for d in said
+        ]  # fmt: skip
+        means = np.mean(rows, axis=0)
+        points.append((means[2], gain))
+        cells = [f"{means[0]:+.4f}", f"{means[1]:+.3f}", f"{means[2]:+.3f}"]
+        cells += [f"{means[3]:.3f}", f"{means[4]:.3f}", f"{gain:+.3f}"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    gaps, gains = np.array(points).T
+    slope = np.polyfit(gaps, gains, 1)[0]
+    lines.append(
+        f"\nGain against the gap by labels: slope {slope:.2f}, r {pearson(gaps, gains):.2f}."
+    )
+    return "\n".join(lines)
+
+
 def estimate() -> str:
     """Hours of both recipes on one core, at `SPEED` tokens per second and `LENGTH` tokens per
     answer, and `LEARNING` seconds for what a training does beside its rollouts."""
@@ -312,10 +358,10 @@ def main(what: str) -> None:
         (ROOT / "recipes" / "distill-study.yaml").write_text(rates_recipe())
     elif what == "seeds":
         (ROOT / "recipes" / "distill-study-seeds.yaml").write_text(seeds_recipe(best_rates()))
-    elif what in ("table", "estimate"):
-        print({"table": table, "estimate": estimate}[what]())
+    elif what in ("table", "law", "estimate"):
+        print({"table": table, "law": law, "estimate": estimate}[what]())
     else:
-        raise SystemExit("found " + what + ", expected labels, rates, table, estimate or seeds.")
+        raise SystemExit(f"found {what}, expected labels, rates, table, estimate, seeds or law.")
 
 
 if __name__ == "__main__":

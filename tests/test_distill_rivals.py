@@ -148,7 +148,7 @@ def test_dapo_replaces_questions_that_teach_nothing(source: Path, tmp_path: Path
     run.evidence.chosen = list(range(8))
     draws = iter([rewarded([4, 5], [[1, 1], [0, 1]])])
     monkeypatch.setattr(grpo, "rewarded", lambda *_: next(draws))
-    method = RewardedMethod(grpo.shaped_reward, dynamic=True, by_token=True)
+    method = RewardedMethod(grpo.checked_reward, grpo.shaped, dynamic=True, by_token=True)
     first = rewarded([0, 1], [[0, 0], [1, 0]])
     found = grpo.informative(run, method, None, 0, [0, 1], first)
     assert [each.question for each in found.rollouts.questions] == [1, 5]
@@ -477,7 +477,7 @@ def test_a_check_against_labels_rewards_right_rollouts(source: Path, tmp_path: P
     run = running(plan, live=live)
     asked = [AnsweredQuestion(3, answers)]
     assert grpo.checked_reward(run, live.model, asked) == [[1, 0, 0]]
-    assert grpo.shaped_reward(run, live.model, asked)[0] == pytest.approx([1, -1, -2])
+    assert grpo.shaped(run, asked[0], [1, 0, 0]) == pytest.approx([1, -1, -2])
 
 
 # --- what a step costs
@@ -530,3 +530,36 @@ def test_the_committed_recipe_of_the_study_is_the_generated_one():
         bind(DistillSettings, training)
     for step in written[-4:]:
         bind(EvaluateSettings, step["evaluate"])
+
+
+def test_the_studys_tables_by_hand(tmp_path: Path, monkeypatch):
+    """Every method gains most at the middle rate; teachers 0, 1, 2 ... points better than the
+    student gain twice as much."""
+    monkeypatch.chdir(tmp_path)
+    place = Path(distill_study.PLACE)
+
+    def write(name: str, content: Any) -> None:
+        file = place / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(content))
+
+    cost = dict(rollout_seconds=2, teacher_seconds=0, student_seconds=1, answered=30, generated=70)
+    for one in distill_study.rates():
+        write(f"{one.name}/distill.json", {"cost": cost})
+    write("rates/evaluate.json", {"candidates": [
+        {"name": one.name, "avg": 0.5 + 0.1 * (one.lr == 1e-3)} for one in distill_study.rates()
+    ]})  # fmt: skip
+    assert distill_study.best_rates() == dict.fromkeys(distill_study.METHODS, 1e-3)
+    assert "| opsa | 0.500 | **0.600** | 0.500 | 100 to 100 | 3 to 3 |" in distill_study.table()
+    names = ["nopsd", *distill_study.CONTROLS, *(f"{p}-nopsd" for p in distill_study.POOLS)]
+    groups = [{"name": name, "gain": {"avg": 0.02 * i}} for i, name in enumerate(names)]
+    for measured in ("test", *distill_study.POOLS):
+        write(f"{measured}/evaluate.json", {"groups": groups})
+    for i, name in enumerate(names):
+        gaps = [{"gap": 0.3, "teacher": 0.9}, {"gap": 0.01 * i, "teacher": 0.7}]
+        told = {"entropy_gap": -0.01, "accuracy_gaps": gaps, "labelled": {"maj": 0.8}}
+        for s in range(distill_study.SEEDS):
+            write(f"{name}-s{s}/distill.json", {"diagnostics": told})
+    law = distill_study.law()
+    assert "| nopsd-top | -0.0100 | +0.300 | +0.010 | 0.700 | 0.800 | +0.020 |" in law
+    assert "slope 2.00, r 1.00" in law

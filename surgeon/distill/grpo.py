@@ -80,6 +80,10 @@ class RewardedMethod(NamedTuple):
     """How rollouts are rewarded, and what is made of it."""
 
     reward: Reward
+    shape: Callable[[TrainingRun, AnsweredQuestion, Sequence[float]], list[float]] | None = None
+    """(run, a question's rollouts, their rewards) -> what advantages are taken of instead."""
+    asks_model: bool = False
+    """Whether the reward needs the student, with its adapter folded in."""
     dynamic: bool = False
     """Draw other questions for those whose rollouts are rewarded alike."""
     by_token: bool = False
@@ -141,19 +145,14 @@ def checked_reward(
     return [[float(next(verdicts).correct) for _ in answers] for answers in read]
 
 
-def shaped_reward(
-    run: TrainingRun, model: nn.Module, rollouts: Sequence[AnsweredQuestion]
-) -> list[list[float]]:
+def shaped(run: TrainingRun, rollouts: AnsweredQuestion, rewards: Sequence[float]) -> list[float]:
     """1 for a right rollout, else -1, with the punishment of overlong ones (DAPO)."""
-    most = run.plan.settings.sampling.max_tokens
-    punishes = not run.plan.settings.rollout.mask_truncated
-    return [
-        [
-            2 * right - 1 + (overlong_punishment(len(answer.token_ids), most) if punishes else 0.0)
-            for right, answer in zip(rights, each.answers, strict=True)
-        ]
-        for rights, each in zip(checked_reward(run, model, rollouts), rollouts, strict=True)
+    most, settings = run.plan.settings.sampling.max_tokens, run.plan.settings.rollout
+    punished = [
+        0.0 if settings.mask_truncated else overlong_punishment(len(answer.token_ids), most)
+        for answer in rollouts.answers
     ]
+    return [2 * right - 1 + lost for right, lost in zip(rewards, punished, strict=True)]
 
 
 def overlong_punishment(tokens: int, most: int) -> float:
@@ -196,11 +195,8 @@ def advantages(rewards: Sequence[float]) -> np.ndarray:
 # --- training -------------------------------------------------------------------------------------
 
 
-def grpo(
-    reward: Reward, *, dynamic: bool = False, by_token: bool = False
-) -> Callable[[TrainingRun], History]:
-    """A method that trains by that reward."""
-    method = RewardedMethod(reward, dynamic, by_token)
+def grpo(method: RewardedMethod) -> Callable[[TrainingRun], History]:
+    """What trains by that."""
 
     def train(run: TrainingRun) -> History:
         penalty = run.plan.settings.rollout.penalty
@@ -306,7 +302,10 @@ def rewarded(
     """Rollouts of these questions, and what each is worth."""
     group = run.plan.settings.sampling.samples
     rollouts = step_rollouts(run, engine, step, questions, places, group=group)
-    rewards = run.student.rollouts(lambda model: method.reward(run, model, rollouts.questions))
+    if method.asks_model:
+        rewards = run.student.rollouts(lambda model: method.reward(run, model, rollouts.questions))
+    else:
+        rewards = method.reward(run, run.student.model, rollouts.questions)
     return RewardedRollouts(rollouts, rewards)
 
 
@@ -359,7 +358,12 @@ def batch_of(
     groups, rewards = found.rollouts.questions, found.rewards
     prompts = [run.plan.prompt_ids[g.question] for g in groups for _ in g.answers]
     answers = [answer for g in groups for answer in g.answers]
-    advantage = np.concatenate([advantages(part) for part in rewards])
+    advantage = np.concatenate(
+        [
+            advantages(part if method.shape is None else method.shape(run, g, part))
+            for g, part in zip(groups, rewards, strict=True)
+        ]
+    )
     responses = [answer.token_ids for answer in answers]
     masks = method.by_token and run.plan.settings.rollout.mask_truncated
     counted = [not (masks and answer.finish_reason == "length") for answer in answers]

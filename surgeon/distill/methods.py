@@ -14,11 +14,12 @@ from surgeon.answers import majority
 from surgeon.distill.advice import weigh
 from surgeon.distill.evidence import PoolEvidence, answers_only, probed_answers, with_sets
 from surgeon.distill.grpo import (
+    RewardedMethod,
     checked_reward,
     grpo,
     majority_reward,
     self_certainty_reward,
-    shaped_reward,
+    shaped,
 )
 from surgeon.distill.on_policy import imitate
 from surgeon.distill.pool import LiveModel
@@ -124,14 +125,14 @@ METHODS: dict[str, Finisher] = {
     ),
     "ttrl": Finisher(
         "GRPO with the majority's answer as the reward (Zuo et al.)",
-        grpo(majority_reward),
+        grpo(RewardedMethod(majority_reward)),
         gather=probed_answers,
         rate={"lora": LORA_RATE * 5e-7, "full": 5e-7},  # Neuron-OPSD App. A
         epochs=1,
     ),
     "intuitor": Finisher(
         "GRPO with self-certainty as the reward (Zhao et al.)",
-        grpo(self_certainty_reward),
+        grpo(RewardedMethod(self_certainty_reward, asks_model=True)),
         gather=probed_answers,
         rate={"lora": LORA_RATE * 3e-6, "full": 3e-6},  # full: as published
         epochs=1,
@@ -144,7 +145,7 @@ METHODS: dict[str, Finisher] = {
     ),
     "grpo": Finisher(
         "GRPO with a check against labels as the reward (Shao et al.)",
-        grpo(checked_reward),
+        grpo(RewardedMethod(checked_reward)),
         gather=probed_answers,
         needs_labels=True,
         rate={"lora": LORA_RATE * 1e-6, "full": 1e-6},  # full: as published
@@ -152,7 +153,7 @@ METHODS: dict[str, Finisher] = {
     ),
     "dapo": Finisher(
         "DAPO with a check against labels as the reward (Yu et al.)",
-        grpo(shaped_reward, dynamic=True, by_token=True),
+        grpo(RewardedMethod(checked_reward, shaped, dynamic=True, by_token=True)),
         gather=probed_answers,
         needs_labels=True,
         rate={"lora": LORA_RATE * 1e-6, "full": 1e-6},  # full: as published
