@@ -147,7 +147,6 @@ def test_what_an_early_stop_refuses(tmp_path: Path):
         (dict(easy="builtin:mini-set", by="answers"), "has no answer"),
         (dict(easy="builtin:mini-set", samples=2), "expected at least 3 samples"),
         (dict(by="agreement", samples=2), "expected at least 3"),
-        (dict(finish=" "), "an empty finish"),
         (dict(margin=2), "margin = 2"),
     ):
         with pytest.raises(BadInput, match=words) as caught:

@@ -104,7 +104,8 @@ def difference(
 
     def ends(over_N: np.ndarray) -> tuple[float, float, float]:
         over_P = by_question(courses, over_N)
-        return float(over_P.mean()), *metrics.bootstrap_interval(over_P, seed=seed)
+        low, high = metrics.bootstrap_interval(over_P, seed=seed)
+        return float(over_P.mean()), low, high
 
     return ends(one.right_N - other.right_N), ends(one.tokens_N - other.tokens_N)
 

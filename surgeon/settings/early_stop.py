@@ -73,7 +73,7 @@ class EarlyStopSettings:
     answer_tokens: Count = 64
     """Longest answer after a forced end, tokens."""
     finish: Text = WatchSettings.finish
-    """The text that ends the thinking."""
+    """The text that ends the thinking; an empty one closes it right after the step."""
     slow_words: Many[Text] = ("Wait", "Hmm", "Alternatively", "But", "Maybe")
     """Words that begin a step of slow thinking, for AlphaOne's rule."""
     check: str = "exact"
@@ -91,9 +91,7 @@ class EarlyStopSettings:
     machine: Machine = Machine()
 
     def __post_init__(self) -> None:
-        """Raise BadInput for an empty finish text and a votes without voters."""
-        if not self.finish.strip():
-            raise BadInput("found an empty finish, expected a text that ends the thinking.")
+        """Raise BadInput for votes without voters."""
         if self.by == "agreement" and self.sampling.samples < 3:
             raise BadInput(
                 f"found samples = {self.sampling.samples}, expected at least 3: agreement is with "

@@ -60,7 +60,7 @@ class WatchSettings:
     """Level (`intra` and `inter`) -> the token that is forced when it fires."""
     finish: Text = "Okay, I have finished thinking."
     """The text that is forced when `instance` or `enough` fires; the end of the thinking block
-    follows."""
+    follows. An empty one closes it right after the step."""
     thinking: tuple[Text, Text] = THINKING
     """The tokens that open and close the thinking block."""
     around: tuple[Text, Text] = ("\n", "\n\n")

@@ -335,6 +335,8 @@ def forced_tokens(
         return [vocabulary[trigger]]
     before, after = settings.around
     close = settings.thinking[1]
+    # What comes before an empty text is the end of a step, and has its separator already.
+    before = before if settings.finish else ""
     text = settings.finish + (before + close + after if close in vocabulary else after)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore
 
