@@ -98,6 +98,18 @@ def test_questions_weigh_the_same_however_many_answers_they_have():
     assert set(swept(courses, seed=0)) == set(STOPS)
 
 
+def test_an_empty_finish_closes_the_thinking_right_after_the_step():
+    from surgeon import builtin
+    from surgeon.checkpoint import Checkpoint
+    from surgeon.settings.neureasoner import WatchSettings
+    from surgeon.watch.watching import forced_tokens
+
+    tokenizer = Checkpoint.open(builtin.path("thinking")).tokenizer()
+    for finish, text in (("", "</think>\n\n"), ("Done.", "Done.\n</think>\n\n")):
+        ids = forced_tokens(tokenizer, WatchSettings(finish=finish), "enough")
+        assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory) -> Path:
     """A small run on the built-in family, labels by answers."""
