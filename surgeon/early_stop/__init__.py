@@ -35,6 +35,7 @@ from surgeon.early_stop.sweeping import (
     point,
     swept,
 )
+from surgeon.errors import BadInput
 from surgeon.settings import verb
 from surgeon.settings.early_stop import EarlyStopSettings
 from surgeon.traces import Prompt, sampled
@@ -73,7 +74,7 @@ def _early_stop(plan: EarlyStopPlan, work: Path) -> EarlyStop:
     held = watched_courses(plan, model, found, held)
     curves = swept(held, seed=settings.seed)
     picked = chosen_of_all(curves, settings.margin)
-    name = _written(plan, picked)
+    name = _written(plan, found, picked)
     pick = picked[name]
     rate = outcome(STOPS[name], pick.value, held).rate if pick else 0.0
     picked["random"] = point(rate, outcome(STOPS["random"], rate, held), held, seed=settings.seed)
@@ -126,12 +127,16 @@ def _share(values: list[np.ndarray]) -> float:
     return float(np.concatenate(values).mean())
 
 
-def _written(plan: EarlyStopPlan, picked: dict[str, StopPoint | None]) -> str:
-    """The rule that the monitor carries."""
-    if plan.settings.rule != "auto":
-        return plan.settings.rule
-    fine = {n: p for n, p in picked.items() if p is not None and STOPS[n].detects}
-    return min(fine, key=lambda n: (fine[n].tokens, -fine[n].right), default="enough")
+def _written(plan: EarlyStopPlan, found: Stoppers, picked: dict[str, StopPoint | None]) -> str:
+    """The rule that the monitor carries; raises `BadInput` for one that wasn't learned."""
+    rule, levels = plan.settings.rule, set(found.detectors)
+    if rule == "auto":
+        fine = {n: p for n, p in picked.items() if p is not None and STOPS[n].detects}
+        known = "enough" if "enough" in levels else "instance"
+        return min(fine, key=lambda n: (fine[n].tokens, -fine[n].right), default=known)
+    if ({"enough", "instance"} if rule == "both" else {rule}) - levels:
+        raise BadInput(f"the rule {rule} can't be written. {' '.join(found.warnings)}")
+    return rule
 
 
 def _row(
@@ -200,7 +205,8 @@ def monitor_of(plan: EarlyStopPlan, found: Stoppers, rule: str, pick: StopPoint 
     if not thresholds:
         thresholds = {level: NEVER for level in detectors if rule in ("both", level)}
     for level, threshold in thresholds.items():
-        detectors[level].threshold.fill_(threshold)
+        # While decoding, a probability is the same but for its last digits.
+        detectors[level].threshold.fill_(threshold - 1e-6)
     return Monitor(
         {level: found.channels[level] for level in thresholds},
         {level: detectors[level] for level in thresholds},

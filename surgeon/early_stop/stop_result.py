@@ -1,5 +1,6 @@
 """What an early stop comes to: `early-stop.json`, its card, and how it is shown."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,7 +172,6 @@ def page_of(result: EarlyStop) -> str:
     judged = result.test_judged if test else result.judged
     measured = "right answers in %" if judged else "answers that agree with most others in %"
     curves = result.test_curves if test else result.curves
-    chosen = {row.rule: row.chosen.value for row in result.rows if row.chosen is not None}
     row = next(row for row in result.rows if row.written)
     at, never = row.test or row.chosen, curves["never"][0]
     facts = [
@@ -187,21 +187,26 @@ def page_of(result: EarlyStop) -> str:
         shown = "-" if value is None else f"{value:.2f}"
         facts.append((f"AUROC of {level}", shown, "at step ends of questions it didn't learn from"))
     head = head_of(result)
-    # Two thresholds make a cloud: what is best of it is drawn.
-    best = front(curves["both"])
     return stops_page(
         StopsPage(
             _headline(result, at), [], facts, result.warnings,
             [head[0], "ends the thinking", *head[1:]],
             [(cells[0], one.what, cells[1:])
              for cells, one in zip(rows_of(result), result.rows, strict=True)],
-            {rule: [CurvePoint(p.tokens, p.right, threshold_text(p.value),
-                               rule in chosen and p.value == chosen[rule])
-                    for p in points if rule != "both" or p in best or p.value == chosen.get(rule)]
-             for rule, points in curves.items()},
+            {one.rule: _drawn(one, curves[one.rule], test) for one in result.rows},
             measured, _where(result),
         )
     )  # fmt: skip
+
+
+def _drawn(row: StopRow, points: Sequence[StopPoint], test: bool) -> list[CurvePoint]:
+    """A rule's curve, with the threshold that was chosen for it."""
+    # Two thresholds make a cloud: what is best of it is drawn.
+    shown = front(points) if row.rule == "both" else list(points)
+    at = row.test if test else row.chosen
+    if at is not None and row.rule != "never":
+        shown = sorted([at, *(p for p in shown if p.value != at.value)], key=lambda p: p.tokens)
+    return [CurvePoint(p.tokens, p.right, threshold_text(p.value), p is at) for p in shown]
 
 
 def _headline(result: EarlyStop, at: StopPoint | None) -> str:
