@@ -1,6 +1,7 @@
-"""The tables of docs/picking.md and docs/reading.md from runs with several seeds.
+"""The tables of docs/picking.md from runs with several seeds.
 
     python -m benchmarks.evidence best PICK...           # of `surgeon pick`, one directory a seed
+    python -m benchmarks.evidence curated DIR            # of recipes/curate.yaml: runs/curate
     python -m benchmarks.evidence trained RANKING        # of recipes/trained-family.yaml
 
 `best`: what each rule picks, the mean over the candidates of every run, in percentage points over
@@ -10,6 +11,10 @@ single runs stands beside it. "In order" are the paper's counts (NEX Fig. 7: 19 
 Then tokens and words of right picks less those of right answers at random, where a prompt has
 several (sec. 5.4.2); a check is a "Wait", another way an "Or" or "Undo", a restart a "start over".
 
+`curated`: what each rule kept (how much of it is right says the task, which no rule asks), and the
+students' accuracy: the mean over seeds, each seed, and the difference to the students of random
+selections (95 %, problems resampled, a problem's seeds together).
+
 `trained`: NEX and the estimate by vote of mixtures beside merges, held against the truth (Fig. 3):
 correlations over all, over the merges and over the mixtures of each seed.
 """
@@ -17,17 +22,20 @@ correlations over all, over the merges and over the mixtures of each seed.
 import argparse
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from surgeon import artifact, jsonl, metrics
+from surgeon.builtin import task
 from surgeon.pick import Picks
 from surgeon.pick.comparing import by_prompt, drawn, estimated, mean_of
 from surgeon.pick.plan import PICKING
 from surgeon.ranking import Ranking
+from surgeon.traces import read_prompts
+from surgeon.truth import Evaluation
 
 # Shape letters: P prompts.
 
@@ -150,6 +158,51 @@ def best(directories: Sequence[Path]) -> None:
         print(f"| {rule} | {' | '.join(cells)} |")
 
 
+def right_share(file: Path, golds: Mapping[str, str]) -> tuple[int, int, float]:
+    """Answers of a selection, their tokens, and the share that is right."""
+    rows = [row for _, row in jsonl.rows(file)]
+    right = [task.answer(row["text"]) == golds[row["prompt_id"]] for row in rows]
+    return len(rows), sum(len(row["token_ids"]) for row in rows), float(np.mean(right))
+
+
+def curated(directory: Path) -> None:
+    """Print selections, and their students."""
+    prompts = read_prompts("builtin:pool")
+    golds = {p.id: str(task.Problem.parse(str(p.messages[0]["content"])).answer()) for p in prompts}
+    evaluation = artifact.read(Evaluation, directory / "test")
+    members = {group.name: group.members for group in evaluation.groups}
+    accuracy = {c.name: c for c in evaluation.candidates}
+
+    def correct(name: str) -> np.ndarray:
+        rows = jsonl.rows(directory / "test" / "answers" / f"{name}.jsonl")
+        return np.array([row["correct"] for _, row in rows], float)
+
+    random_P = np.mean([correct(name) for name in members["random"]], axis=0)
+    columns = (
+        "learned", "answers", "tokens", "mean length", "right, %", "student, %", "by seed",
+        "over random, pp", "its tokens", "cut, %",
+    )  # fmt: skip
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for name, students in {"base": ("base",), **members}.items():
+        cells = ["", "", "", ""]
+        if name != "base":
+            rule = {"shortest": "length"}.get(name, name)
+            files = sorted(directory.glob(f"kept-*/{rule}.jsonl"))
+            pool = directory / "pool" / "candidates" / "thinking" / "traces.jsonl"
+            found = np.array([right_share(file, golds) for file in files or [pool]])
+            n, tokens, right = found.mean(0)
+            cells = [f"{n:.0f}", f"{tokens:,.0f}", f"{tokens / n:.0f}", f"{100 * right:.0f}"]
+        own = [accuracy[student] for student in students]
+        right_P = np.mean([correct(student) for student in students], axis=0)
+        cells += [
+            shown(right_P, 100, "{:.1f}"), " ".join(f"{100 * c.avg:.1f}" for c in own),
+            "" if name == "random" else shown(right_P - random_P, 100, "{:+.1f}"),
+            f"{np.mean([c.tokens for c in own]):.0f}",
+            f"{100 * float(np.mean([c.truncated for c in own])):.0f}",
+        ]  # fmt: skip
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
 def trained(directory: Path) -> None:
     """Print mixtures beside merges."""
     ranking = artifact.read(Ranking, directory)
@@ -183,11 +236,13 @@ def trained(directory: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("table", choices=["best", "trained"])
+    parser.add_argument("table", choices=["best", "curated", "trained"])
     parser.add_argument("directories", nargs="+", type=Path)
     given = parser.parse_args()
     if given.table == "best":
         best(given.directories)
+    elif given.table == "curated":
+        curated(given.directories[0])
     else:
         trained(given.directories[0])
 
