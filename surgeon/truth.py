@@ -5,7 +5,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from pydantic import Field
 from surgeon.artifact import Already, Out, artifact, part
 from surgeon.consensus import Reliability
 from surgeon.errors import BadInput
+from surgeon.traces import Trace
 
 EVALUATION = "evaluate.json"
 BENCHMARK = re.compile(r"(?:^|,)\s*([\w.@-]+)=")
@@ -170,6 +171,28 @@ class PreparedTasks:
     already: Already = False
 
 
+@part
+class DecodingTime:
+    """How long decoding took, the model's loading left out: of the answers that the last process
+    decoded, which are all where nothing was interrupted."""
+
+    answers: int
+    tokens: int
+    seconds: float
+    """Wall time."""
+    tokens_per_s: float
+    device: str
+
+    @classmethod
+    def of(cls, traces: Sequence[Trace], seconds: float, device: str) -> "DecodingTime":
+        """That of these answers."""
+        tokens = sum(len(trace.token_ids) for trace in traces)
+        return cls(
+            answers=len(traces), tokens=tokens, seconds=seconds, tokens_per_s=tokens / seconds,
+            device=device,
+        )  # fmt: skip
+
+
 @artifact(EVALUATION, version=1)
 class Evaluation:
     """The measured quality of candidates on a labelled task."""
@@ -188,6 +211,8 @@ class Evaluation:
     """Candidate -> the task it was trained on, where that was said."""
     consensus_top: float | None = None
     """Neurons kept per token for consensus (below 1 a share of all); None where nobody asked."""
+    times: dict[str, DecodingTime] = Field(default_factory=dict)
+    """By candidate, of those that the decoder here answered for."""
     out: Out = Path()
     already: Already = False
 

@@ -105,8 +105,14 @@ def test_evaluation_has_the_promised_schema_and_counts_by_hand(
     result = json.loads((tmp_path / "out" / "evaluate.json").read_text())
     assert result.keys() == {
         "format", "task", "settings", "warnings", "candidates", "groups", "consensus_top",
-        "tasks", "transfers", "sources",
+        "tasks", "transfers", "sources", "times",
     }  # fmt: skip
+    for name, took in result["times"].items():
+        found = read_traces(tmp_path / "out" / "traces" / f"{name}.jsonl")
+        assert took["answers"] == len(found) and took["seconds"] > 0
+        assert took["tokens"] == sum(len(trace.token_ids) for trace in found)
+        assert took["tokens_per_s"] == pytest.approx(took["tokens"] / took["seconds"])
+    assert set(result["times"]) == {"a", "b"}
     assert result["task"]["problems"] == PROBLEMS
     assert result["settings"]["samples"] == 3
     assert [c["name"] for c in result["candidates"]] == ["a", "b"]

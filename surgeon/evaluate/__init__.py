@@ -30,6 +30,7 @@ On disk: `evaluate.json`; `tables.md`, `tables.tex`, `tables.csv` and `calibrati
 is right), `consensus/NAME.jsonl` (s(x) of each response).
 """
 
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -46,7 +47,7 @@ from surgeon.live.families import live, tokenizer_of
 from surgeon.settings import verb
 from surgeon.settings.evaluate import EvaluateSettings
 from surgeon.traces import Trace, in_order, keys_of, outlook, sampled, settle, stored_traces
-from surgeon.truth import Evaluation
+from surgeon.truth import DecodingTime, Evaluation
 from surgeon.workers import Crew, answered
 
 __all__ = [
@@ -92,7 +93,7 @@ def summed_up_again(plan: EvaluatePlan, evaluation: Evaluation) -> Evaluation:
     candidates = tuple(replace(c, consensus=known.get(c.name)) for c in again.candidates)
     return replace(
         again, candidates=candidates, consensus_top=evaluation.consensus_top,
-        out=plan.settings.out,
+        times=evaluation.times, out=plan.settings.out,
     )  # fmt: skip
 
 
@@ -134,14 +135,18 @@ def forecast(settings: EvaluateSettings) -> outlook.Outlook:
 
 def measure(plan: EvaluatePlan, work: Path) -> Evaluation:
     """Sample, judge and count; `work` keeps what is done, and what is there isn't done again."""
-    evaluation = conclude(plan, judge(plan, work, respond(plan, work)))
+    times: dict[str, DecodingTime] = {}
+    evaluation = conclude(plan, judge(plan, work, respond(plan, work, times)))
+    evaluation = replace(evaluation, times=times)
     write_tables(evaluation, work)
     return evaluation
 
 
-def respond(plan: EvaluatePlan, work: Path) -> dict[str, list[Trace]]:
+def respond(
+    plan: EvaluatePlan, work: Path, times: dict[str, DecodingTime]
+) -> dict[str, list[Trace]]:
     """Every candidate's responses in the problems' order; those that `traces/` lacks are sampled,
-    each written as soon as it ends."""
+    each written as soon as it ends, and `times` is told how long those took."""
     (work / "traces").mkdir(exist_ok=True)
     files = {subject.name: work / "traces" / f"{subject.name}.jsonl" for subject in plan.subjects}
     engines.fill(
@@ -162,9 +167,12 @@ def respond(plan: EvaluatePlan, work: Path) -> dict[str, list[Trace]]:
         return responses | plan.foreign
     for n, (subject, model, tokenizer) in enumerate(live(missing, plan.device, plan.dtype), 1):
         what, file = f"evaluate {n}/{len(missing)} {subject.name}", files[subject.name]
+        there, start = {trace.key for trace in responses[subject.name]}, time.monotonic()
         responses[subject.name] = sampled(
             file, model, tokenizer, plan.problems, sampling, what=what
         )
+        new = [trace for trace in responses[subject.name] if trace.key not in there]
+        times[subject.name] = DecodingTime.of(new, time.monotonic() - start, plan.device)
         settle(file, responses[subject.name])
     return responses | plan.foreign
 

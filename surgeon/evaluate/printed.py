@@ -102,5 +102,9 @@ def show(evaluation: Evaluation) -> None:
     for candidate in evaluation.candidates:
         if candidate.consensus is not None:
             console.say(f"consensus of {candidate.name}: {sentence(candidate.consensus)}")
+    if evaluation.times:
+        paces = ", ".join(f"{name} {t.tokens_per_s:,.0f}" for name, t in evaluation.times.items())
+        seconds = sum(took.seconds for took in evaluation.times.values())
+        console.say(f"Decoded in {seconds:.1f} s; tokens/s: {paces}.")
     console.warn(evaluation.warnings)
     console.say(f"Written: {evaluation.out}/{EVALUATION}; tables.md, .tex, .csv, calibration.svg")

@@ -30,12 +30,13 @@ from surgeon.monitor.jobs import MonitorPlan, prepare
 from surgeon.monitor.journal import Entry
 from surgeon.monitor.local import decoded
 from surgeon.monitor.relay import relayed
-from surgeon.monitor.result import MonitoredRun, RunTime, VanillaRun, show
+from surgeon.monitor.result import MonitoredRun, VanillaRun, show
 from surgeon.monitor.summary import compared, summary, texts
 from surgeon.progress import bar
 from surgeon.settings import verb
 from surgeon.settings.monitor import MonitorSettings
-from surgeon.traces import Trace, append, stored_traces
+from surgeon.traces import append, stored_traces
+from surgeon.truth import DecodingTime
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,7 +70,7 @@ def monitor(settings: MonitorSettings) -> MonitoredRun:
 
 def respond(
     plan: MonitorPlan, work: Path | None, entries: list[Entry]
-) -> "tuple[nn.Module | None, list[Entry], RunTime | None]":
+) -> "tuple[nn.Module | None, list[Entry], DecodingTime | None]":
     """The model, if it was needed, `entries` with the answers that they lacked, and how long those
     took.
 
@@ -93,7 +94,7 @@ def respond(
             firings += len(entry.firings)
             advance(note=f"{firings} firings")
     new = [entry.trace for entry in every[len(entries) :]]
-    return model, every, _time(plan, new, time.monotonic() - start)
+    return model, every, DecodingTime.of(new, time.monotonic() - start, plan.device)
 
 
 def answered_plainly(
@@ -115,13 +116,5 @@ def answered_plainly(
                 append(file, new[-1])
                 advance()
         traces += new
-        took = _time(plan, new, time.monotonic() - start)
+        took = DecodingTime.of(new, time.monotonic() - start, plan.device)
     return compared(plan, entries, traces, took)
-
-
-def _time(plan: MonitorPlan, traces: list[Trace], seconds: float) -> RunTime:
-    tokens = sum(len(trace.token_ids) for trace in traces)
-    return RunTime(
-        answers=len(traces), tokens=tokens, seconds=seconds, tokens_per_s=tokens / seconds,
-        device=plan.device,
-    )  # fmt: skip

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from surgeon.artifact import Already, artifact, part
 from surgeon.console import announce, console, say, table, warn
+from surgeon.truth import DecodingTime
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,19 +57,6 @@ class PassRate:
 
 
 @part
-class RunTime:
-    """How long decoding took, the model's loading left out: of the answers that the last process
-    decoded, which are all where nothing was interrupted."""
-
-    answers: int
-    tokens: int
-    seconds: float
-    """Wall time."""
-    tokens_per_s: float
-    device: str
-
-
-@part
 class VanillaRun:
     """The same answers without the monitor, and what the monitor changed: paired, by prompt."""
 
@@ -80,7 +68,7 @@ class VanillaRun:
     """Monitored less vanilla: [mean, low, high], 95 %."""
     tokens_change: tuple[float, float, float]
     """Of an answer, likewise."""
-    time: RunTime | None
+    time: DecodingTime | None
     """None where all answers were on disk already."""
 
 
@@ -134,7 +122,7 @@ class MonitoredRun:
     pass1: PassRate | None
     """None where no prompt has an answer."""
     warnings: tuple[str, ...]
-    time: RunTime | None = None
+    time: DecodingTime | None = None
     """None where all answers were on disk already."""
     vanilla: VanillaRun | None = None
     """None unless it was asked for (`with_vanilla`)."""
@@ -175,7 +163,7 @@ def show(run: MonitoredRun) -> None:
             say(f"Report: {run.out}/report.html ({which})")
 
 
-def _time_line(time: RunTime) -> str:
+def _time_line(time: DecodingTime) -> str:
     return (
         f"{time.answers} answers decoded in {time.seconds:.1f} s on {time.device}, "
         f"{time.tokens_per_s:,.0f} tokens/s."
@@ -205,11 +193,11 @@ def _show_vanilla(run: MonitoredRun, plain: VanillaRun) -> None:
     console().print(rows)
 
 
-def _per_answer(time: RunTime) -> float:
+def _per_answer(time: DecodingTime) -> float:
     return time.seconds / time.answers
 
 
-def _pace(time: RunTime) -> float:
+def _pace(time: DecodingTime) -> float:
     return time.tokens_per_s
 
 

@@ -16,12 +16,12 @@ from surgeon.monitor.result import (
     FiringCounts,
     MonitoredRun,
     PassRate,
-    RunTime,
     TextPart,
     TokenCounts,
     VanillaRun,
 )
 from surgeon.traces import Trace, in_order, text_of
+from surgeon.truth import DecodingTime
 
 WORTH_SAYING = 0.2
 """Share of truncated responses above which a warning is given."""
@@ -31,7 +31,7 @@ def summary(
     plan: MonitorPlan,
     entries: Sequence[Entry],
     drawn: DrawnAnswer | None,
-    time: RunTime | None = None,
+    time: DecodingTime | None = None,
     vanilla: VanillaRun | None = None,
 ) -> MonitoredRun:
     """The content of monitor.json."""
@@ -127,7 +127,7 @@ def tokens_by_prompt(plan: MonitorPlan, traces: Sequence[Trace]) -> np.ndarray:
 
 
 def compared(
-    plan: MonitorPlan, entries: Sequence[Entry], plain: Sequence[Trace], time: RunTime | None
+    plan: MonitorPlan, entries: Sequence[Entry], plain: Sequence[Trace], time: DecodingTime | None
 ) -> VanillaRun:
     """What the monitor changed against the same answers without it."""
     seed = plan.settings.sampling.seed

@@ -393,8 +393,8 @@ def show(result: Calibration) -> None:
     )
     for level, row in result.levels.items():
         table.add_row(
-            level, "never" if row.threshold is None else f"{row.threshold:.3f}",
-            f"{row.before:.3f}", interval(row.quality["recall"]),
+            level, "never" if row.threshold is None else f"{row.threshold:.3g}",
+            f"{row.before:.3g}", interval(row.quality["recall"]),
             interval(row.quality["precision"]), short(row.quality["auroc"][0] or 0),
             "on" if row.on else "off",
         )  # fmt: skip
