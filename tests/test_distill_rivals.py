@@ -382,9 +382,14 @@ def test_a_method_trains_and_a_kill_changes_nothing(
     """Killed in its third step and continued; labelled methods say that they are."""
     pool = write_pool(tmp_path / "pool.jsonl", 6)
     labels = write_pool(tmp_path / "labels.jsonl", 5, labels=True)
+    rows = [json.loads(line) | {"answer": "1"} for line in Path(labels).read_text().splitlines()]
+    Path(labels).write_text("".join(json.dumps(row) + "\n" for row in rows))
     labelled = method in ("grpo", "dapo")
     settings = TINY | {"method": method, "diagnose": 2}
-    settings |= {"labels": labels, "answer": "number"} if labelled else {}
+    if method in ("uopsd", "dapo"):  # answers are first digits of words: some agree, some are 1
+        settings |= {"answer": r"w(\d)", "max_tokens": 80, "samples": 5}
+    settings |= {"labels": labels} if labelled else {}
+    settings |= {"threshold": 0.2} if method == "uopsd" else {}
     with one_thread():
         result = distill(str(source), pool=pool, out=tmp_path / "one", **settings)
         real, fits = rollouts.rollout, []
@@ -407,6 +412,7 @@ def test_a_method_trains_and_a_kill_changes_nothing(
         distill(str(source), pool=pool, out=tmp_path / "two", **settings)
     assert len(records(tmp_path / "one")) == 3
     assert records(tmp_path / "one") == records(tmp_path / "two")
+    assert any(record["gradient_norm"] > 0 for record in records(tmp_path / "one"))
     name = "adapter_model.safetensors"
     assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     card = (tmp_path / "one" / "README.md").read_text()
