@@ -1,11 +1,12 @@
 """What stopping early saves and costs: `rank --adaptive` on recorded and on simulated answers.
 
     python -m benchmarks.adaptive
-    python -m benchmarks.adaptive RANKING [SEEDS]
+    python -m benchmarks.adaptive RANKING [SEEDS [held]]
 
 The second replays a finished ranking from its kept evidence, without a model, as `rank --adaptive`
 would have run with each of `SEEDS` seeds: NEX is learned anew from what was asked, and in every
-resample. Its accuracies are those of the ranking's truth.
+resample; with `held` it is that of the weights learned from all responses, at every tolerance. Its
+accuracies are those of the ranking's truth.
 
 Recorded: all answers of the candidates of three families (benchmarks/recorded_answers.json: every
 response's answer, NEX and tokens, and the candidates' accuracies on other problems). A race asks
@@ -81,6 +82,16 @@ def recorded() -> dict[str, Answers]:
     return found
 
 
+def ranked(directory: Path) -> Answers:
+    """Of a ranking on disk."""
+    accuracy = {c.name: c.accuracy for c in artifact.read(Ranking, directory).candidates}
+    responses = {
+        name: artifact.read(CandidateScores, directory / "candidates" / name).responses
+        for name in accuracy
+    }
+    return Answers(responses, np.array(list(accuracy.values()), float))
+
+
 def simulated(name: str, seed: int) -> Answers:
     """A family of benchmarks/estimate.py."""
     kind = next(kind for kind in KINDS if kind.name == name)
@@ -104,7 +115,9 @@ def race(family: Answers, seed: int, tolerance: float) -> tuple[float, float, in
     """(share of the tokens, accuracy lost in pp against the full ranking, candidates left)."""
     scores = {name: SCORES[name] for name in (*RECOMMENDED, "recommended")}
     names = list(family.responses)
-    prompt_ids = sorted({r.prompt_id for rows in family.responses.values() for r in rows}, key=int)
+    prompt_ids = list(
+        dict.fromkeys(r.prompt_id for rows in family.responses.values() for r in rows)
+    )
     seen: dict[str, tuple[RankedResponse, ...]] = dict.fromkeys(names, ())
 
     def ask(answering: Sequence[str], asked: Sequence[str]) -> Pool:
@@ -188,19 +201,23 @@ def line(name: str, tolerance: float, races: Sequence[tuple[float, float, int]])
 def main() -> None:
     directory = Path(sys.argv[1]) if len(sys.argv) > 1 else None
     races = []
-    if directory is not None:
-        seeds = int(sys.argv[2]) if len(sys.argv) > 2 else SEEDS
+    held = sys.argv[3:] == ["held"]
+    seeds = int(sys.argv[2]) if len(sys.argv) > 2 else SEEDS
+    if directory is not None and not held:
         races = [replayed(directory, seed, 0.02) for seed in range(seeds)]
     print(
         "| family | tolerance | tokens | highest | lost (pp) | highest | within 1 pp | left |\n"
         "|---|---|---|---|---|---|---|---|"
     )
-    if directory is not None:
+    if directory is not None and not held:
         line(directory.name, 0.02, races)
         return
-    for name, family in recorded().items():
+    families = recorded() if directory is None else {directory.name: ranked(directory)}
+    for name, family in families.items():
         for tolerance in TOLERANCES:
-            line(name, tolerance, [race(family, seed, tolerance) for seed in range(SEEDS)])
+            line(name, tolerance, [race(family, seed, tolerance) for seed in range(seeds)])
+    if directory is not None:
+        return
     for name in SIMULATED:
         races = [race(simulated(name, seed), seed, 0.02) for seed in range(SEEDS)]
         line(name, 0.02, races)
