@@ -3,7 +3,8 @@
 Makes a result of every kind from the built-in family (merge, virtual merge, transplant, distilled
 adapter, merged LoRA, trigger checkpoint), and holds vLLM's greedy tokens in float32 against those
 of the decoder here; then ranks, evaluates and distils with `--engine vllm`. With `--checkpoint DIR`
-that checkpoint too, in its own dtype and in float32. Run by `make test-vllm` in an environment of
+that checkpoint too, in its own dtype and in float32. With `--shipped` only the built-in family's
+checkpoints are loaded and asked, as they are shipped. Run by `make test-vllm` in an environment of
 its own; the status is 1 where something differs that shouldn't.
 """
 
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from surgeon import engines
+from surgeon import builtin, engines
 from surgeon.checkpoint import resolve
 from surgeon.decoding import prompt_likelihoods
 from surgeon.distill import distill
@@ -185,13 +186,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--only", action="store_true", help="leave out the built-in family")
+    parser.add_argument("--shipped", action="store_true", help="only the built-in checkpoints")
     given = parser.parse_args(arguments)
     work, share = Path(given.out), given.memory_share
     work.mkdir(parents=True, exist_ok=True)
     write_few(work)
     todo = [(spec, dtype) for spec in given.checkpoint for dtype in (torch.float32, torch.bfloat16)]
     groups = [([spec], dtype) for spec, dtype in todo]
-    if not given.only:
+    made = not (given.only or given.shipped)
+    if given.shipped:
+        shipped = [f"builtin:{name}" for name in (*builtin.CHECKPOINTS, *builtin.SECOND)]
+        groups.insert(0, (shipped, torch.float32))
+    if made:
         groups.insert(0, (results(work), torch.float32))
     faults, rows = [], []
     for specs, dtype in groups:
@@ -201,7 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
             if row.apart and dtype == torch.float32:
                 faults.append(f"{row.name}: {row.apart} answers part")
     (work / "compared.json").write_text(json.dumps([row._asdict() for row in rows], indent=1))
-    if not given.only:
+    if made:
         faults += verbs(work, str(work / "virtual"), "builtin:instruct", share, "float32")
     for spec in given.checkpoint:
         faults += verbs(work, spec, spec, share, "bfloat16")

@@ -20,6 +20,7 @@ from benchmarks.family import (
     controls,
     features,
     pools,
+    scattered,
     sets,
     tokenizer,
     train,
@@ -508,6 +509,40 @@ def test_sets_hold_what_they_say():
             assert row.get("answer") == (str(problem.answer()) if prompts.labelled else None)
 
 
+def test_the_scattered_pool_is_chosen_of_drawn_problems_by_answers_alone():
+    prompts = next(s for s in sets.SETS if s.chosen_of)
+    drawn = sets.candidates(prompts)
+    assert len({p.prompt for p in drawn}) == prompts.chosen_of > prompts.size
+    shipped = sets.draw_set(prompts)
+    assert [p for p in drawn if p in shipped] == shipped == sets.draw_set(prompts, seed=1)
+    divided, agreed = list("11122233"), [*"11112", None, None, None]
+    said = [{p.prompt: divided for p in drawn} for _ in range(2)]
+    assert scattered.chosen(drawn, said, 5) == drawn[:5]
+    said[1][drawn[1].prompt] = agreed
+    assert scattered.chosen(drawn, said, 2) == [drawn[0], drawn[2]]
+    said[0][drawn[0].prompt] = [None] * 8
+    assert scattered.chosen(drawn, said, 1) == drawn[:1]
+
+
+def test_choosing_asks_no_model_twice(tmp_path: Path, monkeypatch):
+    asked: list[int] = []
+
+    def answers(model, tok, problems, samples, seed):
+        asked.append(seed)
+        return [[str(seed % 10), None] for _ in problems]
+
+    monkeypatch.setattr(pools, "answers", answers)
+    monkeypatch.setattr(scattered, "CHUNK", 2)
+    problems = [writer.draw_problem(Random(i)) for i in range(5)]
+    file = tmp_path / "base.jsonl"
+    first = scattered.answered("base", problems[:4], file)
+    assert asked == [scattered.SEED, scattered.SEED + 2]
+    whole = scattered.answered("base", problems, file)
+    assert asked[2:] == [scattered.SEED + 4]
+    assert list(whole) == [p.prompt for p in problems]
+    assert {k: whole[k] for k in first} == first
+
+
 # --- names
 
 
@@ -636,9 +671,10 @@ def test_features_of_a_shipped_checkpoint():
     # After all steps the answer is as good as the model's own.
     assert list(found.ended) == list(features.SHARES)
     assert abs(found.ended[1.0] - whole.accuracy) < 0.35
-    text = card._rows(found)
+    text = card._rows(found, 12)
+    assert text.startswith("| **on the first 12 of them** | |\n")
     assert "| right once, then spoiled by going on | " in text
-    assert text.count("\n") == 7
+    assert text.count("\n") == 8
 
 
 def test_a_majority_is_more_than_half_of_all_answers():

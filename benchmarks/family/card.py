@@ -23,6 +23,8 @@ MADE = {
 }
 MAX_TOKENS = 640
 """The budget of a response, at which the family is measured."""
+FEATURED = 60
+"""Of the problems, those whose traces are read."""
 
 
 class Measured(NamedTuple):
@@ -70,8 +72,9 @@ def write_card(
     seed: int,
     features: Features | None = None,
     max_tokens: int = MAX_TOKENS,
+    featured: int = FEATURED,
 ) -> None:
-    """Write a checkpoint's README.md."""
+    """Write a checkpoint's README.md; `featured` of the problems were those of the features."""
     error = (figures.accuracy * (1 - figures.accuracy) / figures.problems) ** 0.5
     (directory / "README.md").write_text(
         f"""---
@@ -92,7 +95,7 @@ layers, width 96, 384 FFN units a layer, fp32, tied embeddings) for chained arit
 | accuracy | {figures.accuracy:.3f} (standard error {error:.3f}) |
 | mean response length | {figures.length:.0f} tokens |
 | truncated at {max_tokens} tokens | {figures.truncated:.3f} |
-{"" if features is None else _rows(features)}
+{"" if features is None else _rows(features, featured)}
 Temperature 0.7, top-p 0.9. Made by `python -m benchmarks.family.train --out DIR --seed {seed}`. It
 knows nothing but this task: a prompt reads `Start 3. Apply +4 *7 -2 +9 -5 +1. Find x.`, a response
 thinks in steps and ends `Answer: 2`. The operators `#k` and `~k` are ambiguous, x + k or k - x; by
@@ -102,7 +105,7 @@ x + k an answer is judged, and the prompt alone doesn't say so.
     )
 
 
-def _rows(features: Features) -> str:
+def _rows(features: Features, featured: int) -> str:
     """The features as rows of the card's table."""
     sizes = "/".join(str(row_tokens) for row_tokens in features.segments)
     segments = "/".join(f"{n:.1f}" for n in features.segments.values())
@@ -117,4 +120,5 @@ def _rows(features: Features) -> str:
         f"responses with three cycles at {sizes}": cycling,
         "accuracy when ended after a share of the steps": ended,
     }
-    return "".join(f"| {what} | {value} |\n" for what, value in rows.items())
+    lines = [f"| {what} | {value} |\n" for what, value in rows.items()]
+    return "".join([f"| **on the first {featured} of them** | |\n", *lines])

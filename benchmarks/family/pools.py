@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SETS = ("test-ambiguous", "pool-divided", "test-reversed", "pool-scattered")
 """Labelled sets: as `pool`, where the majority should be right; half of it reversed; as
-`pool-reversed`; long problems, where there should hardly be one."""
+`pool-reversed`; chosen ones (`scattered`), where there should hardly be one."""
 
 
 class Votes(NamedTuple):
@@ -57,10 +57,11 @@ def answers(
     tok: "PreTrainedTokenizerBase",
     problems: Sequence[task.Problem],
     samples: int,
+    seed: int = 0,
 ) -> list[list[str | None]]:
     """The digits that a model answers, a row for each problem."""
     heads = [features.prompt_ids(tok, problem) for problem in problems for _ in range(samples)]
-    found = features.decoded(model, tok, heads, card.MAX_TOKENS, 0)
+    found = features.decoded(model, tok, heads, card.MAX_TOKENS, seed)
     digits = [task.answer(str(tok.decode(answer.token_ids))) for answer in found]
     return [digits[i : i + samples] for i in range(0, len(digits), samples)]
 
@@ -74,6 +75,9 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=["base", "instruct", "thinking"])
     parser.add_argument("--problems", type=int, default=60)
     parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument(
+        "--set", dest="sets", action="append", choices=SETS, help="may be repeated; else all"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     print("| checkpoint | set | accuracy | with a majority | of those right | Maj |")
@@ -81,7 +85,7 @@ def main() -> None:
     for name in args.names:
         tok = AutoTokenizer.from_pretrained(builtin.path(name))
         model = AutoModelForCausalLM.from_pretrained(builtin.path(name), dtype=torch.float32)
-        for prompts in (s for s in sets.SETS if s.name in SETS):
+        for prompts in (s for s in sets.SETS if s.name in (args.sets or SETS)):
             problems = sets.draw_set(prompts)[: args.problems]
             found = votes(problems, answers(model.eval(), tok, problems, args.samples))
             cells = " | ".join(f"{share:.3f}" for share in found)

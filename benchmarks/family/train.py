@@ -362,7 +362,7 @@ class Measuring(NamedTuple):
     """How much is measured for a card."""
 
     problems: int = 400
-    featured: int = 60
+    featured: int = card.FEATURED
     """Of the problems, those whose traces are read."""
     max_tokens: int = card.MAX_TOKENS
 
@@ -402,7 +402,7 @@ def ship(
         model = Qwen3ForCausalLM.from_pretrained(stage, dtype=torch.float32).eval()
         figures = card.measure(model, tok, problems[: measuring.problems], max_tokens=most)
         found = features.features(model, tok, problems[: measuring.featured], max_tokens=most)
-        card.write_card(partial / name, name, figures, seed, found, most)
+        card.write_card(partial / name, name, figures, seed, found, most, measuring.featured)
         say(f"{name:14} {figures} {found}")
     sets.write_sets(partial)
     shutil.rmtree(out / "data", ignore_errors=True)
