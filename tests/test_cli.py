@@ -55,6 +55,7 @@ COMMANDS = {
     "serve": "checkpoint host port name rows max_waiting max_tokens levels monitor_file best_of "
     "best_by weights device dtype",
     "diff": "first second out units",
+    "push": "what repository public kind message revision dry_run",
     "report": "runs out",
     "show": "what verify",
     "run": "",

@@ -67,7 +67,7 @@ TIERS = [
         "monitor",
         "serve",
     },
-    {"soups", "show", "diff", "overview", "recipes", "cli", "architectures", "__main__"},
+    {"soups", "show", "diff", "overview", "push", "recipes", "cli", "architectures", "__main__"},
 ]
 TIER = {module: tier for tier, modules in enumerate(TIERS) for module in modules}
 PAPERS, VERBS = {"nex", "nopsd", "neureasoner", "estimate"}, TIERS[5]

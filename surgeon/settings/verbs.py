@@ -93,6 +93,7 @@ VERBS = {
         "monitor": ("monitor:MonitorSettings", "surgeon.monitor", "monitor"),
         "serve": ("serve:ServeSettings", "surgeon.serve", "serve"),
         "diff": ("diff:DiffSettings", "surgeon.diff", "diff"),
+        "push": ("push:PushSettings", "surgeon.push", "push"),
         "report": ("report:ReportSettings", "surgeon.overview", "report"),
         "show": ("show:ShowSettings", "surgeon.show", "describe"),
     }.items()
