@@ -16,12 +16,13 @@ import difflib
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from surgeon.console import aside, console, print_json
 from surgeon.errors import BadInput
-from surgeon.settings import bind
+from surgeon.settings import bind, leaves
 from surgeon.settings.verbs import VERBS, VerbRow
 
 
@@ -32,8 +33,15 @@ class RecipeStep(NamedTuple):
     parameters: dict[str, Any]
 
     def settings(self) -> object:
-        """The verb's settings; raises `BadInput` for names and values that don't fit."""
-        return bind(known_verb(self.verb).load_settings(), self.parameters, self.verb)
+        """The verb's settings; raises `BadInput` for names and values that don't fit.
+
+        A dry run needs no `out`: nothing is written there.
+        """
+        cls, values = known_verb(self.verb).load_settings(), self.parameters
+        needed = any(leaf.name == "out" and leaf.default is MISSING for leaf in leaves(cls))
+        if needed and values.get("dry_run") is True and "out" not in values:
+            values = {**values, "out": str(_unused("OUT"))}
+        return bind(cls, values, self.verb)
 
     def run(self, *, as_json: bool = False, indent: int | None = 2) -> None:
         """Do the step and print its result, for a person or as one JSON object."""
@@ -57,6 +65,14 @@ class RecipeStep(NamedTuple):
         if getattr(result, "interrupted", False):
             # The verb ended well, and whatever was to come after it isn't wanted any more.
             sys.exit(130)
+
+
+def _unused(name: str) -> Path:
+    """A path in the current directory where nothing is, nor an unfinished run."""
+    path, n = Path(name), 2
+    while path.exists() or path.with_name(path.name + ".partial").exists():
+        path, n = Path(f"{name}-{n}"), n + 1
+    return path
 
 
 def _object(value: Any) -> dict[str, object]:

@@ -16,6 +16,7 @@ import pytest
 
 from surgeon import cli, console, progress
 from surgeon.artifact import told
+from surgeon.families import subjects
 
 
 @pytest.fixture
@@ -34,14 +35,14 @@ def printed(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[dict, str]
 
 
 def test_a_sweep_a_ranking_and_a_transplant_print_their_results_only(place: Path, capsys):
-    plan, _ = printed(capsys, "merge-sweep", "a", "b", "--ratios", "0.5", "--dry-run", "--out", "f")
+    plan, _ = printed(capsys, "merge-sweep", "a", "b", "--ratios", "0.5", "--dry-run")
     assert plan["verb"] == "merge-sweep" and plan["out"] is None and plan["bytes"] > 0
     family, _ = printed(capsys, "merge-sweep", "a", "b", "--ratios", "0.5", "--virtual",
                         "--out", "f")  # fmt: skip
     assert family["out"] == "f" and [c["ratio"] for c in family["candidates"]] == [0, 0.5, 1]
     rank = ["rank", "f", "--mini-set", "mini.jsonl", "--samples", "1", "--max-tokens", "6",
             "--row-tokens", "2", "--top-k", "9", "--out", "r"]  # fmt: skip
-    ahead, said = printed(capsys, *rank, "--dry-run")
+    ahead, said = printed(capsys, *rank[:-2], "--dry-run")
     assert ahead["verb"] == "rank" and len(ahead["costs"]) == 3 and not Path("r").exists()
     ranking, said = printed(capsys, *rank)
     assert {c["name"] for c in ranking["candidates"]} == {"a", "slerp-0.5", "b"}
@@ -49,6 +50,15 @@ def test_a_sweep_a_ranking_and_a_transplant_print_their_results_only(place: Path
     again, said = printed(capsys, *rank, "--quiet")
     assert again.pop("already") is True and not said
     assert again == {key: value for key, value in ranking.items() if key != "already"}
+
+
+def test_names_that_are_made_apart_are_told(place: Path, capsys):
+    import shutil
+
+    shutil.copytree("a", "other/a")
+    found = subjects(["a", "other/a"])
+    assert [s.name for s in found] == ["a", "a-2"]
+    assert capsys.readouterr().err == "Note: other/a is called a-2 here: a is a.\n"
 
 
 def test_a_recipe_prints_a_line_for_each_step(place: Path, capsys):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from surgeon import lineage
+from surgeon import lineage, progress
 from surgeon.checkpoint import (
     Checkpoint,
     adapter_alone,
@@ -184,6 +184,9 @@ def _named_apart(named: list[Subject]) -> list[Subject]:
         name, n = subject.name, 2
         while name in taken:
             name, n = f"{subject.name}-{n}", n + 1
+        if name != subject.name:
+            other = next(s.spec for s in apart if s.name == subject.name)
+            progress.say(f"Note: {subject.spec} is called {name} here: {subject.name} is {other}.")
         apart.append(subject._replace(name=name))
     return apart
 

@@ -264,8 +264,9 @@ def check_spans(spans: Iterable[Span], traces: Iterable[Trace], ends: StepEnds) 
         if span.key not in counts:
             counts[span.key] = len(split_steps(ends, by_key[span.key].token_ids))
         if span.last >= counts[span.key]:
+            n = counts[span.key]
             raise BadInput(
-                f"{who} and ends at step {span.last}, but the trace has {counts[span.key]} steps "
+                f"{who} and ends at step {span.last}, but the trace has {n} step{'s' * (n != 1)} "
                 "(numbered from 0): spans and traces don't belong together, or the steps were "
                 "counted in another way."
             )
