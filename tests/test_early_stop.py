@@ -117,7 +117,7 @@ def stopped(tmp_path_factory) -> Path:
     early_stop(
         "builtin:thinking", easy="builtin:easy", hard="builtin:hard", test="builtin:test[0:2]",
         out=out, limit=4, samples=1, max_tokens=160, answer_tokens=8, probes=6,
-        detector=dict(updates=20), rule="both",
+        detector=dict(updates=20),
     )  # fmt: skip
     return out
 
