@@ -148,7 +148,8 @@ def compared(
 
 
 def _paired(difference_P: np.ndarray, seed: int) -> tuple[float, float, float]:
-    return float(difference_P.mean()), *metrics.bootstrap_interval(difference_P, seed=seed)
+    low, high = metrics.bootstrap_interval(difference_P, seed=seed)
+    return float(difference_P.mean()), low, high
 
 
 def texts(plan: MonitorPlan, entries: Sequence[Entry]) -> tuple[AnswerText, ...]:

@@ -81,13 +81,13 @@ def effect_size(
     The difference of the means over the pooled standard deviation (n - 1); None where either side
     has fewer than two spans, or nothing varies.
     """
-    _, problem_N = np.unique(problem_N, return_inverse=True)
-    n_problems = int(problem_N.max(initial=-1)) + 1
+    names, number_N = np.unique(np.asarray(problem_N), return_inverse=True)
+    n_problems = len(names)
     weight_RP = np.ones((1, n_problems))
     if n_problems > 1:
         drawn_RP = metrics.resampled_means(np.eye(n_problems), seed=seed, n=500) * n_problems
         weight_RP = np.concatenate([weight_RP, drawn_RP])
-    weight_RN = weight_RP[:, problem_N]
+    weight_RN = weight_RP[:, number_N]
     mean, square, count = [], [], []
     for side_N in (failing_N, ~failing_N):
         side_RN = weight_RN * side_N

@@ -30,12 +30,13 @@ class CalibrateSettings:
     Traces of the checkpoint itself are judged. Each level gets the threshold at which a chosen
     share of the sound step ends fires falsely. Where the questions have answers, firings are forced
     on trial at failing and at sound step ends, each beside the same beginning without one: a level
-    whose firing gains right answers gets the threshold that gains most, and one that doesn't is off
-    by default in what is written: a copy of the checkpoint that carries the monitor, and
-    calibration.json. Questions are best those that neither detectors nor training have seen.
+    whose firing gains right answers gets the threshold that gains most, and one that neither gains
+    them nor saves tokens at no cost is off by default in what is written: a copy of the checkpoint
+    that carries the monitor, and calibration.json. Questions are best those that neither detectors
+    nor training have seen.
     """
 
-    checkpoint: Annotated[str, POSITIONAL]
+    checkpoint: Annotated[str, POSITIONAL, Metavar("CHECKPOINT")]
     """A checkpoint with its monitor, as a rule after `surgeon trigger sft`."""
     prompts: File
     """Questions: JSON lines, a JSON array, CSV, Parquet, builtin:NAME, or a data set on the hub,

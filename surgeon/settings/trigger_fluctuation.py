@@ -12,6 +12,7 @@ from surgeon.settings.schema import (
     UNRECORDED,
     Count,
     Directory,
+    Metavar,
     Out,
     settings,
 )
@@ -24,7 +25,7 @@ class FluctuationSettings:
     Writes fluctuation.json and fluctuation.html.
     """
 
-    checkpoint: Annotated[str, POSITIONAL]
+    checkpoint: Annotated[str, POSITIONAL, Metavar("CHECKPOINT")]
     """Whose activations are read."""
     labels: Directory
     """What `surgeon trigger label` wrote."""

@@ -27,7 +27,7 @@ from surgeon.neureasoner.steps import Span, StepEnds, separated, whole_steps
 from surgeon.neureasoner.worth import NEVER, Readings, Worth
 from surgeon.progress import track
 from surgeon.settings import record, verb
-from surgeon.settings.neureasoner import LEVELS
+from surgeon.settings.neureasoner import LEVELS, Level
 from surgeon.settings.trigger_calibrate import CalibrateSettings
 from surgeon.settings.trigger_label import LabelSettings
 from surgeon.traces import LocalSampler, Prompt, Trace, digest_of_prompts, read_prompts, read_traces
@@ -194,11 +194,11 @@ def prepare(settings: CalibrateSettings) -> CalibratePlan:
     )  # fmt: skip
 
 
-def label_settings(settings: CalibrateSettings, levels: Sequence[str]) -> LabelSettings:
+def label_settings(settings: CalibrateSettings, levels: Sequence[Level]) -> LabelSettings:
     """How the checkpoint's own traces are sampled and judged: no counterparts."""
     return LabelSettings(
         checkpoint=settings.checkpoint, prompts=settings.prompts,
-        out=settings.out / "labels" if settings.out else Path("labels"),
+        out=settings.out,
         columns=settings.columns, judge=settings.judge,
         judge_temperature=settings.judge_temperature, levels=tuple(levels), limit=settings.limit,
         inter_steps=settings.inter_steps, most_unusable=settings.most_unusable, pairs=0, resample=0,

@@ -1,7 +1,7 @@
 """Reference reasoning from outside, in which failures are made up (the raw corpus of Eq. 4)."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ class Reference(NamedTuple):
     """Each with its separator."""
 
 
-def read_corpus(source: str, columns: str | None = None) -> list[Reference]:
+def read_corpus(source: str, columns: str | Mapping[str, str] | None = None) -> list[Reference]:
     """The references of a file or data set: questions with a reasoning (or response) column, or
     conversations that end with the assistant's turn, such as Bespoke-Stratos-17k.
 

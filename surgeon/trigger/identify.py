@@ -214,7 +214,7 @@ def counterparts_of(labels: Labels, spans: Sequence[Span]) -> dict[int, Span]:
     return {
         i: by_pair[span.level, span.pair]
         for i, span in enumerate(spans)
-        if (span.level, span.pair) in by_pair
+        if span.pair is not None and (span.level, span.pair) in by_pair
     }
 
 
