@@ -395,7 +395,8 @@ def show(result: Calibration) -> None:
         table.add_row(
             level, "never" if row.threshold is None else f"{row.threshold:.3g}",
             f"{row.before:.3g}", interval(row.quality["recall"]),
-            interval(row.quality["precision"]), short(row.quality["auroc"][0] or 0),
+            interval(row.quality["precision"]),
+            "-" if row.quality["auroc"][0] is None else short(row.quality["auroc"][0]),
             "on" if row.on else "off",
         )  # fmt: skip
     console.console().print(table)
