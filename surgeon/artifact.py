@@ -74,8 +74,8 @@ def told(result: Any) -> object:
         return {str(key): told(value) for key, value in result.items()}
     if isinstance(result, list | tuple | set | frozenset):
         return [told(value) for value in result]
-    if hasattr(result, "tolist"):  # a number or an array of numpy's, or a tensor
-        return told(result.tolist())
+    if callable(listed := getattr(result, "tolist", None)):  # numpy's numbers, arrays, tensors
+        return told(listed())
     if isinstance(result, float):
         return result if math.isfinite(result) else None
     return result if isinstance(result, bool | int | str | None) else str(result)
