@@ -70,13 +70,14 @@ def accuracy_gap(
     student_Q = np.array([np.mean(row) for row in student_QG])
     teacher_Q = np.array([np.mean(row) for row in teacher_QG])
     gap_Q = teacher_Q - student_Q
+    low, high = metrics.bootstrap_interval(gap_Q, seed=seed)
     return AccuracyGap(
         against=against,
         questions=len(gap_Q),
         student=float(student_Q.mean()),
         teacher=float(teacher_Q.mean()),
         gap=float(gap_Q.mean()),
-        interval=tuple(metrics.bootstrap_interval(gap_Q, seed=seed)),
+        interval=(low, high),
     )
 
 
