@@ -65,9 +65,10 @@ docs: $(STAMP)  ## the pages as a site in runs/site, links and anchors checked; 
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m documented tests/test_docs_commands.py
 
-reference: $(STAMP)  ## write docs/reference.md from the settings, docs/formats.md from the types
+reference: $(STAMP)  ## write the settings into docs/verbs, the types into docs/formats.md, the picture
 	$(BIN)/python docs/reference.py
 	$(BIN)/python docs/formats.py
+	$(BIN)/python docs/flow.py
 
 families: $(STAMP)  ## decode every family of transformers here and by generate; writes docs/families.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.families

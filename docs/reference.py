@@ -1,4 +1,7 @@
-"""Writes docs/reference.md from the settings of the verbs: `make reference`."""
+"""Writes the settings of each verb into its page, docs/verbs/VERB.md: `make reference`.
+
+A page's text is written by hand down to a marker; what follows the marker is made here.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -8,27 +11,32 @@ from surgeon.settings import leaves
 from surgeon.settings.schema import Leaf, Switches, expectation
 from surgeon.settings.verbs import VERBS
 
-PAGE = Path(__file__).with_name("reference.md")
-HEAD = """# Settings
-
-Made from the settings classes in [surgeon/settings](../surgeon/settings) by `make reference`.
-
-Each name is an option of the command (`--row-tokens`), a parameter of the function (`row_tokens`),
-and a name in a recipe or after `--set` (`--set row_tokens=1`). A name with a dot is the path in
-nested settings and works after `--set` and in recipes as well.
-"""
+PAGES = Path(__file__).with_name("verbs")
+MARKER = "<!-- settings -->\n"
 
 
-def text() -> str:
-    """The page."""
-    return "\n".join([HEAD, *(section(verb) for verb in VERBS)])
+def pages() -> dict[Path, str]:
+    """Page -> its text, the text by hand as it is."""
+    return {(page := PAGES / f"{verb}.md"): text(verb, page) for verb in VERBS}
 
 
-def section(verb: str) -> str:
-    """One verb: what it does, and a table for its own settings and for each group."""
-    settings = VERBS[verb].load_settings()
+def text(verb: str, page: Path) -> str:
+    """A verb's page."""
     command = verb.replace("trigger-", "trigger ")
-    lines = [f"## surgeon {command}", "", " ".join((settings.__doc__ or "").split()), ""]
+    head = f"# surgeon {command}\n\n{summary(verb)}\n\n{MARKER}"
+    if page.exists():
+        head = page.read_text(encoding="utf-8").partition(MARKER)[0] + MARKER
+    return "\n".join([head, "## Settings", "", *section(verb)])
+
+
+def summary(verb: str) -> str:
+    """The docstring of a verb's settings."""
+    return " ".join((VERBS[verb].load_settings().__doc__ or "").split())
+
+
+def section(verb: str) -> list[str]:
+    """A table of the verb's own settings, and one of each group's."""
+    settings, lines = VERBS[verb].load_settings(), []
     groups: dict[str, list[Leaf]] = {}
     for leaf in leaves(settings):
         groups.setdefault(leaf.path[-2] if len(leaf.path) > 1 else "", []).append(leaf)
@@ -39,7 +47,7 @@ def section(verb: str) -> str:
         lines += ["| name | values | default | |", "|---|---|---|---|"]
         lines += [row(leaf) for leaf in found]
         lines.append("")
-    return "\n".join(lines)
+    return lines
 
 
 def row(leaf: Leaf) -> str:
@@ -70,4 +78,5 @@ def shown(default: Any) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(text(), encoding="utf-8")
+    for page, content in pages().items():
+        page.write_text(content, encoding="utf-8")

@@ -4,7 +4,7 @@ A settings class is a frozen pydantic dataclass. Its field docstrings are the he
 carry choices and ranges, its defaults stand nowhere else. A field may be another settings class, a
 *group*: `sampling: Sampling`. From the *leaves* of a class come the parameters of the verb's
 function, the names of a recipe, the options of the command, the record in `surgeon.json`, and the
-page docs/reference.md.
+pages docs/verbs/.
 """
 
 import dataclasses
