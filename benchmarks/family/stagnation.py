@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.family.card import FEATURED, MAX_TOKENS
 from benchmarks.family.features import features
-from surgeon import builtin, jsonl
+from surgeon import jsonl
 from surgeon.builtin import task
 from surgeon.checkpoint import resolve
 from surgeon.rank import rank
@@ -27,7 +27,7 @@ def good_traces(checkpoint: str, limit: int, out: Path) -> Path:
     )  # fmt: skip
     problems = {
         prompt.id: task.Problem.parse(prompt.messages[0]["content"])
-        for prompt in read_prompts(builtin.path("pool"))
+        for prompt in read_prompts("builtin:pool")
     }
     name = ranking.candidates[0].name
     traces = read_traces(ranking.out / "candidates" / name / "traces.jsonl")
@@ -45,7 +45,7 @@ def row(name: str, spec: str) -> str:
     checkpoint = resolve(spec)
     problems = [
         task.Problem.parse(prompt.messages[0]["content"])
-        for prompt in read_prompts(builtin.path("test"))[:FEATURED]
+        for prompt in read_prompts("builtin:test")[:FEATURED]
     ]
     found = features(checkpoint.model(), checkpoint.tokenizer(), problems, max_tokens=MAX_TOKENS)
     return (
