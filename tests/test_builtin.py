@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -520,7 +521,8 @@ def test_the_scattered_pool_is_chosen_of_drawn_problems_by_answers_alone():
     assert scattered.chosen(drawn, said, 5) == drawn[:5]
     said[1][drawn[1].prompt] = agreed
     assert scattered.chosen(drawn, said, 2) == [drawn[0], drawn[2]]
-    said[0][drawn[0].prompt] = [None] * 8
+    unread: Any = [None] * 8
+    said[0][drawn[0].prompt] = unread
     assert scattered.chosen(drawn, said, 1) == drawn[:1]
 
 

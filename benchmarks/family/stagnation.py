@@ -56,7 +56,7 @@ def row(name: str, spec: str) -> str:
 
 def main() -> None:
     """Train, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--checkpoint", default="builtin:thinking")
     parser.add_argument("--limit", type=int, default=300)
     parser.add_argument("--out", type=Path, required=True)

@@ -166,7 +166,8 @@ def prepare(settings: CalibrateSettings) -> CalibratePlan:
             "detectors`, or name one with --monitor-file."
         )
     monitor = Monitor.load(file, checkpoint)
-    levels = tuple(v for v in LEVELS if v in settings.levels and v in monitor.levels)
+    wanted = {*settings.levels} & {*monitor.levels}
+    levels: tuple[Any, ...] = tuple(level for level in LEVELS if level in wanted)
     if not levels:
         raise BadInput(
             f"found levels = {', '.join(settings.levels)}, expected some of the monitor's that a "
