@@ -380,7 +380,7 @@ def test_made_up_failures_stand_in_different_places():
     prefixes = {parts.prefix for parts in made if parts}
     counts = {parts.wrong.count("Wait") for parts in made if parts}
     assert len(prefixes) == len(trace.problem.operations)
-    assert counts == {1, 2, 3}
+    assert counts == {3, 4, 5}
 
 
 def test_nothing_is_made_up_where_nothing_is_sound():

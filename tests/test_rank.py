@@ -841,8 +841,8 @@ def test_weights_name_all_positive_mass_beside_what_is_kept(ranked, pico_source)
         assert stored["positive_LF"].sum(dtype=float) == pytest.approx(total, rel=1e-5)
         assert (stored["positive_LF"] >= stored["mass_LF"] * (1 - 1e-5)).all()
         for r in recordings:
-            kept = r.activations.mass_E.sum(dtype=float)
-            assert r.kept_mass == pytest.approx(kept / r.positive_N.sum(dtype=float), rel=1e-3)
+            kept = r.activations.mass_E.sum(dtype=float)  # float16 in the file
+            assert r.kept_mass == pytest.approx(kept / r.positive_N.sum(dtype=float), rel=5e-3)
 
 
 def test_the_inverted_u_is_a_statement_with_its_numbers():

@@ -142,7 +142,7 @@ def test_what_makes_no_soup_is_refused(ranked: Path, pico_source, tmp_path: Path
     two = tmp_path / "two"
     rank(list(map(str, pico_source)), mini_set=ranked.parent / "mini.jsonl", out=two, samples=2,
          max_tokens=16, row_tokens=2, top_k=6, answer=r"w(\d+)")  # fmt: skip
-    with pytest.raises(BadInput, match="2 candidates with an estimated accuracy, expected 3"):
+    with pytest.raises(BadInput, match=r"candidates? with an estimated accuracy, expected 3"):
         soup(str(two), out=tmp_path / "soup")
     with pytest.raises(BadInput, match=r"ranking\.json can't be read"):
         soup(str(tmp_path), out=tmp_path / "soup")

@@ -341,7 +341,7 @@ def test_questions_of_another_task_need_another_source(labels: Path, tmp_path: P
 
 def reference(question: str, n: int) -> dict[str, Any]:
     """A conversation as Bespoke-Stratos-17k writes them: the thinking between its own tags."""
-    steps = [f"Thought {i}" if i < 6 else f"So x = {i}" for i in range(n)]
+    steps = [f"Thought {'abcdef'[i]}" if i < 6 else f"So x = {i}" for i in range(n)]
     text = "<|begin_of_thought|>\n\n" + "\n\n".join(steps) + "\n\n<|end_of_thought|>\n\nAnswer: 4"
     return {
         "conversations": [
@@ -370,7 +370,7 @@ def test_failures_are_made_up_in_a_corpus_without_labels(server, tmp_path: Path)
     }  # fmt: skip
     made = examples(tmp_path / "out")
     assert len(made) == result.examples == 12 and all(example["made"] for example in made)
-    steps = [f"Thought {i}\n\n" for i in range(6)]
+    steps = [f"Thought {letter}\n\n" for letter in "abcdef"]
     for example in made:
         part = texts(example)
         assert part["prefix"] == "<think>\n" + "".join(steps)

@@ -116,11 +116,14 @@ class Here:
 
 def files_of(directory: Path) -> dict[str, bytes]:
     """Every file but what says how it was called, and when."""
-    return {
+    found = {
         str(path.relative_to(directory)): path.read_bytes()
         for path in sorted(directory.rglob("*"))
         if path.is_file() and path.name not in ("surgeon.json", "report.html")
     }
+    if "evaluate.json" in found:  # how long it took is another time another
+        found["evaluate.json"] = found["evaluate.json"].partition(b'"times":')[0]
+    return found
 
 
 @pytest.fixture

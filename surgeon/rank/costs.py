@@ -78,7 +78,7 @@ def paces(plan: RankPlan) -> dict[str, Pace]:
     models = live(outlook.timed_ones(plan.subjects), *plan.placement)
     for subject, model, tokenizer, load_s in outlook.loaded(models):
         pace = outlook.timed(
-            subject, model, tokenizer, plan.prompts, settings.sampling,
+            subject, model, tokenizer, plan.prompts, plan.sampling_of(subject),
             load_s=load_s, seconds=settings.measure_s,
         )  # fmt: skip
         found[subject.name] = read_back(plan, subject, model, pace)

@@ -196,7 +196,8 @@ def chunked_nll(
         return weight_C @ nn.functional.cross_entropy(logits_CV, token_C, reduction="none")
 
     total = hidden_PD.new_zeros((), dtype=torch.float32)
-    for first in range(0, len(token_P), chunk_tokens):
+    # Of no tokens one empty part: the sum is then a zero that can be differentiated.
+    for first in range(0, max(1, len(token_P)), chunk_tokens):
         rows = slice(first, first + chunk_tokens)
         weight_C = None if weight_P is None else weight_P[rows]
         part = recomputed(nll, hidden_PD[rows], token_P[rows], weight_C, use_reentrant=False)
