@@ -113,8 +113,9 @@ def test_a_stream_is_server_sent_events(server: Server):
 def test_a_seed_gives_the_answer_again_and_none_another(server: Server):
     texts = [server.chat(2, seed=seed).choices[0].message.content for seed in (5, 5, 6)]
     assert texts[0] == texts[1] != texts[2]
-    texts = [server.chat(2, seed=None, temperature=1.5).choices[0].message.content for _ in "ab"]
-    assert texts[0] != texts[1]
+    # Two answers may be equal by chance, eight are not.
+    free = [server.chat(2, seed=None, temperature=1.5).choices[0].message.content for _ in range(8)]
+    assert len(set(free)) > 1
 
 
 def test_clients_at_once_get_the_answers_they_get_alone(server: Server, alone: list[str]):
