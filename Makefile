@@ -8,7 +8,7 @@ GPU_WHEELS := pydantic|pydantic_core|annotated-types|typing-inspection|click|ric
 export TOKENIZERS_PARALLELISM = false
 
 .PHONY: demo transplant test test-fast test-vllm test-ray lint format bench gpu gpu-wheels scale \
-	families family docs reference clean
+	families family docs wheel reference clean
 
 # One thread: on models this small several only wait for each other.
 demo: $(STAMP)  ## merge, rank and evaluate the built-in family; prints the ranking, writes a report
@@ -18,10 +18,10 @@ transplant: $(STAMP)  ## effective, redundant and control neurons into the Instr
 	OMP_NUM_THREADS=1 $(BIN)/surgeon run recipes/transplant.yaml
 
 test: $(STAMP)  ## every test
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not documented"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not documented and not packaged"
 
 test-fast: $(STAMP)  ## the tests that take seconds
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not documented"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not documented and not packaged"
 
 # vLLM needs versions of its own, so it has an environment of its own: 3 GB, on a CPU.
 test-vllm: .venv-vllm/.installed  ## the engine vllm: every kind of result, rank, evaluate, distill
@@ -64,6 +64,9 @@ scale: $(STAMP)  ## a ranking on machines that aren't here: bytes, bottleneck, c
 docs: $(STAMP)  ## the pages as a site in runs/site, links and anchors checked; then run their commands
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m documented tests/test_docs_commands.py
+
+wheel: $(STAMP)  ## wheel and sdist, installed into a fresh environment and used outside the checkout
+	$(BIN)/python -m pytest -m packaged tests/test_packaging.py
 
 reference: $(STAMP)  ## write the settings into docs/verbs, the types into docs/formats.md, the picture
 	$(BIN)/python docs/reference.py
