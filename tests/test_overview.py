@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from surgeon import cli
+from surgeon import artifact, cli
 from surgeon.errors import BadInput
 from surgeon.overview import report
 from surgeon.overview.fronts import front
@@ -77,6 +77,33 @@ def test_points_by_how_they_were_made_and_who_is_not_beaten(runs: Path, capsys):
     assert "slerp-0.5" in out and "page/report.html" in out
     cli.main(["report", "runs", "--out", "page"])
     assert "was finished before" in capsys.readouterr().out
+
+
+def test_an_early_stop_stands_beside_the_checkpoint_without(runs: Path, capsys):
+    from surgeon.early_stop.stop_result import EarlyStop, StopRow
+    from surgeon.early_stop.sweeping import StopPoint
+
+    def row(rule: str, right: float, tokens: float, written: bool = False) -> StopRow:
+        at = StopPoint(value=None, right=right, tokens=tokens, share=1, stopped=0, over=(0, 0, 0))
+        return StopRow(rule=rule, what="", written=written, chosen=at, test=at, over_random=None,
+                       tokens_over_random=None)  # fmt: skip
+
+    rows = (row("never", 0.5, 90), row("enough", 0.5, 40, written=True), row("budget", 0.4, 40))
+    found = EarlyStop(
+        checkpoint="b", digest="sha256:0", settings={"test": "t.jsonl"}, judged=True,
+        test_judged=True, questions={"detectors": 8, "validation": 8, "test": 4}, labels={},
+        channels={}, detectors={}, rule="enough", rows=rows, curves={}, test_curves={}, warnings=(),
+    )  # fmt: skip
+    Path("runs/stopped").mkdir()
+    artifact.write("runs/stopped", found)
+    cli.main(["report", "runs", "--out", "page"])
+    (comparison,) = json.loads(Path("page/overview.json").read_text())["comparisons"]
+    assert comparison["title"] == "t.jsonl (4 problems)"
+    points = {p["name"]: (p["made_by"], p["value"], p["tokens"]) for p in comparison["points"]}
+    assert points["b, enough stop"] == ("early-stop", 0.5, 40)
+    assert points["b"] == ("as it is", 0.5, 90) and len(points) == 5
+    cli.main(["show", "runs/stopped"])
+    assert "50.0% right, 40 tokens, on 4 test questions" in capsys.readouterr().out
 
 
 def test_the_same_checkpoint_measured_twice_stands_twice(runs: Path):

@@ -25,6 +25,12 @@ from surgeon.show import Origin
 __all__ = ["Comparison", "Made", "Overview", "Point", "report", "show"]
 
 PAGE = "report.html"
+SAID = {
+    "accuracy": "the most accurate",
+    "agreement": "the one whose answers agree most",
+    "estimate": "by votes the most accurate",
+}
+"""What is said of the highest value."""
 
 
 @part
@@ -33,7 +39,8 @@ class MeasuredPoints:
 
     title: str
     kind: str
-    """`accuracy`, or `estimate` where votes stand for labels."""
+    """`accuracy`; `estimate` where votes stand for labels; `agreement` where right is what most of
+    a checkpoint's own answers say."""
     points: tuple[Point, ...]
     """The best first."""
     front: tuple[str, ...]
@@ -122,9 +129,7 @@ def headline(found: Overview) -> str:
     """One sentence: how much is here, and who is the most accurate."""
     for comparison in found.comparisons:
         best = comparison.points[0]
-        what = (
-            "the most accurate" if comparison.kind == "accuracy" else "by votes the most accurate"
-        )
+        what = SAID[comparison.kind]
         ends = ""
         if best.low is not None and best.high is not None:
             ends = f" (95%: {100 * best.low:.1f} to {100 * best.high:.1f})"

@@ -1,12 +1,14 @@
 """What lies in the directories that were named: measured checkpoints, and how they were made."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from surgeon import artifact, lineage
 from surgeon.artifact import part
+from surgeon.early_stop.stop_result import EarlyStop
 from surgeon.errors import BadInput
 from surgeon.families import Family
 from surgeon.monitor.result import MonitoredRun
@@ -132,7 +134,7 @@ def _below(path: Path, depth: int) -> list[Path]:
 
 
 def points_of(directory: Path, file: str) -> list[tuple[tuple[str, str], Point]]:
-    """(task, `accuracy` or `estimate`) and a point for every checkpoint that a result measured."""
+    """(task, `accuracy`, `estimate` or `agreement`) and a point for every checkpoint that a result measured."""
     record = lineage.read(directory) or {}
     bases, source = bases_of(directory, record), seen(directory)
 
@@ -169,7 +171,33 @@ def points_of(directory: Path, file: str) -> list[tuple[tuple[str, str], Point]]
             name, run.checkpoint, run.pass1.value, run.pass1.interval, run.tokens.mean
         )
         return [((title, "accuracy"), replace(monitored, made_by="monitor"))]
+    if file == "early-stop.json":
+        return _stops(artifact.read(EarlyStop, directory), point, source)
     return []
+
+
+def _stops(
+    found: EarlyStop, point: Callable[..., Point], source: str
+) -> list[tuple[tuple[str, str], Point]]:
+    """The checkpoint without a stop and with the written one: on the test, or without one on the
+    questions that set the threshold. Intervals are of differences only, so points have none."""
+    tested = found.questions["test"] > 0
+    on = found.settings["test"] if tested else \
+        f"{found.settings['easy']} and {found.settings['hard']}, on which it was set"  # fmt: skip
+    title = f"{on} ({found.questions['test' if tested else 'validation']} problems)"
+    judged = found.test_judged if tested else found.judged
+    base = re.split(r"[/:#]", found.checkpoint.rstrip("/"))[-1]
+    points = []
+    for row in found.rows:
+        at = row.test if tested else row.chosen
+        if at is None or not (row.written or row.rule == "never"):
+            continue
+        name, spec = (f"{base}, {row.rule} stop", source) if row.written else \
+            (base, found.checkpoint)  # fmt: skip
+        one = point(name, spec, at.right, (None, None), at.tokens)
+        key = (title, "accuracy" if judged else "agreement")
+        points.append((key, replace(one, made_by="early-stop") if row.written else one))
+    return points
 
 
 def made_by(spec: str, bases: list[Path]) -> str:

@@ -42,7 +42,7 @@ class OverviewPage(NamedTuple):
     verbs: Sequence[str]
     """How checkpoints were made, a sign each."""
     charts: Sequence[tuple[str, str, list[PlottedPoint]]]
-    """(questions, `accuracy` or `estimate`, points, the best first)."""
+    """(questions, `accuracy`, `estimate` or `agreement`, points, the best first)."""
     made: Sequence[tuple[str, str, str, str]]
     """(place, kind, what it says, command)."""
     trees: Sequence[Tree]

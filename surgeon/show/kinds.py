@@ -20,6 +20,7 @@ from surgeon.checkpoint import (
 )
 from surgeon.checkpoint.config import CHOSEN, ROUTED
 from surgeon.checkpoint.resolving import split_adapter
+from surgeon.early_stop.stop_result import EarlyStop
 from surgeon.errors import BadInput
 from surgeon.families import Family
 from surgeon.families.description import FILE as FAMILY
@@ -367,10 +368,26 @@ def _monitored(path: Path) -> Kind:
     return Kind("monitored run", facts, _uses("report"))
 
 
+def _stopped(path: Path) -> Kind:
+    found = artifact.read(EarlyStop, path)
+    on = f"{found.questions['test']} test questions" if found.questions["test"] \
+        else f"the {found.questions['validation']} questions that set it"  # fmt: skip
+    facts = [("early stop", f"rule {found.rule} of {found.checkpoint}")]
+    for row in found.rows:
+        point = row.test or row.chosen
+        if point is not None and (row.written or row.rule == "never"):
+            right = "right" if found.judged else "agree"
+            facts.append((row.rule, f"{100 * point.right:.1f}% {right}, {point.tokens:.0f} tokens, "
+                          f"on {on}"))  # fmt: skip
+    facts += [("warning", text) for text in found.warnings[:3]]
+    return Kind("early stop", facts, [])
+
+
 RESULTS: dict[str, tuple[str, Callable[[Path], Kind]]] = {
     FAMILY: ("family", _family),
     "ranking.json": ("ranking", _ranking),
     EVALUATION: ("evaluation", _evaluation),
+    "early-stop.json": ("early stop", _stopped),
     "transplant.json": ("transplant", _transplant),
     "monitor.json": ("monitored run", _monitored),
     "distill.json": ("distilled", _plain("distilled")),
@@ -388,6 +405,7 @@ RESULTS: dict[str, tuple[str, Callable[[Path], Kind]]] = {
     "channels.json": ("channels", _plain("channels", "trigger")),
     "detectors.json": ("monitor of detectors", _plain("monitor of detectors", "monitor", "serve",
                                                       "trigger")),
+    "calibration.json": ("calibrated monitor", _plain("calibrated monitor")),
     "reconstruct.json": ("mended examples", _plain("mended examples", "trigger")),
     "diff.json": ("difference of two checkpoints", _plain("difference of two checkpoints")),
     "overview.json": ("report over several runs", _plain("report over several runs")),
