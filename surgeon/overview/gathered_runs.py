@@ -134,7 +134,8 @@ def _below(path: Path, depth: int) -> list[Path]:
 
 
 def points_of(directory: Path, file: str) -> list[tuple[tuple[str, str], Point]]:
-    """(task, `accuracy`, `estimate` or `agreement`) and a point for every checkpoint that a result measured."""
+    """(task, `accuracy`, `estimate` or `agreement`) and a point for every checkpoint that a result
+    measured."""
     record = lineage.read(directory) or {}
     bases, source = bases_of(directory, record), seen(directory)
 
