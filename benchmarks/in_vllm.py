@@ -2,10 +2,11 @@
 
 Makes a result of every kind from the built-in family (merge, virtual merge, transplant, distilled
 adapter, merged LoRA, trigger checkpoint), and holds vLLM's greedy tokens in float32 against those
-of the decoder here; then ranks, evaluates and distils with `--engine vllm`. With `--checkpoint DIR`
-that checkpoint too, in its own dtype and in float32. With `--shipped` only the built-in family's
-checkpoints are loaded and asked, as they are shipped. Run by `make test-vllm` in an environment of
-its own; the status is 1 where something differs that shouldn't.
+of the decoder here; then ranks, evaluates, distils, labels and monitors with
+`--engine vllm`. With `--checkpoint DIR` that checkpoint too, in its own dtype and in float32. With
+`--shipped` only the built-in family's checkpoints are loaded and asked, as they are shipped. Run by
+`make test-vllm` in an environment of its own; the status is 1 where something differs that
+shouldn't.
 """
 
 import argparse
@@ -27,11 +28,14 @@ from surgeon.extract_lora import extract_lora
 from surgeon.families import subjects
 from surgeon.live.families import live, tokenizer_of
 from surgeon.merge import sweep
+from surgeon.monitor import monitor
 from surgeon.rank import rank
 from surgeon.settings.engine import EngineSettings
 from surgeon.settings.sampling import Sampling
-from surgeon.traces import Prompt, Trace, read_prompts, sample
+from surgeon.traces import Prompt, Trace, read_prompts, read_traces, sample
 from surgeon.transplant import transplant
+from surgeon.trigger.detectors import detectors
+from surgeon.trigger.identify import identify
 from surgeon.trigger.label import label
 from surgeon.trigger.reconstruct import reconstruct
 from surgeon.trigger.sft import sft
@@ -124,6 +128,11 @@ def results(work: Path) -> list[str]:
         "builtin:thinking", examples=work / "examples", out=work / "trigger", epochs=1.0,
         batch_size=8,
     )  # fmt: skip
+    identify("builtin:thinking", labels=work / "labels", out=work / "channels")
+    detectors(
+        "builtin:thinking", labels=work / "labels", channels=work / "channels",
+        out=work / "detectors", cooldown=1,
+    )  # fmt: skip
     return [
         *pair, f"{work}/written/family.json#slerp-0.5", f"{work}/virtual/family.json#slerp-0.3",
         f"{work}/virtual/family.json#slerp-0.7", str(work / "transplant"),
@@ -177,6 +186,38 @@ def verbs(work: Path, candidates: str, student: str, share: float, dtype: str) -
     return faults
 
 
+def watched(work: Path, share: float) -> list[str]:
+    """`trigger label` and `monitor` with `--engine vllm`; returns what isn't as it should be."""
+    faults, place = [], work / "watched"
+    vllm: dict[str, Any] = dict(
+        engine={"name": "vllm", "memory_share": share, "checked_prompts": 2}, dtype="float32"
+    )
+    labelled = label(
+        "builtin:thinking", "builtin:mini-set", out=place / "labels", limit=4, samples=2,
+        max_tokens=200, resample=1, **vllm,
+    )  # fmt: skip
+    spans = {level: counts.failing for level, counts in labelled.levels.items()}
+    print(f"label: {labelled.traces} traces, failing spans {spans}", flush=True)
+    asked: dict[str, Any] = dict(
+        prompts="builtin:test", limit=12, max_tokens=200, temperature=0.0,
+        monitor_file=str(work / "detectors" / "monitor.safetensors"),
+    )  # fmt: skip
+    runs = {
+        "here": monitor("builtin:thinking", out=place / "here", dtype="float32", **asked),
+        "vllm": monitor("builtin:thinking", out=place / "vllm", **asked, **vllm),
+    }
+    fired = {n: {k: v.firings for k, v in run.levels.items()} for n, run in runs.items()}
+    print(f"monitor: firings {fired}", flush=True)
+    here, there = (
+        {t.key: t.token_ids for t in read_traces(place / name / "traces.jsonl")} for name in runs
+    )
+    equal = sum(here[key] == there[key] for key in here)
+    print(f"monitor: {equal} of {len(here)} answers equal", flush=True)
+    if here.keys() != there.keys() or equal < len(here):
+        faults.append(f"{len(here) - equal} monitored answers of vLLM differ from those here")
+    return faults
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # pyright: ignore
@@ -209,6 +250,7 @@ def main(arguments: list[str] | None = None) -> int:
     (work / "compared.json").write_text(json.dumps([row._asdict() for row in rows], indent=1))
     if made:
         faults += verbs(work, str(work / "virtual"), "builtin:instruct", share, "float32")
+        faults += watched(work, share)
     for spec in given.checkpoint:
         faults += verbs(work, spec, spec, share, "bfloat16")
     for fault in faults:

@@ -19,6 +19,7 @@ from surgeon.live.architecture import causal_lm
 from surgeon.live.blocks import Ffn, FfnSite, blocks, d_ff
 from surgeon.live.experts import experts_reported, tap_experts
 from surgeon.live.passes import check_traces, evaluating, length, passes
+from surgeon.live.processor import fitting_threads
 from surgeon.traces import Trace
 
 MOST_SCORES = 1 << 26
@@ -149,7 +150,7 @@ def contributions(
     # By site: what a pass left of a chunk that goes on in the next one.
     rest: list[_States] = []
     places = [site.place for site in sites]
-    with evaluating(model), experts_reported(model, places):
+    with evaluating(model), experts_reported(model, places), fitting_threads(model):
         for step in passes(model, traces, batch_tokens=batch_tokens, in_order=True):
             told: list[_States] = []
             with ExitStack() as undo:

@@ -392,6 +392,23 @@ def test_a_finished_run_is_not_trained_further(source: Path, tmp_path: Path):
     assert all(torch.equal(a, b) for a, b in zip(first[0][1], first[1][1], strict=True))
 
 
+def test_a_small_model_trains_on_one_thread(model, tmp_path: Path):
+    """Two threads that wait for one another made training 25 times slower on a busy machine."""
+    threads: list[int] = []
+
+    def loss(*args: Any) -> Loss:
+        threads.append(torch.get_num_threads())
+        return nll(*args)
+
+    student, before = Student(model, accelerator()), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        fit(student, batches([0]), loss, tmp_path, steps=1, schedule=Schedule())
+        assert threads == [1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_in_one_line(model, tmp_path: Path):
     tune(model, Tuning(rank=2))
 

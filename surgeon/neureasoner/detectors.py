@@ -18,6 +18,7 @@ from surgeon.errors import BadInput
 from surgeon.neureasoner.features import trace_features
 from surgeon.neureasoner.steps import Span, Step, StepEnds, separated, whole_steps
 from surgeon.settings.neureasoner import DetectorTraining, WatchSettings
+from surgeon.threads import one_thread
 from surgeon.traces import Trace
 
 LARGEST = 10.0
@@ -177,7 +178,7 @@ def fit(samples: Samples, training: DetectorTraining) -> Detector:
             f"found {len(sides[0])} failing and {len(sides[1])} other samples, expected both: "
             "label more traces."
         )
-    with torch.random.fork_rng(devices=[]):
+    with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
         detector = Detector(features_NX.shape[1], training.hidden, training.dropout)
         detector.mean_X.copy_(features_NX.mean(0))

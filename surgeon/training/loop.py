@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from surgeon import jsonl, lineage
 from surgeon.errors import BadInput
+from surgeon.live.processor import fitting_threads
 from surgeon.progress import bar
 from surgeon.settings.training import Schedule
 from surgeon.training.state import METRICS, History, resume, save
@@ -175,6 +176,8 @@ def fit(
     journal = Journal(accelerator, directory, history, guards)
     work = iter(batches(start))
     with ExitStack() as stack:
+        if accelerator.num_processes == 1:  # several may disagree on what is faster
+            stack.enter_context(fitting_threads(student.model))
         advance = stack.enter_context(bar(what, steps)) if accelerator.is_main_process else None
         if advance:
             advance(start)
