@@ -202,6 +202,21 @@ def test_what_a_config_says_of_windows_and_positions_is_followed(
     assert result.outcome == "equal", result.note
 
 
+def test_weights_that_are_no_numbers_say_nothing_of_the_family():
+    model = tiny("qwen3")
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    assert why_alone(model) is None
+
+
+def test_a_config_of_which_transformers_makes_no_model_is_unsupported():
+    from transformers import CONFIG_MAPPING
+
+    from surgeon.live.support import support
+
+    assert "no attribute 'num_hidden_layers'" in str(support(CONFIG_MAPPING["blt"]()).decode)
+
+
 def test_bfloat16_shares_passes_and_follows_the_window():
     model = tiny("olmo3").bfloat16()
     assert why_alone(model) is None

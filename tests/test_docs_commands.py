@@ -108,6 +108,8 @@ def test_every_command_of_a_page_binds(page: Path, monkeypatch: pytest.MonkeyPat
         program, *words = words_of(command.partition(" | ")[0])
         while "=" in program:
             program, *words = words
+        files = [word for word in words if word.startswith(("recipes/", "merges/"))]
+        assert all((ROOT / file).is_file() for file in files), command
         if program.endswith("surgeon") and words:
             result = CliRunner().invoke(cli, words, catch_exceptions=False, standalone_mode=False)
             assert result.exit_code == 0, f"{command}\n{result.output}"

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections import namedtuple
+from contextlib import nullcontext
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from transformers import Qwen3Config
+from transformers.utils import logging as hf_logging
 
 import surgeon.merge
 from surgeon import lineage
@@ -26,7 +29,7 @@ from surgeon.errors import BadInput
 from surgeon.families import Family, merge_methods, subjects, write_out
 from surgeon.families.merge_methods import falls_back
 from surgeon.live.families import live
-from surgeon.merge import preflight, sweep
+from surgeon.merge import mergekit, preflight, sweep
 from surgeon.merge.members import from_config, parse_ratios
 
 MERGES = Path(__file__).parent.parent / "merges"
@@ -560,6 +563,18 @@ def test_the_mergekit_engine_writes_the_same_family(pico_pair: Pair, tmp_path: P
         assert equal(here, there)
         assert Checkpoint.open(here).shards == Checkpoint.open(there).shards
         assert {p.name for p in here.iterdir()} == {p.name for p in there.iterdir()}
+
+
+def test_transformers_line_about_the_name_that_mergekit_sets_is_left_out(caplog) -> None:
+    hf_logging.add_handler(caplog.handler)
+    try:
+        for context, said in ((mergekit._old_name_unsaid(), 0), (nullcontext(), 1)):
+            hf_logging.warning_once.cache_clear()  # it is said once in a process
+            with context:
+                Qwen3Config().torch_dtype = torch.float32
+            assert caplog.text.count("`torch_dtype` is deprecated") == said
+    finally:
+        hf_logging.remove_handler(caplog.handler)
 
 
 def test_config_families_are_written_by_mergekit_with_their_seed(

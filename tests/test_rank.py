@@ -207,13 +207,18 @@ def test_a_finished_ranking_computes_nothing_again(ranked, pico_source, mini_set
     assert again.already and again.candidates == result.candidates
 
 
-def test_truth_and_select_only_redo_the_last_stage(pico_source, mini_set, tmp_path, monkeypatch):
+def test_truth_and_select_only_redo_the_last_stage(
+    pico_source, mini_set, tmp_path, monkeypatch, capsys
+):
     arguments: dict[str, Any] = dict(mini_set=str(mini_set), out=tmp_path / "out", **SMALL)
     specs = [str(p) for p in pico_source]
     first = rank.rank(specs, **arguments)
     (tmp_path / "truth.json").write_text(json.dumps({"a": 0.25, "b": 0.5}))
     monkeypatch.setattr(candidates, "live", None)
     second = rank.rank(specs, **arguments, select="length", truth=str(tmp_path / "truth.json"))
+    rank.show(second)
+    told = capsys.readouterr().out.partition("would have chosen")[2]
+    assert "its favourite" in told and "…" not in told
     assert second.select == "length" and first.selection_quality is None
     assert second.selection_quality is not None
     assert set(second.selection_quality) == set(rank.SCORES)

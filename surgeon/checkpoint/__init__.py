@@ -13,6 +13,7 @@ from surgeon.checkpoint.adapters import (
     open_adapter,
 )
 from surgeon.checkpoint.card import card, fenced, markdown_table
+from surgeon.checkpoint.checkpoint_name import CheckpointName
 from surgeon.checkpoint.config import (
     Config,
     config_differences,
@@ -46,6 +47,7 @@ __all__ = [
     "TOKENIZER_FILES",
     "Adapter",
     "Checkpoint",
+    "CheckpointName",
     "Config",
     "TensorInfo",
     "adapter_alone",

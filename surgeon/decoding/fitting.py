@@ -148,6 +148,8 @@ def _trial(model: nn.Module) -> str | None:
     if not slots.cache.asked:
         return "its masks are its own"
     theirs = _logits(alone, prompts)
+    if bool(theirs.isnan().any()):
+        return None  # weights that are no numbers: nothing can be compared, and sampling says so
     spread_B = theirs.std(-1)
     distance_B = (ours - theirs).std(-1) + (ours - theirs).mean(-1).abs()
     most = TOLERANCE.get(next(model.parameters()).dtype, COARSE_TOLERANCE)

@@ -10,6 +10,7 @@ import numpy as np
 
 from surgeon import artifact, lineage
 from surgeon.artifact import part
+from surgeon.checkpoint import CheckpointName
 from surgeon.checkpoint.card import card as model_card
 from surgeon.checkpoint.card import fenced, markdown_table
 from surgeon.console import announce, console, say, table, warn
@@ -19,7 +20,7 @@ from surgeon.distill.plan import DistillPlan
 from surgeon.distill.pool import stored_answers
 from surgeon.distill.validation import BEST, Validated, outcome
 from surgeon.training import processes
-from surgeon.training.outputs import Base, write_result
+from surgeon.training.outputs import write_result
 from surgeon.training.state import History
 from surgeon.training.student import Student
 
@@ -78,7 +79,7 @@ class TrainingCost:
 class Distillation:
     """What `surgeon distill` did."""
 
-    checkpoint: Base
+    checkpoint: CheckpointName
     settings: dict[str, Any]
     diagnostics: SetDiagnostics | Diagnostics
     training: dict[str, int | Ends]
@@ -124,7 +125,7 @@ def write(
 def conclusion(plan: DistillPlan, evidence: PoolEvidence, history: History) -> Distillation:
     """The content of `distill.json`."""
     return Distillation(
-        checkpoint=Base.of(plan.checkpoint),
+        checkpoint=CheckpointName.of(plan.checkpoint),
         settings=lineage.plain(
             {
                 **plan.run.arguments,

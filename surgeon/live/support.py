@@ -48,7 +48,10 @@ def support(config: Any) -> Support:
         return support_of(skeleton(config))
     except ValueError as error:
         reason = " ".join(str(error).split())
-        return Support(reason, reason, reason, reason)
+    except (AttributeError, ImportError) as error:
+        # Of transformers' own code: a config without what its model asks for, a package missing.
+        reason = f"transformers makes no model of its config: {' '.join(str(error).split())}"
+    return Support(reason, reason, reason, reason)
 
 
 def support_of(model: "nn.Module") -> Support:

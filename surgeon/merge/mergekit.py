@@ -2,8 +2,10 @@
 
 import contextlib
 import io
+import logging
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING
@@ -42,6 +44,21 @@ def _mergekit() -> ModuleType:
         import mergekit.merge
         import mergekit.merge_methods
     return mergekit
+
+
+@contextlib.contextmanager
+def _old_name_unsaid() -> Iterator[None]:
+    """Without transformers' line about `torch_dtype`, which mergekit still sets."""
+    logger = logging.getLogger("transformers.configuration_utils")
+
+    def other(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("`torch_dtype` is deprecated")
+
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)
 
 
 def _configuration(
@@ -125,7 +142,10 @@ def write(family: Family, candidate: Candidate, work: Path, others: dict[str, Ch
         write_model_card=False, quiet=True, random_seed=family.seed, out_shard_size=largest
     )
     try:
-        mergekit.merge.run_merge(_configuration(candidate.merge, family, others), str(raw), options)
+        with _old_name_unsaid():
+            mergekit.merge.run_merge(
+                _configuration(candidate.merge, family, others), str(raw), options
+            )
     except REFUSALS as error:
         text = " ".join(str(error).split())
         raise BadInput(f"mergekit can't merge {candidate.name}: {text}") from error

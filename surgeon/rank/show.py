@@ -142,10 +142,9 @@ def hit_text(chance: float) -> str:
 
 def quality_table(ranking: Ranking) -> Table:
     """How well each score would have chosen, where true accuracies are known."""
-    rows = table(
-        "score", "Pearson r", "Spearman", "Regret@1 (pp)", "Hit@3", "its favourite",
-        left=["its favourite"],
-    )  # fmt: skip
+    favourite = "its favourite"
+    rows = table("score", "Pearson", "Spearman", "Regret pp", "Hit@3", favourite, left=[favourite])
+    rows.columns[-1].no_wrap, rows.columns[-1].overflow = False, "fold"
     equals = {}
     for score in ranking.selection_quality or {}:
         values = [v for c in ranking.candidates if (v := c.scores[score]) is not None]

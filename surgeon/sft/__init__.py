@@ -15,6 +15,7 @@ import torch
 
 from surgeon import artifact, lineage
 from surgeon.artifact import part
+from surgeon.checkpoint import CheckpointName
 from surgeon.checkpoint.card import card as model_card
 from surgeon.checkpoint.card import markdown_table
 from surgeon.console import announce, say, warn
@@ -24,7 +25,7 @@ from surgeon.sft.lessons import LearnedFile, Lesson
 from surgeon.sft.plan import TracesPlan, prepare
 from surgeon.training import processes
 from surgeon.training.loop import Batch, fit
-from surgeon.training.outputs import Base, write_result
+from surgeon.training.outputs import write_result
 from surgeon.training.sequences import (
     Targets,
     can_pack,
@@ -60,7 +61,7 @@ class HeldOutAnswers:
 class TrainedOnTraces:
     """What `surgeon sft` did."""
 
-    checkpoint: Base
+    checkpoint: CheckpointName
     settings: dict[str, Any]
     result: Literal["adapter", "checkpoint"]
     files: tuple[LearnedFile, ...]
@@ -111,7 +112,7 @@ def teach(plan: TracesPlan, accelerator: "Accelerator", work: Path) -> TrainedOn
     if plan.settings.pack and not trained.packed:
         warnings = (*warnings, NO_PACKING)
     result = TrainedOnTraces(
-        checkpoint=Base.of(plan.checkpoint),
+        checkpoint=CheckpointName.of(plan.checkpoint),
         settings=lineage.plain({**plan.run.arguments, "seed": plan.settings.seed}),
         result="adapter" if plan.settings.writes_adapter else "checkpoint",
         files=plan.taught.files,

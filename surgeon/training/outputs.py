@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from surgeon import progress, store
-from surgeon.artifact import part
 from surgeon.checkpoint import (
     Checkpoint,
     label_dtype,
@@ -21,19 +20,6 @@ from surgeon.training.student import Student, all_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-@part
-class Base:
-    """The checkpoint that was trained."""
-
-    spec: str
-    digest: str
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint) -> "Base":
-        """A checkpoint as a result names it."""
-        return cls(spec=checkpoint.spec, digest=checkpoint.digest)
 
 
 def write_result(

@@ -38,19 +38,6 @@ KINDS = ("prefix", "wrong", "trigger", "signal", "diagnose", "continuation")
 
 
 @part
-class CheckpointName:
-    """Which checkpoint an artifact is about."""
-
-    spec: str
-    """As the user named it."""
-    digest: str
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint) -> "CheckpointName":
-        return cls(spec=checkpoint.spec, digest=checkpoint.digest)
-
-
-@part
 class Spending:
     """What a judge or a writer behind an endpoint took."""
 

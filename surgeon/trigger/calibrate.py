@@ -16,7 +16,7 @@ from surgeon import console, lineage, named
 from surgeon.answers import gold_problem, parse_check, parse_extractor, parse_tags
 from surgeon.artifact import Already, Out, artifact, once, part
 from surgeon.channels import read_back
-from surgeon.checkpoint import Checkpoint, placement, rewrite
+from surgeon.checkpoint import Checkpoint, CheckpointName, placement, rewrite
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
 from surgeon.live import support
@@ -32,7 +32,7 @@ from surgeon.settings.trigger_calibrate import CalibrateSettings
 from surgeon.settings.trigger_label import LabelSettings
 from surgeon.traces import LocalSampler, Prompt, Trace, digest_of_prompts, read_prompts, read_traces
 from surgeon.trigger import label as labelling
-from surgeon.trigger.artifacts import SPANS, TRACES, CheckpointName, Spending
+from surgeon.trigger.artifacts import SPANS, TRACES, Spending
 from surgeon.trigger.detectors import interval, short
 from surgeon.trigger.trials import Trial, choose_trials, right, trials_of, tried
 from surgeon.watch.monitor import Monitor, find_monitor

@@ -11,7 +11,7 @@ from rich.table import Table
 from surgeon import console, lineage
 from surgeon.artifact import Already, Out, artifact, once
 from surgeon.channels import Channels, check_channels, read_back
-from surgeon.checkpoint import Checkpoint, placement
+from surgeon.checkpoint import Checkpoint, CheckpointName, placement
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
 from surgeon.neureasoner import trajectory
@@ -29,7 +29,7 @@ from surgeon.settings import record, verb
 from surgeon.settings.neureasoner import LEVELS, DetectorTraining, WatchSettings
 from surgeon.settings.trigger_detectors import DetectorsSettings
 from surgeon.traces import Key
-from surgeon.trigger.artifacts import CheckpointName, Labels, read_labels, require_layer
+from surgeon.trigger.artifacts import Labels, read_labels, require_layer
 from surgeon.trigger.identify import Identified, read_channels
 from surgeon.watch.monitor import Monitor
 from surgeon.watch.watching import union

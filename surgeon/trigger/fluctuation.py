@@ -11,7 +11,7 @@ import numpy as np
 from surgeon import console, lineage
 from surgeon.artifact import Already, Out, artifact, once
 from surgeon.channels import Channels, read_back
-from surgeon.checkpoint import Checkpoint, placement
+from surgeon.checkpoint import Checkpoint, CheckpointName, placement
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
 from surgeon.neureasoner import pairs
@@ -22,7 +22,7 @@ from surgeon.report.fluctuating import FeatureContrast, LevelFluctuation, page
 from surgeon.settings import record, verb
 from surgeon.settings.neureasoner import LEVELS, WatchSettings
 from surgeon.settings.trigger_fluctuation import FluctuationSettings
-from surgeon.trigger.artifacts import CheckpointName, Labels, read_labels
+from surgeon.trigger.artifacts import Labels, read_labels
 from surgeon.trigger.detectors import interval, monitored_channels, require_own_channels
 from surgeon.trigger.identify import read_channels
 from surgeon.watch.watching import union

@@ -12,7 +12,7 @@ from pydantic import Strict
 from surgeon import artifact, attribution, console, jsonl, lineage
 from surgeon.artifact import Already, Out, part
 from surgeon.attribution import Where
-from surgeon.checkpoint import Checkpoint, placement
+from surgeon.checkpoint import Checkpoint, CheckpointName, placement
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
 from surgeon.neureasoner.steps import Span, StepEnds, attributed_steps, split_steps
@@ -21,7 +21,7 @@ from surgeon.settings import record, verb
 from surgeon.settings.neureasoner import LEVELS
 from surgeon.settings.trigger_identify import IdentifySettings
 from surgeon.traces import Key, Trace
-from surgeon.trigger.artifacts import CheckpointName, Labels, read_labels, require_layer
+from surgeon.trigger.artifacts import Labels, read_labels, require_layer
 
 if TYPE_CHECKING:
     import torch

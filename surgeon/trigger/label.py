@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from surgeon import console, engines, jsonl, lineage, named
 from surgeon.artifact import Already, Out, artifact, once, part
-from surgeon.checkpoint import Checkpoint, placement
+from surgeon.checkpoint import Checkpoint, CheckpointName, placement
 from surgeon.errors import BadInput
 from surgeon.families import as_subject, open_checkpoint, subjects
 from surgeon.judges.docket import VERDICTS, Docket
@@ -39,7 +39,6 @@ from surgeon.trigger.artifacts import (
     PROMPTS,
     SPANS,
     TRACES,
-    CheckpointName,
     Live,
     Spending,
     require_own_tokens,

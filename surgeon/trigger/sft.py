@@ -12,7 +12,14 @@ import torch
 
 from surgeon import artifact, lineage
 from surgeon.artifact import part
-from surgeon.checkpoint import Checkpoint, adapter_digest, merge_adapter, open_adapter, placement
+from surgeon.checkpoint import (
+    Checkpoint,
+    CheckpointName,
+    adapter_digest,
+    merge_adapter,
+    open_adapter,
+    placement,
+)
 from surgeon.console import announce, console, say, warn
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
@@ -22,7 +29,7 @@ from surgeon.settings.training import Schedule
 from surgeon.settings.trigger_sft import SftSettings
 from surgeon.training import processes
 from surgeon.training.loop import Batch, fit
-from surgeon.training.outputs import Base, write_result
+from surgeon.training.outputs import write_result
 from surgeon.training.sequences import nll_loss, require_plain_logits, targets
 from surgeon.training.student import Student
 from surgeon.training.tuning import tune
@@ -114,7 +121,7 @@ class HeldOutLoss:
 class TriggerSft:
     """What `surgeon trigger sft` did."""
 
-    checkpoint: Base
+    checkpoint: CheckpointName
     settings: dict[str, Any]
     result: Literal["adapter", "checkpoint"]
     triggers: dict[str, int]
@@ -252,7 +259,7 @@ def teach(plan: SftPlan, accelerator: "Accelerator", work: Path) -> TriggerSft:
     embedding, losses, ends = _train(plan, accelerator, work)
     ids: Any = plan.tokenizer.convert_tokens_to_ids(plan.triggers)
     result = TriggerSft(
-        checkpoint=Base.of(plan.checkpoint),
+        checkpoint=CheckpointName.of(plan.checkpoint),
         settings=lineage.plain({**plan.run.arguments, "seed": plan.settings.seed}),
         result="adapter" if plan.settings.writes_adapter else "checkpoint",
         triggers=dict(zip(plan.triggers, ids, strict=True)),
