@@ -170,11 +170,14 @@ def _parameters(leaf: Leaf) -> list[click.Parameter]:
                 **many,
             )
         ]
+    short: list[click.Parameter] = []
     if switches := leaf.marker(Switches):
-        return [
+        short = [
             click.Option([f"--{option}", leaf.name], flag_value=value, default=None, help=text)
             for option, (value, text) in switches.options.items()
         ]
+        if not switches.named:
+            return short
     option = f"--{leaf.name.replace('_', '-')}"
     if kind is bool:
         both = f"{option}/--no-{option[2:]}" if leaf.default is not False else option
@@ -187,7 +190,8 @@ def _parameters(leaf: Leaf) -> list[click.Parameter]:
         shape = dict(multiple=True) if len(fixed) == 1 else dict(nargs=len(fixed))
     text = _help(leaf, repeated="multiple" in shape)
     shape["shell_complete"] = _completion(leaf)
-    return [click.Option([option, leaf.name], default=None, metavar=metavar, help=text, **shape)]
+    named = click.Option([option, leaf.name], default=None, metavar=metavar, help=text, **shape)
+    return [named, *short]
 
 
 def _metavar(kind: Any) -> str:

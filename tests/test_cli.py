@@ -18,7 +18,8 @@ COMMANDS = {
     "evaluate": "checkpoints task tasks checks answers trained_on consensus out samples seed check "
     "answer limit baseline max_tokens batch device dtype",
     "transplant": "recipient donor weights select mask control surgery alpha threshold "
-    "top_fraction budget layers match weights_from_other recipient_weights seed dry_run out",
+    "top_fraction top_units budget layers with_attention answers device match weights_from_other "
+    "recipient_weights seed dry_run out",
     "weights": "weights out",
     "tasks": "benchmark out source train limit instruction seed",
     "summary": "rankings out",

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,19 @@ from surgeon.neuron_weights import NeuronWeights, find_weights, read_weights
 from surgeon.neurons import sites
 from surgeon.ranking import MiniSet, RankedCandidate, Ranking
 from surgeon.settings.transplant import UnitSelection
+from surgeon.traces import Trace
 from surgeon.transplant import SURGERIES, TransplantReport, transplant
 from surgeon.transplant.difference import squared_difference
+from surgeon.transplant.likelihood import gains
+from surgeon.transplant.pair import corresponding
+from surgeon.transplant.selections import PATH, Evidence
 from surgeon.transplant.surgeries import Surgery, operate, surgery_of
 from surgeon.transplant.units import (
     choose,
     mass_matched_units,
     parse_layers,
+    random_mass_units,
     random_units,
-    signed_units,
 )
 
 # Shapes: L layers, F units per layer.
@@ -542,6 +546,14 @@ def hand_weights(weight: list, credit: list | None = None, mass: list | None = N
     )  # fmt: skip
 
 
+def signed_units(weights: NeuronWeights, select: str, *given: Any) -> np.ndarray:
+    """What `choose` takes by threshold, top_fraction and budget."""
+    names = ("threshold", "top_fraction", "budget")
+    selection = UnitSelection(select=select, **dict(zip(names, given, strict=False)))
+    score_LF = weights.weight_LF * (1 if select == "effective" else -1)
+    return choose(selection, weights, None, score_LF, np.ones(score_LF.shape, bool))[0]
+
+
 def test_sign_and_threshold_are_strict():
     weights = hand_weights([[0.0, 0.2, -0.2, 0.5], [-0.5, 1.0, -1.0, 0.0]])
     assert signed_units(weights, "effective").tolist() == [[0, 1, 0, 1], [0, 1, 0, 0]]
@@ -667,13 +679,213 @@ def test_both_signs_mass_matched_carry_the_same_mass(tmp_path: Path, siblings):
     assert read.mass_LF is not None
     exists_LF = all_units(b)
     masses = []
-    for select in ("effective", "redundant"):
+    for select, sign in (("effective", 1), ("redundant", -1)):
         kept_LF, _ = choose(
-            UnitSelection(select=select, control="mass-matched"), read, None, exists_LF
-        )
+            UnitSelection(select=select, control="mass-matched"),
+            read, None, sign * read.weight_LF, exists_LF,
+        )  # fmt: skip
         masses.append([read.mass_LF[n][kept_LF[n]].sum() for n in range(b.n_layers)])
     # A unit is added or not as a whole, so half of one can be missing.
     assert np.abs(np.subtract(*masses)).max() <= read.mass_LF.max() / 2
+
+
+def test_a_control_of_equal_mass_may_have_other_units(tmp_path: Path, siblings):
+    """Six of mass 1 for one of mass 6; what would overshoot by more than it brings isn't taken."""
+    mass_LF = np.array([[6, 1, 1, 1, 1, 1, 1, 50, 0.0]])
+    chosen_LF = np.arange(9)[None] == 0
+    drawn_LF = random_mass_units(chosen_LF, ~chosen_LF & (mass_LF > 0), mass_LF, 0)
+    assert drawn_LF.tolist() == [[0, 1, 1, 1, 1, 1, 1, 0, 0]]
+    rng = np.random.default_rng(0)
+    mass_LF = rng.gamma(0.5, size=(4, 300))
+    chosen_LF = rng.random((4, 300)) < 0.2
+    drawn = [random_mass_units(chosen_LF, mass_LF > 0, mass_LF, seed) for seed in (0, 0, 1)]
+    for drawn_LF in drawn:
+        totals = [(mass_LF * mask_LF).sum(1) for mask_LF in (chosen_LF, drawn_LF)]
+        assert np.allclose(*totals, rtol=0.04)
+    assert np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
+
+
+# --- what chooses -------------------------------------------------------------------------------
+
+
+def some_traces(checkpoint: Checkpoint, n: int = 3) -> list[Trace]:
+    """Answers of different lengths, of any tokens."""
+    rng = np.random.default_rng(0)
+    return [
+        Trace(f"p{i}", 0, *(rng.integers(3, 120, m).tolist() for m in (4, 5 + 4 * i)), "", "stop")
+        for i in range(n)
+    ]
+
+
+def log_likelihood(model: Any, traces: list[Trace]) -> torch.Tensor:
+    """Per token, from whole logits of one answer at a time."""
+    found = []
+    for trace in traces:
+        ids = torch.tensor([trace.prompt_token_ids + trace.token_ids])
+        log_TV = model(ids).logits[0, len(trace.prompt_token_ids) - 1 : -1].log_softmax(-1)
+        found.append(log_TV[range(len(trace.token_ids)), trace.token_ids])
+    return torch.cat(found).mean()
+
+
+GRADIENTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "separate": ("qwen3", {}), "fused": ("phi3", {}), "biased": ("llama", dict(mlp_bias=True)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", GRADIENTS)
+def test_attribution_is_the_slope_of_the_likelihood_by_weights(
+    tmp_path: Path, make_checkpoint, layout: str
+):
+    """Against gradients of the weights themselves, summed over what each unit would change."""
+    model_type, config = GRADIENTS[layout]
+    a, b = (
+        Checkpoint.open(make_checkpoint(tmp_path / name, model_type, dtype="float32", **more))
+        for name, more in (("a", config), ("b", config | dict(seed=1, noise_from=tmp_path / "a")))
+    )
+    traces, pair = some_traces(a), corresponding(a, b)
+    found_LF = gains(pair, traces, (0.0,), "cpu")
+    model: Any = a.model()
+    log_likelihood(model, traces).backward()
+    gradient = {name: p.grad for name, p in model.named_parameters()}
+    wanted_LF = np.zeros_like(found_LF)
+    for site, there in zip(pair.recipient_sites, pair.donor_sites, strict=True):
+        for slab in site.slabs:
+            x, y, g = (
+                one.view(tensor, site.n_units).double()
+                for one, tensor in (
+                    (slab, a.tensor(slab.name)), (there.slab(slab.role), b.tensor(slab.name)),
+                    (slab, gradient[slab.name]),
+                )
+            )  # fmt: skip
+            slope = (g * (y - x)).movedim(slab.canonical_axis, 0).flatten(1).sum(1) \
+                if g.dim() > 1 else g * (y - x)  # fmt: skip
+            wanted_LF[site.layer, site.span] += slope.numpy()
+    assert np.allclose(found_LF, wanted_LF, rtol=1e-3, atol=1e-8) and np.abs(found_LF).min() > 0
+    if layout == "separate":
+        path_LF = gains(pair, traces, PATH, "cpu")
+        transplant(a, donor=b, mask=all_units(a), out=tmp_path / "all")
+        whole = Checkpoint.open(tmp_path / "all").model()
+        change = float(log_likelihood(whole, traces) - log_likelihood(a.model(), traces))
+        assert path_LF.sum() == pytest.approx(change, rel=0.02)
+        assert not np.allclose(path_LF, found_LF, rtol=0.02)
+
+
+def write_answers(file: Path, traces: list[Trace]) -> Path:
+    file.write_text("".join(json.dumps(asdict(trace)) + "\n" for trace in traces))
+    return file
+
+
+def test_each_selection_chooses_by_its_score(tmp_path: Path, siblings):
+    a, b = siblings("separate")
+    weights = write_weights(tmp_path / "w.safetensors", b)
+    answers = write_answers(tmp_path / "traces.jsonl", some_traces(a))
+    arrays = load_file(weights)
+    energy_LF = np.zeros((a.n_layers, a.d_ff))
+    for site in sites(a):
+        for slab in site.slabs:
+            x, y = (slab.view(c.tensor(slab.name), site.n_units).double() for c in (a, b))
+            energy_LF[site.layer, site.span] += (
+                (x - y).square().sum(1 - slab.canonical_axis).numpy()
+            )
+    weight_LF, mass_LF, length_LF = arrays["weight_LF"], arrays["mass_LF"], np.sqrt(energy_LF)
+    slope_LF = gains(corresponding(a, b), some_traces(a), (0.0,), "cpu")
+    wanted = {
+        "mass": weight_LF * mass_LF, "difference": weight_LF * length_LF,
+        "mass-difference": weight_LF * mass_LF * length_LF, "attribution": slope_LF,
+        "examples.my_selection:changed": np.where(mass_LF > 0, length_LF, 0),
+    }  # fmt: skip
+    for name, score_LF in wanted.items():
+        best_LF = score_LF >= np.sort(score_LF.ravel())[-12]
+        report = transplant(
+            a, donor=b, weights=weights, select=name, top_units=12, out=tmp_path / name[-6:]
+        )
+        assert report.units_L == tuple(best_LF.sum(1).tolist()), name
+        assert f"the strongest 12 units by {name}" in report.selection
+        transplant(a, donor=b, mask=best_LF, out=tmp_path / f"{name[-6:]}-mask")
+        made, by_mask = (Checkpoint.open(tmp_path / f"{name[-6:]}{end}") for end in ("", "-mask"))
+        assert same_bits(made, by_mask), name
+        found = lineage.read(made.path) or {}
+        assert ("answers" in found["inputs"]) == (name == "attribution")
+        if name == "attribution":
+            assert found["inputs"]["answers"] == lineage.file_digest(answers)
+    each = transplant(
+        a, donor=b, weights=weights, select="mass", top_units=5, budget="layer", dry_run=True
+    )
+    assert each.units_L == (5, 5, 5) and "of each layer" in each.selection
+    few = transplant(a, donor=b, weights=weights, top_units=140, dry_run=True)
+    assert any("units qualify, of 140 asked for" in w for w in few.warnings)
+
+
+def test_a_finished_selection_is_not_computed_again(
+    tmp_path: Path, siblings, monkeypatch: pytest.MonkeyPatch
+):
+    a, b = siblings("separate")
+    weights = write_weights(tmp_path / "w.safetensors", b)
+    write_answers(tmp_path / "traces.jsonl", some_traces(a))
+    given: dict[str, Any] = dict(donor=b, weights=weights, select="attribution", top_units=9)
+    first = transplant(a, **given, out=tmp_path / "o")
+    monkeypatch.setattr(Evidence, "gains_LF", None)
+    assert transplant(a, **given, out=tmp_path / "o") == replace(first, already=True)
+    write_answers(tmp_path / "traces.jsonl", some_traces(a, 2))
+    with pytest.raises(BadInput, match=r"inputs\.answers"):
+        transplant(a, **given, out=tmp_path / "o")
+
+
+def not_finite(evidence: Evidence) -> np.ndarray:
+    return evidence.weight_LF / 0.0
+
+
+def test_selections_that_cannot_be_are_refused(tmp_path: Path, siblings):
+    a, b = siblings("separate")
+    weights = write_weights(tmp_path / "w" / "weights.safetensors", b)
+    file = tmp_path / "cut.jsonl"
+    write_answers(file, [replace(trace, finish_reason="length") for trace in some_traces(a)])
+    experts = siblings("experts")
+    of_experts = write_weights(tmp_path / "e" / "weights.safetensors", experts[1])
+    cases = [
+        (dict(select="attribution"), "reads the donor's answers, and .*traces.jsonl does not"),
+        (dict(select="attribution", answers=file), "holds no finished answer"),
+        (dict(select="mass", threshold=0.1), "threshold and mass-matched are for effective"),
+        (dict(select="mass", control="mass-matched"), "threshold and mass-matched are for"),
+        (dict(select="mass", match="permutation"), "found match = permutation and select = mass"),
+        (dict(top_units=3, top_fraction=0.1), "found top_fraction and top_units"),
+        (dict(select="weight"), "found select = weight, expected one of: effective"),
+        (dict(surgery="ablate", donor=None, with_attention=True), "expected one with a donor"),
+    ]
+    with np.errstate(all="ignore"):
+        cases.append((dict(select=f"{__name__}:not_finite"), "must return finite scores"))
+        for given, message in cases:
+            with pytest.raises(BadInput, match=message):
+                transplant(a, **{"donor": b, "weights": weights, **given}, out=tmp_path / "o")
+    write_answers(of_experts.parent / "traces.jsonl", some_traces(a))
+    with pytest.raises(BadInput, match="found a mixture of experts"):
+        transplant(
+            experts[0], donor=experts[1], weights=of_experts, select="attribution", dry_run=True
+        )
+    assert not list(tmp_path.glob("o*"))
+
+
+@pytest.mark.parametrize("layout", ["separate", "fused", "experts", "vision"])
+def test_attention_moves_with_the_units_of_its_layer(tmp_path: Path, siblings, layout: str):
+    """All units of two layers with attention: the recipient with the donor's blocks in these."""
+    a, b = siblings(layout)
+    given: dict[str, Any] = dict(mask=all_units(a), layers="1-2", with_attention=True)
+    report = transplant(a, donor=b, **given, out=tmp_path / "o")
+    made, mine, theirs = tensors(Checkpoint.open(tmp_path / "o")), tensors(a), tensors(b)
+    attention = {n for n in mine if ".self_attn." in n and ".layers.0." not in n}
+    assert attention and report.attention_parameters == sum(mine[n].numel() for n in attention)
+    moved = attention | {slab.name for s in sites(a) if s.layer for slab in s.slabs}
+    for name in mine:
+        assert torch.equal(made[name], (theirs if name in moved else mine)[name]), name
+    transplant(a, donor=b, **given, alpha=0.5, out=tmp_path / "half")
+    half = tensors(Checkpoint.open(tmp_path / "half"))
+    for name in attention:
+        middle = torch.lerp(mine[name].float(), theirs[name].float(), 0.5).to(mine[name].dtype)
+        assert torch.equal(half[name], middle)
+    transplant(a, donor=b, **given, surgery="swap", out=tmp_path / "s")
+    assert same_bits(Checkpoint.open(tmp_path / "s/recipient"), Checkpoint.open(tmp_path / "o"))
+    other = tensors(Checkpoint.open(tmp_path / "s/donor"))
+    assert all(torch.equal(other[n], (mine if n in moved else theirs)[n]) for n in theirs)
 
 
 # --- from weights to a checkpoint ---------------------------------------------------------------

@@ -53,6 +53,8 @@ class Switches(NamedTuple):
     """Options of their own instead of `--name VALUE`: option name -> (value, help)."""
 
     options: dict[str, tuple[Any, str]]
+    named: bool = False
+    """Whether there is `--name VALUE` too, for other values."""
 
 
 class Marker(Enum):

@@ -1,8 +1,8 @@
 """Move FFN neurons from a donor checkpoint into a recipient (NEX sec. 5.5).
 
-Unit j of layer l moves as a whole: row j of gate and up, column j of down. Attention, norms,
-embeddings, routers and the bias of down stay the recipient's, and so do its tokenizer, template
-and generation config. Units of a mask that were not chosen keep their bits.
+Unit j of layer l moves as a whole: row j of gate and up, column j of down. Attention (unless it is
+asked for), norms, embeddings, routers and the bias of down stay the recipient's, and so do its
+tokenizer, template and generation config. Units of a mask that were not chosen keep their bits.
 
 A mask numbers the donor's units, as weights computed on the donor do. With `match="permutation"`
 unit j of the donor goes to the place of the recipient's unit it is matched to.
@@ -10,6 +10,7 @@ unit j of the donor goes to the place of the recipient's unit it is matched to.
 
 # Shapes: L layers, F units per layer.
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -19,10 +20,11 @@ import numpy as np
 from surgeon import artifact, console, lineage
 from surgeon.settings import verb
 from surgeon.settings.transplant import TransplantSettings
+from surgeon.transplant.attentions import attention_of
 from surgeon.transplant.difference import Difference
 from surgeon.transplant.exchange import model_card, write
 from surgeon.transplant.pair import Pair, matched
-from surgeon.transplant.plan import TransplantPlan, prepare
+from surgeon.transplant.plan import TransplantPlan, decide, prepare
 from surgeon.transplant.report import Similarity, TransplantReport
 from surgeon.transplant.similarity import sampled_similarity
 from surgeon.transplant.surgeries import SURGERIES
@@ -39,11 +41,13 @@ def transplant(settings: TransplantSettings) -> TransplantReport:
     """
     plan = prepare(settings)
     if settings.dry_run or settings.out is None:
-        return carry_out(plan, None)
+        return carry_out(decide(plan), None)
     lineage.check(settings.out, plan.run)
     before = _report_in_lineage(settings.out)
     if before is not None:
         return before
+    if not settings.out.exists():
+        plan = decide(plan)
     return artifact.once(
         settings.out, TransplantReport, lambda work: carry_out(plan, work), run=plan.run
     )
@@ -102,19 +106,22 @@ def _exchange(
 ) -> None:
     """Write the new recipient, and for a pair the new donor, adding to `difference`."""
     pair, surgery = alignment.pair, plan.surgery
+    attention = plan.settings.with_attention
     effect_LF = alignment.moved_LF & (plan.settings.alpha > 0)
     if not surgery.pair:
-        write(pair, effect_LF, surgery, work, difference=difference)
+        write(pair, effect_LF, surgery, work, difference=difference, attention=attention)
         return
     for role in plan.parents:
         (work / role).mkdir(exist_ok=True)
-    write(pair, effect_LF, surgery, work / "recipient", difference=difference)
-    write(pair.exchanged(), plan.chosen_LF, surgery, work / "donor", side=1)
+    write(pair, effect_LF, surgery, work / "recipient", difference=difference, attention=attention)
+    other = pair.exchanged()
+    write(other, plan.chosen_LF, surgery, work / "donor", side=1, attention=attention)
 
 
 def _report(plan: TransplantPlan, alignment: Alignment, difference: Difference) -> TransplantReport:
     pair, surgery, moved_LF = plan.pair, plan.surgery, alignment.moved_LF
     mass_of, mass_share, positive_share = _mass_shares(plan, moved_LF)
+    attention = attention_of(pair.recipient, moved_LF) if plan.settings.with_attention else []
     return TransplantReport(
         recipient=pair.recipient.name,
         donor=pair.donor.name if surgery.donor else "",
@@ -125,6 +132,7 @@ def _report(plan: TransplantPlan, alignment: Alignment, difference: Difference) 
         units_L=tuple(moved_LF.sum(1).tolist()),
         parameters_L=_parameters(pair, moved_LF),
         of_units_L=tuple(pair.exists_LF.sum(1).tolist()),
+        attention_parameters=sum(math.prod(pair.recipient.tensors[n].shape) for n in attention),
         mass_share=mass_share,
         positive_share=positive_share,
         mass_of=mass_of,

@@ -14,8 +14,16 @@ from surgeon.families import open_checkpoint
 from surgeon.neuron_weights import NeuronWeights, find_weights, read_weights
 from surgeon.settings import record
 from surgeon.settings.transplant import TransplantSettings
+from surgeon.transplant.attentions import require_attention
 from surgeon.transplant.exchange import bytes_needed
 from surgeon.transplant.pair import Pair, corresponding
+from surgeon.transplant.selections import (
+    READ_ANSWERS,
+    SelectionFunction,
+    answers_file,
+    scores,
+    selection_of,
+)
 from surgeon.transplant.surgeries import SURGERIES, Surgery, surgery_of
 from surgeon.transplant.units import choose, read_mask
 
@@ -28,7 +36,10 @@ class TransplantPlan(NamedTuple):
     pair: Pair
     """Recipient and donor; the recipient twice for a surgery without a donor."""
     chosen_LF: np.ndarray
-    """bool: the units that move, by the donor's numbers."""
+    """bool: the units that move, by the donor's numbers; none until it is decided."""
+    select: SelectionFunction
+    mask_LF: np.ndarray | None
+    """The user's own choice."""
     weights: NeuronWeights | None
     """Of the donor (of the recipient for a surgery without one)."""
     recipient_weights: NeuronWeights | None
@@ -43,48 +54,68 @@ class TransplantPlan(NamedTuple):
 
 
 def prepare(settings: TransplantSettings) -> TransplantPlan:
-    """Open both checkpoints and choose the units; raises `BadInput` when anything doesn't fit."""
+    """Open both checkpoints; raises `BadInput` when they don't fit. `decide` chooses the units."""
     surgery = surgery_of(settings.surgery, settings.alpha)
     if settings.donor is None and surgery.donor:
         alone = ", ".join(name for name, row in SURGERIES.items() if not row.donor)
         raise BadInput(f"surgery {settings.surgery} needs --donor; only {alone} does without.")
+    function = selection_of(settings.selection.select)
     recipient = _open(settings.recipient)
     donor = recipient if settings.donor is None else _open(settings.donor)
     pair = corresponding(recipient, donor)
+    if settings.with_attention:
+        if not surgery.donor:
+            raise BadInput(
+                f"found with_attention and surgery {settings.surgery}, expected one with a donor."
+            )
+        require_attention(pair)
     from_other = settings.weights_from_other
     role = "recipient" if settings.donor is None else "donor"
     weights = _weights_of(settings.weights, donor, from_other, role)
     own = _weights_of(settings.recipient_weights, recipient, from_other, "recipient")
-    mask_LF = _mask(settings.mask, recipient)
-    chosen_LF, warnings = choose(
-        settings.selection, weights, mask_LF, pair.exists_LF, settings.seed
-    )
-    if surgery.donor and recipient.digest == donor.digest:
-        warnings.append("donor and recipient have the same digest: nothing can change.")
     plan = TransplantPlan(
         settings=settings,
         surgery=surgery,
         pair=pair,
-        chosen_LF=chosen_LF,
+        chosen_LF=np.zeros_like(pair.exists_LF),
+        select=function,
+        mask_LF=_mask(settings.mask, recipient),
         weights=weights,
         recipient_weights=own,
-        warnings=tuple(warnings),
+        warnings=(),
         run=lineage.Run("transplant", {}, {}, settings.seed),
     )
-    plan = plan._replace(run=_run(plan, mask_LF))
-    if settings.out is not None and not settings.dry_run and not settings.out.exists():
+    return plan._replace(run=_run(plan))
+
+
+def decide(plan: TransplantPlan) -> TransplantPlan:
+    """The plan with its units chosen; raises `BadInput` when they can't be, or the disk is full."""
+    settings, pair, score_LF = plan.settings, plan.pair, None
+    if plan.mask_LF is None:
+        assert plan.weights is not None
+        score_LF = scores(settings, pair, plan.weights, plan.select)
+    chosen_LF, warnings = choose(
+        settings.selection, plan.weights, plan.mask_LF, score_LF, pair.exists_LF, settings.seed
+    )
+    if plan.surgery.donor and pair.recipient.digest == pair.donor.digest:
+        warnings.append("donor and recipient have the same digest: nothing can change.")
+    plan = plan._replace(chosen_LF=chosen_LF, warnings=tuple(warnings))
+    if settings.out is not None and not settings.dry_run:
         _require_room(plan, settings.out)
     return plan
 
 
-def _run(plan: TransplantPlan, mask_LF: np.ndarray | None) -> lineage.Run:
+def _run(plan: TransplantPlan) -> lineage.Run:
     inputs = {role: parent.digest for role, parent in plan.parents.items()}
     recorded = {"weights": plan.weights, "recipient_weights": plan.recipient_weights}
-    inputs |= named.digests(surgery=plan.settings.surgery)
+    selected = plan.settings.selection.select
+    inputs |= named.digests(surgery=plan.settings.surgery, select=selected)
+    if selected in READ_ANSWERS and plan.weights is not None:
+        inputs["answers"] = lineage.file_digest(answers_file(plan.settings, plan.weights))
     inputs |= {name: lineage.file_digest(w.path) for name, w in recorded.items() if w is not None}
     arguments = record(plan.settings)
-    if mask_LF is not None:
-        inputs["mask"] = lineage.digest_of(np.flatnonzero(mask_LF).tolist())
+    if plan.mask_LF is not None:
+        inputs["mask"] = lineage.digest_of(np.flatnonzero(plan.mask_LF).tolist())
         arguments["select"] = "mask"
     return plan.run._replace(arguments=arguments, inputs=inputs)
 
@@ -125,7 +156,9 @@ def _mask(mask: object, of: Checkpoint) -> np.ndarray | None:
 
 def _require_room(plan: TransplantPlan, out: Path) -> None:
     # Matching moves units within a block, so the touched files are the same either way.
-    size = bytes_needed(plan.pair, plan.chosen_LF, plan.surgery, out)
+    attention = plan.settings.with_attention
+    size = bytes_needed(plan.pair, plan.chosen_LF, plan.surgery, out, attention=attention)
     if plan.surgery.pair:
-        size += bytes_needed(plan.pair.exchanged(), plan.chosen_LF, plan.surgery, out)
+        other = plan.pair.exchanged()
+        size += bytes_needed(other, plan.chosen_LF, plan.surgery, out, attention=attention)
     lineage.require_room(out, size, "The transplant")

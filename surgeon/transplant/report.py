@@ -44,6 +44,8 @@ class TransplantReport:
     parameters_L: tuple[int, ...]
     """Parameters in the units that move."""
     of_units_L: tuple[int, ...]
+    attention_parameters: int = 0
+    """Parameters in the attention that moves with them."""
     mass_share: float | None
     """Share that the units carry of the activation mass that the ranking's top-k kept on the
     mini-set; None if not recorded."""
@@ -88,9 +90,17 @@ class TransplantReport:
             ),
             f"total: {self.units:,d} of {everything:,d} units "
             f"({self.units / max(1, everything):.1%}), {self.parameters:,d} parameters",
+            *self._attention(),
             *self._shares(),
             *self._similarities(),
             *(f"warning: {warning}" for warning in self.warnings),
+        ]
+
+    def _attention(self) -> list[str]:
+        if not self.attention_parameters:
+            return []
+        return [
+            f"attention of the layers with such units: {self.attention_parameters:,d} parameters"
         ]
 
     def _shares(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which neurons move: a sign of their weights, a mask of one's own, or a control for either.
+"""Which neurons move: those of the highest score, a mask of one's own, or a control for either.
 
 Everything here is arrays in, arrays out, but for the function that reads a mask.
 """
@@ -12,8 +12,6 @@ import numpy as np
 from surgeon.errors import BadInput
 from surgeon.neuron_weights import NeuronWeights, names_of, read_metadata, require_shape
 from surgeon.settings.transplant import UnitSelection
-
-SIGNS = {"effective": 1, "redundant": -1}
 
 
 def read_mask(file: Path, n_layers: int, d_ff: int) -> np.ndarray:
@@ -49,33 +47,29 @@ def parse_layers(text: str | None, n_layers: int) -> np.ndarray:
     return layer_L
 
 
-def signed_units(
-    weights: NeuronWeights,
-    select: str,
-    threshold: float = 0.0,
+def highest_units(
+    score_LF: np.ndarray,
+    among_LF: np.ndarray,
+    tie_LF: np.ndarray,
     top_fraction: float | None = None,
+    top_units: int | None = None,
     budget: str = "global",
-    layer_L: np.ndarray | None = None,
 ) -> np.ndarray:
-    """(L, F) bool: units whose weight has the sign of `select` and lies beyond `threshold`.
+    """(L, F) bool: of the units `among_LF` that share (rounded) or number with the highest score.
 
-    `top_fraction` keeps that share of them (rounded), those with the largest |weight|, over all
-    layers together (`budget="global"`) or within each (`"layer"`). Weights saturate, so ties are
-    common: they go to the unit with more credit, then to the lower key.
+    Counted over all layers together (`budget="global"`) or within each (`"layer"`). Equal scores
+    go to the higher `tie_LF`, then to the lower key.
     """
-    sign = SIGNS[select]
-    mask_LF = sign * weights.weight_LF > threshold
-    if layer_L is not None:
-        mask_LF &= layer_L[:, None]
-    if top_fraction is None:
-        return mask_LF
-    order = np.lexsort((-weights.credit_LF.ravel(), -np.abs(weights.weight_LF).ravel()))
-    order = order[mask_LF.ravel()[order]]  # lexsort is stable: equal units stay in key order
-    layer_of = order // mask_LF.shape[1]
-    groups = [order] if budget == "global" else [order[layer_of == n] for n in range(len(mask_LF))]
-    kept_LF = np.zeros_like(mask_LF)
+    if top_fraction is None and top_units is None:
+        return among_LF.copy()
+    order = np.lexsort((-tie_LF.ravel(), -score_LF.ravel()))
+    order = order[among_LF.ravel()[order]]  # lexsort is stable: equal units stay in key order
+    layer_of = order // among_LF.shape[1]
+    groups = [order] if budget == "global" else [order[layer_of == n] for n in range(len(among_LF))]
+    kept_LF = np.zeros_like(among_LF)
     for group in groups:
-        kept_LF.ravel()[group[: round(top_fraction * len(group))]] = True
+        kept = top_units if top_fraction is None else round(top_fraction * len(group))
+        kept_LF.ravel()[group[:kept]] = True
     return kept_LF
 
 
@@ -95,6 +89,27 @@ def random_units(chosen_LF: np.ndarray, among_LF: np.ndarray, seed: int) -> np.n
             )
         rng = np.random.default_rng([seed, layer])
         drawn_LF[layer, rng.choice(pool, count, replace=False)] = True
+    return drawn_LF
+
+
+def random_mass_units(
+    chosen_LF: np.ndarray, among_LF: np.ndarray, mass_LF: np.ndarray, seed: int
+) -> np.ndarray:
+    """(L, F) bool: in each layer units drawn from `among_LF` until they have the mass of the chosen
+    ones.
+
+    In seeded order, a unit is taken where it brings the total nearer to that mass. Chosen units may
+    be drawn again.
+    """
+    drawn_LF = np.zeros_like(chosen_LF)
+    for layer, (chosen_F, among_F) in enumerate(zip(chosen_LF, among_LF, strict=True)):
+        mass_F = mass_LF[layer].astype(np.float64)
+        missing = mass_F[chosen_F].sum()
+        rng = np.random.default_rng([seed, layer])
+        for unit in rng.permutation(np.flatnonzero(among_F)):
+            left = missing - mass_F[unit]
+            if abs(left) < abs(missing):
+                drawn_LF[layer, unit], missing = True, left
     return drawn_LF
 
 
@@ -148,39 +163,48 @@ def choose(
     selection: UnitSelection,
     weights: NeuronWeights | None,
     mask_LF: np.ndarray | None,
+    score_LF: np.ndarray | None,
     exists_LF: np.ndarray,
     seed: int = 0,
 ) -> tuple[np.ndarray, list[str]]:
-    """(L, F) bool, the units that move, and what the user should know about the choice."""
+    """(L, F) bool, the units that move, and what the user should know about the choice.
+
+    Those of the mask, or else the ones with a score above the threshold, which is 0 but for signs.
+    """
     layer_L = parse_layers(selection.layers, len(exists_LF))
 
-    def of_sign(select: str) -> np.ndarray:
+    def strongest(score_LF: np.ndarray) -> np.ndarray:
         assert weights is not None
-        settings = (selection.threshold, selection.top_fraction, selection.budget)
-        return signed_units(weights, select, *settings, layer_L) & exists_LF
+        among_LF = (score_LF > selection.threshold) & layer_L[:, None] & exists_LF
+        most = (selection.top_fraction, selection.top_units, selection.budget)
+        return highest_units(score_LF, among_LF, weights.credit_LF, *most)
 
     if mask_LF is not None:
         if (mask_LF & ~exists_LF).any():
             raise BadInput("the mask names units beyond the end of a narrower layer.")
         chosen_LF = mask_LF & layer_L[:, None]
     else:
-        chosen_LF = of_sign(selection.select)
+        assert score_LF is not None
+        chosen_LF = strongest(score_LF)
     warnings = []
+    if selection.top_units is not None and selection.budget == "global":
+        found = int(chosen_LF.sum())
+        if found < selection.top_units:
+            warnings.append(f"only {found} units qualify, of {selection.top_units} asked for.")
     if selection.control == "random":
         chosen_LF = random_units(chosen_LF, exists_LF, seed)
     elif selection.control is not None:
         assert weights is not None
-        mass_LF = weights.mass_LF
-        if mass_LF is None:
-            raise BadInput(
-                f"{weights.path} has no mass_LF; --control {selection.control} needs it."
-            )
+        mass_LF = mass_of(weights, f"--control {selection.control}")
+        active_LF = exists_LF & (mass_LF > 0)
         if selection.control == "random-active":
-            chosen_LF = random_units(chosen_LF, exists_LF & (mass_LF > 0), seed)
+            chosen_LF = random_units(chosen_LF, active_LF, seed)
+        elif selection.control == "random-mass":
+            chosen_LF = random_mass_units(chosen_LF, active_LF, mass_LF, seed)
         else:
+            assert score_LF is not None
             other = "redundant" if selection.select == "effective" else "effective"
-            other_LF = of_sign(other)
-            kept_LF = mass_matched_units(chosen_LF, other_LF, mass_LF, seed)
+            kept_LF = mass_matched_units(chosen_LF, strongest(-score_LF), mass_LF, seed)
             if chosen_LF.any() and np.array_equal(kept_LF, chosen_LF):
                 warnings.append(
                     f"mass-matched kept all: the {selection.select} units are the lighter sign in "
@@ -190,3 +214,10 @@ def choose(
     if not chosen_LF.any():
         warnings.append("no unit was chosen: the result has the recipient's weights.")
     return chosen_LF, warnings
+
+
+def mass_of(weights: NeuronWeights, asked_by: str) -> np.ndarray:
+    """Activation mass (L, F); raises `BadInput` for weights without it."""
+    if weights.mass_LF is None:
+        raise BadInput(f"{weights.path} has no mass_LF; {asked_by} needs it.")
+    return weights.mass_LF
