@@ -29,7 +29,7 @@ from surgeon.transplant import SURGERIES, TransplantReport, transplant
 from surgeon.transplant.difference import squared_difference
 from surgeon.transplant.likelihood import gains
 from surgeon.transplant.pair import corresponding
-from surgeon.transplant.selections import PATH, Evidence
+from surgeon.transplant.selections import PATH, PairEvidence
 from surgeon.transplant.surgeries import Surgery, operate, surgery_of
 from surgeon.transplant.units import (
     choose,
@@ -827,14 +827,14 @@ def test_a_finished_selection_is_not_computed_again(
     write_answers(tmp_path / "traces.jsonl", some_traces(a))
     given: dict[str, Any] = dict(donor=b, weights=weights, select="attribution", top_units=9)
     first = transplant(a, **given, out=tmp_path / "o")
-    monkeypatch.setattr(Evidence, "gains_LF", None)
+    monkeypatch.setattr(PairEvidence, "gains_LF", None)
     assert transplant(a, **given, out=tmp_path / "o") == replace(first, already=True)
     write_answers(tmp_path / "traces.jsonl", some_traces(a, 2))
     with pytest.raises(BadInput, match=r"inputs\.answers"):
         transplant(a, **given, out=tmp_path / "o")
 
 
-def not_finite(evidence: Evidence) -> np.ndarray:
+def not_finite(evidence: PairEvidence) -> np.ndarray:
     return evidence.weight_LF / 0.0
 
 

@@ -1,6 +1,6 @@
 """What chooses the units that move: a score per unit, from what is known of recipient and donor.
 
-A selection is a function of `Evidence` that returns (L, F): units with a score above 0 qualify, and
+A selection is a function of `PairEvidence` that returns (L, F): units with a score above 0 qualify, and
 `top_fraction` or `top_units` keep the highest. No label is used.
 
     effective, redundant     w and -w, w the donor's neuron weight (NEX sec. 5.5)
@@ -39,7 +39,7 @@ PATH = (0.125, 0.375, 0.625, 0.875)
 
 
 @dataclass(frozen=True)
-class Evidence:
+class PairEvidence:
     """What is known of the units of a pair; each part is computed when it is asked for."""
 
     settings: TransplantSettings
@@ -109,31 +109,31 @@ def answers_file(settings: TransplantSettings, weights: NeuronWeights) -> Path:
     return file
 
 
-SelectionFunction = Callable[[Evidence], np.ndarray]
-"""Evidence to a score (L, F)."""
+SelectionFunction = Callable[[PairEvidence], np.ndarray]
+"""PairEvidence to a score (L, F)."""
 
 
-def mass(evidence: Evidence) -> np.ndarray:
+def mass(evidence: PairEvidence) -> np.ndarray:
     """The neuron weight times the activation mass."""
     return evidence.weight_LF * evidence.mass_LF
 
 
-def difference(evidence: Evidence) -> np.ndarray:
+def difference(evidence: PairEvidence) -> np.ndarray:
     """The neuron weight times the length of the difference."""
     return evidence.weight_LF * evidence.difference_LF
 
 
-def mass_difference(evidence: Evidence) -> np.ndarray:
+def mass_difference(evidence: PairEvidence) -> np.ndarray:
     """The neuron weight times activation mass times the length of the difference."""
     return mass(evidence) * evidence.difference_LF
 
 
-def attribution(evidence: Evidence) -> np.ndarray:
+def attribution(evidence: PairEvidence) -> np.ndarray:
     """The slope at the recipient."""
     return evidence.gains_LF(0.0)
 
 
-def attribution_path(evidence: Evidence) -> np.ndarray:
+def attribution_path(evidence: PairEvidence) -> np.ndarray:
     """The mean slope along the line (integrated gradients, Sundararajan et al. 2017)."""
     return evidence.gains_LF(*PATH)
 
@@ -156,7 +156,7 @@ def scores(
 ) -> np.ndarray:
     """The selection's score (L, F); raises `BadInput` where a function of one's own breaks the
     rules."""
-    score_LF = np.asarray(function(Evidence(settings, pair, weights)), dtype=np.float64)
+    score_LF = np.asarray(function(PairEvidence(settings, pair, weights)), dtype=np.float64)
     shape = weights.weight_LF.shape
     if score_LF.shape != shape or not np.isfinite(score_LF).all():
         raise BadInput(
