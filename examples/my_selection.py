@@ -1,7 +1,7 @@
 """A selection of your own: `surgeon transplant --select examples.my_selection:changed ...`.
 
-A selection gets what is known of recipient and donor (`PairEvidence`: the donor's neuron weights, its
-activation mass on the mini-set, the length of each unit's difference, attribution towards the
+A selection gets what is known of recipient and donor (`PairEvidence`: the donor's neuron weights,
+its activation mass on the mini-set, the length of each unit's difference, attribution towards the
 donor's answers) and returns a score per unit, (L, F). Units with a score above 0 qualify;
 `--top-fraction` and `--top-units` keep the highest. What isn't asked for isn't computed.
 """

@@ -1,7 +1,7 @@
 """What chooses the units that move: a score per unit, from what is known of recipient and donor.
 
-A selection is a function of `PairEvidence` that returns (L, F): units with a score above 0 qualify, and
-`top_fraction` or `top_units` keep the highest. No label is used.
+A selection is a function of `PairEvidence` that returns (L, F): units with a score above 0 qualify,
+and `top_fraction` or `top_units` keep the highest. No label is used.
 
     effective, redundant     w and -w, w the donor's neuron weight (NEX sec. 5.5)
     mass                     w times the donor's activation mass on the mini-set
