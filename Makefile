@@ -7,8 +7,8 @@ GPU_WHEELS := pydantic|pydantic_core|annotated-types|typing-inspection|click|ric
 
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo transplant test test-fast test-vllm test-ray lint format bench gpu gpu-wheels scale \
-	families family docs wheel reference clean
+.PHONY: demo transplant test test-fast test-vllm test-ray knocks knocks-full lint format bench gpu \
+	gpu-wheels scale families family docs wheel reference clean
 
 # One thread: on models this small several only wait for each other.
 demo: $(STAMP)  ## merge, rank and evaluate the built-in family; prints the ranking, writes a report
@@ -37,6 +37,13 @@ test-vllm: .venv-vllm/.installed  ## the engine vllm: every kind of result, rank
 test-ray: $(STAMP)  ## workers on a Ray cluster of two nodes on this machine (installs Ray)
 	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --editable '.[ray]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_workers_ray.py
+
+# Not collected by `make test`: see docs/reliability.md.
+knocks: $(STAMP)  ## a seeded share of kills, faults, damaged inputs, server load and hostile pages, in 20 minutes
+	OMP_NUM_THREADS=1 $(BIN)/python tests/knocks
+
+knocks-full: $(STAMP)  ## all of it, hours; a stopped run goes on where it was
+	OMP_NUM_THREADS=1 $(BIN)/python tests/knocks --full
 
 lint: $(STAMP)  ## format check, lint, types
 	$(BIN)/ruff format --check .

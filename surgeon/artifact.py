@@ -131,7 +131,10 @@ def once(out: str | Path, kind: type[A], work: Callable[[Path], A], *, run: line
     partial = lineage.begin(out, **run._asdict())
     if partial is None:
         return dataclasses.replace(read(kind, out), already=True)  # pyright: ignore
-    value = work(partial)
-    write(partial, value)
-    lineage.finish(partial, out)
+    try:
+        value = work(partial)
+        write(partial, value)
+        lineage.finish(partial, out)
+    finally:
+        lineage.let_go(partial)
     return dataclasses.replace(value, out=out)  # pyright: ignore

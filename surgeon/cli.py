@@ -6,10 +6,13 @@ the settings, which stand nowhere else. Heavy imports happen when a command runs
 
 import dataclasses
 import errno
+import io
 import os
 import shlex
+import signal
 import sys
 import textwrap
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,8 +28,14 @@ from surgeon.settings import Leaf, leaves
 from surgeon.settings.schema import Metavar, Switches, span
 from surgeon.settings.verbs import VERBS, VerbRow
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+TERMINATED = 128 + signal.SIGTERM
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+GONE = (
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO,
+    errno.ESTALE,
+)  # fmt: skip
+"""What the world does to files while they are used."""
 GROUPS = {
     "trigger": """Find failing steps, train detectors of them, teach a checkpoint to mend them.
 
@@ -260,8 +269,8 @@ def cli() -> None:
     new directory and resumes when it is run again after a kill.
 
     Exit status: 0 done, 1 a defect of surgeon (with its traceback), 2 unusable input (one line on
-    stderr), 130 interrupted. Colours go with NO_COLOR=1. Completion in bash, also for zsh and fish:
-    eval "$(_SURGEON_COMPLETE=bash_source surgeon)".
+    stderr), 130 interrupted, 143 terminated. Colours go with NO_COLOR=1. Completion in bash, also
+    for zsh and fish: eval "$(_SURGEON_COMPLETE=bash_source surgeon)".
     """
 
 
@@ -288,7 +297,7 @@ run.params += _manners()
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: status 0, 1 for a defect and where nobody reads on, 2 with one line for unusable
-    input, 130 when interrupted."""
+    input, 130 when interrupted, 143 when terminated."""
     from surgeon import lineage
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -296,8 +305,16 @@ def main(arguments: list[str] | None = None) -> None:
     lineage.COMMAND.set(shlex.join(["surgeon", *words]))
     # What peft and transformers say of each other's names is not the user's concern.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
+    _end_on_sigterm()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file's name may be no text; that is no reason to fail.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         cli.main(args=arguments, prog_name="surgeon", standalone_mode=False)
+    except SystemExit as stop:
+        if stop.code == TERMINATED:
+            click.echo("Terminated. The same command resumes where it was.", err=True)
+        raise
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
@@ -321,11 +338,30 @@ def main(arguments: list[str] | None = None) -> None:
             )
         if error.errno in DENIED:
             fail(f"{error.filename or 'the output'} can't be written: {error.strerror}.")
+        if error.errno in GONE or isinstance(error, FileNotFoundError):
+            # Readers in Rust give no number, and name the file in the text.
+            what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            fail(f"a file can't be used any more ({what}). Put it back; the same command resumes.")
         raise
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from surgeon.training import processes
 
         processes.end()
+
+
+def _end_on_sigterm() -> None:
+    """Let SIGTERM end this process as an error would: temporary files and other processes go with
+    it. A second one ends it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        return
+
+    def end(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        sys.exit(TERMINATED)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def fail(text: str) -> None:

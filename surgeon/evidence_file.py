@@ -148,10 +148,14 @@ def read(directory: str | Path, *, rows: bool = True) -> CandidateEvidence:
         raise BadInput(f"{file} is no readable evidence: {error}") from error
     if metadata.get("format") != FORMAT:
         raise BadInput(f"{file} is a safetensors file but no evidence ({FORMAT}).")
-    header = json.loads(metadata["kept"])
-    names = header.pop("responses")
-    kept = tuple(_response(arrays, n, *name) for n, name in enumerate(names))
-    return CandidateEvidence(**header, responses=kept)
+    try:
+        header = json.loads(metadata["kept"])
+        names = header.pop("responses")
+        kept = tuple(_response(arrays, n, *name) for n, name in enumerate(names))
+        return CandidateEvidence(**header, responses=kept)
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BadInput(f"{file} is damaged evidence ({reason}). Rank again.") from error
 
 
 class Mass(NamedTuple):

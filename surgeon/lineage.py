@@ -6,13 +6,14 @@ atomic rename, so a directory that exists is complete, and a killed run continue
 """
 
 import atexit
+import fcntl
 import hashlib
 import json
 import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,6 +35,10 @@ SCRATCH: list[Path] = []
 """Directories that go with this process."""
 DISK_RESERVE = 64 << 20
 """Bytes that are left free on a disk when room is checked before writing."""
+_held: dict[Path, int] = {}
+"""Partial directory -> descriptor of the lock on it, kept until the run is finished."""
+_sources: dict[str, dict[str, tuple[int, ...]]] = {}
+"""Digest -> the files that it was made of, each with its state before it was read."""
 
 
 class Run(NamedTuple):
@@ -62,27 +67,86 @@ def begin(
     """
     out = Path(out)
     run = {"verb": verb, "arguments": plain(arguments), "inputs": inputs, "seed": seed}
-    if out.exists() or out.is_symlink():
-        refuse_foreign(out)
-        refuse_other_run(out, read(out) or {}, run)
-        return None
     partial = out.with_name(out.name + ".partial")
-    if partial.exists():
-        found = read(partial)
-        if found is not None:
-            refuse_other_run(partial, found, run)
-            return partial
-        # Killed between mkdir and the first write: nothing in it can be of use.
-        if any(path.name != f".{FILE}.tmp" for path in partial.iterdir()):
-            raise BadInput(f"{partial} exists and was not written by surgeon. Move it away.")
+    while True:
+        if out.exists() or out.is_symlink():
+            refuse_foreign(out)
+            refuse_other_run(out, read(out) or {}, run)
+            return None
+        if partial.exists():
+            _refuse_foreign_partial(partial)
+        try:
+            partial.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(
+                f"{partial} can't be made: {error.strerror}. Choose another --out."
+            ) from error
+        if not _hold(partial):
+            continue
+        if not out.exists():
+            break
+        # Another process has finished meanwhile, and this directory was made just now.
+        let_go(partial)
+        partial.rmdir()
     try:
-        partial.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(
-            f"{partial} can't be made: {error.strerror}. Choose another --out."
-        ) from error
-    write_json(partial / FILE, {"format": FORMAT, **run, **typed(out), "versions": versions()})
+        if (found := read(partial)) is not None:
+            refuse_other_run(partial, found, run)
+        else:
+            record = {"format": FORMAT, **run, **typed(out), "versions": versions()}
+            write_json(partial / FILE, record)
+    except BaseException:
+        let_go(partial)
+        raise
     return partial
+
+
+def _refuse_foreign_partial(partial: Path) -> None:
+    """Raise `BadInput` for a directory that no run has begun."""
+    # Killed between mkdir and the first write: nothing in it can be of use.
+    if not (partial / FILE).is_file() and any(
+        path.name not in (FILE, f".{FILE}.tmp") for path in partial.iterdir()
+    ):
+        raise BadInput(f"{partial} exists and was not written by surgeon. Move it away.")
+
+
+def _hold(partial: Path) -> bool:
+    """Lock a partial directory for this process; False where it is another one by now.
+
+    Raises `BadInput` where another process works in it. The lock goes with the process.
+    """
+    if partial in _held and _is(partial, _held[partial]):
+        return True
+    let_go(partial)
+    try:
+        descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise BadInput(
+            f"another process is writing {partial}. Wait until it has ended, or choose another "
+            "--out."
+        ) from error
+    except OSError:  # a disk without locks
+        pass
+    _held[partial] = descriptor
+    # It may have got its final name between the two calls.
+    return _is(partial, descriptor)
+
+
+def _is(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def let_go(partial: Path) -> None:
+    """Let other processes work in a partial directory; after `finish` there is nothing to do."""
+    if partial in _held:
+        os.close(_held.pop(partial))
 
 
 def typed(out: Path) -> dict[str, str]:
@@ -94,14 +158,50 @@ def typed(out: Path) -> dict[str, str]:
 
 
 def finish(partial: Path, out: str | Path) -> None:
-    """Make the partial directory's content durable and give it its final name."""
+    """Make the partial directory's content durable and give it its final name.
+
+    Raises `BadInput` where an input changed while the run was reading it, or where something came
+    to be at `out` meanwhile.
+    """
     out = Path(out)
+    _require_unchanged(partial)
     for path in partial.rglob("*"):
         if path.is_file() and not path.is_symlink():
             sync(path)
     sync(partial)
+    if out.exists():
+        raise BadInput(f"{out} came to be while {partial} was written. Move one of them away.")
     os.rename(partial, out)
+    let_go(partial)
     sync(out.parent)
+
+
+def _require_unchanged(partial: Path) -> None:
+    """Raise `BadInput` for an input that isn't any more what the run's record says."""
+    inputs = (read(partial) or {}).get("inputs") or {}
+    for digest in inputs.values():
+        for file, before in _sources.get(digest, {}).items():
+            if os.path.exists(file) and _state(os.stat(file)) != before:
+                raise BadInput(
+                    f"{file} changed while it was read, so nobody can say what {partial} was made "
+                    f"of. Remove {partial} and run the same command again."
+                )
+
+
+def _state(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def made_of(digest: str, *parts: str) -> str:
+    """Say that a digest was made of files with these digests; returns it."""
+    files = {file: state for part in parts for file, state in _sources.get(part, {}).items()}
+    _sources.setdefault(digest, {}).update(files)
+    return digest
+
+
+def begin_reading() -> None:
+    """A verb begins: what was read before is no input of it."""
+    _sources.clear()
 
 
 def check(out: str | Path, run: Run) -> None:
@@ -119,9 +219,12 @@ def read(path: str | Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{file} is not valid JSON ({error}). Move {path} away.") from error
+    if not isinstance(found, dict):
+        raise BadInput(f"{file} holds no JSON object. Move {path} away.")
+    return found
 
 
 def read_object(file: str | Path) -> dict[str, Any]:
@@ -148,7 +251,8 @@ def refuse_other_run(path: Path, found: dict[str, Any], run: dict[str, Any]) -> 
     A run of format 1 may lack an argument: it was made before there was such a setting.
     """
     if "format" not in found:
-        there = found.get("arguments") or {}
+        there = found.get("arguments")
+        there = there if isinstance(there, dict) else {}
         known = {name: value for name, value in run["arguments"].items() if name in there}
         run = {**run, "arguments": known}
     differing = differences({key: found.get(key) for key in run}, run)
@@ -201,7 +305,8 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a small file so that a reader sees the old content or the new, never a part."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
+    # Half a surrogate pair, as in the name of a file that is no text: what stands for it in JSON.
+    with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -256,7 +361,16 @@ def scratch() -> Path:
 def file_digest(path: str | Path) -> str:
     """`sha256:` digest of a file's bytes."""
     with open(path, "rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+        before = _state(os.fstat(file.fileno()))
+        digest = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    _sources.setdefault(digest, {})[os.path.abspath(path)] = before
+    return digest
+
+
+def digest_of_files(files: Iterable[str | Path]) -> str:
+    """`sha256:` digest of several files in their order."""
+    parts = [file_digest(file) for file in files]
+    return made_of(digest_of(parts), *parts)
 
 
 def digest_of(value: Any) -> str:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from surgeon.console import aside, console, print_json
 from surgeon.errors import BadInput
-from surgeon.settings import bind, leaves
+from surgeon.settings import bind, leaves, yaml_text
 from surgeon.settings.verbs import VERBS, VerbRow
 
 
@@ -112,7 +112,7 @@ def load(path: str | Path) -> list[RecipeStep]:
     if not path.is_file():
         raise BadInput(f"{path} is no file. Give a recipe, for example recipes/demo.yaml.")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml_text.parse(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if isinstance(content, dict):
@@ -165,6 +165,6 @@ def parse_setting(text: str) -> tuple[str, Any]:
     if not equals or not name.strip():
         raise BadInput(f"--set {text}: expected name=value.")
     try:
-        return name.strip(), yaml.safe_load(value)
+        return name.strip(), yaml_text.parse(value)
     except yaml.YAMLError as error:
         raise BadInput(f"--set {text}: {value!r} is not a YAML value.") from error

@@ -321,10 +321,10 @@ def _json_entries(
         return [_lm_eval_entry(file, content, benchmark, metric)]
     if "candidates" not in content:
         return list(content.items())
-    of_task = [task for task in content.get("tasks", ()) if benchmark and task["name"] == benchmark]
-    if of_task:
-        content = {"candidates": of_task[0]["measures"]}
-    candidates = content["candidates"]
+    tasks = content.get("tasks")
+    tasks = [task for task in tasks if isinstance(task, dict)] if isinstance(tasks, list) else []
+    of_task = [task for task in tasks if benchmark and task.get("name") == benchmark]
+    candidates = of_task[0].get("measures") if of_task else content["candidates"]
     if not isinstance(candidates, list) or not all(
         isinstance(c, dict) and "name" in c and "avg" in c for c in candidates
     ):

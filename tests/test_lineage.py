@@ -1,7 +1,11 @@
 """Partial directory, lineage, rename."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,3 +96,73 @@ def test_a_run_of_the_first_format_may_lack_a_setting_that_is_newer(tmp_path: Pa
     (out / lineage.FILE).write_text(json.dumps({"format": lineage.FORMAT, **old}))
     with pytest.raises(BadInput, match=r"arguments\.top_k is null there and 0 here"):
         lineage.begin(out, verb="v", arguments={"n": 1, "top_k": 0}, inputs={}, seed=0)
+
+
+HOLD = """
+import fcntl, os, sys
+fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+"""Another process that works in a directory until its input ends."""
+
+
+def test_a_run_that_another_process_is_at_is_refused(tmp_path: Path):
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+    run: Any = dict(verb="rank", arguments={}, inputs={})
+    lineage.begin(out, **run)
+    lineage.let_go(partial)
+    command = [sys.executable, "-c", HOLD, str(partial)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout and other.stdout.readline() == b"held\n"
+        with pytest.raises(BadInput, match=r"another process is writing .*out\.partial\. Wait"):
+            lineage.begin(out, **run)
+        other.communicate()
+    # With its process the lock is gone, and this one may begin twice.
+    assert lineage.begin(out, **run) == lineage.begin(out, **run) == partial
+    lineage.finish(partial, out)
+    assert lineage.begin(out, **run) is None and not partial.exists()
+
+
+def test_a_result_of_an_input_that_changed_meanwhile_is_refused(tmp_path: Path):
+    out, partial, file = tmp_path / "out", tmp_path / "out.partial", tmp_path / "in.jsonl"
+    other = tmp_path / "other.jsonl"
+    file.write_text("1")
+    other.write_text("1")
+    lineage.begin_reading()
+    whole = lineage.digest_of_files([file])
+    lineage.begin(out, verb="rank", arguments={}, inputs={"a": whole})
+    other.write_text("of the same content, and of no concern")
+    times = file.stat()
+    file.write_text("2")
+    with pytest.raises(BadInput, match=r"in\.jsonl changed while it was read.*Remove .*partial"):
+        lineage.finish(partial, out)
+    assert not out.exists()
+    # As the file was when its digest was made, all is well; so it is where the file is gone.
+    file.write_text("1")
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    lineage.finish(partial, out)
+    assert out.is_dir()
+
+
+def test_what_came_to_be_at_out_meanwhile_stays(tmp_path: Path):
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+    lineage.begin(out, verb="rank", arguments={}, inputs={})
+    out.mkdir()
+    (out / "mine").write_text("x")
+    with pytest.raises(BadInput, match="out came to be while"):
+        lineage.finish(partial, out)
+    assert (out / "mine").read_text() == "x" and partial.is_dir()
+
+
+@pytest.mark.parametrize("text", ["[1]", "null", '"x"'])
+def test_a_record_that_is_no_object_is_refused(tmp_path: Path, text: str):
+    (tmp_path / lineage.FILE).write_text(text)
+    with pytest.raises(BadInput, match="holds no JSON object"):
+        lineage.begin(tmp_path, verb="rank", arguments={}, inputs={})
+
+
+def test_a_name_that_is_no_text_is_kept_as_json(tmp_path: Path):
+    name = os.fsdecode(b"a\xff")
+    lineage.write_json(tmp_path / "a.json", {"name": name})
+    assert lineage.read_object(tmp_path / "a.json") == {"name": name}

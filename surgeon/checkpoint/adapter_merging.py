@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from surgeon import lineage
 from surgeon.checkpoint.adapters import Adapter
-from surgeon.checkpoint.directory import INDEX, TOKENIZER_FILES, Checkpoint
+from surgeon.checkpoint.directory import INDEX, TOKENIZER_FILES, UNUSABLE, Checkpoint
 from surgeon.checkpoint.dtypes import torch_dtype
 from surgeon.checkpoint.live_names import live_model, live_names
 from surgeon.checkpoint.rewriting import link_or_copy, rewrite
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 OUTER = ("model", "language_model", "text_model", "transformer", "decoder", "backbone", "module")
 """What one release or class puts before the names of another's text modules."""
+LARGEST_GROWTH = 1 << 20
+"""Tokens that an adapter may add to its base's vocabulary."""
 WRAPPINGS = ("base_layer", "original_module", "token_adapter")
 """What PEFT's wrappers put inside the names of the modules they wrap."""
 
@@ -138,10 +140,10 @@ class Merging:
         from peft.utils import set_peft_model_state_dict
         from safetensors.torch import load_file
 
-        self._grow()
-        self._require_shapes()
-        config = self._config()
         try:
+            self._grow()
+            self._require_shapes()
+            config = self._config()
             self.wrapped: Any = PeftModel(self.model, config, low_cpu_mem_usage=True)
             for module in self.wrapped.modules():
                 # PEFT would send the adapter to where the base is: nowhere.
@@ -151,7 +153,9 @@ class Merging:
             state = {self._renamed(name): tensor for name, tensor in _once(stored).items()}
             state = {n: t.float() if t.is_floating_point() else t for n, t in state.items()}
             loaded = set_peft_model_state_dict(self.wrapped, state, low_cpu_mem_usage=True)
-        except (ValueError, RuntimeError, KeyError) as error:
+        except BadInput:
+            raise
+        except UNUSABLE as error:
             reason = " ".join(str(error).split())[:300]
             raise BadInput(
                 f"{self.adapter.spec} does not fit {self.base.spec}: {reason}"
@@ -247,6 +251,11 @@ class Merging:
         before = self.model.get_submodule(self.embedding).weight.shape[0]
         most = max((int(i) + 1 for each in lists for i in each), default=0)
         self.row_values = {int(i) for each in lists for i in each}
+        if most > before + LARGEST_GROWTH:
+            raise BadInput(
+                f"{self.adapter.spec} trains token {most - 1} of a vocabulary of {before}. It was "
+                "made for another base."
+            )
         if not rows and most > before:
             rows = {most}
         if len(rows) > 1:

@@ -138,4 +138,4 @@ def adapter_digest(base_digest: str, adapter: Adapter) -> str:
         str(f.relative_to(adapter.path)): lineage.file_digest(f)
         for f in [*weights, *adapter.tokenizer_files]
     }
-    return lineage.digest_of([base_digest, files])
+    return lineage.made_of(lineage.digest_of([base_digest, files]), base_digest, *files.values())

@@ -48,7 +48,7 @@ def d_ff_of(config: Config) -> int:
     """FFN units per layer of a text config, the most that a layer has; for mixtures of experts,
     experts x units per expert, and the units of shared experts."""
     dense = config.get("intermediate_size") or 0
-    dense = max(dense) if isinstance(dense, list | tuple) else int(dense)
+    dense = int(max(dense) if isinstance(dense, list | tuple) else dense)
     experts = next((int(config[name]) for name in ROUTED if config.get(name)), 0)
     if not experts:
         return dense

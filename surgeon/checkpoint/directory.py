@@ -94,6 +94,8 @@ class Checkpoint:
             )
         if not isinstance(config.get("model_type"), str):
             raise BadInput(f"{file} names no model_type, so it is not a transformers config.")
+        if not isinstance(config.get("text_config", {}), dict | None):
+            raise BadInput(f"{file} has a text_config that is no JSON object. Fetch it again.")
         if "auto_map" in config:
             from transformers import CONFIG_MAPPING
 
@@ -116,12 +118,23 @@ class Checkpoint:
 
     @property
     def n_layers(self) -> int:
-        return int(self.text_config["num_hidden_layers"])
+        """Layers; raises `BadInput` where the config has another thing there than a number."""
+        value = self.text_config.get("num_hidden_layers")
+        if value is None:
+            value = self.full_config.get_text_config().num_hidden_layers
+        if type(value) is not int or value < 1:
+            raise BadInput(
+                f"{self.path}/config.json has num_hidden_layers = {value!r}, expected a whole "
+                "number above 0. Take the config that belongs to the weights."
+            )
+        return value
 
     @property
     def d_ff(self) -> int:
-        """FFN units per layer; for mixtures of experts, experts x units per expert."""
-        return d_ff_of(self.text_config)
+        """FFN units per layer; for mixtures of experts, experts x units per expert. Raises
+        `BadInput` where the config has another thing there than numbers."""
+        with refused(UNUSABLE, f"{self.path}/config.json has sizes that are no numbers"):
+            return d_ff_of(self.text_config)
 
     @cached_property
     def passed_units(self) -> int:
@@ -129,9 +142,11 @@ class Checkpoint:
         chosen and the shared ones. Raises `BadInput` where nothing says how many are chosen."""
         found = (re.search(r"\blayers\.(\d+)\..*\bexperts\.", name) for name in self.tensors)
         routed = {int(match[1]) for match in found if match}
-        for config in (self.text_config, self.full_config.get_text_config().to_dict()):
-            if (units := passed_units_of(config, routed)) is not None:
-                return units
+        self.n_layers  # noqa: B018 - refused where it is no number
+        with refused(UNUSABLE, f"{self.path}/config.json has sizes that are no numbers"):
+            for config in (self.text_config, self.full_config.get_text_config().to_dict()):
+                if (units := passed_units_of(config, routed)) is not None:
+                    return units
         raise BadInput(
             f"{self.path}/config.json doesn't say how many experts a token passes through, "
             f"expected {CHOSEN[0]}. Give --top-k as a count."
@@ -297,7 +312,7 @@ class Checkpoint:
                     "Shards must be plain file names beside the index."
                 )
         shards = dict.fromkeys(items.values())
-        missing = [shard for shard in shards if not (self.path / shard).is_file()]
+        missing = [shard for shard in shards if not os.path.isfile(self.path / shard)]
         if missing:
             raise BadInput(
                 f"{self.path} lacks {len(missing)} of its {len(shards)} shards ({missing[0]}). "
@@ -378,7 +393,7 @@ class Checkpoint:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             digests = list(pool.map(lineage.file_digest, files))
         by_name = dict(zip(map(self.side_name, files), digests, strict=True))
-        return lineage.digest_of(by_name)
+        return lineage.made_of(lineage.digest_of(by_name), *digests)
 
     @property
     def digests(self) -> set[str]:
@@ -410,7 +425,10 @@ class Checkpoint:
         if not any((self.path / f).is_file() for f in ("tokenizer.json", "tokenizer_config.json")):
             raise BadInput(f"{self.path} has no tokenizer (tokenizer.json). Copy it beside config.")
         templates = self.chat_templates
-        tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
+        # The library in Rust raises nothing more special than `Exception`.
+        kinds = (*UNUSABLE, OSError, ImportError, Exception)
+        with refused(kinds, f"the tokenizer of {self.path} can't be read"):
+            tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
         use_templates(tokenizer, templates)
         return tokenizer
 
@@ -422,6 +440,27 @@ class Checkpoint:
         from surgeon.checkpoint import loading
 
         return loading.load(self, device, dtype)
+
+
+class refused:
+    """Turns errors of other people's readers into `BadInput`, inside the block.
+
+    `Exception` stands for exactly that class, as a library in Rust raises it, and not for all.
+    """
+
+    def __init__(self, kinds: tuple[type[Exception], ...], what: str):
+        self.kinds = tuple(kind for kind in kinds if kind is not Exception)
+        self.bare, self.what = Exception in kinds, what
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, _: object) -> None:
+        if kind is None or issubclass(kind, BadInput):
+            return
+        if issubclass(kind, self.kinds) or (self.bare and kind is Exception):
+            reason = " ".join(str(error).split())[:200]
+            raise BadInput(f"{self.what} ({kind.__name__}: {reason}). Fetch or copy it again.")
 
 
 def _nan_in(config: Config, where: str = "") -> str | None:

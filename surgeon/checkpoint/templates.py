@@ -72,13 +72,14 @@ def _listed(value: Any, file: Path) -> dict[str, str]:
         return {}
     if isinstance(value, str):
         return {DEFAULT: value}
+    rows = list(value.items()) if isinstance(value, dict) else [(None, value)]
     if isinstance(value, list) and all(isinstance(row, dict) for row in value):
-        value = {row.get("name"): row.get("template") for row in value}
-    for name, text in value.items() if isinstance(value, dict) else [(None, value)]:
+        rows = [(row.get("name"), row.get("template")) for row in value]
+    for name, text in rows:
         plain = isinstance(name, str) and name and not set(name) & set("/\\\0")
         if not plain or not isinstance(text, str):
             raise BadInput(
                 f"{file}: found the chat template {name!r} of kind {type(text).__name__}, expected "
                 "a text, or a list of name and template."
             )
-    return dict(value)
+    return dict(rows)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from surgeon.errors import BadInput
+from surgeon.settings import yaml_text
 
 FILE = Path(__file__).with_name("wording.yaml")
 PHASE_FILE = Path(__file__).with_name("phase_wording.yaml")
@@ -61,7 +62,7 @@ def _read(path: str | Path | None, shipped: Path) -> object:
     if path is None:
         return known
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        found = yaml_text.parse(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise BadInput(f"prompt_file {path} can't be read as YAML ({reason}).") from error

@@ -28,7 +28,7 @@ import yaml
 from surgeon.errors import BadInput
 from surgeon.families.merge_config import plain_merge, plain_mix
 from surgeon.families.merge_methods import MergeConfig, Mix, method_of, require_method, short_name
-from surgeon.settings import settings
+from surgeon.settings import settings, yaml_text
 
 LIMIT = 1000
 """Candidates of one sweep; more is a slip of the keyboard."""
@@ -148,8 +148,8 @@ def _documents(file: Path) -> list[MergeDocument]:
     if not file.is_file():
         raise BadInput("no such file. Merge configs are YAML, see merges/slerp.yaml")
     try:
-        documents = [d for d in yaml.safe_load_all(file.read_text(encoding="utf-8")) if d]
-    except yaml.YAMLError as error:
+        documents = [d for d in yaml_text.parse_all(file.read_text(encoding="utf-8")) if d]
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadInput(f"found no valid YAML: {' '.join(str(error).split())}") from error
     if not documents or not all(isinstance(d, dict) for d in documents):
         raise BadInput("found no mapping, expected the keys merge, sweep and endpoints")

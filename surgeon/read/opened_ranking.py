@@ -92,7 +92,7 @@ def open_ranking(path: Path, chosen: Sequence[str], given: str | None) -> Opened
     wanted = [c for c in ranking.candidates if not chosen or c.name in chosen]
     opened = tuple(_open(path, ranking, candidate, given) for candidate in wanted)
     files = [c.directory / "scores.json" for c in opened] + [c.source for c in opened]
-    digest = lineage.digest_of([lineage.file_digest(file) for file in files])
+    digest = lineage.digest_of_files(files)
     return OpenedRanking(path, ranking, opened, _prompts(ranking), digest)
 
 

@@ -49,8 +49,7 @@ class RankedPool(NamedTuple):
     def digest(self) -> str:
         """Of its responses and what was measured of them."""
         kept = (self.traces, self.directory / "scores.json", self.evidence)
-        files = [file for file in kept if file is not None]
-        return lineage.digest_of([lineage.file_digest(file) for file in files])
+        return lineage.digest_of_files(file for file in kept if file is not None)
 
 
 def crossed(evidence: Path, n_neurons: int) -> dict[Key, float | None]:

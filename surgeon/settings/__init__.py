@@ -3,6 +3,7 @@
 schema.py     what a settings class is made of
 binding.py    names and values -> settings -> a record; the functions of the verbs
 sampling.py   how answers are drawn, and what else several verbs share
+yaml_text.py  YAML that people type, as values
 verbs.py      verb -> its settings, its function, what prints the result
 VERB.py       the settings of one verb
 """

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import update_wrapper
 from typing import Any, Generic, TypeVar, get_args, get_origin
 
+from surgeon import lineage
 from surgeon.errors import BadInput
 from surgeon.settings.schema import Leaf, annotation, is_settings, leaves, refusal
 
@@ -122,6 +123,7 @@ class Verb(Generic[S, R]):
         self.__signature__ = inspect.Signature([_parameter(leaf) for leaf in leaves(settings)])
 
     def __call__(self, *args: Any, **values: Any) -> R:
+        lineage.begin_reading()
         if len(args) == 1 and not values and isinstance(args[0], self.settings):
             return self.work(args[0])
         name = getattr(self, "__name__", self.settings.__name__)

@@ -26,6 +26,8 @@ from surgeon.families import Family
 from surgeon.families.description import FILE as FAMILY
 from surgeon.families.subjects import spread
 from surgeon.ranking import Ranking
+from surgeon.settings import yaml_text
+from surgeon.traces.records import parse_trace
 from surgeon.truth import EVALUATION, Evaluation
 
 MOST = 6
@@ -448,10 +450,12 @@ def _tensors(path: Path) -> Kind:
 
 def _rows(path: Path) -> Kind:
     rows = [row for _, row in jsonl.rows(path)]
-    if not rows or not isinstance(rows[0], dict):
+    if not rows or not all(isinstance(row, dict) for row in rows):
         raise BadInput(f"{path} holds no rows, expected a JSON object a line.")
     keys = list(rows[0])
     if {"prompt_id", "token_ids"} <= rows[0].keys():
+        for place, row in jsonl.rows(path):
+            parse_trace(row, place)
         tokens = [len(row["token_ids"]) for row in rows]
         finished = sum(row.get("finish_reason") == "stop" for row in rows)
         facts = [
@@ -470,16 +474,20 @@ def _rows(path: Path) -> Kind:
 
 
 def _recipe(path: Path) -> Kind:
+    import yaml
+
     from surgeon import recipes
 
     try:
         steps = recipes.load(path)
-    except BadInput:
-        import yaml
-
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if isinstance(content, dict) and "merge" in content:
-            return Kind("merge config", plain_facts(content["merge"]), _uses("merge-sweep"))
+    except BadInput as error:
+        try:
+            documents = yaml_text.parse_all(path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, yaml.YAMLError):
+            raise error from None
+        merge = documents[0].get("merge") if documents and isinstance(documents[0], dict) else None
+        if isinstance(merge, dict):
+            return Kind("merge config", plain_facts(merge), _uses("merge-sweep"))
         raise
     facts = [
         (f"step {n}", f"{s.verb} {s.parameters.get('out', '')}") for n, s in enumerate(steps, 1)

@@ -85,6 +85,7 @@ def read_labels(
             f"{path} has no {missing[0]}, so it holds no labels. Make them with: surgeon trigger "
             f"label {checkpoint.spec} --prompts FILE --out {path}"
         )
+    digest = lineage.digest_of_files(path / name for name in (TRACES, PROMPTS, SPANS))
     prompts = {prompt.id: prompt for prompt in read_prompts(str(path / PROMPTS))}
     traces = read_traces(path / TRACES)
     for trace in traces:
@@ -98,7 +99,6 @@ def read_labels(
     if not any(span.failing for span in spans):
         raise BadInput(f"{path / SPANS} holds no failing span: there is nothing to learn from.")
     check_spans(spans, traces, StepEnds(tokenizer))
-    digest = lineage.digest_of([lineage.file_digest(path / n) for n in (TRACES, PROMPTS, SPANS)])
     return Labels(
         path,
         prompts,

@@ -1,0 +1,203 @@
+"""Inputs that `make knocks` found: each was once a traceback, and is refused in one line."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from surgeon import builtin, cli, evidence_file, lineage, truth
+from surgeon.checkpoint import Checkpoint, read_templates, resolve
+from surgeon.errors import BadInput
+from surgeon.show import kinds
+
+TRACE = {"prompt_id": "a", "sample": 0, "prompt_token_ids": [1], "token_ids": [3], "text": "x",
+         "finish_reason": "stop"}  # fmt: skip
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A checkpoint that a test may damage."""
+    return Path(shutil.copytree(builtin.path("instruct"), tmp_path / "copy"))
+
+
+def write(place: Path, **changes: object) -> None:
+    file = place / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def use(checkpoint: Checkpoint) -> object:
+    return checkpoint.n_layers, checkpoint.d_ff, checkpoint.passed_units, checkpoint.tensors
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"text_config": [1]},
+        {"text_config": "x"},
+        {"num_hidden_layers": "two"},
+        {"num_hidden_layers": [2]},
+        {"intermediate_size": "x"},
+        {"intermediate_size": ["x"]},
+        {"num_experts": [4], "moe_intermediate_size": {}},
+    ],
+    ids=str,
+)
+def test_a_config_with_other_things_than_numbers(copy: Path, changes: dict[str, Any]):
+    write(copy, **changes)
+    with pytest.raises(BadInput, match=r"config\.json has (a text_config|sizes|num_hidden_layers)"):
+        use(Checkpoint.open(copy))
+
+
+def test_a_config_may_leave_its_number_of_layers_to_transformers(copy: Path):
+    file = copy / "config.json"
+    config = json.loads(file.read_text())
+    del config["num_hidden_layers"], config["layer_types"]
+    file.write_text(json.dumps(config))
+    checkpoint = Checkpoint.open(copy)
+    assert checkpoint.n_layers == checkpoint.full_config.num_hidden_layers
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", '{"model": 1}', '{"added_tokens_decoder": 7}', "[" * 100_000, "\xff"],
+    ids=lambda text: text[:9],
+)  # fmt: skip
+def test_a_damaged_tokenizer(copy: Path, name: str, text: str):
+    (copy / name).write_bytes(text.encode("latin-1"))
+    try:
+        Checkpoint(copy).tokenizer()
+    except BadInput as error:
+        assert "tokenizer" in str(error) and "\n" not in str(error)
+    else:
+        assert name == "tokenizer_config.json" and text in ('{"model": 1}',)
+
+
+def test_templates_of_names_that_are_no_text(copy: Path):
+    rows = [{"name": ["a"], "template": "x"}]
+    (copy / "tokenizer_config.json").write_text(json.dumps({"chat_template": rows}))
+    (copy / "chat_template.jinja").unlink()
+    with pytest.raises(BadInput, match=r"found the chat template \['a'\]"):
+        read_templates(copy)
+
+
+CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["up_proj"]}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"lora_alpha": "x"}, {"lora_alpha": [1]}, {"target_modules": [1]}, {"target_modules": [["x"]]},
+     {"target_modules": 7}, {"rank_pattern": [1]}, {"alpha_pattern": 3}, {"bias": 5},
+     {"trainable_token_indices": [10**12]}, {"trainable_token_indices": {"a": 3}}],
+    ids=str,
+)  # fmt: skip
+def test_an_adapter_with_settings_of_other_kinds(tmp_path: Path, changes: dict[str, Any]):
+    import torch
+    from safetensors.torch import save_file
+
+    name = "base_model.model.model.layers.0.mlp.up_proj.lora_"
+    factors = {f"{name}A.weight": torch.ones(2, 96), f"{name}B.weight": torch.ones(384, 2)}
+    save_file(factors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG | changes))
+    try:
+        resolve(f"builtin:instruct+{tmp_path}", tmp_path / "work")
+    except BadInput as error:
+        assert str(tmp_path) in str(error)
+    else:
+        assert "rank_pattern" in changes or "bias" in changes
+
+
+@pytest.mark.parametrize(
+    "kept", ["{", "7", "[]", "{}", '{"responses": [7]}', '{"responses": [["a"]]}', "[" * 5000]
+)
+def test_damaged_evidence(tmp_path: Path, kept: str):
+    import numpy as np
+
+    metadata = {"format": evidence_file.FORMAT, "kept": kept}
+    lineage.write_tensors(tmp_path / evidence_file.FILE, {"row_N1": np.zeros(2)}, metadata)
+    with pytest.raises(BadInput, match="is damaged evidence"):
+        evidence_file.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "row", [7, {"x": 1}, {**TRACE, "token_ids": 7}, {**TRACE, "prompt_id": []}], ids=str
+)
+def test_show_reads_every_row(tmp_path: Path, row: object):
+    file = tmp_path / "t.jsonl"
+    file.write_text("".join(json.dumps(r) + "\n" for r in (TRACE, row)))
+    with pytest.raises(BadInput):
+        kinds.kind_of(str(file))
+
+
+@pytest.mark.parametrize(
+    "tasks", [7, [7], [{}], [{"name": "t"}], [{"name": "t", "measures": 7}]], ids=str
+)
+def test_an_evaluation_with_tasks_of_another_form(tmp_path: Path, tasks: object):
+    file = tmp_path / "e.json"
+    file.write_text(json.dumps({"candidates": 7, "tasks": tasks}))
+    with pytest.raises(BadInput, match="is not an evaluation"):
+        truth.read_accuracies(file, "t")
+
+
+@pytest.mark.parametrize("arguments", [7, [1], "x"])
+def test_a_record_of_another_form_is_another_run(tmp_path: Path, arguments: Any):
+    (tmp_path / lineage.FILE).write_text(json.dumps({"verb": "rank", "arguments": arguments}))
+    with pytest.raises(BadInput, match="holds another run"):
+        lineage.begin(tmp_path, verb="rank", arguments={"a": 1}, inputs={})
+
+
+def test_a_terminated_command_says_so_and_cleans_up(tmp_path: Path):
+    """SIGTERM ends a command as an interrupt does: status 143, and its temporary files are gone."""
+    code = (
+        "import sys, time; from surgeon import cli, lineage\n"
+        "def work(*_, **__):\n"
+        "    print(lineage.scratch(), flush=True); time.sleep(60)\n"
+        "cli.cli.main = work; cli.main(['x'])"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        scratch = Path(process.stdout.readline().strip())
+        assert scratch.is_dir()
+        process.send_signal(signal.SIGTERM)
+        _, words = process.communicate()
+    assert process.returncode == cli.TERMINATED == 143
+    assert words == "Terminated. The same command resumes where it was.\n"
+    assert not scratch.exists()
+
+
+def test_an_index_with_a_name_that_no_file_can_have(copy: Path):
+    index = {"metadata": {}, "weight_map": {"a": "x" * 300}}
+    (copy / "model.safetensors").rename(copy / "other.safetensors")
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(BadInput, match="lacks 1 of its 1 shards"):
+        Checkpoint.open(copy)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(2, "No such file or directory", "in.jsonl"),
+        FileNotFoundError("No such file or directory: in.jsonl"),
+        OSError(36, "File name too long", "in.jsonl"),
+        OSError(116, "Stale file handle", "in.jsonl"),
+    ],
+    ids=str,
+)
+def test_a_file_that_went_away_is_told_in_one_line(
+    error: OSError, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def work(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli.cli, "main", work)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([])
+    line = capsys.readouterr().err
+    assert stopped.value.code == 2 and line.count("\n") == 1
+    assert line.startswith("Error: a file can't be used any more (") and "in.jsonl" in line
