@@ -13,7 +13,11 @@ import pytest
 from surgeon import builtin, cli, evidence_file, lineage, truth
 from surgeon.checkpoint import Checkpoint, read_templates, resolve
 from surgeon.errors import BadInput
+from surgeon.settings.sampling import Sampling
 from surgeon.show import kinds
+from surgeon.traces import read_prompts
+from surgeon.traces.answered import read_answered
+from surgeon.traces.imported import read_plain
 
 TRACE = {"prompt_id": "a", "sample": 0, "prompt_token_ids": [1], "token_ids": [3], "text": "x",
          "finish_reason": "stop"}  # fmt: skip
@@ -201,3 +205,35 @@ def test_a_file_that_went_away_is_told_in_one_line(
     line = capsys.readouterr().err
     assert stopped.value.code == 2 and line.count("\n") == 1
     assert line.startswith("Error: a file can't be used any more (") and "in.jsonl" in line
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {**TRACE, "text": "x\ud800"},
+        {"prompt": "x", "response": "y\ud800"},
+        {"prompt": "x", "response": {"role": "assistant", "content": "y\ud800"}},
+        {
+            "messages": [
+                {"role": "user", "content": "x"},
+                {"role": "assistant", "content": "\ud800"},
+            ]
+        },
+    ],
+    ids=["trace", "text", "message", "conversation"],
+)
+def test_half_a_character_in_an_answer(tmp_path: Path, row: dict[str, Any]):
+    file = tmp_path / "t.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    with pytest.raises(BadInput, match=r"found half a character \(\\ud800\)"):
+        list(read_answered(file))
+
+
+def test_half_a_character_in_a_response(tmp_path: Path):
+    prompts = read_prompts("builtin:mini-set")[:1]
+    (tmp_path / "t.jsonl").write_text(
+        json.dumps({"prompt_id": prompts[0].id, "responses": ["a", "\ud800"]}) + "\n"
+    )
+    tokenizer = resolve("builtin:instruct").tokenizer()
+    with pytest.raises(BadInput, match="found half a character"):
+        read_plain(tmp_path / "t.jsonl", prompts, tokenizer, Sampling(), {2})

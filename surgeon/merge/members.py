@@ -148,7 +148,9 @@ def _documents(file: Path) -> list[MergeDocument]:
     if not file.is_file():
         raise BadInput("no such file. Merge configs are YAML, see merges/slerp.yaml")
     try:
-        documents = [d for d in yaml_text.parse_all(file.read_text(encoding="utf-8")) if d]
+        documents: list[Any] = [
+            d for d in yaml_text.parse_all(file.read_text(encoding="utf-8")) if d
+        ]
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadInput(f"found no valid YAML: {' '.join(str(error).split())}") from error
     if not documents or not all(isinstance(d, dict) for d in documents):

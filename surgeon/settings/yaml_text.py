@@ -1,6 +1,6 @@
 """YAML that people type: recipes, `--set`, merge configs, wordings."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -9,7 +9,7 @@ MOST_VALUES = 1_000_000
 """Values that a text may stand for, those behind aliases counted each time."""
 
 
-def parse(text: str) -> Any:
+def parse(text: str) -> object:
     """The value of a YAML text; raises `yaml.YAMLError` for whatever is none.
 
     PyYAML lets other errors through: for dates that don't exist, numbers without digits, a thousand
@@ -21,14 +21,15 @@ def parse(text: str) -> Any:
     return _guarded(lambda: yaml.safe_load(text))
 
 
-def parse_all(text: str) -> list[Any]:
+def parse_all(text: str) -> list[object]:
     """The value of each document of a YAML text; raises as `parse` does."""
     import yaml
 
-    return _guarded(lambda: list(yaml.safe_load_all(text)))
+    found = _guarded(lambda: list(yaml.safe_load_all(text)))
+    return found if isinstance(found, list) else []
 
 
-def _guarded(load: "Callable[[], Any]") -> Any:
+def _guarded(load: "Callable[[], object]") -> object:
     import yaml
 
     try:
@@ -41,7 +42,7 @@ def _guarded(load: "Callable[[], Any]") -> Any:
     return value
 
 
-def _count(value: Any, inside: tuple[int, ...], counted: list[int]) -> None:
+def _count(value: object, inside: tuple[int, ...], counted: list[int]) -> None:
     import yaml
 
     counted[0] += 1

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from surgeon import jsonl
 from surgeon.errors import BadInput
 from surgeon.traces.columns import USUAL, Columns, at
-from surgeon.traces.messages import Message, decoded, kind_of, parse_reply
+from surgeon.traces.messages import Message, decoded, kind_of, parse_reply, require_unicode
 from surgeon.traces.prompts import Prompt, parse_prompt
 from surgeon.traces.records import Key, Trace, parse_trace
 from surgeon.traces.rendering import AnsweredTokens, encode, encode_reply, replied
@@ -108,9 +108,11 @@ def parse_answered(
         prompt = parse_prompt(rest, place, default_id, columns)
         if isinstance(response, dict):
             reply = parse_reply(response, place)
+            require_unicode(reply, place, "response")
             return Answered(prompt.id, 0, prompt, reply["content"], True, reply=reply)
         if not isinstance(response, str) or not response.strip():
             raise BadInput(f"{place}: found {kind_of(response)} as response, expected text.")
+        require_unicode(response, place, "response")
         finished = row.get("finish_reason", "stop") != "length"
         return Answered(prompt.id, 0, prompt, response, finished)
     return _conversation(row, place, default_id, columns)
@@ -138,6 +140,7 @@ def _conversation(row: dict[str, Any], place: str, default_id: str, columns: Col
             "assistant's."
         )
     reply = parse_reply(messages[-1], place)
+    require_unicode(reply, place, "response")
     fields = {name: row[name] for name in (*USUAL["id"], *USUAL["tools"], *USUAL["system"])
               if row.get(name) is not None}  # fmt: skip
     prompt = parse_prompt(fields | {"messages": messages[:-1]}, place, default_id)

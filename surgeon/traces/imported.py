@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from surgeon import jsonl, progress
 from surgeon.errors import BadInput
-from surgeon.traces.messages import kind_of
+from surgeon.traces.messages import kind_of, require_unicode
 from surgeon.traces.prompts import Prompt
 from surgeon.traces.records import Key, Trace, parse_trace
 from surgeon.traces.rendering import encode
@@ -107,6 +107,7 @@ def _answers(row: object, place: str) -> tuple[str, list[str]]:
             f"{place}: found {', '.join(sorted(map(str, row)))[:80]}, expected prompt_id and "
             "response (text, or a list of texts)."
         )
+    require_unicode(texts, place, "a response")
     return str(name), [str(text) for text in texts]
 
 

@@ -181,3 +181,23 @@ def parse_tools(value: object, place: str) -> tuple[dict[str, Any], ...]:
     return tuple(
         tool if "function" in tool else {"type": "function", "function": tool} for tool in rows
     )
+
+
+def require_unicode(value: object, place: str, name: str = "") -> None:
+    """Raise BadInput for text that has no UTF-8: half of a surrogate pair."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            require_unicode(key, place, name)
+            require_unicode(part, place, f"{name}.{key}".strip("."))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            require_unicode(part, place, name)
+    elif isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            half = ascii(value[error.start])[1:-1]
+            raise BadInput(
+                f"{place}: found half a character ({half}) in {ascii(name)[1:-1]} at position "
+                f"{error.start + 1}, expected whole Unicode text. Write the row again."
+            ) from error

@@ -15,6 +15,7 @@ from surgeon.traces.messages import (
     kind_of,
     parse_messages,
     parse_tools,
+    require_unicode,
 )
 from surgeon.traces.sources import read_rows
 
@@ -129,25 +130,5 @@ def _parse(row: object, place: str, default_id: str, columns: Columns) -> tuple[
     prompt = Prompt(
         str(identity), messages, None if answer is None else str(answer), plain and not tools, tools
     )
-    _require_unicode(prompt.record, place)
+    require_unicode(prompt.record, place)
     return prompt, cut
-
-
-def _require_unicode(value: object, place: str, name: str = "") -> None:
-    """Raise BadInput for text that has no UTF-8: half of a surrogate pair."""
-    if isinstance(value, Mapping):
-        for key, part in value.items():
-            _require_unicode(key, place, name)
-            _require_unicode(part, place, f"{name}.{key}".strip("."))
-    elif isinstance(value, list | tuple):
-        for part in value:
-            _require_unicode(part, place, name)
-    elif isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            half = ascii(value[error.start])[1:-1]
-            raise BadInput(
-                f"{place}: found half a character ({half}) in {ascii(name)[1:-1]} at position "
-                f"{error.start + 1}, expected whole Unicode text. Write the row again."
-            ) from error

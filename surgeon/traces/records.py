@@ -7,7 +7,7 @@ from typing import Literal
 
 from surgeon import jsonl
 from surgeon.errors import BadInput
-from surgeon.traces.messages import kind_of
+from surgeon.traces.messages import kind_of, require_unicode
 from surgeon.traces.prompts import Prompt
 
 Key = tuple[str, int]
@@ -92,6 +92,7 @@ def parse_trace(row: object, place: str) -> Trace:
         if not good:
             found = repr(row[name])[:40] if name in row else "nothing"
             raise BadInput(f"{place}: found {found} as {name} of a trace. See `Trace` for fields.")
+    require_unicode({name: row[name] for name in ("prompt_id", "text")}, place)
     return Trace(**{name: row[name] for name in checks})
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import chain
 from chain import STEPS, Ended, Step
-from kills import Reference, counting, reference
+from kills import Reference, copied, counting, reference
 
 from surgeon import jsonl
 
@@ -79,16 +79,6 @@ def told(out: Path) -> bool:
 
 
 # --- a place to disturb ---------------------------------------------------------------------------
-
-
-def copied(known: Reference, place: Path, step: Step) -> Path:
-    """The chain up to a step: inputs and outputs of those before it."""
-    shutil.rmtree(place, ignore_errors=True)
-    chain.prepare(place)
-    for before in STEPS[: STEPS.index(step)]:
-        if before.writes:
-            shutil.copytree(known.place / before.out, place / before.out, symlinks=True)
-    return place
 
 
 def spoken(ended: Ended) -> str:

@@ -67,6 +67,8 @@ class Watch:
         elif event not in TOUCHES:
             return
         place = str(arguments[0]) if arguments else ""
+        if place == os.devnull:
+            return
         if not place.startswith(self.inside) and "template_process" not in str(arguments):
             self.seen.append(f"{event} {place[:80]}")
 
