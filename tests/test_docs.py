@@ -45,3 +45,22 @@ def test_links_lead_somewhere(page: Path):
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_every_reading_is_in_the_list_with_its_settings_and_where_it_is_argued():
+    from surgeon.settings import leaves
+    from surgeon.settings.verbs import VERBS
+
+    text = (ROOT / "docs" / "readings.md").read_text(encoding="utf-8")
+    rows = {cells[1]: cells for line in text.splitlines()
+            if len(cells := [c.strip() for c in re.split(r"(?<!\\)\|", line)]) == 8}  # fmt: skip
+    places = [*(ROOT / "surgeon").rglob("*.py"), *PAGES]
+    named = {n for f in places for n in re.findall(r"\bR\d{1,2}\b", f.read_text(encoding="utf-8"))}
+    numbered = {name for name in rows if re.fullmatch(r"R\d+", name)}
+    assert numbered == named == {f"R{n}" for n in range(1, len(numbered) + 1)}
+    known = {leaf.name for row in VERBS.values() for leaf in leaves(row.load_settings())}
+    for name in numbered:
+        _, _, _, _, setting, default, argued, _ = rows[name]
+        assert default and argued, name
+        found = [s.partition("=")[0] for s in re.findall(r"`([^`]+)`", setting)]
+        assert (setting == "none" or found) and set(found) <= known, (name, setting)
