@@ -915,6 +915,13 @@ def test_effective_units_move_and_are_reported(tmp_path: Path, siblings):
             total += float(energy_F.sum())
             moved += float(energy_F[torch.from_numpy(mask_LF[site.layer])].sum())
     assert report.difference_share == pytest.approx(moved / total)
+    inside = {slab.name for site in sites(a) for slab in site.slabs}
+    rest = sum(
+        float((a.tensor(n).double() - b.tensor(n).double()).square().sum())
+        for n in a.tensors.keys() - inside
+    )
+    assert report.outside_share == pytest.approx(rest / (rest + total))
+    assert f"outside the FFN: {report.outside_share:.1%}" in "\n".join(report.lines())
     transplant(a, donor=b, mask=mask_LF, out=tmp_path / "by-mask")
     assert same_bits(Checkpoint.open(tmp_path / "o"), Checkpoint.open(tmp_path / "by-mask"))
     text = "\n".join(report.lines())
@@ -929,7 +936,9 @@ def test_a_dry_run_says_the_same_and_writes_nothing(tmp_path: Path, siblings, la
     assert list(tmp_path.iterdir()) == [] and said.out is None
     done = transplant(a, donor=b, mask=mask_LF, out=tmp_path / "o")
     assert said.difference_share == pytest.approx(done.difference_share, abs=1e-12)
-    assert said == replace(done, out=None, difference_share=said.difference_share)
+    assert said.outside_share == pytest.approx(done.outside_share, abs=1e-12)
+    shares = dict(difference_share=said.difference_share, outside_share=said.outside_share)
+    assert said == replace(done, out=None, **shares)
     assert done.difference_share is not None and 0 < done.difference_share < 1
 
 

@@ -138,6 +138,7 @@ def _report(plan: TransplantPlan, alignment: Alignment, difference: Difference) 
         mass_of=mass_of,
         difference_share=difference.share(moved_LF) if surgery.donor else None,
         difference_sampled=surgery.donor and difference.sampled,
+        outside_share=difference.outside() if surgery.donor else None,
         similarity=alignment.similarity,
         matched_similarity=alignment.matched_similarity,
         warnings=(*plan.warnings, *alignment.warnings),

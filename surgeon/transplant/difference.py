@@ -2,13 +2,16 @@
 
 # Shapes: L layers, F units per layer.
 
+import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Lock
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from surgeon.checkpoint import TensorInfo, map_tensor
 from surgeon.neurons import Slab
 from surgeon.threads import one_thread
 from surgeon.transplant.pair import Pair, aligned_donor, places
@@ -110,3 +113,40 @@ class Difference:
         self.energy_LF *= compared_LF
         total = self.energy_LF.sum()
         return float(self.energy_LF[moved_LF].sum() / total) if total else 0.0
+
+    def outside(self) -> float | None:
+        """Share of the pair's whole squared difference that lies outside the FFN units, where no
+        transplant reaches; after `share`. Of each large tensor some neighbouring rows stand for
+        all.
+
+        None where the FFN's difference isn't known whole (with matching), nothing differs, or a
+        tensor outside has no partner of its name and shape.
+        """
+        if self.pair.order_LF is not None:
+            return None
+        here, there = self.pair.recipient, self.pair.donor
+        inside = places(self.pair, np.ones_like(self.energy_LF, dtype=bool)).keys()
+        total = 0.0
+        with one_thread():
+            for number, (name, info) in enumerate(sorted(here.tensors.items())):
+                if name in inside or 0 in info.shape:
+                    continue
+                partner = there.tensors.get(name)
+                if partner is None or partner.shape != info.shape:
+                    return None
+                one = _rows(here.path / info.shard, info, number)
+                other = _rows(there.path / partner.shard, partner, number)
+                energy = float((one.double() - other.double()).square().sum())
+                total += energy * math.prod(info.shape) / one.numel()
+        whole = total + float(self.energy_LF.sum())
+        return total / whole if whole else None
+
+
+def _rows(file: Path, info: TensorInfo, seed: int) -> Tensor:
+    """Neighbouring rows of a tensor, about `COUNTED` entries, chosen by the seed."""
+    tensor = map_tensor(file, info, ahead=False)
+    tensor = tensor.reshape(1) if tensor.dim() == 0 else tensor
+    count = max(1, COUNTED // max(1, math.prod(info.shape[1:])))
+    if count >= len(tensor):
+        return tensor
+    return tensor.narrow(0, int(np.random.default_rng(seed).integers(len(tensor) - count)), count)

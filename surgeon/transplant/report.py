@@ -57,6 +57,9 @@ class TransplantReport:
     """Share of the squared difference of all compared FFN weights that lies in the units."""
     difference_sampled: bool
     """Whether that share is an estimate from a part of each large projection."""
+    outside_share: float | None = None
+    """Share of the whole squared difference that lies outside the FFN units, where no transplant
+    reaches; None with matching, or where a tensor has no partner of its name and shape."""
     similarity: Similarity | None
     """Of units of the same number; None for a surgery without a donor."""
     matched_similarity: float | None
@@ -121,6 +124,11 @@ class TransplantReport:
             lines.append(
                 f"weight difference: {self.difference_share:.1%} of the squared difference of the "
                 f"FFN weights{where} lies in these units{sampled}"
+            )
+        if self.outside_share is not None:
+            lines.append(
+                f"outside the FFN: {self.outside_share:.1%} of the whole squared difference "
+                "(attention, embedding, norms), which stays behind whichever units move"
             )
         return lines
 
