@@ -1,18 +1,23 @@
 """Which selection of FFN units is worth more than as many, or as heavy, active units at random.
 
     python -m benchmarks.transplant_study screen     every selection, on the first family
-    python -m benchmarks.transplant_study controls   the best of it against controls of their own
+    python -m benchmarks.transplant_study attention  some with the attention of their layers
+    python -m benchmarks.transplant_study controls   the best of `screen` against their own controls
+    python -m benchmarks.transplant_study family     trains the second family's pair, 15 minutes
     python -m benchmarks.transplant_study confirm    the better one, once, on the second family
-    python -m benchmarks.transplant_study table      what there is of the three
+    python -m benchmarks.transplant_study table      what there is of these
 
-A killed run continues where it was. No selection sees a label. The first two steps ask problems of
-the built-in pool, which no table of results reads; the third asks the test set. What is chosen is
-the accuracy over the mean of five seeds of random units: in `screen` as many active units, the same
-for all selections of one size, an equal number in each layer; in `controls` and `confirm` as many
-active ones in each layer, and active ones of as much activation mass in each layer, whichever of
-the two is more accurate. Intervals are paired by problem, and resample problems and seeds.
+A killed run continues where it was. No selection sees a label. Pairs differ in their FFN weights
+only, but in `attention`, which takes the pair that differs in all. All but `confirm` ask problems
+of the built-in pool, which no table of results reads; `confirm` asks the test set.
 
-`confirm` takes other models too: --recipient, --donor, --mini-set, --task, --max-tokens.
+What is chosen is the accuracy over the mean of five seeds of random units: in `screen` as many
+active units, the same for all selections of one size, an equal number in each layer; in `controls`
+and `confirm` as many active ones in each layer, and active ones of as much activation mass in each
+layer, whichever of the two is more accurate. Intervals are paired by problem, and resample problems
+and seeds.
+
+`confirm` takes other models too: --recipient, --donor, --mini-set, --task, --max-tokens, --name.
 """
 
 # Shape letters: P problems, C checkpoints, S seeds, B resamples.
@@ -25,17 +30,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-SEEDS, SIZES = 5, (0.1, 0.25)
+SEEDS, SIZES = 5, (0.15, 0.3)
 """Seeds of every control; sizes are shares of all units."""
 SELECTIONS = (
     "effective", "mass", "difference", "mass-difference", "attribution", "attribution-path",
 )  # fmt: skip
 LEADING = ("mass", "attribution-path")
 """Selections that are tried with an equal number of units in each layer, and in other ways, too."""
-WAYS: dict[str, dict[str, Any]] = {
-    "attention": {"with_attention": True}, "blend": {"alpha": 0.7},
-}  # fmt: skip
+WAYS: dict[str, dict[str, Any]] = {"blend": {"alpha": 0.7}}
 """Other ways to move the larger number of units, of selections and of the control."""
+STEPS = ("screen", "attention", "controls", "family", "confirm", "table")
 CONTROLS = {"count": "random-active", "mass": "random-mass"}
 FINALISTS, RESAMPLES = 2, 4000
 
@@ -113,7 +117,7 @@ class Pair(NamedTuple):
 
 def screened(n_layers: int, d_ff: int) -> tuple[list[Move], dict[str, str]]:
     """Every selection, and the name of the control of each."""
-    moves = [Move("all-effective", {}), Move("all-effective-attention", WAYS["attention"])]
+    moves = [Move("all-effective", {})]
     against: dict[str, str] = {}
 
     def add(size: str, units: int, way: str = "") -> None:
@@ -133,6 +137,23 @@ def screened(n_layers: int, d_ff: int) -> tuple[list[Move], dict[str, str]]:
         add(f"{100 * share:.0f}", round(share * n_layers * d_ff))
     for way in WAYS:
         add(f"{100 * SIZES[-1]:.0f}", round(SIZES[-1] * n_layers * d_ff), way)
+    return moves, against
+
+
+def attending(n_layers: int, d_ff: int) -> tuple[list[Move], dict[str, str]]:
+    """Selections and controls with the attention of their layers and without, and the name of the
+    control of each."""
+    moves: list[Move] = []
+    against: dict[str, str] = {}
+    units = round(SIZES[-1] * n_layers * d_ff)
+    for end, how in (("", {}), ("-attention", {"with_attention": True})):
+        moves.append(Move(f"all-effective{end}", how))
+        found = [
+            Move(f"{name}{end}", {"select": name, "top_units": units, **how}) for name in LEADING
+        ]
+        each = {"top_units": round(units / n_layers), "budget": "layer"}
+        against.update({move.name: f"random{end}" for move in found})
+        moves.extend(found + Move(f"random{end}", {**each, **how}).seeds("count"))
     return moves, against
 
 
@@ -179,18 +200,18 @@ def estimated(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, flo
     return dict(zip(names, estimate(numbered(votes)).accuracy_C.tolist(), strict=True))
 
 
-def gaps_of_screen(pair: Pair) -> dict[str, Gap]:
+def shared_gaps(pair: Pair, out: str, against: Mapping[str, str]) -> dict[str, Gap]:
     """Every selection against random active units of that number, moved in that way."""
-    found = answers(pair.place / "screen")
+    found = answers(pair.place / out)
     return {
         name: gap(right(found[name]), seeds_of(found, f"{control}-count"))
-        for name, control in screened(*pair.shape)[1].items()
+        for name, control in against.items()
     }
 
 
 def finalists(pair: Pair) -> list[Move]:
     """The selections with the largest gaps."""
-    gaps = gaps_of_screen(pair)
+    gaps = shared_gaps(pair, "screen", screened(*pair.shape)[1])
     best = sorted(gaps, key=lambda name: -gaps[name].mean)[:FINALISTS]
     return [move for name in best for move in screened(*pair.shape)[0] if move.name == name]
 
@@ -214,6 +235,14 @@ def with_controls(moves: Sequence[Move]) -> list[Move]:
     return [one for m in moves for one in (m, *(s for c in CONTROLS for s in m.seeds(c)))]
 
 
+def tokens_of(out: Path) -> dict[str, float]:
+    """Mean tokens of an answer."""
+    from surgeon import artifact
+    from surgeon.truth import Evaluation
+
+    return {c.name: c.tokens for c in artifact.read(Evaluation, out).candidates}
+
+
 def report_of(pair: Pair, name: str) -> Any:
     from surgeon import artifact
     from surgeon.transplant import TransplantReport
@@ -221,24 +250,26 @@ def report_of(pair: Pair, name: str) -> Any:
     return artifact.read(TransplantReport, pair.place / "moved" / name)
 
 
-def table_of_screen(pair: Pair) -> str:
-    """A row per selection and control, of `screen`."""
-    found, gaps = answers(pair.place / "screen"), gaps_of_screen(pair)
+def table_of(pair: Pair, out: str, against: Mapping[str, str]) -> str:
+    """A row per selection and control, of `screen` or `attention`."""
+    found, gaps = answers(pair.place / out), shared_gaps(pair, out, against)
+    tokens = tokens_of(pair.place / out)
     votes = estimated(found)
     lines = [
-        "| moved | units | mass kept | accuracy | over random-active, pp | vote's estimate |",
-        "|---|---|---|---|---|---|",
+        "| moved | units | mass kept | tokens | accuracy | over random-active, pp | estimate |",
+        "|---|---|---|---|---|---|---|",
     ]
-    controls = dict.fromkeys(f"{c}-count" for c in screened(*pair.shape)[1].values())
+    controls = dict.fromkeys(f"{c}-count" for c in against.values())
     names = [name for name in found if name.rpartition("-")[0] not in controls]
     for name in sorted(names, key=lambda n: -float(right(found[n]).mean())):
-        cells = [name, *_moved(pair, name), f"{right(found[name]).mean():.3f}"]
-        cells += [str(gaps.get(name, "")), f"{votes[name]:.3f}"]
+        cells = [name, *_moved(pair, name), f"{tokens[name]:.0f}"]
+        cells += [f"{right(found[name]).mean():.3f}", str(gaps.get(name, "")), f"{votes[name]:.3f}"]
         lines.append(f"| {' | '.join(cells)} |")
     for control in controls:
         each = [float(row.mean()) for row in seeds_of(found, control)]
         vote = np.mean([votes[f"{control}-{seed}"] for seed in range(SEEDS)])
         cells = [control.removesuffix("-count") + ", five seeds", *_moved(pair, f"{control}-0")]
+        cells += [f"{np.mean([tokens[f'{control}-{seed}'] for seed in range(SEEDS)]):.0f}"]
         cells += [f"{np.mean(each):.3f} ({min(each):.3f} to {max(each):.3f})", "", f"{vote:.3f}"]
         lines.append(f"| {' | '.join(cells)} |")
     truth = [float(right(found[name]).mean()) for name in votes]
@@ -303,12 +334,12 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("step", choices=("screen", "controls", "confirm", "table"))
+    parser.add_argument("step", choices=STEPS)
     parser.add_argument("--dir", type=Path, default=Path("runs/transplant-study"))
-    parser.add_argument("--problems", type=int, default=200, help="of the pool")
+    parser.add_argument("--problems", type=int, default=150, help="of the pool")
     parser.add_argument("--samples", type=int, default=2, help="of each prompt of the mini-set")
-    parser.add_argument("--recipient", default="builtin:second-instruct")
-    parser.add_argument("--donor", default="builtin:second-thinking")
+    parser.add_argument("--recipient", help="by default the trained pair's")
+    parser.add_argument("--donor")
     parser.add_argument("--mini-set", default="builtin:mini-set")
     parser.add_argument("--task", default="builtin:test")
     parser.add_argument("--max-tokens", type=int, default=640)
@@ -316,22 +347,54 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def pairs(options: argparse.Namespace) -> tuple[Pair, Pair]:
-    """The one on which selections are chosen, and the one on which the winner is confirmed."""
+class Pairs(NamedTuple):
+    """The pairs of the study."""
+
+    first: Pair
+    """On which selections are chosen."""
+    whole: Pair
+    """Of the same family, differing in attention and embeddings too."""
+    second: Pair
+    """On which the winner is confirmed."""
+
+
+def pairs(options: argparse.Namespace) -> Pairs:
+    """The pairs that were asked for; writes their problems."""
     builtin = {"samples": options.samples, "row_tokens": 1, "top_k": 9}
     pool = options.dir / f"pool-{options.problems}.jsonl"
-    first = Pair(
-        options.dir / "first", "builtin:instruct", "builtin:thinking", "builtin:mini-set",
-        str(pool), 640, builtin,
-    )  # fmt: skip
-    own = builtin if options.donor.startswith("builtin:") else {"samples": options.samples}
-    second = Pair(
-        options.dir / options.name, options.recipient, options.donor, options.mini_set,
-        options.task, options.max_tokens, own,
-    )  # fmt: skip
     if not pool.is_file():
         write_pool(pool, 600, options.problems)
-    return first, second
+    first, whole = (
+        Pair(
+            options.dir / name, f"builtin:instruct{end}", f"builtin:thinking{end}",
+            "builtin:mini-set", str(pool), 640, builtin,
+        )
+        for name, end in (("first", "-ffn"), ("whole", ""))
+    )  # fmt: skip
+    own = builtin if options.recipient is None else {"samples": options.samples}
+    trained = options.dir / "family"
+    second = Pair(
+        options.dir / options.name,
+        options.recipient or str(trained / "instruct-ffn"),
+        options.donor or str(trained / "thinking-ffn"),
+        options.mini_set, options.task, options.max_tokens, own,
+    )  # fmt: skip
+    return Pairs(first, whole, second)
+
+
+def train_second(out: Path) -> None:
+    """Train the second family's pair on its base model, as the first family's was."""
+    import torch
+
+    from benchmarks.family.train import STAGES, run_stages
+    from surgeon.builtin import path
+
+    torch.set_num_threads(1)
+    out.mkdir(parents=True, exist_ok=True)
+    base = out / "base"
+    if not base.exists():
+        base.symlink_to(path("second-base"))
+    run_stages(out, stages=tuple(stage for stage in STAGES if stage.ffn_only), seed=1)
 
 
 def chosen_for(second: Pair, first: Pair) -> Move:
@@ -349,15 +412,21 @@ def chosen_for(second: Pair, first: Pair) -> Move:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     options = parsed(arguments)
-    first, second = pairs(options)
+    first, whole, second = pairs(options)
     if options.step == "screen":
         first.evaluate(screened(*first.shape)[0], "screen")
+    elif options.step == "attention":
+        whole.evaluate(attending(*whole.shape)[0], "attention")
     elif options.step == "controls":
         first.evaluate(with_controls(finalists(first)), "controls")
+    elif options.step == "family":
+        train_second(options.dir / "family")
     elif options.step == "confirm":
         second.evaluate(with_controls([chosen_for(second, first)]), "confirm")
     if (first.place / "screen").is_dir() and options.step in ("screen", "table"):
-        print(table_of_screen(first))
+        print(table_of(first, "screen", screened(*first.shape)[1]))
+    if (whole.place / "attention").is_dir() and options.step in ("attention", "table"):
+        print(table_of(whole, "attention", attending(*whole.shape)[1]))
     if (first.place / "controls").is_dir() and options.step in ("controls", "table"):
         print(table_of_controls(first, "controls", finalists(first)))
         print(f"\nThe winner: {winner(first).name}.")
