@@ -798,14 +798,13 @@ def test_each_selection_chooses_by_its_score(tmp_path: Path, siblings):
         "examples.my_selection:changed": np.where(mass_LF > 0, length_LF, 0),
     }  # fmt: skip
     for name, score_LF in wanted.items():
+        out = tmp_path / name.replace(":", "-")
         best_LF = score_LF >= np.sort(score_LF.ravel())[-12]
-        report = transplant(
-            a, donor=b, weights=weights, select=name, top_units=12, out=tmp_path / name[-6:]
-        )
+        report = transplant(a, donor=b, weights=weights, select=name, top_units=12, out=out)
         assert report.units_L == tuple(best_LF.sum(1).tolist()), name
         assert f"the strongest 12 units by {name}" in report.selection
-        transplant(a, donor=b, mask=best_LF, out=tmp_path / f"{name[-6:]}-mask")
-        made, by_mask = (Checkpoint.open(tmp_path / f"{name[-6:]}{end}") for end in ("", "-mask"))
+        transplant(a, donor=b, mask=best_LF, out=tmp_path / f"{out.name}-mask")
+        made, by_mask = (Checkpoint.open(tmp_path / f"{out.name}{end}") for end in ("", "-mask"))
         assert same_bits(made, by_mask), name
         found = lineage.read(made.path) or {}
         assert ("answers" in found["inputs"]) == (name == "attribution")
