@@ -55,7 +55,8 @@ class Measures:
     pass1: float
     """Pass@1: Avg@k under another name."""
     ece: float
-    """Expected calibration error of the majority vote."""
+    """Expected calibration error of the majority vote. With one sample a problem every answer has
+    all the votes, and this is only the share of wrong ones: tables leave it out."""
     tokens: float
     """Mean tokens per response."""
     truncated: float

@@ -641,6 +641,25 @@ def test_majority_keeps_answers_that_agree_and_one_of_a_tie(source: Path, tmp_pa
     assert [(i, trace.text) for i, trace in kept] == [(0, "w2"), (0, "w2"), (1, one)]
 
 
+def test_lmsi_stops_after_a_few_questions_without_any_answer(
+    source: Path, tmp_path: Path, monkeypatch
+):
+    plan = planned(source, tmp_path, samples=2, method="lmsi", answer="number")
+    asked: list[int] = []
+
+    def answer_pool(plan, live, prompts, *_, **__):
+        asked.append(len(prompts))
+        return {(p.id, n): Trace(p.id, n, [5], [20], text, "stop") for p in prompts for n in (0, 1)}
+
+    monkeypatch.setattr(stages, "answer_pool", answer_pool)
+    text, live = "no number", running(plan, {}).live
+    with pytest.raises(BadInput, match="in the first 16 responses, of which 0 were cut"):
+        stages.voted_answers(plan, live, tmp_path)
+    assert asked == [8]
+    text = "7"
+    assert stages.voted_answers(plan, live, tmp_path).diagnostics.room == 0 and asked[1:] == [8, 16]
+
+
 def test_room_counts_finished_answers_in_which_nothing_was_found(source: Path, tmp_path: Path):
     """Of (7, 7), (nothing, 5) and (cut, cut): shares of the most frequent 1, 1/2 and 0, one of the
     four finished unread."""

@@ -21,12 +21,16 @@ from surgeon.consensus import Reliability, reliability
 from surgeon.distill.accuracy_gap import AccuracyGap, teachers_gap
 from surgeon.distill.demonstrations import Context, find_contexts, prompt_of_teacher
 from surgeon.distill.pool import Answers, LiveModel, answer_pool, pool_sets
+from surgeon.errors import BadInput
 from surgeon.live.architecture import head_of
 from surgeon.traces import Prompt, Trace
 from surgeon.training.sequences import response_states, sequences, unembedding
 
 if TYPE_CHECKING:
     from surgeon.distill.plan import DistillPlan
+
+FEW = 8
+"""Questions that are answered first, where nothing can be learned without readable answers."""
 
 
 @part
@@ -135,6 +139,24 @@ def answers_only(plan: "DistillPlan", live: LiveModel, work: Path) -> PoolEviden
         labelled=labelled(plan, answers, plan.prompts),
     )
     return PoolEvidence(answers, list(range(len(plan.prompts))), {}, diagnostics)
+
+
+def voted_answers(plan: "DistillPlan", live: LiveModel, work: Path) -> PoolEvidence:
+    """What `answers_only` gathers, for a method that learns the majority: raises `BadInput` where
+    no answer is found in any response to the first few questions, spread over the pool."""
+    few = plan.prompts[:: max(1, len(plan.prompts) // FEW)][:FEW]
+    sampling = plan.settings.sampling
+    answers = answer_pool(plan, live, few, sampling, work, what="answer a few questions")
+    traces = [[answers[prompt.id, n] for n in range(sampling.samples)] for prompt in few]
+    if all(vote is None for row in plan.votes(traces) for vote in row):
+        cut = sum(trace.finish_reason == "length" for row in traces for trace in row)
+        raise BadInput(
+            f"no answer was found by {plan.settings.answer!r} in the first "
+            f"{len(few) * sampling.samples} responses, of which {cut} were cut at "
+            f"{sampling.max_tokens} tokens, so there is no majority to learn. Say with --answer "
+            "how an answer is read, or raise --max-tokens."
+        )
+    return answers_only(plan, live, work)
 
 
 def probed_answers(plan: "DistillPlan", live: LiveModel, work: Path) -> PoolEvidence:

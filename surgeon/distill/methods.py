@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from surgeon import named
 from surgeon.answers import majority
 from surgeon.distill.advice import weigh
-from surgeon.distill.evidence import PoolEvidence, answers_only, probed_answers, with_sets
+from surgeon.distill.evidence import (
+    PoolEvidence,
+    answers_only,
+    probed_answers,
+    voted_answers,
+    with_sets,
+)
 from surgeon.distill.grpo import (
     RewardedMethod,
     checked_reward,
@@ -121,6 +127,7 @@ METHODS: dict[str, Finisher] = {
     "lmsi": Finisher(
         "fine-tuning on the model's own answers that agree with the majority (Huang et al.)",
         learn_majority,
+        gather=voted_answers,
         by_question=False,
     ),
     "ttrl": Finisher(

@@ -24,7 +24,9 @@ def table(evaluation: Evaluation, width: int = 120) -> "Table":
     columns: dict[str, list[str]] = {"candidate": [], f"Avg@{k}": [], "95% interval": []}
     if baseline:
         columns[f"gain on {baseline}, pp"] = []
-    columns |= {name: [] for name in (f"Maj@{k}", "ECE", "tokens", "truncated", "no answer")}
+    # One sample has all the votes: its error of calibration would be its share of wrong answers.
+    votes = (f"Maj@{k}", "ECE") if k > 1 else (f"Maj@{k}",)
+    columns |= {name: [] for name in (*votes, "tokens", "truncated", "no answer")}
     for c in [*rows, *groups]:
         several = f" ({len(c.members)} seeds)" if isinstance(c, EvaluatedGroup) else ""
         low, high = c.interval["avg"]
@@ -32,12 +34,12 @@ def table(evaluation: Evaluation, width: int = 120) -> "Table":
         if baseline:
             cells.append(gain_text(c.gain))
         cells += [
-            f"{c.maj:.3f}", f"{c.ece:.3f}", f"{c.tokens:.0f}", f"{c.truncated:.0%}",
-            f"{c.missing:.0%}",
+            f"{c.maj:.3f}", *([f"{c.ece:.3f}"] if k > 1 else []), f"{c.tokens:.0f}",
+            f"{c.truncated:.0%}", f"{c.missing:.0%}",
         ]  # fmt: skip
         for column, cell in zip(columns.values(), cells, strict=True):
             column.append(cell)
-    for name in NARROW:
+    for name in filter(columns.__contains__, NARROW):
         if sum(max(map(len, [n, *cells])) + 2 for n, cells in columns.items()) - 2 > width:
             del columns[name]
     printed = console.table(*columns)

@@ -47,17 +47,22 @@ def rows_of(evaluation: Evaluation, task: TaskResult | None) -> dict[str, Measur
     return {one.name: one for one in (*evaluation.candidates, *evaluation.groups)}
 
 
+ECE = "Expected calibration error"
+
+
 def tables_of(evaluation: Evaluation) -> list[Grid]:
     """Avg@k, Maj@k and ECE by task (Tab. 7, 8), and in-domain against cross-domain (Tab. 3, 4)."""
     k = evaluation.settings["samples"]
     grids = [
         matrix(evaluation, f"Avg@{k}, %", lambda m: m.avg, 100),
         matrix(evaluation, f"Maj@{k}, %", lambda m: m.maj, 100),
-        matrix(evaluation, "Expected calibration error", lambda m: m.ece, 1),
     ]
+    if k > 1:  # one sample has all the votes
+        grids.append(matrix(evaluation, ECE, lambda m: m.ece, 1))
     if evaluation.transfers:
         grids.append(transfer_table(evaluation.transfers, f"Avg@{k}, %", "avg", 100))
-        grids.append(transfer_table(evaluation.transfers, "Expected calibration error", "ece", 1))
+        if k > 1:
+            grids.append(transfer_table(evaluation.transfers, ECE, "ece", 1))
     return grids
 
 
