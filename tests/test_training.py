@@ -20,6 +20,7 @@ from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
 from surgeon.settings.training import Schedule, Tuning
 from surgeon.training.loop import Batch, Guards, Loss, fit, seed_everything
+from surgeon.training.mastered import MasteredAdamW, optimizer_of
 from surgeon.training.sequences import (
     chunked_nll,
     require_plain_logits,
@@ -170,7 +171,9 @@ def test_an_adapted_unembedding_is_refused(make_checkpoint, tmp_path: Path):
         unembedding(model)
 
 
-@pytest.mark.parametrize("wrong", [{"weights": "some"}, {"rank": 0}, {"dropout": 1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"weights": "some"}, {"rank": 0}, {"dropout": 1.0}, {"mastered": True}]
+)
 def test_wrong_tunings_are_refused(wrong):
     with pytest.raises(BadInput):
         Tuning(**wrong)
@@ -332,7 +335,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("kind", ["factors", "exact", "full"])
+@pytest.mark.parametrize("kind", ["factors", "exact", "full", "mastered"])
 def test_a_killed_run_continues_with_the_numbers_it_would_have_had(
     source: Path, tmp_path: Path, kind
 ):
@@ -340,7 +343,8 @@ def test_a_killed_run_continues_with_the_numbers_it_would_have_had(
 
     def run(out: Path, killed_at: int | None = None):
         model: Any = Checkpoint.open(source).model()
-        tuning = Tuning(weights="full") if kind == "full" else Tuning(rank=4, dropout=0.1)
+        full = Tuning(weights="full", mastered=kind == "mastered")
+        tuning = full if kind in ("full", "mastered") else Tuning(rank=4, dropout=0.1)
         tune(model, tuning)
         teacher = (AveragedChange if kind == "exact" else AveragedWeights)(model, 0.1)
         steady = batches([0, 1], [2, 3])
@@ -375,6 +379,25 @@ def test_a_killed_run_continues_with_the_numbers_it_would_have_had(
     for mine, other in zip(again[1:], whole[1:], strict=True):
         assert mine.keys() == other.keys()
         assert all(torch.equal(mine[name], other[name]) for name in mine)
+
+
+def test_bfloat16_weights_are_their_masters_rounded_which_move_as_float32_ones():
+    """Steps of 1e-4 of a weight: bfloat16 alone would round each of them away."""
+    torch.manual_seed(0)
+    start = torch.randn(8, 5).bfloat16()
+    plain = torch.nn.Parameter(start.float())
+    small = torch.nn.Parameter(start.clone())
+    theirs, mine = optimizer_of([plain], 0.1), optimizer_of([small], 0.1)
+    assert isinstance(theirs, torch.optim.AdamW) and isinstance(mine, MasteredAdamW)
+    for _ in range(40):
+        gradient = torch.randn(8, 5).bfloat16()
+        plain.grad, small.grad = gradient.float(), gradient
+        for optimizer in (theirs, mine):
+            optimizer.param_groups[0]["lr"] = 1e-4
+            optimizer.step()
+            optimizer.zero_grad()
+    assert torch.equal(mine.state[small]["master"], plain.detach())
+    assert torch.equal(small, plain.detach().bfloat16()) and not torch.equal(small, start)
 
 
 def test_a_finished_run_is_not_trained_further(source: Path, tmp_path: Path):

@@ -5,7 +5,9 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Lt
 
+from surgeon.errors import BadInput
 from surgeon.settings.schema import (
+    RECORDED_WHERE_SET,
     SHORTHAND,
     UNRECORDED,
     Amount,
@@ -36,8 +38,19 @@ class Tuning:
     """LoRA: share of the inputs that is dropped in training."""
     targets: str = "all-linear"
     """LoRA: module names, separated by commas, or `all-linear` (all but the unembedding)."""
+    mastered: Annotated[bool, RECORDED_WHERE_SET] = False
+    """All weights: keep them in bfloat16, with a float32 copy in the optimizer, instead of
+    computing in float32 or casting in every pass."""
     gradient_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
+
+    def __post_init__(self) -> None:
+        """Raise BadInput for master copies of an adapter, which is in float32 anyhow."""
+        if self.mastered and self.weights == "lora":
+            raise BadInput(
+                "found mastered and lora, expected full: an adapter is trained in float32 on a "
+                "base of any dtype."
+            )
 
 
 @settings

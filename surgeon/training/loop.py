@@ -23,6 +23,7 @@ from surgeon.errors import BadInput
 from surgeon.live.processor import fitting_threads
 from surgeon.progress import bar
 from surgeon.settings.training import Schedule
+from surgeon.training.mastered import optimizer_of
 from surgeon.training.state import METRICS, History, resume, save
 from surgeon.training.student import Student
 from surgeon.training.tuning import Teacher, trainable
@@ -171,7 +172,7 @@ def fit(
     """
     accelerator = student.accelerator
     parameters = trainable(student.model)
-    optimizer = torch.optim.AdamW(list(parameters.values()), weight_decay=schedule.weight_decay)
+    optimizer = optimizer_of(list(parameters.values()), schedule.weight_decay)
     start, history = resume(directory, student, optimizer, teacher)
     journal = Journal(accelerator, directory, history, guards)
     work = iter(batches(start))

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from surgeon import jsonl, lineage
+from surgeon.training.mastered import MasteredAdamW
 from surgeon.training.student import Student
 from surgeon.training.tuning import Teacher, trainable
 
 METRICS = "metrics.jsonl"
+MOMENTS = ("step", "exp_avg", "exp_avg_sq", "master")
 
 
 class History(NamedTuple):
@@ -35,7 +37,7 @@ def save(
     directory: Path,
     step: int,
     student: Student,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.AdamW | MasteredAdamW,
     teacher: Teacher | None,
 ) -> None:
     """Write parameters, teacher and optimizer after `step` steps; the state before it goes."""
@@ -73,7 +75,7 @@ def save(
 def resume(
     directory: Path,
     student: Student,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.AdamW | MasteredAdamW,
     teacher: Teacher | None,
 ) -> tuple[int, History]:
     """Bring back the last saved state; the steps it has behind it, and their records."""
@@ -92,11 +94,11 @@ def resume(
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(_like(parts["student"][name], parameter))
+                kept = {key: parts["optimizer"].get(f"{key}.{name}") for key in MOMENTS}
                 optimizer.state[parameter] = {
-                    key: _like(parts["optimizer"][f"{key}.{name}"], parameter)
-                    if key != "step"
-                    else parts["optimizer"][f"{key}.{name}"]
-                    for key in ("step", "exp_avg", "exp_avg_sq")
+                    key: tensor if key == "step" else _like(tensor, parameter)
+                    for key, tensor in kept.items()
+                    if tensor is not None
                 }
             for name, tensor in (teacher.tensors if teacher is not None else {}).items():
                 tensor.copy_(_like(parts["teacher"][name], tensor))

@@ -23,11 +23,13 @@ def tune(
 
     LoRA's factors are float32 on a base of any dtype and start without effect; the `rows` (token
     ids) of embedding and unembedding are trained beside them, and no other row. Full weights are
-    brought to float32: in bfloat16 steps of a usual size are rounded away.
+    brought to float32: in bfloat16 steps of a usual size are rounded away, unless the optimizer
+    makes them in float32 copies (`mastered`).
     """
     adapter = None
     if tuning.weights == "full":
-        model.float().requires_grad_(True)
+        dtype = torch.bfloat16 if tuning.mastered else torch.float32
+        model.to(dtype).requires_grad_(True)  # pyright: ignore
     else:
         from peft import LoraConfig, get_peft_model
 
