@@ -38,6 +38,8 @@ class Tap:
 
     unit_BTU: Tensor | None = None
     head_BTH: Tensor | None = None
+    on = True
+    """Whether passes are seen."""
 
     def __init__(self, channels: Channels):
         self.channels = channels
@@ -68,9 +70,13 @@ def tapped(model: nn.Module, channels: Channels) -> Iterator[Tap]:
     every_head = channels.heads == tuple(range(attention.n_heads))
 
     def units(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if not tap.on:
+            return
         tap.unit_BTU = args[0].detach().index_select(-1, unit_U).abs().float()
 
     def heads(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if not tap.on:
+            return
         mixed_BTHD = args[0].detach().unflatten(-1, (attention.n_heads, -1))
         if not every_head:
             mixed_BTHD = mixed_BTHD.index_select(-2, head_H)

@@ -840,7 +840,12 @@ def test_a_reading_of_what_is_no_ranking(place: Path, capsys):
         ("trigger reconstruct a --labels b --source x.jsonl --out out", "x.jsonl does not exist"),
         ("trigger fluctuation a --labels b --channels c --out out", "so it holds no labels"),
         ("trigger calibrate a --prompts mini.jsonl --out out", "carries no monitor"),
+        ("trigger calibrate a --prompts mini.jsonl --out out --action choose", "found action"),
         ("monitor a --prompts mini.jsonl --out out", "watch nothing: --levels none"),
+        (
+            "monitor a --prompts mini.jsonl --out out --action choose --engine http://x",
+            "an engine takes nothing back",
+        ),
         ("monitor a --prompts mini.jsonl --out out --levels outer", "found the level 'outer'"),
     ],
 )

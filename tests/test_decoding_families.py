@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.families import compare, generated, tiny
-from surgeon.decoding import Decoder, Request, decode, stream_key
+from surgeon.decoding import Decoder, Request, Rewind, decode, stream_key
 from surgeon.decoding.alone import Alone
 from surgeon.decoding.fitting import why_alone
 from surgeon.errors import BadInput
@@ -170,6 +170,40 @@ def test_a_watcher_sees_each_token_and_forces_some(lonely: Any):
     for index, ids in enumerate(watched):
         fed = [token for i, token in watcher.seen if i == index]
         assert fed == [wanted[index].prompt[-1], *ids[:-1]]
+
+
+class GoingBack(Forcing):
+    """Sends every answer back from its seventh token to its third: the first time to what was drawn
+    there, the second time to draw it anew."""
+
+    def seat(self, slot: int, index: int) -> None:
+        self.sent = 0
+        self.fed = []
+
+    def settled(self, slot: int) -> int:
+        return 0 if self.sent < 2 else 99
+
+    def look(self, slots: Sequence[int], fed_B: torch.Tensor, chosen_B: torch.Tensor) -> Any:
+        self.fed.append(int(fed_B[0]))
+        if len(self.fed) < 7 or self.sent == 2:
+            return {}
+        again = [] if self.sent else self.fed[3:]
+        self.sent += 1
+        del self.fed[2:]
+        return {0: Rewind(2, self.sent, again)}
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_next", "qwen3"])
+def test_an_answer_that_goes_back_goes_on_from_there(model_type: str):
+    """Greedy: to the same answer; drawn: to the same beginning, and to nothing that was emitted."""
+    model, wanted = tiny(model_type), requests([5, 30])
+    greedy = [request._replace(temperature=0.0) for request in wanted]
+    watcher: Any = GoingBack(model)
+    assert answers(model, greedy, batch=1, watcher=watcher) == answers(model, greedy, batch=1)
+    plain = answers(model, wanted, batch=1)
+    drawn = answers(model, wanted, batch=1, watcher=watcher)
+    for ids, others in zip(drawn, plain, strict=True):
+        assert ids[:2] == others[:2] and ids != others and len(ids) == len(others)
 
 
 # --- settings of configs that are easily overlooked -----------------------------------------------

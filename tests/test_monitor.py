@@ -263,6 +263,29 @@ def rows_without_chance(path: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=json.dumps)
 
 
+def test_a_step_is_drawn_anew_instead_of_a_trigger(
+    run: Callable[..., MonitoredRun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    given: dict[str, Any] = dict(action="choose", draws=2, levels=["intra"], with_vanilla=True)
+    result = run(limit=3, **given)
+    rows = lines(tmp_path / "out" / "firings.jsonl")
+    assert rows and all(row["tokens"] == 0 and row["redrawn"] > 0 for row in rows)
+    assert result.tokens.forced == 0
+    assert result.tokens.redrawn == sum(row["redrawn"] for row in rows)
+    vanilla, n = result.vanilla, result.responses
+    assert vanilla is not None
+    decoded = result.tokens.mean + result.tokens.redrawn / n
+    assert vanilla.tokens + vanilla.tokens_change[0] == pytest.approx(decoded)
+    assert result.drawn is not None and (tmp_path / "out" / "report.html").is_file()
+    show(result)
+    assert "tokens more each for new draws" in " ".join(capsys.readouterr().out.split())
+    # What was kept of it is read again as it was.
+    kept = journal.read(tmp_path / "out")
+    assert sum(one.firing.redrawn or 0 for e in kept for one in e.firings) == result.tokens.redrawn
+    random = run("random", limit=3, random_rate=str(tmp_path / "out"), **given)
+    assert random.tokens.redrawn > 0 and random.levels["intra"].readings == 0
+
+
 def test_the_same_answers_without_the_monitor_are_paired_with_it(
     run: Callable[..., MonitoredRun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

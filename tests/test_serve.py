@@ -281,6 +281,33 @@ def test_firings_come_with_the_answer(monitored: Server, here: Model, sometimes:
             assert (text != here.text(other)) == bool(rows)
 
 
+def test_steps_that_are_drawn_anew_are_not_sent_before_they_stay(here: Model, sometimes: Path):
+    """A stream has the text of the answer, which is the same again; sixty-four rows are watched."""
+    settings = dict(monitor_file=str(sometimes), action="choose", draws=2, levels=["intra"])
+    with serving(rows=64, **settings) as made:
+
+        def ask(number: int) -> Any:
+            (choice,) = made.chat(number, max_tokens=80).choices
+            return choice.message.content, choice.surgeon["firings"]
+
+        def follow(number: int) -> Any:
+            pieces = [piece.choices[0] for piece in made.chat(number, max_tokens=80, stream=True)]
+            text = "".join(choice.delta.content or "" for choice in pieces)
+            return text, pieces[-1].surgeon["firings"]
+
+        with ThreadPoolExecutor(8) as pool:
+            asked, followed = list(pool.map(ask, range(8))), list(pool.map(follow, range(8)))
+    plain = here.decode(*[here.request(number) for number in range(8)], max_tokens=80)
+    for (text, firings), (streamed, rows), other in zip(asked, followed, plain, strict=True):
+        assert text == streamed
+        assert [(f["position"], f["step"], f["redrawn"]) for f in firings] == [
+            (f["position"], f["step"], f["redrawn"]) for f in rows
+        ]
+        assert all(f["redrawn"] > 0 and f["level"] == "intra" for f in firings)
+        assert firings or text == here.text(other)
+    assert any(firings for _, firings in asked)
+
+
 def test_firings_that_an_answers_end_cut_off_are_left_out(monitored: Server, here: Model):
     (whole,) = monitored.chat(0, max_tokens=100).choices
     first = whole.surgeon["firings"][0]

@@ -21,6 +21,7 @@ from surgeon.neureasoner.steps import StepEnds, split_steps
 from surgeon.settings.neureasoner import LEVELS, WatchSettings
 from surgeon.traces import Trace, encode, read_prompts, stop_ids
 from surgeon.watch.monitor import Monitor
+from surgeon.watch.redrawing import watch_of
 from surgeon.watch.watching import Firing, Reading, Watching, forced_tokens, union
 
 MODEL = "builtin:thinking"
@@ -85,7 +86,7 @@ class Scene:
         """Decode, all requests at once or one after the other."""
         watcher = None
         if monitor is not None:
-            watcher = Watching(self.model, self.tokenizer, monitor, **watching)
+            watcher = watch_of(self.model, self.tokenizer, monitor, **watching)
         decoder = Decoder(
             self.model, stop=stop_ids(self.model, self.tokenizer), rows=rows, max_tokens=500,
             temperature=0.6, top_p=0.95, sheds=sheds, watcher=watcher,

@@ -23,7 +23,7 @@ from surgeon.decoding.batch import Decoder, plan_rows
 from surgeon.decoding.choosing import NotFinite, stream_key
 from surgeon.decoding.fitting import evaluating
 from surgeon.decoding.prompted import prompt_likelihoods
-from surgeon.decoding.requests import Answer, Request, Token, Watcher
+from surgeon.decoding.requests import Answer, Request, Rewind, Rewinding, Token, Watcher
 from surgeon.decoding.shaping import Constraint, Likelihood, Shaping
 from surgeon.live.architecture import check_decodable, context_limit
 
@@ -34,6 +34,8 @@ __all__ = [
     "Likelihood",
     "NotFinite",
     "Request",
+    "Rewind",
+    "Rewinding",
     "Shaping",
     "Token",
     "Watcher",

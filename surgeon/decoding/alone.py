@@ -120,6 +120,11 @@ class Alone:
         """The row's request is gone, and its memory."""
         self.row_by_slot.pop(slot, None)
 
+    def back(self, slot: int, ids: Sequence[int]) -> None:
+        """Go on after these tokens, the first of those that the row holds: they are read anew."""
+        self.begin([(slot, ids)])
+        self.read_on()
+
     def clear(self, slot: int) -> None:
         """Forget what the row holds."""
         self.free(slot)

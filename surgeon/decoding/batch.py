@@ -20,11 +20,19 @@ from surgeon.decoding.choosing import (
     DrawSettings,
     NotFinite,
     choose,
+    stream_key,
     uniforms,
 )
 from surgeon.decoding.fitting import ROWS, evaluating, passes_of, row_block
 from surgeon.decoding.packing import bytes_of, packable
-from surgeon.decoding.requests import FinishReason, Request, Token, Watcher
+from surgeon.decoding.requests import (
+    FinishReason,
+    Request,
+    Rewind,
+    Rewinding,
+    Token,
+    Watcher,
+)
 from surgeon.decoding.shaping import PLAIN, Constraint, Shaping, likelihoods, shaped
 from surgeon.errors import BadInput
 from surgeon.live.architecture import (
@@ -85,19 +93,30 @@ class _Row:
     constraint: Constraint | None = None
     likelihoods: int | None = None
     token_ids: list[int] = field(default_factory=list)
-    """What was emitted."""
+    """What was emitted, and what is held."""
     count: int = 0
     """Tokens decoded since the row was seated. While below len(token_ids), an answer that was given
     up is made again, and what was emitted stands."""
     queue: deque[int] = field(default_factory=deque)
     """Forced tokens that are still to come."""
+    again: deque[int] = field(default_factory=deque)
+    """Tokens that were drawn before, and still are to come once more."""
+    held: list[Token] = field(default_factory=list)
+    """The last of the tokens, which may still be taken back."""
+    goes_on: bytes = b""
+    """The random stream, where it isn't the request's own any more."""
 
     @property
     def told(self) -> int | None:
         """The next token, where it isn't for the model to choose."""
         if self.count < len(self.token_ids):
             return self.token_ids[self.count]
-        return self.queue[0] if self.queue else None
+        coming = self.again or self.queue
+        return coming[0] if coming else None
+
+    def numbers(self) -> np.ndarray:
+        """The random numbers of the next tokens."""
+        return uniforms(self.goes_on or self.stream, self.count // STREAM_BLOCK)
 
 
 class Decoder:
@@ -136,6 +155,7 @@ class Decoder:
             rows = 1
         self.model, self.stop, self.limit = model, stop, context_limit(model)
         self.watcher, self.sheds, self.patient = watcher, sheds, patient
+        self.rewinding = watcher if isinstance(watcher, Rewinding) else None
         self.max_tokens, self.draw = max_tokens, DrawSettings(temperature, top_p, top_k)
         self.device = device_of(model)
         self.on_cpu = self.device.type == "cpu"
@@ -225,8 +245,8 @@ class Decoder:
                     token_B = self._choose(logits_BV)
                 except NotFinite:
                     token_B = self._choose(self._without_broken(logits_BV))
-                forced = self._force(token_B)
-            return self._accept(token_B, forced)
+                forced, back = self._force(token_B)
+            return self._accept(token_B, forced, back)
 
     # refill
 
@@ -317,7 +337,7 @@ class Decoder:
         self.row_B[b] = row
         self.length_B[b] = len(row.prompt) - 1
         self.token_B[b] = row.prompt[-1]
-        self.random_BS[b] = uniforms(row.stream, 0)
+        self.random_BS[b] = row.numbers()
         if self.watcher is not None:
             self.watcher.seat(b, row.index)
 
@@ -341,7 +361,8 @@ class Decoder:
                 continue
             if row.likelihoods is not None:
                 self.logprob_V[b] = logits_BV[b].float().log_softmax(-1)
-            if row.queue or (row.shaping == PLAIN and row.constraint is None):
+            told = row.again or row.queue
+            if told or (row.shaping == PLAIN and row.constraint is None):
                 continue
             if not copied:
                 logits_BV, copied = logits_BV.clone(), True
@@ -385,23 +406,32 @@ class Decoder:
             token_B[where] = _drawn(logits_BV[where], number_B[where], draw).to(self.device)
         return token_B
 
-    def _force(self, token_B: Tensor) -> set[int]:
+    def _force(self, token_B: Tensor) -> tuple[set[int], dict[int, Rewind]]:
         """Put the tokens that aren't for the model to choose into `token_B`; the slots of those
-        that a watcher chose."""
+        that a watcher chose, and where answers go back."""
         seated = [(b, row) for b, row in enumerate(self.row_B) if row is not None]
         self._tell(token_B, seated)
         if self.watcher is None:
-            return set()
+            return set(), {}
         wanted = self.watcher.look([b for b, _ in seated], self.token_B, token_B)
+        back = {b: one for b, one in wanted.items() if isinstance(one, Rewind)}
         if wanted:
             for b, row in seated:
-                if wanted.get(b):
-                    row.queue = deque(wanted[b])
+                tokens = wanted.get(b)
+                if tokens and not isinstance(tokens, Rewind):
+                    row.queue = deque(tokens)
             self._tell(token_B, seated)
-        forced = {b for b, row in seated if row.queue}
-        for b in forced:
-            self.row_B[b].queue.popleft()  # pyright: ignore[reportOptionalMemberAccess]
-        return forced
+        forced = set()
+        for b, row in seated:
+            if b in back:
+                continue
+            if row.again:
+                if row.count >= len(row.token_ids):
+                    row.again.popleft()
+            elif row.queue:
+                row.queue.popleft()
+                forced.add(b)
+        return forced, back
 
     def _tell(self, token_B: Tensor, seated: Sequence[tuple[int, _Row]]) -> None:
         told = {b: row.told for b, row in seated if row.told is not None}
@@ -409,13 +439,16 @@ class Decoder:
             where = torch.tensor(list(told), device=self.device)
             token_B[where] = torch.tensor(list(told.values()), device=self.device)
 
-    def _accept(self, token_B: Tensor, forced: set[int]) -> list[Token]:
+    def _accept(self, token_B: Tensor, forced: set[int], back: dict[int, Rewind]) -> list[Token]:
         """Append each row's token, and free the slots whose answers ended."""
         self.token_B = token_B
-        found = []
+        found: list[Token] = []
         for b, token in enumerate(token_B.tolist()):
             row = self.row_B[b]
             if row is None:
+                continue
+            if b in back:
+                self._rewind(b, row, back[b])
                 continue
             row.count += 1
             # An answer that was given up is made again up to where it was: not emitted twice.
@@ -428,7 +461,8 @@ class Decoder:
                 if row.likelihoods is not None:
                     logprob_1V = self.logprob_V[b][None]
                     (likelihood,) = likelihoods(logprob_1V, [token], row.likelihoods)
-                found.append(Token(row.index, token, b in forced, reason, likelihood))
+                row.held.append(Token(row.index, token, b in forced, reason, likelihood))
+                found += self._certain(b, row, reason is not None)
                 if row.constraint is not None and reason is None:
                     row.constraint.accept(token)
                 if reason is not None:
@@ -437,8 +471,32 @@ class Decoder:
                     continue
             self.length_B[b] += 1
             if row.count % STREAM_BLOCK == 0:
-                self.random_BS[b] = uniforms(row.stream, row.count // STREAM_BLOCK)
+                self.random_BS[b] = row.numbers()
         return found
+
+    def _certain(self, b: int, row: _Row, ended: bool) -> list[Token]:
+        """The tokens that are held and will stay."""
+        count = len(row.held)
+        if self.rewinding is not None and not ended:
+            count = max(0, count + self.rewinding.settled(b) - len(row.token_ids))
+        certain = row.held[:count]
+        del row.held[:count]
+        return certain
+
+    def _rewind(self, b: int, row: _Row, to: Rewind) -> None:
+        """Take back an answer's last tokens: the next pass feeds the last of those that stay."""
+        more = len(row.token_ids) - to.length
+        if not 0 <= more <= len(row.held):
+            raise ValueError(f"{more} tokens can't be taken back of {len(row.held)} that are held")
+        del row.token_ids[to.length :], row.held[len(row.held) - more :]
+        row.queue.clear()
+        row.again = deque(to.token_ids)
+        row.count = to.length
+        row.goes_on = stream_key(to.number, row.stream.hex(), to.length)
+        self.length_B[b] = len(row.prompt) - 1 + row.count
+        self.token_B[b] = row.token_ids[-1] if row.token_ids else row.prompt[-1]
+        self.random_BS[b] = row.numbers()
+        self.passes.back(b, [*row.prompt, *row.token_ids][:-1])
 
     def _free(self, b: int) -> None:
         self.reading.pop(b, None)

@@ -4,7 +4,8 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -54,6 +55,18 @@ class Answer(NamedTuple):
     """Positions in `token_ids` of the tokens that a watcher chose."""
 
 
+@dataclass(frozen=True)
+class Rewind:
+    """An answer goes back, and on from there with other random numbers."""
+
+    length: int
+    """Tokens of the answer that stay."""
+    number: int
+    """Which of the streams that follow from the request's own it goes on with."""
+    token_ids: Sequence[int] = ()
+    """What comes next, whatever would be drawn: tokens that the model drew there before."""
+
+
 class Watcher(Protocol):
     """Looks at every row after each token it is fed, and may choose its next tokens.
 
@@ -79,8 +92,9 @@ class Watcher(Protocol):
 
     def look(
         self, slots: Sequence[int], fed_B: Tensor, chosen_B: Tensor
-    ) -> Mapping[int, Sequence[int]]:
-        """The tokens to force, by slot; none for a slot that is left out.
+    ) -> "Mapping[int, Sequence[int] | Rewind]":
+        """The tokens to force, by slot; none for a slot that is left out. A `Rewinding` watcher may
+        send an answer back instead; `chosen_B` is then not emitted.
 
         `slots` are the rows in use. `fed_B[slot]` is the token that the pass fed to a row: its
         prompt's last one in the first pass after `seat`, then each token of the answer in turn.
@@ -88,4 +102,13 @@ class Watcher(Protocol):
         place of forced tokens that are still to come. Both hold every row of the batch, as the
         pass did, with rows not in use in between. The watcher must change neither.
         """
+        ...
+
+
+@runtime_checkable
+class Rewinding(Watcher, Protocol):
+    """A watcher that may send answers back: tokens are emitted once they are certain to stay."""
+
+    def settled(self, slot: int) -> int:
+        """So many tokens of the answer in this row are never taken back."""
         ...

@@ -165,6 +165,10 @@ class Slots:
         self.idle.add(slot)
         self.unread = [prompt for prompt in self.unread if prompt.slot != slot]
 
+    def back(self, slot: int, ids: Sequence[int]) -> None:
+        """Go on after these tokens, the first of those that the row holds: what lies behind them
+        is closed by the mask."""
+
     def clear(self, slot: int) -> None:
         """Forget what the row holds, which may be no numbers."""
         self.cache.clear(slot)

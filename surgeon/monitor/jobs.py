@@ -101,8 +101,15 @@ def prepare(settings: MonitorSettings) -> MonitorPlan:
             levels = monitor.default_levels
         if rates is not None:
             levels = tuple(level for level in levels if level in rates)
+        monitor = monitor.acting(settings.action, settings.draws)
         for level in levels:
-            forced_tokens(tokenizer, monitor.settings, level)  # raises for a missing trigger
+            if not monitor.settings.redraws(level):
+                forced_tokens(tokenizer, monitor.settings, level)  # raises for a missing trigger
+            elif not settings.engine.is_local:
+                raise BadInput(
+                    f"found an engine and a monitor whose {level} draws steps anew, expected the "
+                    "decoder here, or --action trigger: an engine takes nothing back."
+                )
     asks = settings.out is None or not settings.out.exists()
     require_engine(settings.engine, [as_subject(checkpoint)], prompts, asks=asks)
     inputs = {

@@ -48,6 +48,9 @@ def entry_of(answer: MonitoredAnswer, tokenizer: "PreTrainedTokenizerBase") -> E
     starts = {firing.position for firing in answer.firings}
     firings = []
     for firing in answer.firings:
+        if firing.redrawn is not None:
+            firings.append(LoggedFiring(_rounded(firing), "", 0))
+            continue
         end = firing.position + 1
         while end in forced and end not in starts:
             end += 1
@@ -64,7 +67,7 @@ def append(work: Path, entry: Entry) -> None:
     """Add an answer to the files of a run."""
     name = {"prompt_id": entry.trace.prompt_id, "sample": entry.trace.sample}
     for one in entry.firings:
-        row = {**name, **one.firing._asdict(), "forced": one.text, "tokens": one.tokens}
+        row = {**name, **one.firing.row(), "forced": one.text, "tokens": one.tokens}
         jsonl.append(work / FIRINGS, row)
     readings = [reading._asdict() for reading in entry.readings]
     jsonl.append(work / READINGS, {**name, "readings": readings})
@@ -75,7 +78,7 @@ def read(directory: Path) -> list[Entry]:
     """The answers in a run's files; what a killed run left of others is taken away."""
     kept = {trace.key: Entry(trace, [], []) for trace in stored_traces(directory / TRACES)}
     for key, row in _own_rows(directory / FIRINGS, kept.keys()):
-        firing = Firing(*(row[name] for name in Firing._fields))
+        firing = Firing(**{name: row[name] for name in Firing._fields if name in row})
         kept[key].firings.append(LoggedFiring(firing, row["forced"], row["tokens"]))
     for key, row in _own_rows(directory / READINGS, kept.keys()):
         kept[key].readings.extend(Reading(**reading) for reading in row["readings"])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from surgeon.decoding import NotFinite, Request, decode, stream_key
 from surgeon.monitor.jobs import Job, MonitoredAnswer, MonitorPlan
 from surgeon.traces import stop_ids
-from surgeon.watch.watching import Watching
+from surgeon.watch.redrawing import watch_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,7 +18,7 @@ def decoded(
     """Decode answers with the monitor looking on, and yield each when it ends."""
     sampling, watching = plan.settings.sampling, None
     if plan.levels and plan.monitor is not None:
-        watching = Watching(
+        watching = watch_of(
             model, plan.tokenizer, plan.monitor, random_rate=plan.rates, seed=sampling.seed,
             levels=plan.levels,
         )  # fmt: skip

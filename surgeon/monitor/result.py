@@ -27,6 +27,8 @@ class TokenCounts:
     total: int
     forced: int
     """Those that the monitor chose."""
+    redrawn: int = 0
+    """Tokens that were decoded beside those of the answers, for steps that were drawn anew."""
 
 
 @part
@@ -67,7 +69,7 @@ class VanillaRun:
     pass1_change: tuple[float, float, float] | None
     """Monitored less vanilla: [mean, low, high], 95 %."""
     tokens_change: tuple[float, float, float]
-    """Of an answer, likewise."""
+    """Of an answer, likewise; with the tokens of steps that were drawn anew."""
     time: DecodingTime | None
     """None where all answers were on disk already."""
 
@@ -146,6 +148,8 @@ def show(run: MonitoredRun) -> None:
         f"{run.responses} responses to {run.prompts} prompts, {run.tokens.mean:.0f} tokens each "
         f"({run.tokens.forced} of {run.tokens.total} forced), {run.truncated:.0%} truncated"
     )
+    if run.tokens.redrawn:
+        line += f"; {run.tokens.redrawn / run.responses:.0f} tokens more each for new draws"
     if run.pass1 is not None:
         low, high = run.pass1.interval
         line += f"; Pass@1 {run.pass1.value:.3f} ({low:.3f} … {high:.3f})"
@@ -182,7 +186,7 @@ def _show_vanilla(run: MonitoredRun, plain: VanillaRun) -> None:
     middle, low, high = plain.tokens_change
     share = middle / plain.tokens if plain.tokens else 0.0
     rows.add_row(
-        "tokens", f"{plain.tokens:.0f}", f"{run.tokens.mean:.0f}",
+        "tokens decoded", f"{plain.tokens:.0f}", f"{plain.tokens + middle:.0f}",
         f"{middle:+.0f} ({low:+.0f} to {high:+.0f}), {share:+.1%}",
     )  # fmt: skip
     if run.time is not None and plain.time is not None:

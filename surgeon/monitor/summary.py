@@ -60,6 +60,7 @@ def summary(
             interval=metrics.bootstrap_interval(tokens_P, seed=sampling.seed),
             total=sum(lengths),
             forced=sum(one.tokens for entry in entries for one in entry.firings),
+            redrawn=sum(redrawn(entry) for entry in entries),
         ),
         finished=1 - truncated,
         truncated=truncated,
@@ -134,6 +135,9 @@ def compared(
     pairs = [in_order(some, plan.prompts) for some in ([e.trace for e in entries], plain)]
     right = [correct_by_prompt(plan, traces) for traces in pairs]
     tokens_P, plain_P = (tokens_by_prompt(plan, traces) for traces in pairs)
+    more = {entry.trace.key: redrawn(entry) for entry in entries}
+    more_P = np.reshape([more[trace.key] for trace in pairs[0]], (len(tokens_P), -1)).mean(1)
+    tokens_P = tokens_P + more_P
     change = None
     if right[0] is not None and right[1] is not None:
         change = _paired(right[0][0] - right[1][0], seed)
@@ -145,6 +149,11 @@ def compared(
         tokens_change=_paired(tokens_P - plain_P, seed),
         time=time,
     )
+
+
+def redrawn(entry: Entry) -> int:
+    """Tokens that were decoded beside those of an answer."""
+    return sum(one.firing.redrawn or 0 for one in entry.firings)
 
 
 def _paired(difference_P: np.ndarray, seed: int) -> tuple[float, float, float]:

@@ -179,6 +179,11 @@ class OnlineFeatures:
         self.now_BJC[rows] = 0
         self.steps_B[rows] += 1
 
+    def rewind(self, row: int, tokens: int) -> None:
+        """Forget the current step of this row, in which so many tokens were counted."""
+        self.now_BJC[row] = 0
+        self.time_B[row] -= tokens
+
     def features(
         self, level: str, rows: Sequence[int], channels: Sequence[int] | None = None
     ) -> Tensor:

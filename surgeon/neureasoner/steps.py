@@ -158,6 +158,8 @@ class StepRows:
         """Response tokens seen."""
         self.start_B = np.zeros(rows, np.int64)
         """First position of the current step."""
+        self.before_B = np.zeros(rows, np.uint8)
+        """What the token before the current step is made of."""
 
     def _names(self) -> list[str]:
         return [name for name in vars(self) if name.endswith("_B")]
@@ -195,6 +197,7 @@ class StepRows:
         self.position_B += live_B
         self.start_B = np.where(opened_B, self.position_B, self.start_B)
         self.flag_B = np.where(live_B, flag_B, self.flag_B)
+        self.before_B = np.where(opened_B, flag_B, self.before_B)
         return counted_B, opened_B, ended_B
 
     def closing(self, next_ids_B: Any) -> np.ndarray:
@@ -206,6 +209,12 @@ class StepRows:
         self.count_B += rows_B
         self.text_B &= ~rows_B
         self.start_B = np.where(rows_B, self.position_B, self.start_B)
+        self.before_B = np.where(rows_B, self.flag_B, self.before_B)
+
+    def rewind(self, row: int) -> None:
+        """The current step of this row begins anew."""
+        self.position_B[row], self.flag_B[row] = self.start_B[row], self.before_B[row]
+        self.text_B[row] = False
 
 
 # ---------------------------------------------------------------- labelled spans

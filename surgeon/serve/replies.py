@@ -295,7 +295,7 @@ class Envelope(NamedTuple):
             choice["stop_reason"] = answer.stop_string
             about: dict[str, object] = {}
             if self.monitored:
-                about["firings"] = [f._asdict() for f in answer.shown_firings]
+                about["firings"] = [f.row() for f in answer.shown_firings]
             if answer.chosen is not None:
                 about["best_of"] = answer.chosen
             if about:

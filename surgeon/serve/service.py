@@ -14,7 +14,7 @@ from surgeon.serve.worker import Worker
 from surgeon.settings.serve import ServeSettings
 from surgeon.traces import stop_ids
 from surgeon.watch.monitor import Monitor, find_monitor, read_levels
-from surgeon.watch.watching import Watching
+from surgeon.watch.redrawing import watch_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,6 +44,8 @@ def load(settings: ServeSettings) -> Service:
     tokenizer = checkpoint.tokenizer()
     file = find_monitor(settings.checkpoint, checkpoint, settings.monitor_file)
     monitor = None if file is None else Monitor.load(file, checkpoint)
+    if monitor is not None:
+        monitor = monitor.acting(settings.action, settings.draws)
     levels = read_levels(settings.levels, () if monitor is None else monitor.levels)
     if settings.levels is None and monitor is not None:
         levels = monitor.default_levels
@@ -70,7 +72,7 @@ def load(settings: ServeSettings) -> Service:
     )
     watching = None
     if monitor is not None and levels:
-        watching = Watching(model, tokenizer, monitor, levels=levels)
+        watching = watch_of(model, tokenizer, monitor, levels=levels)
     worker = Worker(
         model,
         stop=stop,

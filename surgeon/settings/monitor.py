@@ -5,9 +5,11 @@ from typing import Annotated
 
 from surgeon.errors import BadInput
 from surgeon.settings.engine import EngineSettings
+from surgeon.settings.neureasoner import Action
 from surgeon.settings.sampling import AnswerReading, Columns, Machine, Sampling
 from surgeon.settings.schema import (
     POSITIONAL,
+    RECORDED_WHERE_SET,
     UNRECORDED,
     Count,
     Many,
@@ -35,8 +37,14 @@ class MonitorSettings:
     """Directory to write; with `prompt` it may be left out, and nothing is written."""
     sampling: Sampling = Sampling(samples=1, temperature=0.6, top_p=0.95, max_tokens=16000)
     levels: Many[str] | None = None
-    """Watch only these of the monitor's levels; none watches nothing, and needs no monitor. By
-    default those that a calibration left on (`surgeon trigger calibrate`)."""
+    """Watch only these of the monitor's levels, or all of them; none watches nothing, and needs no
+    monitor. By default those that a calibration left on (`surgeon trigger calibrate`)."""
+    action: Annotated[Action | None, RECORDED_WHERE_SET] = None
+    """What a firing at intra or inter does: force the trigger (trigger), draw the step anew until
+    nothing fires (resample), or draw several and keep the one that the detector likes best
+    (choose); the last two need no training. By default what the monitor was calibrated for."""
+    draws: Annotated[Count | None, RECORDED_WHERE_SET] = None
+    """Most new draws of a step; by default the monitor's, 4."""
     random_rate: Annotated[str | dict[str, float] | None, Metavar("DIR")] = None
     """Control: fire at random, as often as that monitored run did, or as {level: chance}."""
     with_vanilla: bool = False
@@ -71,5 +79,10 @@ class MonitorSettings:
             )
         if self.with_vanilla and self.out is None:
             raise BadInput("found with_vanilla and no out, expected a directory: --out DIR.")
+        if self.action in ("resample", "choose") and not self.engine.is_local:
+            raise BadInput(
+                f"found action = {self.action} and an engine, expected the decoder here: an engine "
+                "takes nothing back."
+            )
         if self.engine.ask is not None:
             raise BadInput("found ask = chat, expected completions: answers are continued here.")

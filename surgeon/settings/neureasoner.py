@@ -23,6 +23,8 @@ STEPWISE: tuple[StepLevel, ...] = get_args(StepLevel)
 """The levels at which single steps fail. They are trained: `instance` needs no training, since its
 finish text is in the checkpoint's own words (sec. 3.3)."""
 THINKING = ("<think>", "</think>")
+Action = Literal["trigger", "resample", "choose"]
+"""What a firing at `intra` and `inter` does."""
 Text = Annotated[str, Strict()]
 """Text; a number isn't taken for one."""
 
@@ -54,6 +56,12 @@ class WatchSettings:
     """Steps after a firing at whose ends nothing fires."""
     cap: Number = 8
     """Most firings in a response."""
+    action: Action = "trigger"
+    """What a firing at `intra` or `inter` does: its token is forced (trigger), the step is drawn
+    anew until nothing fires (resample), or so many more are drawn and the one that the detector
+    likes best stays (choose). The last two need no training."""
+    draws: Count = 4
+    """Most new draws of a step (resample); further draws (choose)."""
     triggers: dict[str, Text] = field(
         default_factory=lambda: {"intra": "<INTRA>", "inter": "<INTER>"}
     )
@@ -79,6 +87,10 @@ class WatchSettings:
             raise BadInput(
                 f"found triggers = {self.triggers}, expected one for intra and inter each."
             )
+
+    def redraws(self, level: str) -> bool:
+        """Whether a firing at this level draws the step anew."""
+        return level in STEPWISE and self.action != "trigger"
 
     def steps(self, level: str) -> int:
         """Steps that the features of a level reach over."""

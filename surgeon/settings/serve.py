@@ -4,6 +4,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
+from surgeon.settings.neureasoner import Action
 from surgeon.settings.sampling import Machine, Template
 from surgeon.settings.schema import (
     POSITIONAL,
@@ -39,7 +40,14 @@ class ServeSettings:
     max_body_bytes: Count = 4 << 20
     """Largest request."""
     levels: Many[str] | None = None
-    """Watch only these of the monitor's levels; none watches nothing."""
+    """Watch only these of the monitor's levels, or all of them; none watches nothing. By default
+    those that a calibration left on (`surgeon trigger calibrate`)."""
+    action: Action | None = None
+    """What a firing at intra or inter does: force the trigger (trigger), draw the step anew until
+    nothing fires (resample), or draw several and keep the one that the detector likes best
+    (choose); a stream then comes step by step. By default what the monitor was calibrated for."""
+    draws: Count | None = None
+    """Most new draws of a step; by default the monitor's, 4."""
     monitor_file: Annotated[str | None, Metavar("FILE")] = None
     """Another monitor than the checkpoint's own."""
     best_of: Annotated[int, Ge(1), Le(128)] = 1

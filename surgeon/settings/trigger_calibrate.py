@@ -7,6 +7,7 @@ from surgeon.settings.neureasoner import LEVELS, Level
 from surgeon.settings.sampling import AnswerReading, Columns, Machine, Sampling
 from surgeon.settings.schema import (
     POSITIONAL,
+    RECORDED_WHERE_SET,
     SHARED,
     UNRECORDED,
     Amount,
@@ -56,6 +57,10 @@ class CalibrateSettings:
     """Levels that are calibrated, of those that the monitor has."""
     limit: Count | None = None
     """Only the first questions, so many."""
+    action: Annotated[Literal["trigger", "resample"] | None, RECORDED_WHERE_SET] = None
+    """What a firing at intra or inter does, on trial and in what is written: force its token
+    (trigger), or draw the step anew (resample; no trigger training is needed). By default what the
+    monitor's does."""
     inter_steps: Count = 3
     """Fewest consecutive steps of a stretch of stagnation (inter)."""
     most_unusable: Annotated[Share, UNRECORDED] = 0.1

@@ -4,10 +4,11 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from surgeon.settings.neureasoner import DetectorTraining, WatchSettings, even_probes
+from surgeon.settings.neureasoner import DetectorTraining, Text, WatchSettings, even_probes
 from surgeon.settings.sampling import Machine
 from surgeon.settings.schema import (
     POSITIONAL,
+    RECORDED_WHERE_SET,
     SHARED,
     UNRECORDED,
     Count,
@@ -52,6 +53,22 @@ class DetectorsSettings:
     """Steps of rest after a firing."""
     cap: Number = WatchSettings.cap
     """Most firings per response."""
+    finish: Text = WatchSettings.finish
+    """The text that is forced when instance fires; an empty one closes the thinking right after the
+    step."""
+    trials: Annotated[Number, RECORDED_WHERE_SET] = 0
+    """Most firings that are forced at failing and at sound step ends each, by level, to tell what
+    one is worth; 0: none. A level that isn't worth it is off by default."""
+    action: Annotated[Literal["trigger", "resample"] | None, RECORDED_WHERE_SET] = None
+    """What a firing at intra or inter does: force its token, which the checkpoint then has to know
+    (trigger, the default), or draw the step anew (resample)."""
+    max_tokens: Annotated[Count | None, RECORDED_WHERE_SET] = None
+    """Longest answer on trial; by default that of the labelled traces."""
+    check: Annotated[str | None, RECORDED_WHERE_SET] = None
+    """How answers on trial are judged: exact (the default), choice, math, or module:function."""
+    answer: Annotated[str | None, RECORDED_WHERE_SET] = None
+    """What is read out of them: auto (the default), boxed, choice, number, last-line, a regex with
+    one group, or module:function."""
     batch_tokens: Annotated[Count, UNRECORDED] = 4096
     """Tokens of a pass that reads activations."""
     seed: Annotated[int, SHARED, UNRECORDED] = 0
@@ -64,4 +81,5 @@ class DetectorsSettings:
         return WatchSettings(
             k=self.k, k_intra=self.k_intra, k_inter=self.k_inter, probes=even_probes(self.probes),
             instance_steps=self.instance_steps, cooldown=self.cooldown, cap=self.cap,
+            finish=self.finish, action=self.action or "trigger",
         )  # fmt: skip

@@ -12,6 +12,7 @@ own, each resumed after a kill:
 
 fluctuation.py   beside 2: how those units fluctuate where it fails, as a page
 counterparts.py  1: failing spans decoded anew
+trials.py        3: firings forced on trial, worths.py what they are worth
 examples.py      5: examples as tokens
 tokens.py        5: the triggers as tokens
 sft_card.py      5: the model card

@@ -4,13 +4,11 @@ Detectors are trained before the trigger training, or refitted on labels from be
 tuned model their probabilities mean something else. Its own traces are judged here.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
 
 from surgeon import console, lineage, named
 from surgeon.answers import gold_problem, parse_check, parse_extractor, parse_tags
@@ -21,61 +19,28 @@ from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
 from surgeon.live import support
 from surgeon.neureasoner import worth
-from surgeon.neureasoner.detectors import Interval, Quality, quality
-from surgeon.neureasoner.features import trace_features
-from surgeon.neureasoner.steps import Span, StepEnds, separated, whole_steps
+from surgeon.neureasoner.detectors import Quality, quality
 from surgeon.neureasoner.worth import NEVER, Readings, Worth
 from surgeon.progress import track
 from surgeon.settings import record, verb
 from surgeon.settings.neureasoner import LEVELS, Level
 from surgeon.settings.trigger_calibrate import CalibrateSettings
 from surgeon.settings.trigger_label import LabelSettings
-from surgeon.traces import LocalSampler, Prompt, Trace, digest_of_prompts, read_prompts, read_traces
+from surgeon.traces import LocalSampler, Prompt, digest_of_prompts, read_prompts, read_traces
 from surgeon.trigger import label as labelling
 from surgeon.trigger.artifacts import SPANS, TRACES, Spending
 from surgeon.trigger.detectors import interval, short
-from surgeon.trigger.trials import Trial, choose_trials, right, trials_of, tried
+from surgeon.trigger.trials import Judging, choose_trials, outcomes, right, tried
+from surgeon.trigger.worths import Judged, LevelWorth, judged, show_worth, threshold_of, worth_part
 from surgeon.watch.monitor import Monitor, find_monitor
 from surgeon.watch.spans import read_spans
-from surgeon.watch.watching import forced_tokens, is_read, union
+from surgeon.watch.watching import forced_tokens, union
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
 FILE, INSIDE, TRIED = "calibration.json", "calibration", "trials.jsonl"
-
-
-@part
-class FiringEffect:
-    """What forced firings did."""
-
-    trials: int
-    gain: Interval
-    """Of the share of right answers: [mean, low, high], 95 % by problem."""
-    tokens: Interval
-    """Of an answer's tokens."""
-
-
-@part
-class LevelWorth:
-    """What a level's firing is worth."""
-
-    true: FiringEffect
-    """At failing step ends."""
-    false: FiringEffect
-    """At sound ones."""
-    best: float | None
-    """The threshold that gains most; None where none gains."""
-    gain: Interval
-    """Expected change of the share of right answers at the threshold that is written; where it is
-    `best`, thresholds are chosen on one half of the problems and counted on the other."""
-    tokens: Interval
-    """Expected change of an answer's tokens."""
-    fired_true: float
-    """Share of the answers whose first firing is at a failing step end."""
-    fired_false: float
-    reason: str
 
 
 @part
@@ -125,8 +90,8 @@ class CalibratePlan(NamedTuple):
     prompts: dict[str, Prompt]
     """By id, in their order."""
     forced: dict[str, list[int]]
-    """By level that can be tried: what a firing forces."""
-    extract: Callable[[str], str | None]
+    """By level that can be tried: what a firing forces; nothing where it draws the step anew."""
+    judging: Judging
     label: LabelSettings
     device: str
     dtype: "torch.dtype | None"
@@ -165,7 +130,7 @@ def prepare(settings: CalibrateSettings) -> CalibratePlan:
             f"{settings.checkpoint} carries no monitor. Train one with `surgeon trigger "
             "detectors`, or name one with --monitor-file."
         )
-    monitor = Monitor.load(file, checkpoint)
+    monitor = Monitor.load(file, checkpoint).acting(settings.action, None)
     wanted = {*settings.levels} & {*monitor.levels}
     levels: tuple[Any, ...] = tuple(level for level in LEVELS if level in wanted)
     if not levels:
@@ -175,7 +140,13 @@ def prepare(settings: CalibrateSettings) -> CalibratePlan:
         )
     forced: dict[str, list[int]] = {}
     if settings.trials and any(prompt.answer is not None for prompt in prompts):
-        forced = {level: forced_tokens(tokenizer, monitor.settings, level) for level in levels}
+        forced = {
+            level: []
+            if monitor.settings.redraws(level)
+            else forced_tokens(tokenizer, monitor.settings, level)
+            for level in levels
+        }
+    judging = Judging(extract, settings.reading.think_tags, settings.check, settings.timeout_s)
     label = label_settings(settings, levels)
     labelling.prepare(label)
     inputs = {
@@ -191,7 +162,7 @@ def prepare(settings: CalibrateSettings) -> CalibratePlan:
     )  # fmt: skip
     return CalibratePlan(
         settings, checkpoint, tokenizer, monitor, levels, {p.id: p for p in prompts}, forced,
-        extract, label, device, dtype, run,
+        judging, label, device, dtype, run,
     )  # fmt: skip
 
 
@@ -208,13 +179,6 @@ def label_settings(settings: CalibrateSettings, levels: Sequence[Level]) -> Labe
     )  # fmt: skip
 
 
-class _Judged(NamedTuple):
-    """The readings of a level, and where a firing can be tried."""
-
-    readings: Readings
-    ends: list[Trial]
-
-
 def _calibrate(plan: CalibratePlan, work: Path) -> Calibration:
     settings, inside = plan.settings, work / INSIDE
     inside.mkdir(exist_ok=True)
@@ -227,26 +191,23 @@ def _calibrate(plan: CalibratePlan, work: Path) -> Calibration:
         read_back(model, traces, watched), what="read activations", total=len(traces)
     )
     numbers = {prompt_id: n for n, prompt_id in enumerate(plan.prompts)}
-    judged = _judged(plan, traces, list(activations), spans, columns, numbers)
+    found = judged(
+        plan.tokenizer, plan.monitor, plan.levels, plan.prompts, traces, list(activations), spans,
+        columns, numbers,
+    )  # fmt: skip
     trials = choose_trials(
-        [end for level in plan.forced for end in judged[level].ends], settings.trials, settings.seed
+        [end for level in plan.forced for end in found[level].ends], settings.trials, settings.seed
     )
     pairs = tried(
-        settings, LocalSampler(model, plan.tokenizer), plan.tokenizer, trials, plan.forced,
+        settings.sampling, LocalSampler(model, plan.tokenizer), plan.tokenizer, trials, plan.forced,
         inside / TRIED,
     )  # fmt: skip
-    graded = right(
-        settings, [trace for pair in pairs for trace in pair], plan.prompts, plan.extract,
-        plan.tokenizer,
-    )  # fmt: skip
-    right_K2 = graded.reshape(-1, 2)
-    rows: dict[str, LevelCalibration] = {}
-    for level in plan.levels:
-        own = [k for k, trial in enumerate(trials) if trial.level == level]
-        made = trials_of([trials[k] for k in own], [pairs[k] for k in own], right_K2[own])
-        rows[level] = _row(plan, level, judged[level].readings, made if own else None)
+    made = outcomes(plan.judging, trials, pairs, plan.prompts, plan.tokenizer)
+    rows = {
+        level: _row(plan, level, found[level].readings, made.get(level)) for level in plan.levels
+    }
     known = [trace for trace in traces if plan.prompts[trace.prompt_id].answer is not None]
-    correct = right(settings, known, plan.prompts, plan.extract, plan.tokenizer)
+    correct = right(plan.judging, known, plan.prompts, plan.tokenizer)
     result = Calibration(
         checkpoint=CheckpointName.of(plan.checkpoint),
         settings=lineage.plain({**plan.run.arguments, "seed": settings.seed}),
@@ -255,58 +216,10 @@ def _calibrate(plan: CalibratePlan, work: Path) -> Calibration:
         accuracy=float(correct.mean()) if len(correct) else None,
         levels=rows,
         judge=labelled.judge,
-        warnings=_warnings(plan, labelled.warnings, judged, rows),
+        warnings=_warnings(plan, labelled.warnings, found, rows),
     )
     _write(plan, rows, work)
     return result
-
-
-def _judged(
-    plan: CalibratePlan,
-    traces: Sequence[Trace],
-    activations: Sequence["torch.Tensor"],
-    spans: Sequence[Span],
-    columns: Mapping[str, Sequence[int]],
-    numbers: Mapping[str, int],
-) -> dict[str, _Judged]:
-    """What each detector says at the step ends that were judged, as while decoding."""
-    ends, watch = StepEnds(plan.tokenizer, plan.monitor.settings.thinking), plan.monitor.settings
-    failing: dict[tuple[str, int, str, int], bool] = {}
-    for span in spans:
-        for step in range(span.first, span.last + 1):
-            at = (*span.key, span.level, step)
-            failing[at] = failing.get(at, False) or span.failing
-    rows: dict[str, list[tuple[float, bool, int, int]]] = {level: [] for level in plan.levels}
-    places: dict[str, list[Trial]] = {level: [] for level in plan.levels}
-    for t, (trace, x_TC) in enumerate(zip(traces, activations, strict=True)):
-        steps, problem = whole_steps(ends, trace), numbers[trace.prompt_id]
-        has_answer = plan.prompts[trace.prompt_id].answer is not None
-        for level in plan.levels:
-            position_N, feature_NCX = trace_features(x_TC, steps, level, watch, columns[level])
-            if not len(position_N):
-                continue
-            probability_N = plan.monitor.detectors[level].probability(feature_NCX.flatten(1))
-            place = {int(p): n for n, p in enumerate(position_N.tolist())}
-            for s, step in enumerate(steps):
-                closing = not separated(ends, trace.token_ids, step)
-                # A label of the first steps is of the whole answer.
-                state = failing.get((*trace.key, level, 0 if level == "instance" else s))
-                if state is None or not is_read(level, s, closing, watch):
-                    continue
-                probability = float(probability_N[place[step.end - 1]])
-                rows[level].append((probability, state, t, problem))
-                if has_answer and not closing:
-                    places[level].append(Trial(level, state, trace, problem, step.end))
-    return {
-        level: _Judged(
-            Readings(
-                np.array([row[0] for row in own], float), np.array([row[1] for row in own], bool),
-                np.array([row[2] for row in own], int), np.array([row[3] for row in own], int),
-            ),
-            places[level],
-        )
-        for level, own in rows.items()
-    }  # fmt: skip
 
 
 def _row(
@@ -327,35 +240,21 @@ def _row(
     threshold = alarms if found is None or settings.threshold == "false-alarms" else found.threshold
     return LevelCalibration(
         before=before,
-        false_alarms=_threshold(alarms),
-        threshold=_threshold(threshold),
+        false_alarms=threshold_of(alarms),
+        threshold=threshold_of(threshold),
         quality=quality(
             readings.probability_N, readings.failing_N, readings.problem_N, threshold=threshold,
             seed=settings.seed,
         ),
-        worth=None if found is None else _part(found),
+        worth=None if found is None else worth_part(found),
         on=(found is None or found.on) and threshold != NEVER,
-    )  # fmt: skip
-
-
-def _threshold(value: float) -> float | None:
-    return None if value == NEVER else value
-
-
-def _part(found: Worth) -> LevelWorth:
-    return LevelWorth(
-        true=FiringEffect(**found.true._asdict()),
-        false=FiringEffect(**found.false._asdict()),
-        best=_threshold(found.best),
-        gain=found.gain, tokens=found.tokens, fired_true=found.fired_true,
-        fired_false=found.fired_false, reason=found.reason,
     )  # fmt: skip
 
 
 def _warnings(
     plan: CalibratePlan,
     labels: Sequence[str],
-    judged: Mapping[str, _Judged],
+    judged: Mapping[str, Judged],
     rows: Mapping[str, LevelCalibration],
 ) -> list[str]:
     warnings = list(labels)
@@ -407,38 +306,3 @@ def show(result: Calibration) -> None:
     result.judge.show("judge")
     console.warn(result.warnings)
     console.say(f"checkpoint with its monitor in {result.out}")
-
-
-def show_worth(levels: Mapping[str, LevelWorth]) -> None:
-    """Print what a true and a false firing are worth, and what that comes to."""
-    if not levels:
-        return
-    columns = ("trials", "right, pp", "tokens")
-    table = console.table("firing at", *columns)
-    for level, row in levels.items():
-        for name, effect in (("failing", row.true), ("sound", row.false)):
-            table.add_row(
-                f"{level}, {name} ends", f"{effect.trials}", _points(effect.gain),
-                _tokens(effect.tokens),
-            )  # fmt: skip
-        table.add_row("  expected", "", _points(row.gain), _tokens(row.tokens), style="dim")
-    console.console().print(table)
-    for level, row in levels.items():
-        console.say(f"{level}: {row.reason}.")
-
-
-def _points(value: Interval) -> str:
-    middle, low, high = value
-    if middle is None:
-        return "-"
-    ends = "" if low is None or high is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
-    return f"{100 * middle:+.1f}{ends}"
-
-
-def _tokens(value: Interval) -> str:
-    middle, low, high = value
-    if middle is None:
-        return "-"
-    return f"{middle:+.0f}" + (
-        "" if low is None or high is None else f" ({low:+.0f} to {high:+.0f})"
-    )

@@ -1,7 +1,7 @@
 """Stage 3, `surgeon trigger detectors`: from labels and channels to a monitor (sec. 3.1)."""
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -9,6 +9,7 @@ import numpy as np
 from rich.table import Table
 
 from surgeon import console, lineage
+from surgeon.answers import parse_check, parse_extractor
 from surgeon.artifact import Already, Out, artifact, once
 from surgeon.channels import Channels, check_channels, read_back
 from surgeon.checkpoint import Checkpoint, CheckpointName, placement
@@ -24,21 +25,26 @@ from surgeon.neureasoner.detectors import (
     train,
 )
 from surgeon.neureasoner.steps import Span, StepEnds
+from surgeon.neureasoner.worth import Readings, Worth, worth
 from surgeon.progress import track
 from surgeon.settings import record, verb
 from surgeon.settings.neureasoner import LEVELS, DetectorTraining, WatchSettings
+from surgeon.settings.sampling import AnswerReading, Sampling
 from surgeon.settings.trigger_detectors import DetectorsSettings
-from surgeon.traces import Key
+from surgeon.traces import Key, LocalSampler
 from surgeon.trigger.artifacts import Labels, read_labels, require_layer
 from surgeon.trigger.identify import Identified, read_channels
+from surgeon.trigger.trials import Judging, choose_trials, outcomes, tried
+from surgeon.trigger.worths import LevelWorth, judged, show_worth, worth_part
 from surgeon.watch.monitor import Monitor
-from surgeon.watch.watching import union
+from surgeon.watch.watching import forced_tokens, union
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
+TRIED, CHECK_S, TOLERANCE = "trials.jsonl", 5.0, 0.01
 PAPER = {"intra": (0.871, 0.848), "inter": (0.862, 0.936), "instance": (0.944, 0.951)}
 """Accuracy and recall in Tab. 4."""
 
@@ -51,6 +57,8 @@ class Fitted(NamedTuple):
     warnings: list[str]
     trajectories: dict[str, Quality]
     """By level: a probe over whole responses, on the same held-out problems."""
+    held: dict[str, list[str]]
+    """By level: the problems that its detector wasn't trained on."""
 
 
 @artifact("detectors.json")
@@ -64,6 +72,8 @@ class Detection:
     warnings: list[str]
     trajectories: dict[str, Quality] = field(default_factory=dict)
     """By level: how well a probe over whole responses tells failing ones (arXiv:2605.18549)."""
+    worth: dict[str, LevelWorth] = field(default_factory=dict)
+    """By level: what a firing gains, and whether it is on by default; only where it was tried."""
     out: Out = Path()
     already: Already = False
 
@@ -77,6 +87,7 @@ class DetectorsPlan(NamedTuple):
     layer: int
     channels: dict[str, Channels]
     """By level."""
+    judging: Judging
     device: str
     dtype: "torch.dtype | None"
     run: lineage.Run
@@ -102,8 +113,17 @@ def prepare(settings: DetectorsSettings) -> DetectorsPlan:
     channels = monitored_channels(identified)
     require_own_channels(identified, checkpoint, settings.channels)
     require_labels(labels, channels, settings.negatives)
+    extract = parse_extractor(settings.answer or "auto", AnswerReading().answer_words)
+    check = settings.check or "exact"
+    parse_check(check)
+    if settings.trials and all(prompt.answer is None for prompt in labels.prompts.values()):
+        raise BadInput(
+            f"found trials = {settings.trials} and no question with an answer in {labels.path}: "
+            "whether a firing helps can't be told without. Leave trials out."
+        )
     return DetectorsPlan(
-        settings, checkpoint, labels, identified.layer, channels, device, dtype,
+        settings, checkpoint, labels, identified.layer, channels,
+        Judging(extract, AnswerReading().think_tags, check, CHECK_S), device, dtype,
         lineage.Run(
             "trigger-detectors",
             {**record(settings), "checkpoint": checkpoint.spec},
@@ -116,14 +136,17 @@ def prepare(settings: DetectorsSettings) -> DetectorsPlan:
 
 def _detectors(plan: DetectorsPlan, work: Path) -> Detection:
     settings, checkpoint = plan.settings, plan.checkpoint
-    watch = settings.watch()
+    watch, model = settings.watch(), checkpoint.model(plan.device, plan.dtype)
     fitted = fit_detectors(
-        checkpoint.model(plan.device, plan.dtype), checkpoint.tokenizer(), plan.labels,
+        model, checkpoint.tokenizer(), plan.labels,
         plan.channels, watch, settings.detector, negatives=settings.negatives,
         batch_tokens=settings.batch_tokens,
     )  # fmt: skip
     kept = {level: plan.channels[level] for level in fitted.detectors}
-    Monitor(kept, fitted.detectors, watch, checkpoint.digest).save(work)
+    monitor = Monitor(kept, fitted.detectors, watch, checkpoint.digest)
+    found = worths(plan, model, monitor, fitted.held, work) if settings.trials else {}
+    off = {level: one.reason for level, one in found.items() if not one.on}
+    replace(monitor, off=off).save(work)
     return Detection(
         checkpoint=CheckpointName.of(checkpoint),
         settings=lineage.plain({**plan.run.arguments, "seed": settings.seed}),
@@ -131,7 +154,63 @@ def _detectors(plan: DetectorsPlan, work: Path) -> Detection:
         levels=fitted.reports,
         warnings=fitted.warnings,
         trajectories=fitted.trajectories,
+        worth={level: worth_part(one) for level, one in found.items()},
     )
+
+
+def worths(
+    plan: DetectorsPlan,
+    model: "nn.Module",
+    monitor: Monitor,
+    held: Mapping[str, Sequence[str]],
+    work: Path,
+) -> dict[str, Worth]:
+    """What each level's firing is worth at its threshold, or, where it is worth switching on, at
+    the one that gains most, which the detector is given: by readings on the problems that it wasn't
+    trained on, and firings forced on trial.
+
+    A trigger that the checkpoint doesn't know isn't tried.
+    """
+    settings, labels, tokenizer = plan.settings, plan.labels, plan.checkpoint.tokenizer()
+    watch, vocabulary = monitor.settings, tokenizer.get_vocab()
+    forced: dict[str, list[int]] = {}
+    for level in monitor.levels:
+        if watch.redraws(level):
+            forced[level] = []
+        elif watch.triggers.get(level) is None or watch.triggers[level] in vocabulary:
+            forced[level] = forced_tokens(tokenizer, watch, level)
+    # Counterparts end with the step that they were made for.
+    whole = {span.key for span in labels.spans if span.failing or span.pair is None}
+    spans = [span for span in labels.spans if span.key in whole]
+    traces = [trace for key, trace in labels.traces.items() if key in whole]
+    watched, columns = union(monitor.channels)
+    activations = list(read_back(model, traces, watched, batch_tokens=settings.batch_tokens))
+    numbers = {prompt_id: n for n, prompt_id in enumerate(labels.prompts)}
+    found = judged(
+        tokenizer, monitor, monitor.levels, labels.prompts, traces, activations, spans, columns,
+        numbers,
+    )  # fmt: skip
+    ends = [end for level in forced for end in found[level].ends]
+    trials = choose_trials(ends, settings.trials, settings.seed)
+    longest = settings.max_tokens or max(len(trace.token_ids) for trace in traces)
+    pairs = tried(
+        Sampling(samples=1, temperature=0.6, top_p=0.95, max_tokens=longest, seed=settings.seed),
+        LocalSampler(model, tokenizer), tokenizer, trials, forced, work / TRIED,
+    )  # fmt: skip
+    made = outcomes(plan.judging, trials, pairs, labels.prompts, tokenizer)
+    rows: dict[str, Worth] = {}
+    for level, own in made.items():
+        known_N = np.isin(found[level].readings.problem_N, [numbers[name] for name in held[level]])
+        readings = Readings(*(part[known_N] for part in found[level].readings))
+        if not known_N.any():
+            continue
+        detector = monitor.detectors[level]
+        rows[level] = worth(
+            readings, own, float(detector.threshold), tolerance=TOLERANCE, seed=settings.seed
+        )
+        if rows[level].on:
+            detector.threshold.fill_(rows[level].threshold)
+    return rows
 
 
 def monitored_channels(identified: Identified) -> dict[str, Channels]:
@@ -212,6 +291,7 @@ def fit_detectors(
     fitted: dict[str, Detector] = {}
     reports: dict[str, DetectorReport] = {}
     trajectories: dict[str, Quality] = {}
+    held_out: dict[str, list[str]] = {}
     warnings: list[str] = []
     for level in track(sorted(samples, key=LEVELS.index), what="train detectors"):
         try:
@@ -221,6 +301,7 @@ def fit_detectors(
             continue
         fitted[level], reports[level] = trained
         held = [problems[n] for n in held_out_problems(samples[level], training)]
+        held_out[level] = held
         probe = trajectory.probed(
             pooled, labels.spans, level, columns[level], held, seed=training.seed
         )
@@ -228,7 +309,7 @@ def fit_detectors(
             trajectories[level] = probe
     if not fitted:
         raise BadInput(f"no detector can be trained. {warnings[0]}")
-    return Fitted(fitted, reports, warnings, trajectories)
+    return Fitted(fitted, reports, warnings, trajectories, held_out)
 
 
 def show(result: Detection) -> None:
@@ -238,9 +319,12 @@ def show(result: Detection) -> None:
     console.say(
         "On held-out problems, 95% intervals by problem. The paper's are of its own judge's labels."
     )
-    console.say(
-        "Whether firing helps isn't known yet: surgeon trigger calibrate CHECKPOINT finds it out."
-    )
+    show_worth(result.worth)
+    if not result.worth:
+        console.say(
+            "Whether firing helps isn't known yet: --trials N finds it out here, and surgeon "
+            "trigger calibrate CHECKPOINT on other questions."
+        )
     console.warn(result.warnings)
     console.say(f"monitor in {result.out}")
 

@@ -10,11 +10,20 @@ import numpy as np
 from surgeon.answers import check_many, parse_tags, read_answers
 from surgeon.neureasoner.worth import Trials
 from surgeon.progress import bar
-from surgeon.settings.trigger_calibrate import CalibrateSettings
+from surgeon.settings.sampling import Sampling
 from surgeon.traces import Ask, Prompt, Sampler, Trace, append, settle, stored_traces, text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+class Judging(NamedTuple):
+    """How an answer is read and compared with the known one."""
+
+    extract: Callable[[str], str | None]
+    think_tags: Sequence[str]
+    check: str
+    timeout_s: float
 
 
 class Trial(NamedTuple):
@@ -26,6 +35,8 @@ class Trial(NamedTuple):
     problem: int
     end: int
     """Response tokens up to it."""
+    back: int
+    """Those that a firing leaves: up to the end, or to where the step is drawn anew from."""
 
 
 def choose_trials(ends: Sequence[Trial], most: int, seed: int) -> list[Trial]:
@@ -44,7 +55,7 @@ def choose_trials(ends: Sequence[Trial], most: int, seed: int) -> list[Trial]:
 
 
 def tried(
-    settings: CalibrateSettings,
+    sampling: Sampling,
     sampler: Sampler,
     tokenizer: "PreTrainedTokenizerBase",
     trials: Sequence[Trial],
@@ -67,17 +78,17 @@ def tried(
     with bar("firings on trial", len(missing)) as advance:
         for fires in (True, False):
             wanted = [i for i, one in missing if one == fires]
-            heads = [_head(trials[i], forced if fires else {}) for i in wanted]
+            heads = [_head(trials[i], forced if fires else None) for i in wanted]
             asks = [
                 Ask(
                     # The same key with and without: the same random numbers.
                     (trials[i].trace.prompt_id, i),
                     [*trials[i].trace.prompt_token_ids, *head],
-                    max_tokens=max(1, settings.sampling.max_tokens - len(head)),
+                    max_tokens=max(1, sampling.max_tokens - len(head)),
                 )
                 for i, head in zip(wanted, heads, strict=True)
             ]
-            for answer in sampler.answers(asks, settings.sampling) if asks else ():
+            for answer in sampler.answers(asks, sampling) if asks else ():
                 i, trace = wanted[answer.index], trials[wanted[answer.index]].trace
                 ids = [*heads[answer.index], *answer.token_ids]
                 finish = "stop" if ids[-1] in sampler.stop else "length"
@@ -96,25 +107,44 @@ def tried(
     return pairs
 
 
-def _head(trial: Trial, forced: Mapping[str, Sequence[int]]) -> list[int]:
-    return [*trial.trace.token_ids[: trial.end], *forced.get(trial.level, ())]
+def _head(trial: Trial, forced: Mapping[str, Sequence[int]] | None) -> list[int]:
+    """What an answer begins with: with a firing, or (None) without."""
+    if forced is None:
+        return list(trial.trace.token_ids[: trial.end])
+    return [*trial.trace.token_ids[: trial.back], *forced[trial.level]]
 
 
 def right(
-    settings: CalibrateSettings,
+    judging: Judging,
     traces: Sequence[Trace],
     prompts: Mapping[str, Prompt],
-    extract: Callable[[str], str | None],
     tokenizer: "PreTrainedTokenizerBase",
 ) -> np.ndarray:
     """bool: whether each trace's answer is its prompt's known one; a truncated one's isn't."""
-    answers = read_answers(traces, extract, tokenizer, parse_tags(settings.reading.think_tags))
+    answers = read_answers(traces, judging.extract, tokenizer, parse_tags(judging.think_tags))
     pairs = [
         (answer, str(prompts[trace.prompt_id].answer))
         for answer, trace in zip(answers, traces, strict=True)
     ]
-    verdicts = check_many(pairs, settings.check, timeout_s=settings.timeout_s)
+    verdicts = check_many(pairs, judging.check, timeout_s=judging.timeout_s)
     return np.array([verdict.correct for verdict in verdicts], bool)
+
+
+def outcomes(
+    judging: Judging,
+    trials: Sequence[Trial],
+    pairs: Sequence[tuple[Trace, Trace]],
+    prompts: Mapping[str, Prompt],
+    tokenizer: "PreTrainedTokenizerBase",
+) -> dict[str, Trials]:
+    """What came of the trials, by level."""
+    both = [trace for pair in pairs for trace in pair]
+    right_K2 = right(judging, both, prompts, tokenizer).reshape(-1, 2)
+    found: dict[str, Trials] = {}
+    for level in dict.fromkeys(trial.level for trial in trials):
+        own = [k for k, trial in enumerate(trials) if trial.level == level]
+        found[level] = trials_of([trials[k] for k in own], [pairs[k] for k in own], right_K2[own])
+    return found
 
 
 def trials_of(
@@ -125,5 +155,11 @@ def trials_of(
         np.array([trial.failing for trial in trials], bool),
         np.array([trial.problem for trial in trials], int),
         right_K2[:, 0].astype(float) - right_K2[:, 1],
-        np.array([len(a.token_ids) - len(b.token_ids) for a, b in pairs], float),
+        np.array(
+            [
+                trial.end - trial.back + len(a.token_ids) - len(b.token_ids)
+                for trial, (a, b) in zip(trials, pairs, strict=True)
+            ],
+            float,
+        ),
     )

@@ -5,7 +5,7 @@ It lies beside the weights as `monitor.safetensors`, so that a checkpoint carrie
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from surgeon.channels import Channels
 from surgeon.errors import BadInput
 from surgeon.neureasoner.detectors import Detector
 from surgeon.neureasoner.features import FEATURES
-from surgeon.settings.neureasoner import WATCHED, WatchSettings
+from surgeon.settings.neureasoner import WATCHED, Action, WatchSettings
 
 if TYPE_CHECKING:
     from surgeon.checkpoint import Checkpoint
@@ -78,6 +78,17 @@ class Monitor:
     def thresholds(self) -> dict[str, float]:
         """Level -> the probability from which its detector fires."""
         return {level: float(self.detectors[level].threshold) for level in self.levels}
+
+    def acting(self, action: Action | None, draws: int | None) -> "Monitor":
+        """The same monitor, whose firings do that instead; None: as before."""
+        if action is None and draws is None:
+            return self
+        settings = replace(
+            self.settings,
+            action=action or self.settings.action,
+            draws=draws or self.settings.draws,
+        )
+        return replace(self, settings=settings)
 
     def save(self, path: str | Path) -> None:
         """Write a file, or `monitor.safetensors` into a directory, whole or not at all."""
@@ -157,13 +168,15 @@ def find_monitor(
 def read_levels(levels: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
     """The levels to watch, from names or comma lists of them; by default all that are known.
 
-    `none` watches nothing. Raises BadInput for a level that isn't known.
+    `none` watches nothing, `all` every one. Raises BadInput for a level that isn't known.
     """
     if levels is None:
         return tuple(known)
     names = [name.strip() for text in levels for name in text.split(",") if name.strip()]
     if names == ["none"]:
         return ()
+    if names == ["all"] and known:
+        return tuple(known)
     if names and not known:
         raise BadInput(
             f"found levels {', '.join(names)}, but the checkpoint carries no monitor: name one "
@@ -173,7 +186,7 @@ def read_levels(levels: Sequence[str] | None, known: Sequence[str]) -> tuple[str
         if name not in known:
             raise BadInput(
                 f"found the level {name!r}, expected some of this monitor's: {', '.join(known)}; "
-                "or none."
+                "or all, or none."
             )
     return tuple(level for level in known if level in names)
 
@@ -188,7 +201,7 @@ def _parse(row: Any, tensors: dict[str, torch.Tensor]) -> Monitor:
     values = dict(row["settings"])
     known = {field.name for field in fields(WatchSettings)}
     # Monitors made before a setting existed lack it.
-    if set(values) - known or known - set(values) - {"k_enough"}:
+    if set(values) - known or known - set(values) - {"k_enough", "action", "draws"}:
         raise ValueError(f"settings {sorted(set(values) ^ known)}")
     settings = WatchSettings(**values)
     detectors, left = {}, dict(tensors)

@@ -187,6 +187,11 @@ def _place(
             f"{who}: found a firing of {level!r}, expected some of this monitor's levels: "
             f"{', '.join(monitor.levels)}."
         )
+    if firing.redrawn is not None:
+        # Decided at the end of a step that is gone; the one in its place is shown.
+        own = [step.end for step in steps if step.start <= position]
+        at = own[-1] if own else position
+        return _Fired(firing, at, at, 0)
     forced = forced_tokens(tokenizer, monitor.settings, level)
     places = [position] if any(step.end == position for step in steps) else []
     # The last step of the thinking has no separator of its own: one was forced with the trigger.

@@ -6,8 +6,9 @@ after every token, all rows at once, and reads detectors only where a step has e
 
 # Shapes: B rows of the batch, C channels of all levels together, N rows that are read.
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.channels import Channels, Tap, tapped
-from surgeon.decoding.choosing import STREAM_BLOCK, stream_key, uniforms
+from surgeon.decoding import Rewind, stream_key
+from surgeon.decoding.choosing import STREAM_BLOCK, uniforms
 from surgeon.errors import BadInput
 from surgeon.neureasoner.features import OnlineFeatures
 from surgeon.neureasoner.steps import StepEnds, StepRows
@@ -31,12 +33,19 @@ class Firing(NamedTuple):
     """A detector fired and the next token was forced."""
 
     position: int
-    """Of the trigger token, or of the finish text's first, among the response's tokens."""
+    """Of the trigger token, or of the finish text's first, among the response's tokens; where a
+    step was drawn anew, of its first."""
     level: str
     probability: float
     """The detector's; for random firing the rate."""
     step: str
-    """Text of the step that ended there."""
+    """Text of the step that ended there, or was thrown away."""
+    redrawn: int | None = None
+    """Tokens that were decoded there beside those that stayed; None where tokens were forced."""
+
+    def row(self) -> dict[str, int | float | str]:
+        """As JSON."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 class Reading(NamedTuple):
@@ -99,7 +108,9 @@ class Watch:
                 )
         self.levels = tuple(level for level in PRECEDENCE if level in wanted)
         self.forced = {
-            level: forced_tokens(tokenizer, self.settings, level) for level in self.levels
+            level: forced_tokens(tokenizer, self.settings, level)
+            for level in self.levels
+            if not self.settings.redraws(level)
         }
         self.firings: dict[int, list[Firing]] = {}
         """By request, in order of position."""
@@ -147,7 +158,7 @@ class Watch:
 
     def read(
         self, slots: Sequence[int], fed_B: Tensor, chosen_B: Tensor, x_BC: Tensor | None
-    ) -> dict[int, list[int]]:
+    ) -> dict[int, list[int] | Rewind]:
         """The tokens to force, by row, after the tokens `fed_B`, whose activations are `x_BC`.
 
         `x_BC` may be None where no detector is asked, and while only prompts are fed.
@@ -186,7 +197,11 @@ class Watch:
         closing_B = counted_B & ~ended_B & self.steps.closing(chosen) & ~busy_B
         if not (ended_B | closing_B).any():
             return {}
-        forced = self._decide(ended_B, closing_B, busy_B)
+        forced = self._decide(ended_B, closing_B, busy_B, chosen)
+        for b, one in forced.items():
+            if isinstance(one, Rewind):
+                ended_B[b] = False
+                self._back(b)
         self.steps.begin_step(ended_B)
         ended = np.flatnonzero(ended_B).tolist()
         if self.channels is not None:
@@ -195,6 +210,13 @@ class Watch:
             self._ids[b] = []
         return forced
 
+    def _back(self, b: int) -> None:
+        """The row's step begins anew: the token before it is fed again first."""
+        self.steps.rewind(b)
+        if self.channels is not None:
+            self.online.rewind(b, len(self._ids[b]))
+        self._ids[b], self._new_B[b] = [], True
+
     def take(self, index: int) -> tuple[list[Firing], list[Reading]]:
         """The firings and readings of a request that has ended, which are then forgotten."""
         return self.firings.pop(index, []), self.readings.pop(index, [])
@@ -202,8 +224,8 @@ class Watch:
     # a step has ended
 
     def _decide(
-        self, ended_B: np.ndarray, closing_B: np.ndarray, busy_B: np.ndarray
-    ) -> dict[int, list[int]]:
+        self, ended_B: np.ndarray, closing_B: np.ndarray, busy_B: np.ndarray, _: np.ndarray
+    ) -> dict[int, list[int] | Rewind]:
         """Read the detectors of the rows at a step's end; the tokens to force, by row."""
         rows = np.flatnonzero(ended_B | closing_B).tolist()
         fired: dict[int, tuple[str, float]] = {}
@@ -244,7 +266,7 @@ class Watch:
         block, at = divmod(int(self.steps.count_B[b]), STREAM_BLOCK)
         return float(uniforms(key, block)[at])
 
-    def _fire(self, b: int, level: str, probability: float, closing: bool) -> list[int]:
+    def _fire(self, b: int, level: str, probability: float, closing: bool) -> list[int] | Rewind:
         text = str(self.tokenizer.decode(self._ids[b], clean_up_tokenization_spaces=False))
         # A trigger follows a separator wherever it stands; forced, it ends the step as any other.
         before = self.steps.ends.separator_after(self._ids[b][-1]) if closing else []
@@ -290,19 +312,28 @@ class Watching(Watch):
         )  # fmt: skip
         self.model = model
         self._tap: Tap | None = None
-        with self.attached():  # Channels that the model lacks are refused here, not while decoding.
-            pass
+        if self.channels is not None:
+            # Hooked as long as the watch lives, which is cheaper than anew for every pass.
+            hooks = ExitStack()
+            self._tap = hooks.enter_context(tapped(model, self.channels))
+            self._tap.on = False
+            weakref.finalize(self, hooks.close)
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Activations are seen inside the block."""
-        if self.channels is None:
+        if self._tap is None:
             yield
             return
-        with tapped(self.model, self.channels) as self._tap:
+        self._tap.on = True
+        try:
             yield
+        finally:
+            self._tap.on = False
 
-    def look(self, slots: Sequence[int], fed_B: Tensor, chosen_B: Tensor) -> dict[int, list[int]]:
+    def look(
+        self, slots: Sequence[int], fed_B: Tensor, chosen_B: Tensor
+    ) -> dict[int, list[int] | Rewind]:
         """The tokens to force, by row, after a pass over the tokens `fed_B`."""
         x_BC = None if self._tap is None else self._tap.last[:, -1]
         return self.read(slots, fed_B, chosen_B, x_BC)
