@@ -31,7 +31,14 @@ from surgeon.trigger import label as labelling
 from surgeon.trigger.artifacts import SPANS, TRACES, Spending
 from surgeon.trigger.detectors import interval, short
 from surgeon.trigger.trials import Judging, choose_trials, outcomes, right, tried
-from surgeon.trigger.worths import Judged, LevelWorth, judged, show_worth, threshold_of, worth_part
+from surgeon.trigger.worths import (
+    LevelReadings,
+    LevelWorth,
+    judged,
+    show_worth,
+    threshold_of,
+    worth_part,
+)
 from surgeon.watch.monitor import Monitor, find_monitor
 from surgeon.watch.spans import read_spans
 from surgeon.watch.watching import forced_tokens, union
@@ -254,7 +261,7 @@ def _row(
 def _warnings(
     plan: CalibratePlan,
     labels: Sequence[str],
-    judged: Mapping[str, Judged],
+    judged: Mapping[str, LevelReadings],
     rows: Mapping[str, LevelCalibration],
 ) -> list[str]:
     warnings = list(labels)

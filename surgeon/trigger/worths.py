@@ -53,7 +53,7 @@ class LevelWorth:
     reason: str
 
 
-class Judged(NamedTuple):
+class LevelReadings(NamedTuple):
     """The readings of a level, and where a firing can be tried."""
 
     readings: Readings
@@ -70,7 +70,7 @@ def judged(
     spans: Sequence[Span],
     columns: Mapping[str, Sequence[int]],
     numbers: Mapping[str, int],
-) -> dict[str, Judged]:
+) -> dict[str, LevelReadings]:
     """What each detector says at the step ends that were judged, as while decoding; `numbers` are
     the problems', by prompt id."""
     ends, watch = StepEnds(tokenizer, monitor.settings.thinking), monitor.settings
@@ -102,7 +102,7 @@ def judged(
                     back = step.start if watch.redraws(level) else step.end
                     places[level].append(Trial(level, state, trace, problem, step.end, back))
     return {
-        level: Judged(
+        level: LevelReadings(
             Readings(
                 np.array([row[0] for row in own], float), np.array([row[1] for row in own], bool),
                 np.array([row[2] for row in own], int), np.array([row[3] for row in own], int),
