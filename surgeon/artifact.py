@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from surgeon import lineage
@@ -29,6 +29,17 @@ Out = Annotated[Path, Field(exclude=True)]
 """The directory that holds the artifact."""
 Already = Annotated[bool, Field(exclude=True)]
 """Whether the run was finished before, so that nothing was computed."""
+
+
+def _plain(name: str) -> str:
+    if not name or set(name) & set("/\\\0") or name in (".", "..") or len(name.encode()) > 255:
+        raise ValueError(f"{name[:40]!r} is no plain file name")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_plain)]
+"""A name that a file or directory inside of an artifact has: whoever wrote the artifact, none that
+leads out of it."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)

@@ -12,7 +12,9 @@ import pytest
 
 from surgeon import builtin, cli, evidence_file, lineage, truth
 from surgeon.checkpoint import Checkpoint, read_templates, resolve
+from surgeon.checkpoint.loading import require_fit
 from surgeon.errors import BadInput
+from surgeon.families import Family
 from surgeon.settings.sampling import Sampling
 from surgeon.show import kinds
 from surgeon.traces import read_prompts
@@ -237,3 +239,58 @@ def test_half_a_character_in_a_response(tmp_path: Path):
     tokenizer = resolve("builtin:instruct").tokenizer()
     with pytest.raises(BadInput, match="found half a character"):
         read_plain(tmp_path / "t.jsonl", prompts, tokenizer, Sampling(), {2})
+
+
+def test_a_tokenizer_of_its_own_code_is_neither_run_nor_asked_about(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (copy / "evil.py").write_text("raise SystemExit('it ran')")
+    settings = {
+        "auto_map": {"AutoTokenizer": ["evil.Slow", "evil.Fast"]},
+        "tokenizer_class": "Evil",
+    }
+    (copy / "tokenizer_config.json").write_text(json.dumps(settings))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("the user was asked"))
+    try:
+        tokenizer = Checkpoint(copy).tokenizer()
+    except BadInput as error:
+        assert "trust_remote_code" in str(error)
+    else:
+        assert type(tokenizer).__module__.startswith("transformers.")
+
+
+def test_a_checkpoint_with_an_adapter_inside_is_refused(copy: Path):
+    (copy / "adapter_config.json").write_text(json.dumps(CONFIG))
+    with pytest.raises(BadInput, match="holds a checkpoint and an adapter"):
+        Checkpoint.open(copy)
+
+
+def test_names_that_lead_out_of_a_result_are_refused(tmp_path: Path):
+    entry = {"spec": "builtin:instruct", "name": "a", "path": None, "digest": "sha256:0"}
+    member = {"ratio": 0.5, "merge": {}, "digest": "sha256:1"}
+    family = {"name": "f", "methods": [], "dtype": None, "choices": {}, "seed": 0, "others": {},
+              "endpoints": [entry, entry]}  # fmt: skip
+    for name in ("../out", "/tmp/x", "a/b", "..", "", "a\\b", "a\0", "x" * 300):
+        content = {**family, "candidates": [{**member, "name": name}]}
+        (tmp_path / "family.json").write_text(json.dumps(content))
+        with pytest.raises(BadInput, match=r"found candidates\.0\.name unusable .*plain file name"):
+            Family.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "gpt2", "n_layer": 10**8},
+        {"model_type": "qwen3_vl", "vision_config": {"depth": 10**8}},
+        {"model_type": "bart", "decoder_layers": 1e9},
+        {"model_type": "qwen3", "num_labels": 10**8},
+        {"model_type": "mixtral", "num_local_experts": 10**9},
+        {"model_type": "qwen3", "layer_types": ["full_attention"] * 20_000},
+        {"model_type": "gpt2", "n_layer": 2000},
+    ],
+    ids=lambda config: str(config)[:50],
+)
+def test_a_config_that_asks_for_parts_without_end(copy: Path, config: dict[str, Any]):
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadInput, match=r"config.json has (\w+ = |a list of )"):
+        require_fit(Checkpoint.open(copy))

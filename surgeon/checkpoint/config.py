@@ -1,5 +1,6 @@
 """What a model's config says, whether it was read from disk or belongs to a live model."""
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -74,6 +75,28 @@ def passed_units_of(config: Config, routed: Collection[int]) -> int | None:
     shared = int(config.get("shared_expert_intermediate_size") or shared)
     chosen_L = experts if isinstance(experts, list | tuple) else [int(experts or 0)] * n_layers
     return sum(chosen_L[n] * units + shared if n in routed else dense_L[n] for n in range(n_layers))
+
+
+COUNTS = re.compile(r"(^|_)(n_layer|layers|depth|depths|blocks|experts|stages|labels)$")
+"""Names of settings that say how many parts a model has."""
+MOST_PARTS = 10_000
+"""Parts of one kind that no model has more of; each of them costs memory before any weight does."""
+
+
+def excessive(config: Config, most: int = MOST_PARTS) -> str | None:
+    """The first setting that asks for more than so many parts, as `NAME = VALUE`; None where there
+    is none."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            if found := excessive(value, most):
+                return found
+        elif COUNTS.search(name):
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, int | float) and one > most:
+                    return f"{name} = {one}"
+        elif isinstance(value, list) and len(value) > MOST_PARTS:
+            return f"a list of {len(value):,} values as {name}"
+    return None
 
 
 def config_differences(a: Config, b: Config) -> list[str]:

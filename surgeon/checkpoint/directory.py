@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from surgeon import lineage
 from surgeon.checkpoint import specs
-from surgeon.checkpoint.config import CHOSEN, Config, context_of, d_ff_of, passed_units_of
+from surgeon.checkpoint.config import (
+    CHOSEN,
+    MOST_PARTS,
+    Config,
+    context_of,
+    d_ff_of,
+    excessive,
+    passed_units_of,
+)
 from surgeon.checkpoint.templates import DEFAULT, named_template_files, read_templates
 from surgeon.checkpoint.tensors import TensorInfo, read_header, read_json, read_tensor, same_bytes
 from surgeon.errors import BadInput
@@ -64,6 +72,13 @@ class Checkpoint:
 
     def check(self) -> None:
         """Read config and headers; raises `BadInput` where the directory can't be used."""
+        if self.config and (self.path / "adapter_config.json").is_file():
+            raise BadInput(
+                f"{self.path} holds a checkpoint and an adapter: transformers would add the "
+                "adapter to the weights, and other programs wouldn't. Move adapter_config.json "
+                "and adapter_model.safetensors to a directory of their own, and name both as "
+                "BASE+ADAPTER where the adapter is meant."
+            )
         if not self.config or not self.tensors:
             raise BadInput(f"{self.path} has no weights: its headers name no tensor.")
 
@@ -91,6 +106,11 @@ class Checkpoint:
         if nan := _nan_in(config):
             raise BadInput(
                 f"{file} has {nan} = NaN, expected a number. Write the real value there."
+            )
+        if many := excessive(config):
+            raise BadInput(
+                f"{file} has {many}, expected at most {MOST_PARTS:,}. Take the config that belongs "
+                "to the weights."
             )
         if not isinstance(config.get("model_type"), str):
             raise BadInput(f"{file} names no model_type, so it is not a transformers config.")
@@ -428,7 +448,10 @@ class Checkpoint:
         # The library in Rust raises nothing more special than `Exception`.
         kinds = (*UNUSABLE, OSError, ImportError, Exception)
         with refused(kinds, f"the tokenizer of {self.path} can't be read"):
-            tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
+            # Without a word about it, transformers asks the user whether to run code.
+            tokenizer = AutoTokenizer.from_pretrained(
+                self.path, local_files_only=True, trust_remote_code=False
+            )
         use_templates(tokenizer, templates)
         return tokenizer
 

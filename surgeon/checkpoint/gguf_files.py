@@ -86,7 +86,7 @@ def _convert(file: Path, dtype: str, out: Path) -> None:
     """Write a GGUF file's model and tokenizer as a checkpoint directory."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    place: Any = {"gguf_file": file.name, "local_files_only": True}
+    place: Any = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
     try:
         # Its bar is tqdm's own, which nothing switches off.
         with silence(), redirect_stderr(StringIO()):

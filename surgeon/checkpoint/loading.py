@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from surgeon import lineage, progress
-from surgeon.checkpoint.config import labelled
+from surgeon.checkpoint.config import excessive, labelled
 from surgeon.checkpoint.devices import is_spread, require_room, shares
 from surgeon.checkpoint.directory import UNUSABLE, Checkpoint
 from surgeon.checkpoint.dtypes import DTYPES, FLOATS, torch_dtype
@@ -40,6 +40,9 @@ BESIDE = re.compile(
 )
 """Names of parts that text is written without: draft heads, value heads, towers."""
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+FEW_PARTS = 1024
+"""Parts of one kind that a config may name whatever the files hold: experts that lie in one tensor,
+the layers of a tower that was left out."""
 _SAID: set[str] = set()
 """Notices of this process: one checkpoint is opened several times."""
 
@@ -113,6 +116,7 @@ def fit(checkpoint: Checkpoint) -> Fit | None:
     import torch
 
     _require_sizes(checkpoint)
+    _require_parts(checkpoint)
     config = checkpoint.full_config
     try:
         kind = model_class(config)
@@ -275,6 +279,16 @@ def _require_sizes(checkpoint: Checkpoint) -> None:
         raise BadInput(
             f"{checkpoint.path}: config.json has num_hidden_layers = {layers!r}, and the files "
             f"hold {len(checkpoint.tensors)} tensors. Take the config that belongs to them."
+        )
+
+
+def _require_parts(checkpoint: Checkpoint) -> None:
+    """Raise `BadInput` for more layers or other parts than the files have tensors for."""
+    most = max(FEW_PARTS, len(checkpoint.tensors))
+    if many := excessive(checkpoint.config, most):
+        raise BadInput(
+            f"{checkpoint.path}: config.json has {many}, and the files hold "
+            f"{len(checkpoint.tensors)} tensors. Take the config that belongs to them."
         )
 
 

@@ -58,7 +58,7 @@ class EndpointEntry:
 class Candidate:
     """One member of a family."""
 
-    name: str
+    name: artifact.FileName
     """Short and safe as a file name: `slerp-0.45`, or an endpoint's own name."""
     ratio: float | None
     """Position between the endpoints, 0 to 1; None where a config sweeps something else."""

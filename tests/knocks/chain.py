@@ -51,14 +51,14 @@ STEPS = [
     _step("summary", "summary ranking second"),
     _step("reading", "read ranking"),
     _step("weights", "weights ranking"),
-    _step("moved", "transplant builtin:instruct --donor builtin:thinking --weights ranking#thinking --effective"),
+    _step("moved", "transplant --recipient builtin:instruct --donor builtin:thinking --weights ranking#thinking --effective"),
     _step("lora", "extract-lora builtin:thinking --base builtin:instruct --rank 4"),
-    _step("distilled", "distill builtin:instruct --pool pool.jsonl --max-tokens 24 --samples 2 --steps 2 --batch-size 2 "
+    _step("distilled", "distill builtin:instruct --pool pool.jsonl --max-tokens 24 --samples 2 --steps 2 --batch-size 2 --demonstration response "
           "--lr 0.001 --save-every 1 --share 0.9 --shots 1 --diagnose 2 --seed 0"),
-    _step("curated", "curate --pool ranking#thinking --by nex --by length --keep 0.5"),
+    _step("curated", "curate --pool ranking#thinking --by logprob --by length --keep 0.5"),
     _step("picked", f"pick builtin:instruct --prompts builtin:test --limit 2 {SHORT} --by logprob --by length"),
     _step("tuned", "sft builtin:instruct --traces answers.jsonl --set tuning=lora --epochs 1 --batch-size 3 --save-every 1 --lr 0.001"),
-    _step("labels", "trigger label builtin:thinking --prompts builtin:mini-set --limit 6 --samples 2 --max-tokens 400 --resample 1 --seed 0"),
+    _step("labels", "trigger label builtin:thinking --prompts builtin:mini-set --limit 8 --samples 2 --max-tokens 400 --resample 1 --seed 0"),
     _step("channels", "trigger identify builtin:thinking --labels labels --spans 4 --channels 4 --seed 0"),
     _step("fluctuation", "trigger fluctuation builtin:thinking --labels labels --channels channels --seed 0"),
     _step("detectors", "trigger detectors builtin:thinking --labels labels --channels channels --updates 5 --folds 2 --hidden 4 --seed 0"),
