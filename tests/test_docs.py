@@ -64,3 +64,11 @@ def test_every_reading_is_in_the_list_with_its_settings_and_where_it_is_argued()
         assert default and argued, name
         found = [s.partition("=")[0] for s in re.findall(r"`([^`]+)`", setting)]
         assert (setting == "none" or found) and set(found) <= known, (name, setting)
+
+
+def test_every_page_is_in_the_site():
+    """mkdocs says so too, with --strict, and takes a minute for it."""
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    shown = re.findall(r"- (?:[^:\n]+: )?(\S+\.md)$", text, re.M)
+    pages = [p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md")]
+    assert sorted(shown) == sorted({*pages} - {"formats.head.md"})
