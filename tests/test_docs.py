@@ -43,6 +43,12 @@ def test_links_lead_somewhere(page: Path):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_every_example_is_on_the_page_of_extending():
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    for file in (ROOT / "examples").glob("*.py"):
+        assert f"(../examples/{file.name})" in page, file.name
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 

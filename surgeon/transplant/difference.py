@@ -119,8 +119,8 @@ class Difference:
         transplant reaches; after `share`. Of each large tensor some neighbouring rows stand for
         all.
 
-        None where the FFN's difference isn't known whole (with matching), nothing differs, or a
-        tensor outside has no partner of its name and shape.
+        None where the FFN's difference isn't known whole (with matching), nothing differs, a weight
+        isn't finite, or a tensor outside has no partner of its name and shape.
         """
         if self.pair.order_LF is not None:
             return None
@@ -139,7 +139,7 @@ class Difference:
                 energy = float((one.double() - other.double()).square().sum())
                 total += energy * math.prod(info.shape) / one.numel()
         whole = total + float(self.energy_LF.sum())
-        return total / whole if whole else None
+        return total / whole if whole and math.isfinite(whole) else None
 
 
 def _rows(file: Path, info: TensorInfo, seed: int) -> Tensor:
