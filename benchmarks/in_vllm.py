@@ -123,15 +123,15 @@ def results(work: Path) -> list[str]:
         "builtin:thinking", "builtin:mini-set", out=work / "labels", limit=12, samples=4,
         max_tokens=200, resample=1,
     )  # fmt: skip
-    reconstruct("builtin:thinking", labels=work / "labels", out=work / "examples")
-    sft(
-        "builtin:thinking", examples=work / "examples", out=work / "trigger", epochs=1.0,
-        batch_size=8,
-    )  # fmt: skip
     identify("builtin:thinking", labels=work / "labels", out=work / "channels")
     detectors(
         "builtin:thinking", labels=work / "labels", channels=work / "channels",
         out=work / "detectors", cooldown=1,
+    )  # fmt: skip
+    reconstruct("builtin:thinking", labels=work / "labels", out=work / "examples")
+    sft(
+        "builtin:thinking", examples=work / "examples", labels=work / "labels",
+        monitor=work / "detectors", out=work / "trigger", epochs=1.0, batch_size=8,
     )  # fmt: skip
     return [
         *pair, f"{work}/written/family.json#slerp-0.5", f"{work}/virtual/family.json#slerp-0.3",
@@ -198,13 +198,10 @@ def watched(work: Path, share: float) -> list[str]:
     )  # fmt: skip
     spans = {level: counts.failing for level, counts in labelled.levels.items()}
     print(f"label: {labelled.traces} traces, failing spans {spans}", flush=True)
-    asked: dict[str, Any] = dict(
-        prompts="builtin:test", limit=12, max_tokens=200, temperature=0.0,
-        monitor_file=str(work / "detectors" / "monitor.safetensors"),
-    )  # fmt: skip
+    asked: dict[str, Any] = dict(prompts="builtin:test", limit=12, max_tokens=200, temperature=0.0)
     runs = {
-        "here": monitor("builtin:thinking", out=place / "here", dtype="float32", **asked),
-        "vllm": monitor("builtin:thinking", out=place / "vllm", **asked, **vllm),
+        "here": monitor(str(work / "trigger"), out=place / "here", dtype="float32", **asked),
+        "vllm": monitor(str(work / "trigger"), out=place / "vllm", **asked, **vllm),
     }
     fired = {n: {k: v.firings for k, v in run.levels.items()} for n, run in runs.items()}
     print(f"monitor: firings {fired}", flush=True)

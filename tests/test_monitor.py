@@ -21,7 +21,7 @@ from test_report import Page
 from surgeon import artifact
 from surgeon.answers import extract
 from surgeon.channels import Channels
-from surgeon.checkpoint import resolve
+from surgeon.checkpoint import INDEX, Checkpoint, resolve
 from surgeon.errors import BadInput
 from surgeon.families import subjects
 from surgeon.merge import sweep
@@ -496,6 +496,20 @@ def test_a_checkpoint_carries_its_monitor(carrying: Path, tmp_path: Path):
     settings: dict[str, Any] = dict(prompts="builtin:test", limit=1, max_tokens=8)
     result = monitor(str(carrying), out=tmp_path / "out", **settings)
     assert list(result.levels) == ["intra", "inter", "instance"]
+
+
+def test_the_index_of_a_checkpoint_leaves_its_monitor_out(tmp_path: Path):
+    """vLLM loads every safetensors file that no index leaves out."""
+    copy = Path(shutil.copytree(resolve(MODEL).path, tmp_path / "copy"))
+    before = Checkpoint.open(copy)
+    assert not (copy / INDEX).exists()
+    untrained().save(copy)
+    after = Checkpoint.open(copy)
+    index = json.loads((copy / INDEX).read_text())
+    assert index["weight_map"] == dict.fromkeys(before.tensors, "model.safetensors")
+    assert (after.digest, list(after.shards)) == (before.digest, ["model.safetensors"])
+    untrained().save(tmp_path / "alone.safetensors")
+    assert not (tmp_path / INDEX).exists()
 
 
 def test_a_virtual_candidate_is_monitored(tmp_path: Path):

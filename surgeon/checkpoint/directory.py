@@ -486,6 +486,23 @@ class refused:
             raise BadInput(f"{self.what} ({kind.__name__}: {reason}). Fetch or copy it again.")
 
 
+def index_single(directory: Path) -> None:
+    """Give a checkpoint's single file of weights the index that shards have.
+
+    Some programs (vLLM) load every safetensors file in a directory unless an index names those of
+    the weights.
+    """
+    single = directory / SINGLE
+    if not single.is_file() or (directory / INDEX).exists():
+        return
+    tensors = read_header(single)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    lineage.write_json(
+        directory / INDEX,
+        {"metadata": {"total_size": size}, "weight_map": dict.fromkeys(tensors, SINGLE)},
+    )
+
+
 def _nan_in(config: Config, where: str = "") -> str | None:
     """The name of the first value that is not a number."""
     for key, value in config.items():

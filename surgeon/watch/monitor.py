@@ -14,6 +14,7 @@ import torch
 
 from surgeon import lineage
 from surgeon.channels import Channels
+from surgeon.checkpoint.directory import index_single
 from surgeon.errors import BadInput
 from surgeon.neureasoner.detectors import Detector
 from surgeon.neureasoner.features import FEATURES
@@ -91,7 +92,11 @@ class Monitor:
         return replace(self, settings=settings)
 
     def save(self, path: str | Path) -> None:
-        """Write a file, or `monitor.safetensors` into a directory, whole or not at all."""
+        """Write a file, or `monitor.safetensors` into a directory, whole or not at all.
+
+        A checkpoint's single file of weights gets an index, so that its loaders leave the monitor
+        alone.
+        """
         arrays = {
             f"{level}.{name}": tensor.detach().cpu().numpy()
             for level, detector in self.detectors.items()
@@ -105,6 +110,8 @@ class Monitor:
         }
         # One entry: of several the order, and so the bytes, would be left to chance.
         lineage.write_tensors(locate(path), arrays, {FORMAT: json.dumps(row)})
+        if Path(path).is_dir():
+            index_single(Path(path))
 
     @classmethod
     def load(cls, path: str | Path, checkpoint: "Checkpoint | None" = None) -> "Monitor":
