@@ -31,13 +31,14 @@ Already = Annotated[bool, Field(exclude=True)]
 """Whether the run was finished before, so that nothing was computed."""
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """The name itself; raises ValueError for one that no file in a directory can have."""
     if not name or set(name) & set("/\\\0") or name in (".", "..") or len(name.encode()) > 255:
         raise ValueError(f"{name[:40]!r} is no plain file name")
     return name
 
 
-FileName = Annotated[str, AfterValidator(_plain)]
+FileName = Annotated[str, AfterValidator(plain_name)]
 """A name that a file or directory inside of an artifact has: whoever wrote the artifact, none that
 leads out of it."""
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, JsonValue
 
-from surgeon.artifact import Already, FileName, Out, artifact, part
+from surgeon.artifact import Already, Out, artifact, part
 
 Measured = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """nan where there is no value; null in the file."""
@@ -172,7 +172,7 @@ class RankedCandidate:
 
     checkpoint: str
     """What names it on a command line."""
-    name: FileName
+    name: str
     ratio: float | None
     """Share of the second endpoint in a merge."""
     method: str | None

@@ -438,3 +438,16 @@ def test_the_command_serves_until_a_signal(number: int, status: int, here: Model
     assert text == here.text(*here.decode(here.request(0)))
     assert f"Stopped after 1 answers, {TOKENS} tokens." in said
     assert "Traceback" not in said
+
+
+def test_half_a_head_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch):
+    """On a new connection and on one that was used; who sends a whole head isn't hurried."""
+    monkeypatch.setattr(web, "HEAD_S", 0.5)
+    whole = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    with serving() as server:
+        for before in (b"", whole):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=TIMEOUT_S) as client:
+                client.sendall(before + whole[:20])
+                received = b"".join(iter(lambda c=client: c.recv(4096), b""))
+                assert received.count(b"HTTP/1.1 200") == bool(before)
+        assert server.chat(max_tokens=TOKENS).choices

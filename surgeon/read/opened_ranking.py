@@ -99,7 +99,10 @@ def open_ranking(path: Path, chosen: Sequence[str], given: str | None) -> Opened
 def _open(
     path: Path, ranking: Ranking, ranked: RankedCandidate, given: str | None
 ) -> ReadCandidate:
-    directory = path / "candidates" / ranked.name
+    try:
+        directory = path / "candidates" / artifact.plain_name(ranked.name)
+    except ValueError as error:
+        raise BadInput(f"{path} ranks a candidate whose name {error}. Rank again.") from error
     if not (directory / "scores.json").is_file():
         raise BadInput(f"{directory} holds no scores.json: the ranking is damaged. Rank again.")
     said = ranking.settings

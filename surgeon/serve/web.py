@@ -1,5 +1,6 @@
 """The socket, the web server's thread, and the signals that end it all."""
 
+import asyncio
 import ipaddress
 import math
 import signal
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 SLOW_READERS_S = 5
 """Seconds that clients have to fetch the last of their replies."""
+HEAD_S = 60.0
+"""Seconds for the head of a request to arrive; a body has as many."""
 BACKLOG = 2048
 """Connections that may wait to be taken up."""
 
@@ -93,7 +96,7 @@ def run(
     server = uvicorn.Server(
         uvicorn.Config(
             app,
-            http="h11",
+            http=_impatient(),
             ws="none",
             loop="asyncio",
             lifespan="off",
@@ -131,6 +134,48 @@ def run(
             server.should_exit = True
             serving.result()
     return signal.SIGINT in caught[:1]
+
+
+def _impatient() -> type[asyncio.Protocol]:
+    """uvicorn's protocol, closing connections on which half a head is all that comes: it would keep
+    them for ever, and a process can have only so many."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Impatient(H11Protocol):
+        head: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore
+            super().connection_made(transport)
+            self.time_head()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self.time_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.stop_timing()
+            super().connection_lost(exc)
+
+        def between_requests(self) -> bool:
+            return self.cycle is None or self.cycle.response_complete
+
+        def time_head(self) -> None:
+            if not self.between_requests():
+                self.stop_timing()
+            elif self.head is None:
+                self.head = self.loop.call_later(HEAD_S, self.late)
+
+        def late(self) -> None:
+            self.head = None
+            if self.between_requests():
+                self.transport.close()
+
+        def stop_timing(self) -> None:
+            if self.head is not None:
+                self.head.cancel()
+                self.head = None
+
+    return Impatient
 
 
 @contextmanager

@@ -53,7 +53,7 @@ STEPS = [
     _step("weights", "weights ranking"),
     _step("moved", "transplant --recipient builtin:instruct --donor builtin:thinking --weights ranking#thinking --effective"),
     _step("lora", "extract-lora builtin:thinking --base builtin:instruct --rank 4"),
-    _step("distilled", "distill builtin:instruct --pool pool.jsonl --max-tokens 24 --samples 2 --steps 2 --batch-size 2 --demonstration response "
+    _step("distilled", "distill builtin:instruct --pool pool.jsonl --max-tokens 300 --samples 2 --steps 2 --batch-size 2 --demonstration response "
           "--lr 0.001 --save-every 1 --share 0.9 --shots 1 --diagnose 2 --seed 0"),
     _step("curated", "curate --pool ranking#thinking --by logprob --by length --keep 0.5"),
     _step("picked", f"pick builtin:instruct --prompts builtin:test --limit 2 {SHORT} --by logprob --by length"),
