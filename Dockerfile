@@ -3,6 +3,8 @@
 #
 #   docker build --tag surgeon .
 #   docker run --gpus all --volume "$PWD/runs:/work/runs" surgeon rank ...
+#   docker run --gpus all --publish 8000:8000 --env SURGEON_API_KEY=... --volume "$PWD/runs:/work/runs" \
+#       surgeon serve runs/ranking/best --host 0.0.0.0
 #
 # The host needs NVIDIA's driver (580 or newer for CUDA 13) and its container toolkit. CUDA's libraries
 # come with torch's wheels, so the image needs no CUDA base.
