@@ -260,6 +260,13 @@ def test_a_check_of_the_users_is_an_example(monkeypatch: pytest.MonkeyPatch):
     assert [v.correct for v in verdicts] == [True, False, True, False, False, False]
 
 
+def test_an_extractor_of_the_users_is_an_example(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(Path(__file__).parents[1] / "examples")
+    texts = ["so [[7]], no: [[ 8 ]]", "the answer is 8", "[[]]"]
+    assert [extract(text, "my_extractor:bracketed") for text in texts] == ["8", None, None]
+
+
 def test_every_row_of_the_checks_decides_and_names_the_form_of_a_vote():
     for how, check in CHECKS.items():
         assert parse_check(how) is check
