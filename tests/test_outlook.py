@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from surgeon import rank
+from surgeon import evaluate, rank
 from surgeon.cli import main
 from surgeon.errors import BadInput
 from surgeon.settings import bind
+from surgeon.settings.evaluate import EvaluateSettings
 from surgeon.settings.rank import RankSettings
 from surgeon.settings.sampling import Sampling
 from surgeon.traces import outlook
@@ -71,6 +72,15 @@ def test_a_timed_pass_measures_the_run_that_follows(command, tmp_path):
     assert [(c.there, c.answers) for c in rest.costs] == [(12, 0), (12, 0)]
     with pytest.raises(BadInput, match="samples is 2 there and 3 here"):
         rank.forecast(bind(RankSettings, {**given, "samples": 3, "dry_run": True}))
+
+
+def test_no_answer_is_taken_to_be_longer_than_the_context(command, tmp_path):
+    given: dict[str, Any] = dict(checkpoints=command[:2], out=tmp_path / "out", dry_run=True)
+    file, most = str(tmp_path / "mini.jsonl"), 2 * 6 * 2 * 2048  # the default limit is 32,768
+    ranked = bind(RankSettings, {**given, "mini_set": file, "samples": 2})
+    measured = bind(EvaluateSettings, {**given, "task": file, "samples": 2})
+    assert rank.forecast(ranked).total().tokens.high == most
+    assert evaluate.forecast(measured).total().tokens.high == most
 
 
 def test_the_mean_length_holds_what_was_cut():

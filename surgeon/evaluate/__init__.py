@@ -111,7 +111,7 @@ def forecast(settings: EvaluateSettings) -> outlook.Outlook:
         done = "It is finished: nothing would be computed."
         return outlook.Outlook("evaluate", (), (done,), free)
     work = settings.out.with_name(settings.out.name + ".partial") / "traces"
-    sampling, paces = settings.sampling, {}
+    sampling, paces = outlook.within_context(settings.sampling, plan.subjects), {}
     if settings.measure_s:
         models = live(outlook.timed_ones(plan.subjects), plan.device, plan.dtype)
         for subject, model, tokenizer, load_s in outlook.loaded(models):

@@ -45,7 +45,7 @@ def forecast(settings: RankSettings) -> Outlook:
     known = Known(
         there(plan),
         paces(plan) if settings.measure_s else {},
-        settings.sampling,
+        outlook.within_context(settings.sampling, plan.subjects),
         outlook.ratios(plan.subjects),
     )
     lines = [*(pace.line for pace in known.paces.values())]

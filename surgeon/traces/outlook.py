@@ -8,7 +8,7 @@ answer for some seconds, as many prompts at a time as the run will.
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -312,6 +312,12 @@ def mean_prompt_tokens(
     """Tokens of a prompt, on average."""
     encoded = encode_all(tokenizer, prompts, 1 << 60, sampling.thinking, sampling.template)
     return sum(map(len, encoded)) / max(1, len(encoded))
+
+
+def within_context(sampling: Sampling, subjects: Sequence[Subject]) -> Sampling:
+    """The same, where no answer is longer than the candidates' contexts let it be."""
+    context = max(subject.source.context for subject in subjects)
+    return replace(sampling, max_tokens=min(sampling.max_tokens, context))
 
 
 def on_disk(files: Mapping[str, Sequence[Path]]) -> dict[str, list[Trace]]:
