@@ -383,3 +383,16 @@ def test_a_connection_is_kept_also_when_a_request_on_it_was_refused(server: Serv
             assert connection.sock.getsockname() == name
     finally:
         connection.close()
+
+
+def test_a_text_that_can_be_no_prompt_isnt_read(monkeypatch: pytest.MonkeyPatch):
+    """Reading takes turns: megabytes of text would keep everybody waiting."""
+    service = loaded()
+    monkeypatch.setattr(type(service.tokenizer), "__call__", lambda *_, **__: pytest.fail("read"))
+    text = "3 " * (query.CHARACTERS * service.offer.max_prompt_tokens)
+    chat = {**CHAT, "messages": [{"role": "user", "content": text}]}
+    for read, body in ((read_chat, chat), (read_completion, {"prompt": text})):
+        with pytest.raises(Refusal, match=r"characters for them\.") as caught:
+            read(json.dumps(body).encode(), service.tokenizer, service.offer)
+        assert caught.value.status == 400
+        assert caught.value.body["error"]["code"] == "context_length_exceeded"

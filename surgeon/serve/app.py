@@ -4,8 +4,8 @@ import asyncio
 import hmac
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 4
 """Times the largest body that are read, though not kept, before the connection is closed."""
+TURN_S = 0.5
+"""Seconds after which a request that waits to be read asks whether the server goes on."""
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 """Neither stored nor held back by a proxy on the way."""
 
@@ -150,7 +152,7 @@ class Front:
         self.worker.check_room()
         raw = await self._body(request)
         # A long text takes its time, which others needn't wait for.
-        async with self.one_reader:
+        async with self._turn():
             query = await asyncio.to_thread(read, raw, self.reading, self.offer)
         reply = Envelope(
             form, form.prefix + uuid.uuid4().hex, int(time.time()), self.offer.names[0],
@@ -158,6 +160,22 @@ class Front:
             usage=query.usage, spelling=None if query.told is None else self.spelling,
         )  # fmt: skip
         return Follower(self.worker, self.tokenizer, query, reply, self.meter, self.best)
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """One request is read at a time. Those that wait hear of the server's end."""
+        while True:
+            try:
+                async with asyncio.timeout(TURN_S):
+                    await self.one_reader.acquire()
+                break
+            except TimeoutError:
+                if self.worker.closing or self.worker.dead is not None:
+                    self.worker.check_room()
+        try:
+            yield
+        finally:
+            self.one_reader.release()
 
     def _authorise(self, request: Request) -> None:
         if self.api_key is None:

@@ -6,7 +6,7 @@ ones are refused too, as OpenAI does.
 
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from surgeon.decoding import Request, Shaping, stream_key
@@ -51,6 +51,8 @@ MOST_LIKELY = 20
 """Log-probabilities beside the token's own."""
 MOST_BIASES = 1024
 MOST_LEVELS = 200
+CHARACTERS = 64
+"""Characters per token of the longest prompt that a text is read at all of: text has about four."""
 STREAM = "serve"
 """The name that a seed's random numbers go by."""
 
@@ -163,6 +165,7 @@ def read_chat(raw: bytes, tokenizer: "PreTrainedTokenizerBase", offer: Offer) ->
     if tokenizer.chat_template is None:
         raise Refusal(400, "This model has no chat template: ask /v1/completions instead.")
     messages = read_messages(body.get("messages"))
+    _require_short([str(message["content"]) for message in messages], "messages", offer)
     choice = read_tools(body.get("tools"), body.get("tool_choice"))
     thinking = _thinking(body.get("chat_template_kwargs"), offer.thinking)
     several = _switch(body, "parallel_tool_calls", True)
@@ -200,6 +203,7 @@ def read_completion(raw: bytes, tokenizer: "PreTrainedTokenizerBase", offer: Off
     body = _read(raw, COMPLETION, offer)
     special = _switch(body, "add_special_tokens", True)
     given = _prompts(body.get("prompt"), offer)
+    _require_short([text for text in given if isinstance(text, str)], "prompt", offer)
     prompts = [
         [int(i) for i in tokenizer(p, add_special_tokens=special)["input_ids"]]  # pyright: ignore
         if isinstance(p, str)
@@ -249,6 +253,17 @@ def _read(raw: bytes, known: frozenset[str], offer: Offer) -> Mapping[str, objec
     if model not in offer.names:
         raise unknown_model(model, offer)
     return body
+
+
+def _require_short(texts: Sequence[str], param: str, offer: Offer) -> None:
+    """Raise `Refusal` for text that can't be a prompt, before others wait while it is read."""
+    most, found = CHARACTERS * offer.max_prompt_tokens, sum(map(len, texts))
+    if found > most * max(1, len(texts) if param == "prompt" else 1):
+        raise Refusal(
+            400, f"The prompt has {found} characters; this server takes {offer.max_prompt_tokens} "
+            f"tokens, and reads up to {most} characters for them.", param=param,
+            code="context_length_exceeded",
+        )  # fmt: skip
 
 
 def unknown_model(name: object, offer: Offer) -> Refusal:

@@ -307,7 +307,7 @@ def changing(out: Path, known: Reference, step: Step, draw: random.Random) -> Kn
         return None
     file = draw.choice(files)
     wait = draw.uniform(0, known.seconds[step.name])
-    at = draw.randrange(1, known.writes[step.name] + 2)
+    at = draw.randrange(1, max(1, known.writes[step.name]) + 1)
     new = _altered(file, draw)
 
     def swap(number: int) -> None:

@@ -147,7 +147,7 @@ def killed(step: Step, place: Path, known: Reference, draw: random.Random) -> di
     moments: list[str] = []
     row: dict[str, Any] = {"step": step.name, "kills": 0, "moments": moments, "fault": ""}
     for _ in range(draw.choice((1, 1, 1, 2))):
-        at = draw.randrange(1, known.writes[step.name] + 1)
+        at = draw.randrange(1, max(1, known.writes[step.name]) + 1)
         if draw.random() < 0.6:
 
             def kill(number: int, at: int = at) -> None:
