@@ -26,7 +26,7 @@ from surgeon.early_stop.learning import Stoppers, learned, watched_courses
 from surgeon.early_stop.plan import EarlyStopPlan, prepare
 from surgeon.early_stop.probing import probed
 from surgeon.early_stop.stop_result import PAGE, EarlyStop, StopRow, card_of, page_of, show
-from surgeon.early_stop.stop_rules import STOPS
+from surgeon.early_stop.stop_rules import DIGITS, STOPS
 from surgeon.early_stop.sweeping import (
     StopPoint,
     chosen_of_all,
@@ -205,8 +205,8 @@ def monitor_of(plan: EarlyStopPlan, found: Stoppers, rule: str, pick: StopPoint 
     if not thresholds:
         thresholds = {level: NEVER for level in detectors if rule in ("both", level)}
     for level, threshold in thresholds.items():
-        # While decoding, a probability is the same but for its last digits.
-        detectors[level].threshold.fill_(threshold - 1e-6)
+        # The probabilities that are it or more when rounded.
+        detectors[level].threshold.fill_(threshold - 0.5 * 10**-DIGITS)
     return Monitor(
         {level: found.channels[level] for level in thresholds},
         {level: detectors[level] for level in thresholds},

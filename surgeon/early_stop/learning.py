@@ -15,6 +15,7 @@ from surgeon.channels import Channels, read_back
 from surgeon.early_stop.courses import Course
 from surgeon.early_stop.plan import EarlyStopPlan
 from surgeon.early_stop.probing import step_ends
+from surgeon.early_stop.stop_rules import DIGITS
 from surgeon.errors import BadInput
 from surgeon.live.blocks import block
 from surgeon.neureasoner.detectors import Detector, DetectorReport, collect, train
@@ -161,7 +162,10 @@ def _watched(
             continue
         rows = [row_of[end_of[s] - 1] for s in wanted]
         with torch.no_grad():
-            chance = detector.probability(features_NCX[rows].flatten(1)).tolist()
+            probability_N = detector.probability(features_NCX[rows].flatten(1)).double()
+        # While decoding, it comes out otherwise in its last digits, which must not decide: near 1 a
+        # threshold between two of them would stop any number of answers.
+        chance = probability_N.numpy().round(DIGITS).tolist()
         if level == "enough":
             enough_S[[numbers.index(s) for s in wanted]] = chance
         else:

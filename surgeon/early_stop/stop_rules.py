@@ -11,6 +11,8 @@ import numpy as np
 
 from surgeon.early_stop.courses import Course
 
+DIGITS = 6
+"""Of probabilities and thresholds: more are not the same while decoding."""
 Value = Any
 """A threshold: a number, or a tuple of several."""
 
@@ -41,7 +43,9 @@ def spread_levels(values: np.ndarray, n: int) -> list[float]:
     """At most so many thresholds between values, dense towards the highest."""
     known = np.unique(values[~np.isnan(values)])
     shares = np.clip(1.001 - np.geomspace(1e-3, 1, n), 0, 1)
-    return sorted({float(v) for v in np.quantile(known, shares)}) if len(known) else []
+    if not len(known):
+        return []
+    return sorted({round(float(v), DIGITS) for v in np.quantile(known, shares)})
 
 
 def whole_numbers(low: float, high: float, n: int) -> list[int]:
@@ -70,7 +74,7 @@ def _enough_values(courses: Sequence[Course]) -> list[float]:
 
 def _instance(course: Course, value: tuple[str, float]) -> int | None:
     ends, threshold = value
-    chance = course.easy if ends == "easy" else 1 - course.easy
+    chance = course.easy if ends == "easy" else _hard(course.easy)
     if not chance >= threshold:
         return None
     return first(course, course.step_S == course.read_after)
@@ -79,8 +83,12 @@ def _instance(course: Course, value: tuple[str, float]) -> int | None:
 def _instance_values(courses: Sequence[Course], n: int = 12) -> list[tuple[str, float]]:
     easy = np.array([course.easy for course in courses])
     return [("easy", v) for v in spread_levels(easy, n)] + [
-        ("hard", v) for v in spread_levels(1 - easy, n)
+        ("hard", v) for v in spread_levels(_hard(easy), n)
     ]
+
+
+def _hard(easy: Any) -> Any:
+    return np.round(1 - easy, DIGITS)
 
 
 def _both(course: Course, value: tuple[str, float, float]) -> int | None:

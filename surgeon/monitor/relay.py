@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from surgeon.channels import tapped
-from surgeon.decoding import context_limit, stream_key
+from surgeon.decoding import Rewind, context_limit, stream_key
 from surgeon.engines import asked
 from surgeon.engines.completions import Completions, Continuation
 from surgeon.errors import BadInput
@@ -213,7 +213,9 @@ class _Reader:
         slot = answer.slot
         fed_B, chosen_B = (torch.full((slot + 1,), i) for i in (fed, chosen))
         x_BC = None if x_C is None else x_C.expand(slot + 1, -1)
-        return self.watch.read([slot], fed_B, chosen_B, x_BC).get(slot, ())
+        forced = self.watch.read([slot], fed_B, chosen_B, x_BC).get(slot, ())
+        assert not isinstance(forced, Rewind)
+        return forced
 
     def _run(self, answer: _Draft) -> int:
         """Up to where the answer can be read: to the end of a step, where the monitor may step in,
