@@ -13,6 +13,7 @@ from surgeon import artifact
 from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.errors import BadInput
 from surgeon.settings.neureasoner import LEVELS
+from surgeon.traces import read_traces
 from surgeon.trigger.detectors import Detection, detectors, require_own_channels, show
 from surgeon.trigger.identify import Identified, LayerSize, identify, read_channels
 from surgeon.watch.monitor import Monitor
@@ -52,6 +53,26 @@ def test_the_monitor_is_that_of_its_checkpoint_channels_and_settings(stages: Pat
     assert (made.settings.instance_steps, len(made.settings.probes)) == (2, 6)
     assert made.thresholds == {n: row["threshold"] for n, row in result.levels.items()}
     assert result == artifact.read(Detection, out) and result.out == out
+
+
+def test_what_firing_is_worth_is_found_out_on_trial(stages: Path, tmp_path: Path, capsys):
+    """Steps are drawn anew, as the model knows no trigger; what isn't worth it is off."""
+    given = dict(labels=stages / "labels", channels=stages / "channels", max_tokens=60)
+    result = detectors(
+        MODEL, out=tmp_path / "out", trials=2, action="resample", **given, **SMALL
+    )  # fmt: skip
+    monitor = Monitor.load(tmp_path / "out")
+    assert monitor.settings.action == "resample"
+    assert set(result.worth) and set(result.worth) <= set(monitor.levels)
+    for level, row in result.worth.items():
+        assert 0 < row.true.trials + row.false.trials <= 4
+        assert monitor.off.get(level, row.reason) == row.reason
+    assert set(monitor.off) <= set(result.worth)
+    show(result)
+    said = capsys.readouterr().out
+    assert "firing at" in said and "isn't known yet" not in said
+    tried = read_traces(tmp_path / "out" / "trials.jsonl")
+    assert tried and max(len(trace.token_ids) for trace in tried) <= 60 + 400
 
 
 def test_problems_are_in_one_part_only(stages: Path, done):

@@ -205,14 +205,18 @@ def _expected(
     gain_R, tokens_R, shares = np.zeros_like(traces_R), np.zeros_like(traces_R), []
     for side in (True, False):
         fired_N = first_N & (readings.failing_N == side)
-        share_R = (weight_RP[:, readings.problem_N] @ fired_N) / traces_R
+        fires_R = weight_RP[:, readings.problem_N] @ fired_N
+        # Nothing is known where none of the problems with readings is drawn.
+        share_R = np.divide(
+            fires_R, traces_R, out=np.full(len(traces_R), np.nan), where=traces_R > 0
+        )
         shares.append(float(share_R[0]))
         for of_R, mean_R in zip(
             (gain_R, tokens_R), _means(trials, trials.failing_K == side, weight_RP), strict=True
         ):
             # What never fires is worth nothing, however little is known of it; in a resample that
             # lacks a kind of trial the worth isn't known.
-            of_R += np.where(share_R > 0, share_R * mean_R, 0.0)
+            of_R += np.where(share_R == 0, 0.0, share_R * mean_R)
     return as_interval(gain_R), as_interval(tokens_R), (shares[0], shares[1])
 
 

@@ -393,7 +393,7 @@ def _grammars(offer: Offer, param: str) -> Grammars:
     if offer.grammars is None:
         raise Refusal(
             400, f"{param}: this server has a monitor, which forces tokens that no grammar allows "
-            "for; serve without one (--levels '').", param=param, code="unsupported_parameter",
+            "for; serve without one (--levels none).", param=param, code="unsupported_parameter",
         )  # fmt: skip
     return offer.grammars
 
