@@ -74,7 +74,7 @@ def _enough_values(courses: Sequence[Course]) -> list[float]:
 
 def _instance(course: Course, value: tuple[str, float]) -> int | None:
     ends, threshold = value
-    chance = course.easy if ends == "easy" else _hard(course.easy)
+    chance = course.easy if ends == "easy" else float(np.round(1 - course.easy, DIGITS))
     if not chance >= threshold:
         return None
     return first(course, course.step_S == course.read_after)
@@ -83,12 +83,8 @@ def _instance(course: Course, value: tuple[str, float]) -> int | None:
 def _instance_values(courses: Sequence[Course], n: int = 12) -> list[tuple[str, float]]:
     easy = np.array([course.easy for course in courses])
     return [("easy", v) for v in spread_levels(easy, n)] + [
-        ("hard", v) for v in spread_levels(_hard(easy), n)
+        ("hard", v) for v in spread_levels(np.round(1 - easy, DIGITS), n)
     ]
-
-
-def _hard(easy: Any) -> Any:
-    return np.round(1 - easy, DIGITS)
 
 
 def _both(course: Course, value: tuple[str, float, float]) -> int | None:
