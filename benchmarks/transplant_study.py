@@ -3,7 +3,7 @@
     python -m benchmarks.transplant_study screen     every selection, on the first family
     python -m benchmarks.transplant_study attention  some with the attention of their layers
     python -m benchmarks.transplant_study controls   the best of `screen` against their own controls
-    python -m benchmarks.transplant_study family     trains the second family's pair, 7 minutes
+    python -m benchmarks.transplant_study family     trains the second family's pair, 5 minutes
     python -m benchmarks.transplant_study confirm    the better one, once, on the second family
     python -m benchmarks.transplant_study table      what there is of these
 
@@ -336,7 +336,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("step", choices=STEPS)
     parser.add_argument("--dir", type=Path, default=Path("runs/transplant-study"))
-    parser.add_argument("--problems", type=int, default=120, help="of the pool")
+    parser.add_argument("--problems", type=int, default=100, help="of the pool")
     parser.add_argument("--samples", type=int, default=2, help="of each prompt of the mini-set")
     parser.add_argument("--recipient", help="by default the trained pair's")
     parser.add_argument("--donor")
@@ -383,8 +383,8 @@ def pairs(options: argparse.Namespace) -> Pairs:
 
 
 def train_second(out: Path) -> None:
-    """Train the second family's pair on its base model, as the first family's was, on half as many
-    tokens."""
+    """Train the second family's pair on its base model, as the first family's was, on a third of
+    the tokens."""
     from dataclasses import replace
 
     import torch
@@ -397,7 +397,7 @@ def train_second(out: Path) -> None:
     base = out / "base"
     if not base.exists():
         base.symlink_to(path("second-base"))
-    stages = [replace(stage, tokens=stage.tokens // 2) for stage in STAGES if stage.ffn_only]
+    stages = [replace(stage, tokens=stage.tokens // 3) for stage in STAGES if stage.ffn_only]
     run_stages(out, stages=tuple(stages), seed=1)
 
 

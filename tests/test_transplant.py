@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch_file
 from test_neurons import write_all_experts, write_alternating
 
+from benchmarks import transplant_study
 from surgeon import artifact, lineage
 from surgeon.checkpoint import INDEX, Checkpoint
 from surgeon.errors import BadInput
@@ -1101,6 +1102,30 @@ def test_large_projections_are_compared_by_a_fair_sample():
         found_F = squared_difference(a, b, axis)
         assert found_F.shape == exact_F.shape
         assert float(found_F.sum() / exact_F.sum()) == pytest.approx(1, abs=0.01)
+
+
+# --- the study ----------------------------------------------------------------------------------
+
+
+def test_the_study_has_a_control_for_each_selection_and_pairs_it_by_problem():
+    moves, against = transplant_study.screened(4, 384)
+    names = [move.name for move in moves]
+    assert len(names) == len(set(names))
+    for name, control in against.items():
+        chosen = next(m.settings for m in moves if m.name == name)
+        each = [m.settings for m in moves if m.name.startswith(f"{control}-count-")]
+        assert sorted(c["seed"] for c in each) == list(range(transplant_study.SEEDS))
+        for other in each:
+            spread = chosen.get("budget") == "layer"
+            assert other["top_units"] * (1 if spread else 4) == pytest.approx(
+                chosen["top_units"], abs=2
+            )
+            assert chosen.get("alpha") == other.get("alpha")
+    right_P = np.array([1.0, 1, 1, 0, 1, 0, 0, 0])
+    found = transplant_study.gap(right_P, np.stack([right_P, right_P]))
+    assert found == (0, 0, 0)  # paired: the problems that are drawn are the same on both sides
+    found = transplant_study.gap(right_P, np.stack([1 - right_P, right_P]))
+    assert found.mean == 0 and found.low < 0 < found.high
 
 
 # --- where weights are found --------------------------------------------------------------------
