@@ -877,6 +877,7 @@ def test_attention_moves_with_the_units_of_its_layer(tmp_path: Path, siblings, l
     made, mine, theirs = tensors(Checkpoint.open(tmp_path / "o")), tensors(a), tensors(b)
     attention = {n for n in mine if ".self_attn." in n and ".layers.0." not in n}
     assert attention and report.attention_parameters == sum(mine[n].numel() for n in attention)
+    assert any("only the attention above moves" in line for line in report.lines())
     moved = attention | {slab.name for s in sites(a) if s.layer for slab in s.slabs}
     for name in mine:
         assert torch.equal(made[name], (theirs if name in moved else mine)[name]), name

@@ -126,9 +126,13 @@ class TransplantReport:
                 f"FFN weights{where} lies in these units{sampled}"
             )
         if self.outside_share is not None:
+            moves = "of which only the attention above moves"
+            stays = (
+                moves if self.attention_parameters else "which stays behind whichever units move"
+            )
             lines.append(
                 f"outside the FFN: {self.outside_share:.1%} of the whole squared difference "
-                "(attention, embedding, norms), which stays behind whichever units move"
+                f"(attention, embedding, norms), {stays}"
             )
         return lines
 
