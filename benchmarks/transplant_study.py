@@ -94,6 +94,7 @@ class Pair(NamedTuple):
     def evaluate(self, moves: Sequence[Move], out: str) -> None:
         """Rank both, make the transplants, and ask all the problems; what is there stays."""
         from surgeon.evaluate import evaluate
+        from surgeon.families import open_checkpoint
         from surgeon.rank import rank
         from surgeon.transplant import transplant
 
@@ -101,7 +102,8 @@ class Pair(NamedTuple):
             (self.recipient, self.donor), mini_set=self.mini_set, out=self.place / "ranking",
             max_tokens=self.max_tokens, **self.rank,
         )  # fmt: skip
-        donor = next(c.name for c in ranking.candidates if c.checkpoint == self.donor)
+        digest = open_checkpoint(self.donor).digest
+        donor = next(c.name for c in ranking.candidates if c.digest == digest)
         made = []
         for move in moves:
             made.append(str(self.place / "moved" / move.name))
