@@ -338,7 +338,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("step", choices=STEPS)
     parser.add_argument("--dir", type=Path, default=Path("runs/transplant-study"))
-    parser.add_argument("--problems", type=int, default=100, help="of the pool")
+    parser.add_argument("--problems", type=int, default=80, help="of the pool")
     parser.add_argument("--samples", type=int, default=2, help="of each prompt of the mini-set")
     parser.add_argument("--recipient", help="by default the trained pair's")
     parser.add_argument("--donor")
