@@ -103,7 +103,9 @@ def test_an_early_stop_stands_beside_the_checkpoint_without(runs: Path, capsys):
     assert points["b, enough stop"] == ("early-stop", 0.5, 40)
     assert points["b"] == ("as it is", 0.5, 90) and len(points) == 5
     cli.main(["show", "runs/stopped"])
-    assert "50.0% right, 40 tokens, on 4 test questions" in capsys.readouterr().out
+    told = " ".join(capsys.readouterr().out.split())
+    said = "rule enough of b: 50.0% right, 40 tokens; without a stop 50.0% right, 90 tokens"
+    assert f"{said}, on 4 test questions" in told
 
 
 def test_the_same_checkpoint_measured_twice_stands_twice(runs: Path):

@@ -21,7 +21,7 @@ from surgeon.truth import EVALUATION, Evaluation
 
 DEEPEST = 2
 """Directories between one that was named and the results in it."""
-TELLING = ("surgery", "says", "accuracy", "candidates")
+TELLING = ("surgery", "says", "accuracy", "candidates", "early stop")
 """Facts that say most of a result; the last of them stands for it."""
 UNMADE = "as it is"
 """How a checkpoint was made that no command here made."""
@@ -100,7 +100,8 @@ def gathered(runs: Iterable[str]) -> Gathered:
             there = by_task.setdefault((title, what), Comparison(title, what, []))
             if all(p.name != point.name or p.source != point.source for p in there.points):
                 there.points.append(_apart(point, there.points))
-    found.comparisons.extend(sorted(by_task.values(), key=lambda c: c.kind))
+    # The page's first sentence is about the first one.
+    found.comparisons.extend(sorted(by_task.values(), key=lambda c: (c.kind, -len(c.points))))
     return found
 
 

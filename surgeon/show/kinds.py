@@ -374,13 +374,15 @@ def _stopped(path: Path) -> Kind:
     found = artifact.read(EarlyStop, path)
     on = f"{found.questions['test']} test questions" if found.questions["test"] \
         else f"the {found.questions['validation']} questions that set it"  # fmt: skip
-    facts = [("early stop", f"rule {found.rule} of {found.checkpoint}")]
-    for row in found.rows:
-        point = row.test or row.chosen
-        if point is not None and (row.written or row.rule == "never"):
-            right = "right" if found.judged else "agree"
-            facts.append((row.rule, f"{100 * point.right:.1f}% {right}, {point.tokens:.0f} tokens, "
-                          f"on {on}"))  # fmt: skip
+    right = "right" if found.judged else "agree"
+    said = {
+        row.rule: f"{100 * at.right:.1f}% {right}, {at.tokens:.0f} tokens"
+        for row in found.rows
+        if (at := row.test or row.chosen) is not None
+    }
+    stop = f"rule {found.rule} of {found.checkpoint}: {said.get(found.rule, 'nothing chosen')}"
+    without = f"without a stop {said.get('never', 'unknown')}"
+    facts = [("early stop", f"{stop}; {without}, on {on}")]
     facts += [("warning", text) for text in found.warnings[:3]]
     return Kind("early stop", facts, [])
 
