@@ -50,6 +50,8 @@ def without_surgeon(path: Path, adapter: bool) -> tuple[Any, Any]:
 
     auto: Any = AutoPeftModelForCausalLM if adapter else AutoModelForCausalLM
     model = auto.from_pretrained(str(path), dtype=torch.float32).eval()
+    if adapter:  # BASE+ADAPTER is kept in the base's dtype, so that is what is held against it
+        model = model.merge_and_unload().to(torch.bfloat16).to(torch.float32)
     return model, AutoTokenizer.from_pretrained(str(DIRECTORY if adapter else path))
 
 
