@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from surgeon import artifact, console, lineage
 from surgeon.checkpoint import Checkpoint, card, markdown_table, placement
+from surgeon.checkpoint.adapters import write_adapter_config
 from surgeon.checkpoint.live_names import converted, live_model, live_names
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
@@ -440,7 +441,7 @@ def _write_adapter(
         revision=revision,
         inference_mode=True,
     )
-    config.save_pretrained(str(work))
+    write_adapter_config(config, work)
     wrappers = _wrappers(plan, config) if plan.experts else {}
     for module, pair in factors.items():
         key = wrappers.get(module, module)

@@ -12,6 +12,7 @@ import pytest
 
 from surgeon import builtin, cli, evidence_file, lineage, truth
 from surgeon.checkpoint import Checkpoint, read_templates, resolve
+from surgeon.checkpoint.adapters import write_adapter_config
 from surgeon.checkpoint.loading import require_fit
 from surgeon.errors import BadInput
 from surgeon.families import Family
@@ -294,3 +295,16 @@ def test_a_config_that_asks_for_parts_without_end(copy: Path, config: dict[str, 
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(BadInput, match=r"config.json has (\w+ = |a list of )"):
         require_fit(Checkpoint.open(copy))
+
+
+def test_the_config_of_an_adapter_has_one_order(tmp_path: Path):
+    """PEFT writes a set as Python's hashes have it, so a resumed run's bytes would differ."""
+    from peft import LoraConfig
+
+    names = [f"{letter}_proj" for letter in "qkvouwxyz"]
+    config = LoraConfig(r=2, target_modules=names)
+    assert isinstance(config.target_modules, set)
+    write_adapter_config(config, tmp_path)
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert written["target_modules"] == sorted(names)
+    assert LoraConfig.from_pretrained(str(tmp_path)).target_modules == set(names)

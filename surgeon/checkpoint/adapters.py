@@ -5,7 +5,7 @@ Only headers and JSON are read here; nothing heavy is imported.
 
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from surgeon import lineage
 from surgeon.checkpoint.directory import TOKENIZER_FILES
@@ -13,6 +13,9 @@ from surgeon.checkpoint.specs import hub_id
 from surgeon.checkpoint.templates import TEMPLATE_FILES, named_template_files
 from surgeon.checkpoint.tensors import TensorInfo, read_header, read_json
 from surgeon.errors import BadInput
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -103,6 +106,16 @@ def open_adapter(path: Path, spec: str = "") -> Adapter:
     if not tensors:
         raise BadInput(f"{spec} has no weights: the header of {WEIGHTS_FILE} names no tensor.")
     return Adapter(path, spec, config, tensors)
+
+
+def write_adapter_config(config: "PeftConfig", out: Path) -> None:
+    """Write PEFT's config into a directory. Its sets are in the order of chance, which differs from
+    one process to the next, and equal content is to be equal bytes."""
+    config.save_pretrained(str(out))
+    content = read_json(out / CONFIG_FILE)
+    sets = {name for name, value in vars(config).items() if isinstance(value, set)}
+    ordered = {n: sorted(value) if n in sets else value for n, value in content.items()}
+    lineage.write_json(out / CONFIG_FILE, ordered)
 
 
 def _require_mergeable(spec: str, config: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from surgeon.checkpoint import (
     stored_dtype,
     torch_dtype,
 )
+from surgeon.checkpoint.adapters import write_adapter_config
 from surgeon.errors import BadInput
 from surgeon.training.student import Student, all_weights
 
@@ -82,7 +83,7 @@ def write_adapter(base: Checkpoint, adapter: Any, weights: Mapping[str, Tensor],
     config = adapter.peft_config["default"]
     config.base_model_name_or_path, config.revision = base_for_peft(base, out)
     config.inference_mode = True
-    config.save_pretrained(str(out))
+    write_adapter_config(config, out)
     save_file(
         {name: tensor.detach().cpu().contiguous() for name, tensor in as_stored(weights).items()},
         out / "adapter_model.safetensors",

@@ -195,7 +195,9 @@ def run(step: Step, place: Path, inside: Callable[[], None] | None = None) -> En
 
 # --- what a step leaves ---------------------------------------------------------------------------
 
-TIMES = re.compile(r"(seconds|_s|_ms|rate|per_second|took|finished_at|started|peak|memory|_mb)$")
+TIMES = re.compile(
+    r"(seconds|_s|_ms|rate|per_second|took|finished_at|started|peak|memory|_mb|^time)$"
+)
 """Ends of the names of fields that hold times and what else differs between two equal runs."""
 
 

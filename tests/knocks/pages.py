@@ -87,7 +87,7 @@ def make(place: Path) -> bool:
     place.mkdir(parents=True)
     for name, source in (("a", "instruct"), ("b", "thinking")):
         shutil.copytree(builtin.path(source), place / f"{name}{NAME}")
-    rows = [{"id": f"{n}{TEXT}", "prompt": f"Start {n}. {TEXT}", "answer": TEXT} for n in range(3)]
+    rows = [{"id": f"{n}{TEXT}", "prompt": f"Start {n}. {TEXT}", "answer": TEXT} for n in range(4)]
     for file in ("mini.jsonl", "task.jsonl"):
         (place / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
     others = [{**row, "id": f"hard {row['id']}", "prompt": f"Also {row['prompt']}"} for row in rows]
