@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from surgeon import builtin, cli, evidence_file, lineage, truth
-from surgeon.checkpoint import Checkpoint, read_templates, resolve
+from surgeon.checkpoint import Checkpoint, read_header, read_templates, resolve
 from surgeon.checkpoint.adapters import write_adapter_config
 from surgeon.checkpoint.loading import require_fit
 from surgeon.errors import BadInput
@@ -308,3 +308,25 @@ def test_the_config_of_an_adapter_has_one_order(tmp_path: Path):
     written = json.loads((tmp_path / "adapter_config.json").read_text())
     assert written["target_modules"] == sorted(names)
     assert LoraConfig.from_pretrained(str(tmp_path)).target_modules == set(names)
+
+
+@pytest.mark.parametrize("named", [True, {"a": 1}, [1], "x"], ids=str)
+def test_architectures_of_another_kind(copy: Path, named: object):
+    write(copy, architectures=named)
+    with pytest.raises(BadInput, match="has architectures = "):
+        Checkpoint.open(copy)
+
+
+@pytest.mark.parametrize(
+    ("shape", "offsets"),
+    [([[7], 10**9], [0, 8]), ([[[]], 2**64 - 1], [0, 8]), ([-1, -2], [0, 8]), ([2.0], [0, 8]),
+     ([2], [0.0, 8.0]), ([True, 2], [0, 8]), ("2", [0, 8])],
+    ids=str,
+)  # fmt: skip
+def test_sizes_in_a_header_that_are_no_whole_numbers(tmp_path: Path, shape: Any, offsets: Any):
+    header = {"a": {"dtype": "F32", "shape": shape, "data_offsets": offsets}}
+    text = json.dumps(header).encode()
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+    with pytest.raises(BadInput, match="sizes that are no whole numbers"):
+        read_header(file)

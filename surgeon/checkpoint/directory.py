@@ -114,6 +114,9 @@ class Checkpoint:
             )
         if not isinstance(config.get("model_type"), str):
             raise BadInput(f"{file} names no model_type, so it is not a transformers config.")
+        named = config.get("architectures") or []
+        if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+            raise BadInput(f"{file} has architectures = {named!r}, expected a list of names.")
         if not isinstance(config.get("text_config", {}), dict | None):
             raise BadInput(f"{file} has a text_config that is no JSON object. Fetch it again.")
         if "auto_map" in config:

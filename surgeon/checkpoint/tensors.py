@@ -50,6 +50,9 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             for name, info in header.items():
                 begin, stop = info["data_offsets"]
                 shape, dtype = tuple(info["shape"]), info["dtype"]
+                # Python multiplies a list by a number, too: gigabytes of nothing.
+                if not all(type(n) is int and n >= 0 for n in (*shape, begin, stop)):
+                    raise ValueError(f"{name} has sizes that are no whole numbers")
                 known = DTYPES.get(dtype)
                 if known is not None and stop - begin != prod(shape) * known.nbytes:
                     raise ValueError(f"{name} has {stop - begin} bytes for {dtype}{list(shape)}")

@@ -67,7 +67,7 @@ class Watch:
         elif event not in TOUCHES:
             return
         place = str(arguments[0]) if arguments else ""
-        if place == os.devnull:
+        if place == os.devnull or place.isdecimal():  # a pipe to a process of ours
             return
         if not place.startswith(self.inside) and "template_process" not in str(arguments):
             self.seen.append(f"{event} {place[:80]}")
