@@ -106,6 +106,7 @@ def small(tmp_path: Path, make_checkpoint, monkeypatch: pytest.MonkeyPatch) -> P
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_recipe_runs_on_a_tiny_model(small: Path, capsys: Any):
     terse = load_file(small / "benchmarks/real/adapters/terse/adapter_model.safetensors")
     assert {tensor.dtype for tensor in terse.values()} == {torch.bfloat16}
