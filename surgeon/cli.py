@@ -300,16 +300,16 @@ def main(arguments: list[str] | None = None) -> None:
     input, 130 when interrupted, 143 when terminated."""
     from surgeon import lineage
 
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    words = sys.argv[1:] if arguments is None else arguments
-    lineage.COMMAND.set(shlex.join(["surgeon", *words]))
-    # What peft and transformers say of each other's names is not the user's concern.
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
-    _end_on_sigterm()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A file's name may be no text; that is no reason to fail.
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        words = sys.argv[1:] if arguments is None else arguments
+        lineage.COMMAND.set(shlex.join(["surgeon", *words]))
+        # What peft and transformers say of each other's names is not the user's concern.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
+        _end_on_sigterm()
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A file's name may be no text; that is no reason to fail.
+            sys.stdout.reconfigure(errors="backslashreplace")
         cli.main(args=arguments, prog_name="surgeon", standalone_mode=False)
     except SystemExit as stop:
         if stop.code == TERMINATED:
@@ -343,6 +343,8 @@ def main(arguments: list[str] | None = None) -> None:
             what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             fail(f"a file can't be used any more ({what}). Put it back; the same command resumes.")
         raise
+    finally:
+        _leave_sigterm()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from surgeon.training import processes
 
@@ -354,14 +356,19 @@ def _end_on_sigterm() -> None:
     it. A second one ends it at once."""
     if threading.current_thread() is not threading.main_thread():
         return
-    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        return
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _end)
 
-    def end(number: int, _: object) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        sys.exit(TERMINATED)
 
-    signal.signal(signal.SIGTERM, end)
+def _end(number: int, _: object) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    sys.exit(TERMINATED)
+
+
+def _leave_sigterm() -> None:
+    """SIGTERM is what it was: Python's own end is no place to raise anything in."""
+    if signal.getsignal(signal.SIGTERM) is _end:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def fail(text: str) -> None:

@@ -13,7 +13,8 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -37,8 +38,9 @@ DISK_RESERVE = 64 << 20
 """Bytes that are left free on a disk when room is checked before writing."""
 _held: dict[Path, int] = {}
 """Partial directory -> descriptor of the lock on it, kept until the run is finished."""
-_sources: dict[str, dict[str, tuple[int, ...]]] = {}
-"""Digest -> the files that it was made of, each with its state before it was read."""
+_sources: list[dict[str, dict[str, tuple[int, ...]]]] = []
+"""Of each verb that runs: digest -> the files that it was made of, each with its state before it
+was read."""
 
 
 class Run(NamedTuple):
@@ -179,8 +181,8 @@ def finish(partial: Path, out: str | Path) -> None:
 def _require_unchanged(partial: Path) -> None:
     """Raise `BadInput` for an input that isn't any more what the run's record says."""
     inputs = (read(partial) or {}).get("inputs") or {}
-    for digest in inputs.values():
-        for file, before in _sources.get(digest, {}).items():
+    for digest in inputs.values() if _sources else ():
+        for file, before in _sources[-1].get(digest, {}).items():
             if os.path.exists(file) and _state(os.stat(file)) != before:
                 raise BadInput(
                     f"{file} changed while it was read, so nobody can say what {partial} was made "
@@ -194,14 +196,21 @@ def _state(status: os.stat_result) -> tuple[int, ...]:
 
 def made_of(digest: str, *parts: str) -> str:
     """Say that a digest was made of files with these digests; returns it."""
-    files = {file: state for part in parts for file, state in _sources.get(part, {}).items()}
-    _sources.setdefault(digest, {}).update(files)
+    if _sources:
+        known = _sources[-1]
+        files = {file: state for part in parts for file, state in known.get(part, {}).items()}
+        known.setdefault(digest, {}).update(files)
     return digest
 
 
-def begin_reading() -> None:
-    """A verb begins: what was read before is no input of it."""
-    _sources.clear()
+@contextmanager
+def reading() -> Iterator[None]:
+    """A verb runs inside the block: what is read there may be its input, and nothing else."""
+    _sources.append({})
+    try:
+        yield
+    finally:
+        _sources.pop()
 
 
 def check(out: str | Path, run: Run) -> None:
@@ -363,7 +372,8 @@ def file_digest(path: str | Path) -> str:
     with open(path, "rb") as file:
         before = _state(os.fstat(file.fileno()))
         digest = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
-    _sources.setdefault(digest, {})[os.path.abspath(path)] = before
+    if _sources:
+        _sources[-1].setdefault(digest, {})[os.path.abspath(path)] = before
     return digest
 
 

@@ -129,20 +129,22 @@ def test_a_result_of_an_input_that_changed_meanwhile_is_refused(tmp_path: Path):
     other = tmp_path / "other.jsonl"
     file.write_text("1")
     other.write_text("1")
-    lineage.begin_reading()
-    whole = lineage.digest_of_files([file])
-    lineage.begin(out, verb="rank", arguments={}, inputs={"a": whole})
-    other.write_text("of the same content, and of no concern")
-    times = file.stat()
-    file.write_text("2")
-    with pytest.raises(BadInput, match=r"in\.jsonl changed while it was read.*Remove .*partial"):
+    with lineage.reading():
+        whole = lineage.digest_of_files([file])
+        lineage.begin(out, verb="rank", arguments={}, inputs={"a": whole})
+        other.write_text("of the same content, and of no concern")
+        times = file.stat()
+        file.write_text("2")
+        with pytest.raises(
+            BadInput, match=r"in\.jsonl changed while it was read.*Remove .*partial"
+        ):
+            lineage.finish(partial, out)
+        assert not out.exists()
+        # As the file was when its digest was made, all is well; so it is where the file is gone.
+        file.write_text("1")
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
         lineage.finish(partial, out)
-    assert not out.exists()
-    # As the file was when its digest was made, all is well; so it is where the file is gone.
-    file.write_text("1")
-    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
-    lineage.finish(partial, out)
-    assert out.is_dir()
+        assert out.is_dir()
 
 
 def test_what_came_to_be_at_out_meanwhile_stays(tmp_path: Path):

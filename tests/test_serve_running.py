@@ -451,3 +451,28 @@ def test_half_a_head_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch)
                 received = b"".join(iter(lambda c=client: c.recv(4096), b""))
                 assert received.count(b"HTTP/1.1 200") == bool(before)
         assert server.chat(max_tokens=TOKENS).choices
+
+
+def test_who_hung_up_before_its_turn_is_not_read(monkeypatch: pytest.MonkeyPatch):
+    gate, read = threading.Event(), []
+
+    def gated(raw: bytes, *rest: Any) -> Any:
+        read.append(raw)
+        assert gate.wait(TIMEOUT_S)
+        return read_completion(raw, *rest)
+
+    monkeypatch.setattr("surgeon.serve.app.read_completion", gated)
+    body = {"prompt": "3", "max_tokens": 1}
+    raw = json.dumps(body).encode()
+    head = f"Host: x\r\nContent-Type: application/json\r\nContent-Length: {len(raw)}"
+    with serving() as server, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(server.send, "POST", "/v1/completions", body)
+        until(lambda: len(read) == 1)
+        with socket.create_connection(("127.0.0.1", server.port), timeout=TIMEOUT_S) as client:
+            client.sendall(f"POST /v1/completions HTTP/1.1\r\n{head}\r\n\r\n".encode() + raw)
+            assert server.send("GET", "/health")[0] == 200
+        assert server.send("GET", "/health")[0] == 200
+        gate.set()
+        assert first.result()[0] == 200
+        assert server.send("POST", "/v1/completions", body)[0] == 200
+    assert len(read) == 2

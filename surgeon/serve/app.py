@@ -153,6 +153,10 @@ class Front:
         raw = await self._body(request)
         # A long text takes its time, which others needn't wait for.
         async with self._turn():
+            # Much may have happened while others were read.
+            if await request.is_disconnected():
+                raise ClientDisconnect
+            self.worker.check_room()
             query = await asyncio.to_thread(read, raw, self.reading, self.offer)
         reply = Envelope(
             form, form.prefix + uuid.uuid4().hex, int(time.time()), self.offer.names[0],

@@ -123,14 +123,17 @@ class Verb(Generic[S, R]):
         self.__signature__ = inspect.Signature([_parameter(leaf) for leaf in leaves(settings)])
 
     def __call__(self, *args: Any, **values: Any) -> R:
-        lineage.begin_reading()
         if len(args) == 1 and not values and isinstance(args[0], self.settings):
-            return self.work(args[0])
+            return self._run(args[0])
         name = getattr(self, "__name__", self.settings.__name__)
         fields = [field.name for field in dataclasses.fields(self.settings)]  # pyright: ignore
         if len(args) > len(fields):
             raise TypeError(f"{name} takes {len(fields)} arguments, {len(args)} were given")
-        return self.work(bind(self.settings, dict(zip(fields, args, strict=False)) | values, name))
+        return self._run(bind(self.settings, dict(zip(fields, args, strict=False)) | values, name))
+
+    def _run(self, settings: S) -> R:
+        with lineage.reading():
+            return self.work(settings)
 
 
 def _parameter(leaf: Leaf) -> inspect.Parameter:

@@ -14,6 +14,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -129,7 +130,8 @@ class Running:
     def __init__(
         self, command: Sequence[str], place: Path, inside: Callable[[], None] | None = None
     ):
-        self.log = place.parent / f"{place.name}.log-{os.getpid()}-{time.monotonic_ns()}"
+        # Not beside the chain, whose disk may be full.
+        self.log = Path(tempfile.gettempdir()) / f"knock-{os.getpid()}-{time.monotonic_ns()}.log"
         self.start = time.monotonic()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -196,7 +198,7 @@ def run(step: Step, place: Path, inside: Callable[[], None] | None = None) -> En
 # --- what a step leaves ---------------------------------------------------------------------------
 
 TIMES = re.compile(
-    r"(seconds|_s|_ms|rate|per_second|took|finished_at|started|peak|memory|_mb|^time)$"
+    r"(seconds|_s|_ms|rate|per_second|took|finished_at|started|peak|memory|_mb|^times?)$"
 )
 """Ends of the names of fields that hold times and what else differs between two equal runs."""
 
