@@ -283,7 +283,9 @@ def test_firings_come_with_the_answer(monitored: Server, here: Model, sometimes:
 
 def test_steps_that_are_drawn_anew_are_not_sent_before_they_stay(here: Model, sometimes: Path):
     """A stream has the text of the answer, which is the same again; sixty-four rows are watched."""
-    settings = dict(monitor_file=str(sometimes), action="choose", draws=2, levels=["intra"])
+    settings: dict[str, Any] = dict(
+        monitor_file=str(sometimes), action="choose", draws=2, levels=["intra"]
+    )
     with serving(rows=64, **settings) as made:
 
         def ask(number: int) -> Any:

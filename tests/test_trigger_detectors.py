@@ -57,7 +57,9 @@ def test_the_monitor_is_that_of_its_checkpoint_channels_and_settings(stages: Pat
 
 def test_what_firing_is_worth_is_found_out_on_trial(stages: Path, tmp_path: Path, capsys):
     """Steps are drawn anew, as the model knows no trigger; what isn't worth it is off."""
-    given = dict(labels=stages / "labels", channels=stages / "channels", max_tokens=60)
+    given: dict[str, Any] = dict(
+        labels=stages / "labels", channels=stages / "channels", max_tokens=60
+    )
     result = detectors(
         MODEL, out=tmp_path / "out", trials=2, action="resample", **given, **SMALL
     )  # fmt: skip
