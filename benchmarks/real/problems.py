@@ -21,9 +21,8 @@ from typing import Any, NamedTuple
 
 DIRECTORY = Path("runs/real/data")
 SEED = 18
-PARTS = {"train": 1200, "mini-set": 40, "test": 400, "pool": 120, "stop": 80}
-"""Problems of each use, in the order of the stream; those of `stop` are written as easy (three
-terms) and hard (four)."""
+PARTS = {"train": 1200, "mini-set": 40, "test": 400, "pool": 120}
+"""Problems of each file, in the order of the stream."""
 
 CHECKED, WRONG, AGAIN, STARTS = 0.5, 0.06, 0.5, 3
 """Of the long style: shares of steps that are checked and that are first taken wrong, the share of
@@ -129,9 +128,6 @@ def files(problems: Iterator[Sum], parts: dict[str, int]) -> dict[str, list[dict
                 made[f"train-{style}"] = [
                     {"id": p.id, "prompt": p.question, "response": solution(p, style)} for p in part
                 ]
-        elif name == "stop":
-            made["easy"] = rows([p for p in part if len(p.operations) == 2])
-            made["hard"] = rows([p for p in part if len(p.operations) == 3])
         else:
             made[name] = rows(part)
     return made
