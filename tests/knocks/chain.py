@@ -222,6 +222,8 @@ def _digest(file: Path) -> str:
     elif file.suffix == ".jsonl":
         rows = [json.loads(line) for line in data.splitlines()]
         data = "\n".join(json.dumps(untimed(row)) for row in rows).encode()
+    elif file.suffix == ".md":
+        data = re.sub(rb"(?m)^\d.* s of training.*$", b"TIME", data)
     elif file.suffix == ".html":
         data = re.sub(rb"\d+(\.\d+)? (ms|s|min|h)\b", b"TIME", data)
     return hashlib.sha256(data).hexdigest()[:16]
