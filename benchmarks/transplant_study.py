@@ -30,8 +30,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-SEEDS, SIZES = 5, (0.15, 0.3)
-"""Seeds of every control; sizes are shares of all units."""
+SEEDS, SIZES = 5, (0.2,)
+"""Seeds of every control; sizes are shares of all units, of which about half are active here."""
 SELECTIONS = (
     "effective", "mass", "difference", "mass-difference", "attribution", "attribution-path",
 )  # fmt: skip
@@ -338,12 +338,12 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("step", choices=STEPS)
     parser.add_argument("--dir", type=Path, default=Path("runs/transplant-study"))
-    parser.add_argument("--problems", type=int, default=80, help="of the pool")
+    parser.add_argument("--problems", type=int, default=60, help="of the pool")
     parser.add_argument("--samples", type=int, default=2, help="of each prompt of the mini-set")
     parser.add_argument("--recipient", help="by default the trained pair's")
     parser.add_argument("--donor")
-    parser.add_argument("--mini-set", default="builtin:mini-set")
-    parser.add_argument("--task", default="builtin:test[:200]")
+    parser.add_argument("--mini-set", default="builtin:mini-set[:40]")
+    parser.add_argument("--task", default="builtin:test[:150]")
     parser.add_argument("--max-tokens", type=int, default=640)
     parser.add_argument("--name", default="second", help="of the pair, for its directory")
     return parser.parse_args(arguments)
@@ -369,7 +369,7 @@ def pairs(options: argparse.Namespace) -> Pairs:
     first, whole = (
         Pair(
             options.dir / name, f"builtin:instruct{end}", f"builtin:thinking{end}",
-            "builtin:mini-set", str(pool), 640, builtin,
+            "builtin:mini-set[:40]", str(pool), 640, builtin,
         )
         for name, end in (("first", "-ffn"), ("whole", ""))
     )  # fmt: skip
