@@ -41,7 +41,7 @@ WAYS: dict[str, dict[str, Any]] = {"blend": {"alpha": 0.7}}
 """Other ways to move the larger number of units, of selections and of the control."""
 STEPS = ("screen", "attention", "controls", "family", "confirm", "table")
 CONTROLS = {"count": "random-active", "mass": "random-mass"}
-FINALISTS, RESAMPLES = 2, 4000
+FINALISTS, RESAMPLES = 1, 4000
 
 
 class Move(NamedTuple):
