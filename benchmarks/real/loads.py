@@ -10,7 +10,6 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,8 +73,8 @@ def held(spec: str, path: Path, adapter: bool, prompts: Sequence[Prompt]) -> Loa
     """One result in transformers or PEFT, against the decoder here."""
     sampling = Sampling(samples=1, temperature=0.0, max_tokens=TOKENS)
     (subject,) = subjects([spec])
-    with closing(live([subject], "cpu", torch.float32)) as models:
-        _, here, tokenizer = next(models)
+    mine, theirs, gaps = [], [], []
+    for _, here, tokenizer in live([subject], "cpu", torch.float32):
         mine = list(sample(here, tokenizer, prompts, sampling))
         theirs = list(generated(*without_surgeon(path, adapter), mine, TOKENS))
         gaps = [parting(here, a, b) for a, b in zip(mine, theirs, strict=True)]
