@@ -30,25 +30,26 @@ from surgeon.metrics import pearson
 
 ROOT = Path(__file__).parents[1]
 PLACE = "runs/distill-study"
-RATES, SEEDS, ANSWERS = (3e-4, 1e-3, 3e-3), 5, 1600
-SPEED, LENGTH, LEARNING = 3550, 110, 25
-"""What the built-in base does on one core: tokens per second, tokens per answer, seconds."""
+RATES, SEEDS, ANSWERS = (3e-4, 1e-3, 3e-3), 5, 800
+SPEED, ROLLOUTS, LENGTH, LEARNING = 3550, 2000, 150, 25
+"""What the built-in base does on one core: tokens per second in large batches, and in those of a
+step; tokens per answer; seconds of a training beside its rollouts."""
 VALIDATION, TEST = "builtin:test-ambiguous[:60]", "builtin:test-ambiguous[60:260]"
 LONGER = "builtin:cross[:100]"
-GROUPED = {"samples": 8, "batch_size": 4, "steps": 46}
+GROUPED = {"samples": 8, "batch_size": 4, "steps": 23}
 """Eight rollouts of four questions a step."""
 METHODS: dict[str, dict[str, Any]] = {
-    # Sixteen questions answered before training for what is said of it, eight times each, and again
-    # by the teacher; 400 first answers; then 16 rollouts a step.
-    "nopsd": {"steps": 50},
+    # Eight questions answered before training for what is said of it, eight times each, and again
+    # by the teacher; 200 first answers; then 16 rollouts a step.
+    "nopsd": {"pool": "builtin:pool[:200]", "steps": 29},
     "uopsd": GROUPED,
-    "lmsi": {"pool": "builtin:pool[:200]", "steps": 100},
+    "lmsi": {"pool": "builtin:pool[:100]", "steps": 50},
     "ttrl": GROUPED,
     "intuitor": GROUPED,
-    "opsa": {"steps": 92},
+    "opsa": {"steps": 46},
     "grpo": GROUPED | {"labels": f"{PLACE}/labels.jsonl"},
     # Dynamic sampling draws about as much again.
-    "dapo": GROUPED | {"labels": f"{PLACE}/labels.jsonl", "steps": 23},
+    "dapo": GROUPED | {"labels": f"{PLACE}/labels.jsonl", "steps": 12},
 }
 CONTROLS: dict[str, dict[str, Any]] = {
     "nopsd-top": {"select": "top"},
@@ -65,6 +66,8 @@ POOLS = {
 }
 """Where the majority is wrong more often than not, or rarely exists (answered by Instruct): the
 pool to train on, and problems like it."""
+ELSEWHERE = ("nopsd", "uopsd", "lmsi", "ttrl", "grpo")
+"""The methods that are trained on those pools."""
 
 
 class Trained(NamedTuple):
@@ -99,16 +102,21 @@ def seeds(best: Mapping[str, float]) -> list[Trained]:
 
 
 def on_pool(pool: str, best: Mapping[str, float]) -> list[Trained]:
-    """Five seeds of every method on another pool."""
+    """Five seeds of the methods that are trained on another pool."""
     place, _ = POOLS[pool]
     more: dict[str, Any] = {"pool": place}
     if pool == "rare":
         more["checkpoint"] = "builtin:instruct"
+    own: dict[str, dict[str, Any]] = {
+        "lmsi": {"pool": place.replace(":200]", ":100]")},  # as few as on the plain pool
+        "nopsd": {"labels": place},
+        "grpo": {"labels": place},
+    }
     return [
-        Trained(f"{pool}-{m}-s{s}", m, best[m], s,
-                more | ({"labels": place} if m in ("nopsd", "grpo", "dapo") else {}))
-        for m in METHODS for s in range(SEEDS)
-    ]  # fmt: skip
+        Trained(f"{pool}-{m}-s{s}", m, best[m], s, more | own.get(m, {}))
+        for m in ELSEWHERE
+        for s in range(SEEDS)
+    ]
 
 
 # --- as recipes -----------------------------------------------------------------------------------
@@ -122,7 +130,7 @@ COMMON = f"""\
     top_global: 0.0143 # 22 of 1,536 neurons: the paper's share, 5,000 of 350,208
     max_tokens: 640 # the family's budget
     samples: 8 # Neuron-OPSD sec. 5.5
-    diagnose: 16 # so that diagnostics take a small part of the {ANSWERS:,} answers
+    diagnose: 8 # so that diagnostics take a small part of the {ANSWERS:,} answers
 """
 
 
@@ -146,7 +154,7 @@ def recipe(head: str, trained: Iterable[Trained], measures: Iterable[str]) -> st
 
 def measure(
     name: str, task: str, trained: Iterable[Trained], base: str = "builtin:base",
-    *, samples: int = 8, grouped: bool = False,
+    *, samples: int = 4, grouped: bool = False,
 ) -> str:  # fmt: skip
     """The text of a measurement of trainings."""
     names = [one.name for one in trained]
@@ -172,7 +180,7 @@ def rates_recipe() -> str:
         "# `... seeds` writes the recipe of the study itself. Each training generates about\n"
         f"# {ANSWERS:,} answers.\n\n"
     )
-    return recipe(head, rates(), [measure("rates", VALIDATION, rates(), samples=4)]).rstrip() + "\n"
+    return recipe(head, rates(), [measure("rates", VALIDATION, rates())]).rstrip() + "\n"
 
 
 class Measurement(NamedTuple):
@@ -185,9 +193,9 @@ class Measurement(NamedTuple):
 
     @property
     def answers(self) -> int:
-        """Eight to each problem by each checkpoint."""
+        """Four to each problem by each checkpoint."""
         first, last = self.task.partition("[")[2].rstrip("]").split(":")
-        return (len(self.trained) + 1) * (int(last) - int(first or 0)) * 8
+        return (len(self.trained) + 1) * (int(last) - int(first or 0)) * 4
 
 
 def measurements(best: Mapping[str, float]) -> list[Measurement]:
@@ -321,10 +329,9 @@ def law() -> str:
 
 
 def estimate() -> str:
-    """Hours of both recipes on one core, at `SPEED` tokens per second and `LENGTH` tokens per
-    answer, and `LEARNING` seconds for what a training does beside its rollouts."""
+    """Hours of both recipes on one core, by what was measured of trainings and measurements."""
     best = dict.fromkeys(METHODS, RATES[1])
-    each = ANSWERS * LENGTH / SPEED + LEARNING
+    each = ANSWERS * LENGTH / ROLLOUTS + LEARNING
     first = len(rates()) * each + (len(rates()) + 1) * 60 * 4 * LENGTH / SPEED
     count = len(all_trained(best))
     answers = sum(one.answers for one in measurements(best))

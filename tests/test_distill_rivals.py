@@ -530,7 +530,7 @@ def test_the_committed_recipe_of_the_study_is_the_generated_one():
     best = dict.fromkeys(distill_study.METHODS, 0.001)
     written = yaml.safe_load(distill_study.seeds_recipe(best))
     trainings = [step["distill"] for step in written if "distill" in step]
-    assert len(trainings) == 5 * (8 + 6 + 2 * 8)
+    assert len(trainings) == 5 * (8 + 6 + 2 * 5)
     assert len({training["out"] for training in trainings}) == len(trainings)
     for training in trainings:
         bind(DistillSettings, training)
