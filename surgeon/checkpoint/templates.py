@@ -75,11 +75,13 @@ def _listed(value: Any, file: Path) -> dict[str, str]:
     rows = list(value.items()) if isinstance(value, dict) else [(None, value)]
     if isinstance(value, list) and all(isinstance(row, dict) for row in value):
         rows = [(row.get("name"), row.get("template")) for row in value]
+    templates: dict[str, str] = {}
     for name, text in rows:
         plain = isinstance(name, str) and name and not set(name) & set("/\\\0")
-        if not plain or not isinstance(text, str):
+        if not isinstance(name, str) or not plain or not isinstance(text, str):
             raise BadInput(
                 f"{file}: found the chat template {name!r} of kind {type(text).__name__}, expected "
                 "a text, or a list of name and template."
             )
-    return dict(rows)
+        templates[name] = text
+    return templates
