@@ -77,8 +77,8 @@ def _listed(value: Any, file: Path) -> dict[str, str]:
         rows = [(row.get("name"), row.get("template")) for row in value]
     templates: dict[str, str] = {}
     for name, text in rows:
-        plain = isinstance(name, str) and name and not set(name) & set("/\\\0")
-        if not isinstance(name, str) or not plain or not isinstance(text, str):
+        is_text = isinstance(name, str) and isinstance(text, str)
+        if not is_text or not name or set(name) & set("/\\\0"):
             raise BadInput(
                 f"{file}: found the chat template {name!r} of kind {type(text).__name__}, expected "
                 "a text, or a list of name and template."
