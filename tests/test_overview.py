@@ -7,8 +7,9 @@ import pytest
 
 from surgeon import artifact, cli
 from surgeon.errors import BadInput
-from surgeon.overview import report
+from surgeon.overview import MeasuredPoints, Overview, headline, report
 from surgeon.overview.fronts import front
+from surgeon.overview.gathered_runs import Point
 
 
 @pytest.mark.parametrize(
@@ -106,6 +107,20 @@ def test_an_early_stop_stands_beside_the_checkpoint_without(runs: Path, capsys):
     told = " ".join(capsys.readouterr().out.split())
     said = "rule enough of b: 50.0% right, 40 tokens; without a stop 50.0% right, 90 tokens"
     assert f"{said}, on 4 test questions" in told
+
+
+def test_a_recommendation_that_isnt_the_highest_estimate_is_said():
+    def point(name: str, value: float, recommended: bool = False) -> Point:
+        return Point(name=name, place=name, made_by="merge", value=value, low=None, high=None,
+                     tokens=40, source="runs/ranking", recommended=recommended)  # fmt: skip
+
+    def said(*points: Point) -> str:
+        found = MeasuredPoints(title="p (9 prompts)", kind="estimate", points=points, front=())
+        return headline(Overview(comparisons=(found,), made=()))
+
+    other = said(point("slerp-0.2", 0.6), point("slerp-0.4", 0.5, recommended=True))
+    assert other.endswith("runs/ranking recommends slerp-0.4 (50.0%): NEX counts there too.")
+    assert "recommends" not in said(point("slerp-0.2", 0.6, recommended=True), point("b", 0.5))
 
 
 def test_the_same_checkpoint_measured_twice_stands_twice(runs: Path):

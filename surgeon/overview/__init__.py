@@ -133,9 +133,14 @@ def headline(found: Overview) -> str:
         ends = ""
         if best.low is not None and best.high is not None:
             ends = f" (95%: {100 * best.low:.1f} to {100 * best.high:.1f})"
+        others = [p for p in comparison.points if p.recommended and p.name != best.name]
+        also = "".join(
+            f" {p.source} recommends {p.name} ({100 * p.value:.1f}%): NEX counts there too."
+            for p in others
+        )
         return (
             f"{best.name} is {what} of {len(comparison.points)} on {comparison.title}: "
-            f"{100 * best.value:.1f}%{ends}, {best.tokens:.0f} tokens an answer."
+            f"{100 * best.value:.1f}%{ends}, {best.tokens:.0f} tokens an answer.{also}"
         )
     return f"{len(found.made)} results; none of them says how accurate a checkpoint is."
 

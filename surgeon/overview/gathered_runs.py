@@ -45,6 +45,8 @@ class Point:
     """Mean tokens of an answer."""
     source: str
     """The directory that says so."""
+    recommended: bool = False
+    """Whether that is a ranking which recommends it."""
 
 
 @part
@@ -156,10 +158,11 @@ def points_of(directory: Path, file: str) -> list[tuple[tuple[str, str], Point]]
     if file == "ranking.json":
         ranking = artifact.read(Ranking, directory)
         title = f"{ranking.mini_set.path} ({ranking.mini_set.prompts} prompts)"
+        told = ranking.recommendation and ranking.recommendation.name
         return [
             ((title, "estimate"),
-             point(c.name, c.checkpoint, value, c.interval.get("estimate", (None, None)),
-                   c.tokens / max(1, c.responses)))
+             replace(point(c.name, c.checkpoint, value, c.interval.get("estimate", (None, None)),
+                           c.tokens / max(1, c.responses)), recommended=c.name == told))
             for c in ranking.candidates
             if (value := c.scores.get("estimate")) is not None
         ]  # fmt: skip
