@@ -56,6 +56,22 @@ class Command(click.Command):
         super().__init__(name, help=settings.__doc__, params=[*parameters, *_everywhere()],
                          callback=self.call)  # fmt: skip
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """click's own; two options that set one parameter are refused, of which it takes the
+        last in silence."""
+        if not ctx.resilient_parsing:
+            _, _, order = self.make_parser(ctx).parse_args(args=[*args])
+            first: dict[str | None, click.Parameter] = {}
+            for parameter in order:
+                other = first.setdefault(parameter.name, parameter)
+                if other is not parameter:
+                    raise click.UsageError(
+                        f"found {other.opts[0]} and {parameter.opts[0]}, which both set "
+                        f"{parameter.name}, expected one of them.",
+                        ctx,
+                    )
+        return super().parse_args(ctx, args)
+
     def call(
         self,
         recipe: str | None,

@@ -135,3 +135,15 @@ def test_an_unknown_option_is_status_2(capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(["rank", "--mini", "x"])
     assert caught.value.code == 2 and "--mini-set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options", [["--effective", "--redundant"], ["--select", "mass", "--effective"]]
+)
+def test_two_options_of_one_parameter_are_refused(options, capsys):
+    """The last one would win in silence."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["transplant", "--recipient", "a", "--donor", "b", "--out", "x", *options])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert f"found {options[0]} and {options[-1]}, which both set select" in said
