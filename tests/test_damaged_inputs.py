@@ -331,3 +331,52 @@ def test_sizes_in_a_header_that_are_no_whole_numbers(tmp_path: Path, shape: Any,
     file.write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
     with pytest.raises(BadInput, match="sizes that are no whole numbers"):
         read_header(file)
+
+
+FAMILY = {
+    "format": 1, "name": "f", "methods": ["slerp"], "dtype": None, "choices": {}, "seed": 0,
+    "others": {},
+    "endpoints": [
+        {"spec": f"builtin:{name}", "name": name, "path": None, "digest": "sha256:0"}
+        for name in ("instruct", "thinking")
+    ],
+    "candidates": [{"name": "instruct", "ratio": 0.0, "merge": {}, "digest": "sha256:0"}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"endpoints": FAMILY["endpoints"][:1]}, "found 1 endpoints, expected two"),
+        ({"choices": {"../..": "first"}}, "found the choice"),
+        ({"candidates": [FAMILY["candidates"][0] | {"ratio": float("inf")}]}, "the ratio inf"),
+        ({"candidates": [FAMILY["candidates"][0] | {"ratio": 7.0}]}, "the ratio 7.0"),
+    ],
+)
+def test_a_family_that_cant_be(tmp_path: Path, changes: dict[str, Any], said: str):
+    (tmp_path / "family.json").write_text(json.dumps(FAMILY | changes))
+    with pytest.raises(BadInput, match=said):
+        Family.open(tmp_path)
+
+
+@pytest.mark.parametrize("merge", [{"parameters": "p"}, {"models": ["a"]}, {"models": {"a": 1}}])
+def test_a_merge_config_whose_parts_are_no_objects(tmp_path: Path, merge: dict[str, Any]):
+    candidate = {"name": "m", "ratio": 0.5, "digest": "sha256:1",
+                 "merge": {"merge_method": "slerp", "base_model": "a"} | merge}  # fmt: skip
+    content = FAMILY | {"candidates": [candidate]}
+    (tmp_path / "family.json").write_text(json.dumps(content))
+    assert Family.open(tmp_path).candidates[0].mix is None
+
+
+@pytest.mark.parametrize(
+    "file, content",
+    [
+        ("curate.json", {"warnings": 2}),
+        ("monitor.json", {"levels": {"intra": 1}, "tokens": {"mean": "x"}, "pass1": 3}),
+        ("monitor.json", {"levels": [1], "tokens": 7}),
+        ("transplant.json", {"units_L": ["a", 1], "of_units_L": 3, "warnings": 2}),
+    ],
+)
+def test_show_reads_what_it_can_of_a_damaged_result(tmp_path: Path, file: str, content: Any):
+    (tmp_path / file).write_text(json.dumps(content))
+    assert kinds.kind_of(str(tmp_path)).facts is not None

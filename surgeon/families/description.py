@@ -141,6 +141,7 @@ class Family:
     @classmethod
     def of(cls, described: Description) -> "Family":
         """The family that a `family.json` describes; raises `BadInput` for a place that is gone."""
+        _require_whole(described)
         root, digests = described.out, tuple(entry.digest for entry in described.endpoints)
         family = cls(
             path=root,
@@ -286,6 +287,24 @@ def write_cosines(family: Family, threads: int) -> None:
 def from_adapter(endpoint: Checkpoint) -> bool:
     """True for a checkpoint that was merged from `base+adapter` and lies in a work directory."""
     return "+" in endpoint.spec and not Path(endpoint.spec).expanduser().exists()
+
+
+def _require_whole(described: Description) -> None:
+    """Raise `BadInput` for what `family.json` can't say."""
+    file = described.out / FILE
+    if len(described.endpoints) != 2:
+        raise BadInput(f"{file}: found {len(described.endpoints)} endpoints, expected two.")
+    if unknown := sorted(set(described.choices) - set(Choices._fields)):
+        raise BadInput(
+            f"{file}: found the choice {unknown[0]!r}, expected {', '.join(Choices._fields)}."
+        )
+    for candidate in described.candidates:
+        ends = (0, 1) if candidate.ratio is not None else (None,)
+        if not candidate.merge and candidate.ratio not in ends:
+            raise BadInput(
+                f"{file}: {candidate.name} has no merge and the ratio {candidate.ratio}, expected "
+                "0 or 1: an endpoint."
+            )
 
 
 def _why_no_family(root: Path) -> str:

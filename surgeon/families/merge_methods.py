@@ -50,7 +50,7 @@ def one_t(t: float) -> MergeConfig:
 
 def t_of_parameters(merge: MergeConfig) -> object:
     """The `t` of such a config, None where it has none."""
-    return (merge.get("parameters") or {}).get("t")
+    return _part(merge.get("parameters"), "t")
 
 
 def weights_of_both(t: float) -> MergeConfig:
@@ -61,8 +61,14 @@ def weights_of_both(t: float) -> MergeConfig:
 
 def weight_of_last(merge: MergeConfig) -> object:
     """The weight of the last model in such a config, None where it has none."""
-    models = merge.get("models") or [{}]
-    return (models[-1].get("parameters") or {}).get("weight")
+    models = merge.get("models")
+    last = models[-1] if isinstance(models, list) and models else None
+    return _part(_part(last, "parameters"), "weight")
+
+
+def _part(value: object, name: str) -> object:
+    """What an object of a config holds by that name; None where it is no object."""
+    return value.get(name) if isinstance(value, dict) else None
 
 
 # --- rows -----------------------------------------------------------------------------------------

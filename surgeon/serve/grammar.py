@@ -3,7 +3,7 @@
 # Shape letters: V vocabulary.
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 DEEPEST, LONGEST = 64, 1 << 16
 """Levels and characters of a schema. What reads schemas is not to be tried with more."""
+
+LARGEST = 2**53
+"""Numbers beyond it are not exact in JSON, and llguidance 1.9 overflows the stack, and so ends the
+process, at an integer of -2**63."""
 
 WHITESPACE = r"\n?[ \t]{1,16}|\n"
 """Between the parts of JSON. Without an end to it, many a model goes on with nothing else."""
@@ -43,6 +47,8 @@ class Grammars:
 
         if depth(schema) > DEEPEST:
             raise Refusal(400, f"{param}: the schema has over {DEEPEST} levels.", param=param)
+        if any(not abs(number) <= LARGEST for number in numbers(schema)):
+            raise Refusal(400, f"{param}: the schema has a number beyond 2**53.", param=param)
         text = json.dumps(schema)
         if len(text) > LONGEST:
             raise Refusal(400, f"{param}: the schema has over {LONGEST} characters.", param=param)
@@ -82,6 +88,19 @@ def depth(value: object) -> int:
         )
         level = list(inner)
     return levels
+
+
+def numbers(value: object) -> Iterator[float]:
+    """Every number in nested lists and objects, without recursion."""
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, dict):
+            left += item.values()
+        elif isinstance(item, list):
+            left += item
+        elif isinstance(item, int | float):
+            yield item
 
 
 class _Vocabulary:

@@ -342,31 +342,42 @@ def plain_facts(content: Mapping[str, Any], most: int = 8) -> list[tuple[str, st
             facts.append((name.replace("_", " "), _some([str(v) for v in value]) if plain
                           else f"{len(value)} entries"))  # fmt: skip
     facts = facts[:most]
-    return facts + [("warning", str(text)) for text in (content.get("warnings") or ())[:3]]
+    return facts + [("warning", str(text)) for text in _listed(content.get("warnings"))[:3]]
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _transplant(path: Path) -> Kind:
     found = lineage.read_object(path / "transplant.json")
-    units, of = sum(found.get("units_L", ())), sum(found.get("of_units_L", ()))
+    units, of = (
+        sum(n for n in _listed(found.get(name)) if isinstance(n, int))
+        for name in ("units_L", "of_units_L")
+    )
     donor = found.get("donor")
     facts = [
         ("surgery", f"{found.get('surgery')}: {units:,} of {of:,} units"
          + (f" of {donor}" if donor else "") + f" in {found.get('recipient')}"),
         ("chosen", str(found.get("selection"))),
-        *(("warning", str(text)) for text in found.get("warnings", ())[:3]),
+        *(("warning", str(text)) for text in _listed(found.get("warnings"))[:3]),
     ]  # fmt: skip
     return Kind("transplant", facts, [])
 
 
 def _monitored(path: Path) -> Kind:
     found = lineage.read_object(path / "monitor.json")
-    fired = {k: v.get("firings") for k, v in (found.get("levels") or {}).items()}
-    tokens = (found.get("tokens") or {}).get("mean", 0)
-    asked = f"{found.get('responses')} to {found.get('prompts')} prompts, {tokens:.0f} tokens each"
+    fired = {k: _object(v).get("firings") for k, v in _object(found.get("levels")).items()}
+    tokens = _number(_object(found.get("tokens")).get("mean", 0), ".0f")
+    asked = f"{found.get('responses')} to {found.get('prompts')} prompts, {tokens} tokens each"
     firings = ", ".join(f"{k} {v}" for k, v in fired.items()) or "no level watched"
     facts = [("responses", asked), ("firings", firings)]
     if rate := found.get("pass1"):
-        facts.append(("Pass@1", _number(rate.get("value"))))
+        facts.append(("Pass@1", _number(_object(rate).get("value"))))
     return Kind("monitored run", facts, _uses("report"))
 
 
@@ -510,8 +521,10 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:MOST]) + (f" and {more} more" if more > 0 else "")
 
 
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4g}"
+def _number(value: Any, shape: str = ".4g") -> str:
+    if value is None:
+        return "none"
+    return f"{value:{shape}}" if isinstance(value, int | float) else str(value)
 
 
 def _size(n_bytes: int) -> str:
