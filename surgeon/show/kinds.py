@@ -345,11 +345,11 @@ def plain_facts(content: Mapping[str, Any], most: int = 8) -> list[tuple[str, st
     return facts + [("warning", str(text)) for text in _listed(content.get("warnings"))[:3]]
 
 
-def _listed(value: Any) -> list[Any]:
+def _listed(value: object) -> list[object]:
     return value if isinstance(value, list) else []
 
 
-def _object(value: Any) -> dict[str, Any]:
+def _object(value: object) -> dict[str, object]:
     return value if isinstance(value, dict) else {}
 
 
@@ -521,7 +521,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:MOST]) + (f" and {more} more" if more > 0 else "")
 
 
-def _number(value: Any, shape: str = ".4g") -> str:
+def _number(value: object, shape: str = ".4g") -> str:
     if value is None:
         return "none"
     return f"{value:{shape}}" if isinstance(value, int | float) else str(value)
