@@ -114,7 +114,13 @@ def parse(kind: type[A], content: dict[str, Any], file: Path) -> A:
     version, newest = content.get(FORMAT, 1), kind.VERSION  # pyright: ignore[reportAttributeAccessIssue]
     upgrade = getattr(kind, "upgrade", None)
     if upgrade and isinstance(version, int) and version < newest:
-        content, version = upgrade(content, version), newest
+        try:
+            content, version = upgrade(content, version), newest
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+            raise BadInput(
+                f"{file}: found format {version} with other content than it has ({error!r:.80}): "
+                "make it again."
+            ) from error
     if version != newest:
         raise BadInput(
             f"{file}: found format {json.dumps(version)}, expected {newest}. It was written by "

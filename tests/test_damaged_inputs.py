@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from surgeon import builtin, cli, evidence_file, lineage, truth
+from surgeon import artifact, builtin, cli, evidence_file, lineage, truth
 from surgeon.checkpoint import Checkpoint, read_header, read_templates, resolve
 from surgeon.checkpoint.adapters import write_adapter_config
 from surgeon.checkpoint.loading import require_fit
 from surgeon.errors import BadInput
 from surgeon.families import Family
+from surgeon.ranking import CandidateScores
 from surgeon.settings.sampling import Sampling
 from surgeon.show import kinds
 from surgeon.traces import read_prompts
@@ -380,3 +381,25 @@ def test_a_merge_config_whose_parts_are_no_objects(tmp_path: Path, merge: dict[s
 def test_show_reads_what_it_can_of_a_damaged_result(tmp_path: Path, file: str, content: Any):
     (tmp_path / file).write_text(json.dumps(content))
     assert kinds.kind_of(str(tmp_path)).facts is not None
+
+
+@pytest.mark.parametrize("content", [{"format": 1}, {"format": 1, "responses": 3}])
+def test_an_older_file_of_other_content(tmp_path: Path, content: dict[str, Any]):
+    (tmp_path / "scores.json").write_text(json.dumps(content))
+    with pytest.raises(BadInput, match="found format 1 with other content"):
+        artifact.read(CandidateScores, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("1: a\nmerge: {merge_method: slerp}", "found the key 1"),
+        ("merge: {merge_method: 'os:getcwd'}\nsweep: {t: '0.1:0.9:0.4'}", "can't be called"),
+    ],
+)
+def test_merge_configs_of_other_kinds(tmp_path: Path, text: str, said: str, capsys):
+    (tmp_path / "m.yaml").write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["merge-sweep", "builtin:instruct", "builtin:thinking", "--config",
+                  str(tmp_path / "m.yaml"), "--out", str(tmp_path / "out")])  # fmt: skip
+    assert ended.value.code == 2 and said in capsys.readouterr().err

@@ -190,7 +190,10 @@ def _try(name: str, function: Callable[..., Any], numbers: tuple[float, ...]) ->
     """Raise `BadInput` where a function doesn't merge element by element."""
     a_N, b_N = torch.linspace(-1, 1, 8), torch.tensor([3.0, -1, 0.5, 0, -2, 1, 2, -0.5])
     before = a_N.clone(), b_N.clone()
-    whole_N = function(a_N, b_N, *numbers)
+    try:
+        whole_N = function(a_N, b_N, *numbers)
+    except TypeError as error:
+        raise BadInput(f"{name} can't be called with two tensors and {numbers}: {error}") from error
     if not isinstance(whole_N, Tensor) or (whole_N.shape, whole_N.dtype) != (a_N.shape, a_N.dtype):
         result = getattr(whole_N, "shape", type(whole_N).__name__)
         raise BadInput(

@@ -155,6 +155,8 @@ def _documents(file: Path) -> list[MergeDocument]:
         raise BadInput(f"found no valid YAML: {' '.join(str(error).split())}") from error
     if not documents or not all(isinstance(d, dict) for d in documents):
         raise BadInput("found no mapping, expected the keys merge, sweep and endpoints")
+    if strange := [key for d in documents for key in d if not isinstance(key, str)]:
+        raise BadInput(f"found the key {strange[0]!r}, expected merge, sweep and endpoints")
     return [MergeDocument(**document) for document in documents]
 
 

@@ -325,9 +325,14 @@ def _tokens(
 ) -> dict[str, list[int]]:
     """A conversation as tokens, once the template was tried out on it."""
     _try_out(tokenizer, template, messages, options)
-    encoded: Any = tokenizer.apply_chat_template(
-        messages, chat_template=template, return_dict=True, **options
-    )
+    try:
+        encoded: Any = tokenizer.apply_chat_template(
+            messages, chat_template=template, return_dict=True, **options
+        )
+    except TypeError as error:  # half a surrogate is no text to a tokenizer
+        raise BadInput(
+            f"the chat template wrote what can't be tokenized ({error!s:.80})."
+        ) from error
     return dict(encoded)
 
 
