@@ -403,3 +403,16 @@ def test_merge_configs_of_other_kinds(tmp_path: Path, text: str, said: str, caps
         cli.main(["merge-sweep", "builtin:instruct", "builtin:thinking", "--config",
                   str(tmp_path / "m.yaml"), "--out", str(tmp_path / "out")])  # fmt: skip
     assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_a_spec_that_no_directory_can_have():
+    with pytest.raises(BadInput, match="File name too long"):
+        resolve("x" * 400)
+
+
+def test_a_text_config_without_layers(copy: Path):
+    config = json.loads((copy / "config.json").read_text())
+    del config["num_hidden_layers"], config["layer_types"]
+    (copy / "config.json").write_text(json.dumps(config | {"text_config": {"rope_theta": 1e4}}))
+    with pytest.raises(BadInput):
+        _ = Checkpoint.open(copy).n_layers

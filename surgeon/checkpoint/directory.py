@@ -144,7 +144,7 @@ class Checkpoint:
         """Layers; raises `BadInput` where the config has another thing there than a number."""
         value = self.text_config.get("num_hidden_layers")
         if value is None:
-            value = self.full_config.get_text_config().num_hidden_layers
+            value = getattr(self.full_config.get_text_config(), "num_hidden_layers", None)
         if type(value) is not int or value < 1:
             raise BadInput(
                 f"{self.path}/config.json has num_hidden_layers = {value!r}, expected a whole "

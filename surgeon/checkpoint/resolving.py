@@ -37,7 +37,11 @@ def resolve(spec: str, work: Path | None = None) -> Checkpoint:
 
         return Checkpoint.open(builtin.path(spec.removeprefix("builtin:")), spec)
     path = Path(spec).expanduser()
-    if path.is_dir():
+    try:
+        is_directory = path.is_dir()
+    except OSError as error:
+        raise BadInput(f"{spec[:80]}: found no name of a directory: {error.strerror}.") from error
+    if is_directory:
         if is_adapter(path):
             raise BadInput(adapter_alone(path, spec))
         return opened(path, spec)
