@@ -689,7 +689,10 @@ def test_diagnostics_warn_in_plain_words(source: Path, tmp_path: Path):
     assert [cautions(plan, measured) for measured in quiet] == [[]] * 4
     for change, said in (
         ({"entropy_gap_interval": (-0.01, 0.002)}, "not clearly sharper"),
-        ({"truncated": 0.5}, "50% of the answers hit the limit of 80 tokens"),
+        (
+            {"truncated": 0.5},
+            "50% of the answers were cut at the limit of 80 tokens, or the end of the context;",
+        ),
         ({"unread": 0.4}, "In 40% of the finished answers 'last-line' finds nothing"),
         ({"consensus_length_r": 0.95}, "length"),
         ({"signal": upside_down}, "at the top of s(x) agree with the vote more often, and the bot"),

@@ -629,7 +629,10 @@ def test_intervals_that_hold_the_weights_as_learned_are_said_to():
 
 def test_truncation_is_said():
     rows = {"a": [response(finished=False)] * 10}
-    assert "100% of the responses hit the limit of 384" in warned(rows, {"a": 0.9})
+    assert (
+        "100% of the responses were cut at the limit of 384 tokens, or the end of the context:"
+        in warned(rows, {"a": 0.9})
+    )
 
 
 def entry(name: str, tie: bool = False, **scores: float | None) -> RankedCandidate:

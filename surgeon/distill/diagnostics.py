@@ -85,9 +85,8 @@ def cautions(plan: "DistillPlan", measured: Diagnostics) -> list[str]:
     lines = []
     if measured.truncated > MANY_TRUNCATED:
         lines.append(
-            f"{measured.truncated:.0%} of the answers hit the limit of "
-            f"{plan.settings.sampling.max_tokens} tokens; they vote for nothing and demonstrate "
-            "nothing."
+            f"{measured.truncated:.0%} of the answers were cut at {plan.settings.sampling.end}; "
+            "they vote for nothing and demonstrate nothing."
         )
     if measured.unread > MANY_UNREAD:
         lines.append(

@@ -352,8 +352,8 @@ def warnings(settings: EvaluateSettings, candidates: Sequence[EvaluatedCandidate
     stopped = sum(c.check_timeouts + c.check_deaths for c in candidates)
     if truncated > WORTH_SAYING:
         sentences.append(
-            f"{truncated:.0%} of the responses hit the limit of {settings.sampling.max_tokens} "
-            "tokens and count as wrong."
+            f"{truncated:.0%} of the responses were cut at {settings.sampling.end}, and count as "
+            "wrong."
         )
     if unread > WORTH_SAYING:
         sentences.append(

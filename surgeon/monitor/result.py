@@ -118,7 +118,7 @@ class MonitoredRun:
     finished: float
     """Share of the answers that came to their end."""
     truncated: float
-    """Share of the answers that hit the limit of tokens."""
+    """Share of the answers that were cut at the limit of tokens, or of the context."""
     levels: dict[str, FiringCounts]
     """By watched level."""
     pass1: PassRate | None

@@ -42,8 +42,7 @@ def summary(
     tokens_P = tokens_by_prompt(plan, traces)
     warnings: tuple[str, ...] = ()
     if truncated > WORTH_SAYING:
-        limit = sampling.max_tokens
-        warnings = (f"{truncated:.0%} of the responses hit the limit of {limit} tokens.",)
+        warnings = (f"{truncated:.0%} of the responses were cut at {sampling.end}.",)
     if plan.monitor is not None and plan.settings.levels is None and not plan.rates:
         warnings += tuple(
             f"{level} isn't watched: by its calibration {why}; --levels {level} watches it."

@@ -390,8 +390,8 @@ def warnings(
     truncated = np.mean([not r.finished for r in everything])
     if truncated > SPARSE_EVIDENCE:
         lines.append(
-            f"{truncated:.0%} of the responses hit the limit of {settings.sampling.max_tokens} "
-            "tokens: their scores describe unfinished traces."
+            f"{truncated:.0%} of the responses were cut at {settings.sampling.end}: their scores "
+            "describe unfinished traces."
         )
     return tuple(lines)
 

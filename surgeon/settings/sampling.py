@@ -46,6 +46,11 @@ class Sampling:
     """Name of the chat template that prompts are rendered with, where the checkpoint has several;
     by default its `default`, and `tool_use` for prompts with tools."""
 
+    @property
+    def end(self) -> str:
+        """Where an answer is cut, in words."""
+        return f"the limit of {self.max_tokens} tokens, or the end of the context"
+
     def own(self, name: str) -> "Sampling":
         """The same with a seed of its own for the candidate of that name."""
         digest = hashlib.sha256(repr((self.seed, name)).encode()).digest()
