@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from surgeon.early_stop import STOPS, early_stop
 from surgeon.early_stop.courses import Course
 from surgeon.early_stop.stop_rules import first
 from surgeon.early_stop.sweeping import by_question, chosen, front, outcome, point, swept
+from surgeon.settings.neureasoner import THINKING
 from surgeon.traces import Trace
 
 
@@ -182,3 +184,43 @@ def test_a_server_ends_the_thinking_where_the_monitor_says_so(stopped: Path, tmp
     (firing,) = reply.model_extra["surgeon"]["firings"]
     assert firing["level"] in carried.levels
     assert "Okay, I have finished thinking.\n</think>\n\n" in reply.message.content
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        # The template has opened and closed an empty block.
+        (dict(thinking=False), "<think> and </think> in none of 8 answers, expected"),
+        # It could write them, and a few answers show that it doesn't.
+        (dict(think_tags=["[A] [/A]"]), r"\[A\] and \[/A\] in none of 4 answers, expected"),
+    ],
+)
+def test_a_checkpoint_that_doesnt_think_between_tags_is_refused(
+    tmp_path: Path, settings: dict[str, Any], words: str
+):
+    from surgeon.errors import BadInput
+
+    with pytest.raises(BadInput, match=words):
+        early_stop(
+            "builtin:thinking", easy="builtin:easy", hard="builtin:hard", out=tmp_path / "out",
+            limit=4, samples=1, max_tokens=8, **settings,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "prompt, text, expected",
+    [
+        ("<think>\n", "so 3", True),
+        ("", "<think>\nso 3", True),
+        ("", "so 3.</think>3", True),
+        ("<think>\n\n</think>\n\n", "so 3", False),
+        ("what is <think>?", "so 3", False),
+    ],
+)
+def test_where_an_answer_thinks(prompt: str, text: str, expected: bool):
+    from types import SimpleNamespace
+
+    from surgeon.early_stop.plan import thinks
+
+    tokenizer: Any = SimpleNamespace(decode=lambda _: prompt)
+    assert thinks(tokenizer, Trace("a", 0, [1], [2], text, "stop"), THINKING) is expected

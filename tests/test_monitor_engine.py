@@ -16,6 +16,7 @@ from surgeon.decoding import Decoder, Request, stream_key
 from surgeon.errors import BadInput
 from surgeon.monitor import MonitoredRun, monitor
 from surgeon.traces import read_traces, stop_ids
+from surgeon.watch.monitor import Monitor
 
 TOKENS = 80
 NAMES = ("thinking", "instruct")
@@ -148,6 +149,29 @@ def test_the_engines_answers_are_those_made_here(
         assert server.asked[-1]["max_tokens"] > 1
     else:
         assert set(map(str, stops)) == {"['\\n\\n']"}
+
+
+def test_a_closing_tag_of_several_tokens_is_found_there_as_here(
+    engine: Any, sometimes: Path, run: Callable[..., MonitoredRun], tmp_path: Path
+):
+    server, url = engine
+    server.reset()
+    made = Monitor.load(sometimes)
+    tags = replace(made.settings, thinking=("<think>", "4 = 8"), closes=True)
+    replace(made, settings=tags).save(tmp_path / "tags.safetensors")
+    for name, more in (("there", dict(engine=url)), ("here", {})):
+        run(name, monitor_file=str(tmp_path / "tags.safetensors"), **more)
+    traces, firings = of(tmp_path / "here")
+    assert of(tmp_path / "there") == (traces, firings) and firings
+    assert any("4 = 8" in trace.text for trace in traces.values())
+    read = [lines(tmp_path / name / "readings.jsonl") for name in ("there", "here")]
+    places = [
+        sorted(
+            (row["prompt_id"], r["position"], r["level"]) for row in some for r in row["readings"]
+        )
+        for some in read
+    ]
+    assert places[0] == places[1]
 
 
 def test_a_model_whose_memory_cant_be_continued_reads_all_anew(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from benchmarks.family import tokenizer as builtin_tokenizer
 from surgeon import jsonl
@@ -19,6 +20,8 @@ from surgeon.neureasoner.steps import (
     attributed_steps,
     check_spans,
     split_steps,
+    tag_begun,
+    thinking_tags,
 )
 from surgeon.traces import Trace
 from surgeon.watch.spans import read_spans
@@ -70,6 +73,10 @@ TOKENIZERS: dict[str, Any] = {
     "line breaks only": tokenizer_of("<think>", "</think>", "\n", "a", " ", "b"),
     "merged": byte_level(),
     "no thinking": tokenizer_of("\n\n", "\n", "a", ".\n\n"),
+    # No tag is a token, and pieces of tags come with text and separators in them.
+    "in pieces": tokenizer_of(
+        "<", "think", ">", "</", "/", "</think", ".</", "x\n\n<", ">\n\n", "\n", "\n\n", "a", " "
+    ),
 }
 ENDS = {name: StepEnds(tokenizer) for name, tokenizer in TOKENIZERS.items()}
 IDS = {
@@ -96,7 +103,8 @@ def online(ends: StepEnds, rows: list[list[int]]) -> list[list[Step]]:
         end(live_B & state.closing(id_B))
         end(state.push(id_B, live_B)[2])
     # What is left when the response ends without its end token.
-    end(state.text_B & ~state.over_B)
+    state.position_B += state.held_B
+    end((state.text_B | (state.held_B > 0)) & ~state.over_B)
     return found
 
 
@@ -178,6 +186,65 @@ def test_a_separator_is_recognised_in_one_token_or_two():
         True,
         False,
     ]
+
+
+def pieces(*words: str) -> list[int]:
+    return TOKENIZERS["in pieces"].convert_tokens_to_ids(list(words))
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        # The tags of several tokens belong to no step, nor do tokens that hold some of one.
+        (["<", "think", ">", "\n", "a", "\n\n", "a", "a", "</", "think", ">", "a"],
+         [Step(3, 6), Step(6, 8)]),
+        (["<", "think", ">\n\n", "a", "\n", ".</", "think", ">\n\n", "a", "\n\n"], [Step(3, 5)]),
+        (["\n", "<", "think", ">", "a", "</think", ">"], [Step(4, 5)]),
+        # The template has opened the thinking.
+        (["a", "\n\n", "</", "think", ">", "a"], [Step(0, 2)]),
+        # What only begins like a tag is text, as is an opening tag after text.
+        (["a", "</", "a", "\n\n", "<", "</", "think", ">", "a"], [Step(0, 4), Step(4, 5)]),
+        (["a", "<", "think", ">", "a"], [Step(0, 5)]),
+        (["<", "a", "think", ">", "\n\n"], [Step(0, 5)]),
+        # A token that ends a step ends it, whatever it ends with.
+        (["a", "x\n\n<", "/", "think", ">", "a"], [Step(0, 2)]),
+        # A response that was cut within a tag ends there; one that ended has no more text.
+        (["a", "</", "think"], [Step(0, 3)]),
+        (["a", "</", "<end>"], [Step(0, 1)]),
+    ],
+)  # fmt: skip
+def test_a_tag_may_be_several_tokens(words: list[str], expected: list[Step]):
+    ids, ends = pieces(*words), ENDS["in pieces"]
+    assert split_steps(ends, ids) == expected
+    assert online(ends, [ids, pieces("a")])[0] == expected
+    over = [ends.ends_thinking(ids[: n + 1]) for n in range(len(ids))]
+    assert any(over) == (words[-1] == "<end>" or "".join(words).find("</think>") > 0)
+
+
+def test_a_step_before_a_tag_of_several_tokens_is_known_late():
+    ends = ENDS["in pieces"]
+    for words, begun in ((["a", "</", "think", ">"], True), (["a", "<end>"], False), (["a"], False),
+                         (["a", "\n\n", "</", "think", ">"], False)):  # fmt: skip
+        ids = pieces(*words)
+        assert tag_begun(ends, ids, split_steps(ends, ids)[0]) is begun
+
+
+def test_letters_of_several_bytes_may_lie_in_several_tokens():
+    """The left half-circle is three bytes, here of two tokens."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    letters = "".join(bytes_to_unicode()[byte] for byte in "◁/think▷".encode())
+    words = ["<unk>", "a", letters[:2], letters[2:5], letters[5:], *sorted(set(letters))]
+    built = Tokenizer(models.WordLevel({w: i for i, w in enumerate(dict.fromkeys(words))}, "<unk>"))
+    built.decoder = decoders.ByteLevel()  # pyright: ignore
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=built)
+    tokenizer.chat_template = "{{ '◁think▷' }}{{ '◁/think▷' }}"
+    ends = StepEnds(tokenizer)
+    assert ends.thinking == thinking_tags(tokenizer) == ("◁think▷", "◁/think▷")
+    assert split_steps(ends, [1, 2, 3, 4, 1]) == [Step(0, 1)]
+    tokenizer.chat_template = None
+    assert thinking_tags(tokenizer) == ("<think>", "</think>")
 
 
 def test_ids_beyond_the_tokenizer_count_as_text():

@@ -144,6 +144,30 @@ def test_every_reading_and_firing_of_a_run_comes_out_again(
         assert without, "no missing separator was tried"
 
 
+def test_a_closing_tag_of_several_tokens_is_found_alike_while_decoding_and_afterwards(run: Run):
+    """The text 4 = 8 is said often, in three tokens; what begins so goes on otherwise as often."""
+    settings = changed(run.monitor.settings, thinking=("<think>", "4 = 8"), closes=True)
+    cut = decoded(run._replace(monitor=changed(run.monitor, settings=settings)))
+    ends, closed, texts = StepEnds(run.tokenizer, settings.thinking), 0, ""
+    for n, (trace, firings) in enumerate(zip(cut.traces, cut.firings, strict=True)):
+        found = replayed(cut, n)
+        agree(found, cut.readings[n])
+        assert [row.position for row in found.firings] == [firing.position for firing in firings]
+        said, _, rest = trace.text.partition("4 = 8")
+        if rest:
+            closed += 1
+            last = found.steps[-1].end
+            assert run.tokenizer.decode(trace.token_ids[:last]).strip() in said
+            assert said.removeprefix(run.tokenizer.decode(trace.token_ids[:last])).strip() == ""
+            assert all(reading.position <= last for reading in cut.readings[n])
+            # Known too late to force anything.
+            assert all(f.position <= last for f in firings) and found.steps == split_steps(
+                ends, trace.token_ids
+            )
+        texts += said
+    assert closed > 5 and texts.count("4 =") > 5
+
+
 def test_the_result_fits_the_trace(run: Run):
     n = max(range(PROMPTS), key=lambda n: len(run.firings[n]))
     trace = run.traces[n]

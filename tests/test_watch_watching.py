@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from test_neureasoner_steps import tokenizer_of
+from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
 
 from surgeon.channels import Channels, read_back
@@ -22,7 +23,7 @@ from surgeon.settings.neureasoner import LEVELS, WatchSettings
 from surgeon.traces import Trace, encode, read_prompts, stop_ids
 from surgeon.watch.monitor import Monitor
 from surgeon.watch.redrawing import watch_of
-from surgeon.watch.watching import Firing, Reading, Watching, forced_tokens, union
+from surgeon.watch.watching import Firing, Reading, Watching, forced_tokens, union, with_tags
 
 MODEL = "builtin:thinking"
 TRIGGERS = {"intra": "Let me start over.", "inter": "So"}
@@ -515,3 +516,29 @@ def test_without_a_thinking_block_the_finish_text_stands_alone(scene: Scene):
     assert scene.tokenizer.decode(forced_tokens(scene.tokenizer, WatchSettings(), "instance")) == (
         "Okay, I have finished thinking.\n</think>\n\n"
     )
+
+
+def test_a_closing_tag_that_is_no_token_is_written_in_several_where_answers_think_so():
+    tokenizer = tokenizer_of("Done.", "</", "think", ">", "\n", "\n\n")
+    tokenizer.backend_tokenizer.pre_tokenizer = Split(Regex("Done.|</|think|>|\n+"), "isolated")
+    settings = with_tags(WatchSettings(finish="Done."), tokenizer, closes=True)
+    ids = forced_tokens(tokenizer, settings, "enough")
+    assert tokenizer.convert_ids_to_tokens(ids) == ["Done.", "\n", "</", "think", ">", "\n\n"]
+    assert StepEnds(tokenizer).ends_thinking(ids[:-1])
+    silent = with_tags(WatchSettings(finish="Done."), tokenizer, closes=False)
+    assert tokenizer.decode(forced_tokens(tokenizer, silent, "enough")) == "Done.\n\n"
+    other = with_tags(WatchSettings(), tokenizer, ("[THINK]", "[/THINK]"), closes=True)
+    with pytest.raises(BadInput, match=r"expected \[/THINK\] in it\. Name the tags"):
+        forced_tokens(tokenizer, other, "enough")
+
+
+def test_a_model_whose_answer_is_another_message_is_sent_to_it():
+    words = ["<|channel|>", "final", "<|message|>", "<|end|>", "<|start|>", "assistant", "Done."]
+    tokenizer = tokenizer_of(*words)
+    tokenizer.backend_tokenizer.pre_tokenizer = Split(Regex(r"<\|\w+\|>|\w+\.?"), "isolated")
+    tokenizer.chat_template = "<|channel|>analysis<|message|> <|channel|>final<|message|>"
+    for finish in ("Done.", ""):
+        settings = with_tags(WatchSettings(finish=finish), tokenizer, closes=True)
+        forced = tokenizer.decode(forced_tokens(tokenizer, settings, "enough"))
+        end = "<|end|><|start|>assistant<|channel|>final<|message|>"
+        assert forced == finish + end

@@ -43,7 +43,7 @@ from surgeon.answers.extractors import (
     parse_extractor,
     read_answers,
 )
-from surgeon.answers.thinking import TAGS, after_thinking, parse_tags, tags_of
+from surgeon.answers.thinking import TAGS, after_thinking, opened, parse_tags, tags_of
 from surgeon.answers.values import canonical, same
 from surgeon.answers.votes import classes, classes_of, majority
 
@@ -64,6 +64,7 @@ __all__ = [
     "final_texts",
     "gold_problem",
     "majority",
+    "opened",
     "parse_check",
     "parse_extractor",
     "parse_tags",

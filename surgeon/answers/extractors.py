@@ -19,6 +19,7 @@ from surgeon.answers.phrases import (
 from surgeon.answers.prose import called, denied, own, refuses, shaped, without_remarks
 from surgeon.answers.thinking import TAGS, Tags, after_thinking, opened, tags_of
 from surgeon.errors import BadInput
+from surgeon.traces.rendering import template_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -218,9 +219,7 @@ def final_texts(
 
     Tags are `think`, `<think>` and those that the tokenizer's chat templates name.
     """
-    template = getattr(tokenizer, "chat_template", None) or ""
-    texts = template.values() if isinstance(template, dict) else (template,)
-    tags = (*think, *tags_of("\n".join(texts)))
+    tags = (*think, *tags_of(template_text(tokenizer)))
 
     def final(trace: "Trace") -> str | None:
         if trace.finish_reason == "length":

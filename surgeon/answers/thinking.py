@@ -3,22 +3,7 @@
 from collections.abc import Sequence
 
 from surgeon.errors import BadInput
-
-Tags = tuple[str, str]
-"""(What opens a thinking block, what closes it)."""
-
-TAGS: tuple[Tags, ...] = (
-    ("<think>", "</think>"),
-    ("[THINK]", "[/THINK]"),
-    ("<thinking>", "</thinking>"),
-    ("<thought>", "</thought>"),
-    ("<reasoning>", "</reasoning>"),
-    ("<seed:think>", "</seed:think>"),
-    ("◁think▷", "◁/think▷"),
-    ("<|begin_of_thought|>", "<|end_of_thought|>"),
-    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
-)
-"""Tags in use; a chat template names the ones of its model."""
+from surgeon.settings.neureasoner import TAGS, Tags
 
 
 def after_thinking(text: str, tags: Sequence[Tags] = TAGS[:1]) -> str | None:

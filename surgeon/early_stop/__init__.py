@@ -23,7 +23,7 @@ from surgeon import artifact, lineage
 from surgeon.checkpoint import Checkpoint, rewrite
 from surgeon.early_stop.courses import Course, courses_of
 from surgeon.early_stop.learning import Stoppers, learned, watched_courses
-from surgeon.early_stop.plan import EarlyStopPlan, prepare
+from surgeon.early_stop.plan import LEAST, EarlyStopPlan, prepare, require_thinking
 from surgeon.early_stop.probing import probed
 from surgeon.early_stop.stop_result import PAGE, EarlyStop, StopRow, card_of, page_of, show
 from surgeon.early_stop.stop_rules import DIGITS, STOPS
@@ -99,7 +99,7 @@ def _early_stop(plan: EarlyStopPlan, work: Path) -> EarlyStop:
         curves={rule: tuple(points) for rule, points in curves.items()},
         test_curves={} if not test else
         {rule: tuple(points) for rule, points in swept(test, seed=settings.seed).items()},
-        warnings=tuple(_warnings(plan, found, pick, name)),
+        warnings=tuple(_warnings(plan, found, pick, name, [*courses, *test])),
     )  # fmt: skip
     _write(plan, found, result, pick, work)
     return result
@@ -114,10 +114,13 @@ def _courses(
     name: str,
 ) -> list[Course]:
     """Traces of the questions, ended on trial everywhere; what lies on disk is taken from there."""
-    traces = sampled(
-        where / f"{name}-traces.jsonl", model, plan.tokenizer, prompts, plan.settings.sampling,
-        what=f"sample, {name}",
-    )  # fmt: skip
+    file, sampling = where / f"{name}-traces.jsonl", plan.settings.sampling
+    if not plan.tagged:
+        # A few first: no more is drawn of a checkpoint that doesn't think.
+        few = sampled(file, model, plan.tokenizer, prompts[:LEAST], sampling, what="sample a few")
+        require_thinking(plan, few)
+    traces = sampled(file, model, plan.tokenizer, prompts, sampling, what=f"sample, {name}")
+    require_thinking(plan, traces)
     probes = probed(plan, model, traces, where / f"{name}-probes.jsonl")
     gold = {prompt.id: str(prompt.answer) for prompt in prompts} if judged else None
     return courses_of(plan, traces, probes, gold)
@@ -165,8 +168,21 @@ def _row(
     )  # fmt: skip
 
 
-def _warnings(plan: EarlyStopPlan, found: Stoppers, pick: StopPoint | None, name: str) -> list[str]:
+def _warnings(
+    plan: EarlyStopPlan,
+    found: Stoppers,
+    pick: StopPoint | None,
+    name: str,
+    courses: list[Course],
+) -> list[str]:
     warnings = list(found.warnings)
+    share = require_thinking(plan, [course.trace for course in courses])
+    if share < 1:
+        opening, closing = plan.watch.thinking
+        warnings.append(
+            f"{1 - share:.1%} of the answers don't think between {opening} and {closing}: the "
+            "monitor ends those too."
+        )
     if pick is None:
         warnings.append(
             f"no threshold of {name} keeps the right answers within {plan.settings.margin:.1%}: "
@@ -210,5 +226,5 @@ def monitor_of(plan: EarlyStopPlan, found: Stoppers, rule: str, pick: StopPoint 
     return Monitor(
         {level: found.channels[level] for level in thresholds},
         {level: detectors[level] for level in thresholds},
-        plan.settings.watch(), plan.checkpoint.digest,
+        plan.watch, plan.checkpoint.digest,
     )  # fmt: skip

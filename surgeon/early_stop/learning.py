@@ -84,7 +84,7 @@ def learned(plan: EarlyStopPlan, model: "nn.Module", courses: Sequence[Course]) 
     )
     samples = collect(
         traces, activations, [span for span in spans if span.level in channels], plan.ends,
-        columns, settings.watch(), judged="spans",
+        columns, plan.watch, judged="spans",
     )  # fmt: skip
     detectors, reports = {}, {}
     for level in channels:
@@ -152,9 +152,7 @@ def _watched(
     steps, numbers = whole_steps(plan.ends, course.trace), course.step_S.tolist()
     end_of = {s: step.end for s, step in step_ends(plan, course.trace)}
     for level, detector in found.detectors.items():
-        position_N, features_NCX = trace_features(
-            x_TC, steps, level, plan.settings.watch(), columns[level]
-        )
+        position_N, features_NCX = trace_features(x_TC, steps, level, plan.watch, columns[level])
         row_of = {position: n for n, position in enumerate(position_N.tolist())}
         wanted = [s for s in numbers if s >= 0] if level == "enough" else [course.read_after]
         wanted = [s for s in wanted if s in end_of]

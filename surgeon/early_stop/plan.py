@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from surgeon import lineage, named
-from surgeon.answers import gold_problem, parse_check, parse_extractor, parse_tags
+from surgeon.answers import gold_problem, opened, parse_check, parse_extractor, parse_tags
 from surgeon.checkpoint import Checkpoint, placement
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
@@ -14,7 +14,16 @@ from surgeon.live import support
 from surgeon.neureasoner.steps import StepEnds
 from surgeon.settings import record
 from surgeon.settings.early_stop import EarlyStopSettings
-from surgeon.traces import Prompt, digest_of_prompts, encode_all, read_prompts
+from surgeon.settings.neureasoner import Tags, WatchSettings
+from surgeon.traces import (
+    Prompt,
+    Trace,
+    digest_of_prompts,
+    encode_all,
+    read_prompts,
+    template_text,
+)
+from surgeon.watch.watching import forced_tokens, with_tags
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +40,10 @@ class EarlyStopPlan(NamedTuple):
     checkpoint: Checkpoint
     tokenizer: "PreTrainedTokenizerBase"
     ends: StepEnds
+    watch: WatchSettings
+    """What the monitor watches for, with the tags of this checkpoint."""
+    tagged: bool
+    """The checkpoint names its tags; else its answers have to show that it writes them."""
     prompts: list[Prompt]
     """Of both sets."""
     easy: frozenset[str]
@@ -51,7 +64,7 @@ def prepare(settings: EarlyStopSettings) -> EarlyStopPlan:
     """Check the settings against files and headers; raises `BadInput`."""
     device, dtype = placement(settings.machine.device, settings.machine.dtype)
     extract = parse_extractor(settings.answer, settings.reading.answer_words)
-    parse_tags(settings.reading.think_tags)
+    tags = next(iter(parse_tags(settings.reading.think_tags)), None)
     parse_check(settings.check)
     sets = {name: _read(settings, getattr(settings, name)) for name in ("easy", "hard", "test")}
     _require_different(settings, sets)
@@ -59,12 +72,10 @@ def prepare(settings: EarlyStopSettings) -> EarlyStopPlan:
     support.require("decode", checkpoint)
     support.require("triggers", checkpoint)
     tokenizer = checkpoint.tokenizer()
-    ends = StepEnds(tokenizer, settings.watch().thinking)
-    if ends.close_id is None:
-        raise BadInput(
-            f"{settings.checkpoint} has no token {settings.watch().thinking[1]}, expected a "
-            "checkpoint that thinks: there is no thinking to end."
-        )
+    watch = with_tags(settings.watch(), tokenizer, tags, closes=True)
+    forced_tokens(tokenizer, watch, "enough")  # raises for a tag that can't be written
+    ends = StepEnds(tokenizer, watch.thinking)
+    tagged = ends.close_id is not None or watch.thinking[1] in template_text(tokenizer)
     prompts = [*sets["easy"], *sets["hard"]]
     sampling = settings.sampling
     for some in (prompts, sets["test"]):
@@ -82,11 +93,31 @@ def prepare(settings: EarlyStopSettings) -> EarlyStopPlan:
         n = round(settings.validation * len(order))
         held.update(order[: min(max(n, 2), len(order) - 2)])
     return EarlyStopPlan(
-        settings, checkpoint, tokenizer, ends, prompts,
+        settings, checkpoint, tokenizer, ends, watch, tagged, prompts,
         frozenset(prompt.id for prompt in sets["easy"]), frozenset(held), sets["test"],
         _is_judged(settings, prompts), _is_judged(settings, sets["test"]), extract, device, dtype,
         lineage.Run("early-stop", arguments, inputs, settings.seed),
     )  # fmt: skip
+
+
+def thinks(tokenizer: "PreTrainedTokenizerBase", trace: Trace, tags: Tags) -> bool:
+    """Whether a response thinks between these tags, the first of which may end its prompt."""
+    asked = str(tokenizer.decode(trace.prompt_token_ids[-32:]))
+    begun = opened(asked, [tags]) or trace.text.lstrip().startswith(tags[0])
+    return bool(begun) or tags[1] in trace.text
+
+
+def require_thinking(plan: EarlyStopPlan, traces: Sequence[Trace]) -> float:
+    """The share of the responses that think between the tags; raises `BadInput` where none does."""
+    tags = plan.watch.thinking
+    share = float(np.mean([thinks(plan.tokenizer, trace, tags) for trace in traces]))
+    if not share:
+        raise BadInput(
+            f"{plan.settings.checkpoint} thinks between {tags[0]} and {tags[1]} in none of "
+            f"{len(traces)} answers, expected a checkpoint that does: there is no thinking to end. "
+            "Name the tags that it writes with --think-tags 'OPEN CLOSE'."
+        )
+    return share
 
 
 def _read(settings: EarlyStopSettings, file: str | None) -> list[Prompt]:

@@ -98,7 +98,7 @@ def probed(
 def _made(plan: EarlyStopPlan, model: "nn.Module", places: Sequence[StopPlace]) -> Iterator[Probe]:
     settings = plan.settings
     sampling = settings.sampling
-    forced = forced_tokens(plan.tokenizer, settings.watch(), "enough")
+    forced = forced_tokens(plan.tokenizer, plan.watch, "enough")
     context = plan.checkpoint.context
     requests: dict[int, Request] = {}
     for n, (trace, step, position) in enumerate(places):

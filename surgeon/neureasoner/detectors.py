@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 from surgeon import metrics
 from surgeon.errors import BadInput
 from surgeon.neureasoner.features import trace_features
-from surgeon.neureasoner.steps import Span, Step, StepEnds, separated, whole_steps
+from surgeon.neureasoner.steps import Span, Step, StepEnds, separated, tag_begun, whole_steps
 from surgeon.settings.neureasoner import DetectorTraining, WatchSettings
 from surgeon.threads import one_thread
 from surgeon.traces import Trace
@@ -73,6 +73,8 @@ def collect(
             own = labels.get((*trace.key, level), [])
             state_S = _judge(level, own, len(steps), judged)
             read = steps
+            if not settings.redraws(level):
+                read = [step for step in steps if not tag_begun(ends, ids, step)]
             if level == "instance":
                 # Where nothing of the thinking would follow, it isn't read.
                 last = slice(settings.instance_steps - 1, settings.instance_steps)

@@ -22,7 +22,23 @@ StepLevel = Literal["intra", "inter"]
 STEPWISE: tuple[StepLevel, ...] = get_args(StepLevel)
 """The levels at which single steps fail. They are trained: `instance` needs no training, since its
 finish text is in the checkpoint's own words (sec. 3.3)."""
-THINKING = ("<think>", "</think>")
+Tags = tuple[str, str]
+"""(What opens a thinking block, what closes it)."""
+TAGS: tuple[Tags, ...] = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<seed:think>", "</seed:think>"),
+    ("◁think▷", "◁/think▷"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+)
+"""Tags in use; a chat template names the ones of its model."""
+THINKING = TAGS[0]
+AROUND = {TAGS[-1]: ("<|end|><|start|>assistant", "")}
+"""What stands around the closing tag of a model, where it isn't line breaks."""
 Action = Literal["trigger", "resample", "choose"]
 """What a firing at `intra` and `inter` does."""
 Text = Annotated[str, Strict()]
@@ -70,9 +86,12 @@ class WatchSettings:
     """The text that is forced when `instance` or `enough` fires; the end of the thinking block
     follows. An empty one closes it right after the step."""
     thinking: tuple[Text, Text] = THINKING
-    """The tokens that open and close the thinking block."""
+    """The tags that open and close the thinking block."""
+    closes: bool | None = None
+    """Whether the finish text is followed by the closing tag; None: where that is a single token,
+    since a tokenizer without one may be of a model that doesn't think between tags."""
     around: tuple[Text, Text] = ("\n", "\n\n")
-    """What the chat template puts before and after the closing token."""
+    """What the chat template puts before and after the closing tag."""
 
     def __post_init__(self) -> None:
         """Raise BadInput for probes out of order and for triggers of other levels."""

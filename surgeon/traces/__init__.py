@@ -26,7 +26,7 @@ from surgeon.traces.records import (
     settle,
     stored_traces,
 )
-from surgeon.traces.rendering import chosen_template, conversation, encode
+from surgeon.traces.rendering import chosen_template, conversation, encode, template_text
 from surgeon.traces.sampling import (
     Ask,
     LocalSampler,
@@ -69,6 +69,7 @@ __all__ = [
     "settle",
     "stop_ids",
     "stored_traces",
+    "template_text",
     "text_of",
     "token_texts",
 ]

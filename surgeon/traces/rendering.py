@@ -88,6 +88,12 @@ def chosen_template(
     return templates[name]
 
 
+def template_text(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """All chat templates of a tokenizer, one below the other; empty where it has none."""
+    found: Any = getattr(tokenizer, "chat_template", None) or ""
+    return "\n".join(found.values()) if isinstance(found, dict) else str(found)
+
+
 GENERATION = re.compile(r"{%[-+]?\s*generation\s*[-+]?%}")
 """How a chat template marks what the assistant writes."""
 

@@ -252,7 +252,7 @@ def resample(
 
 def _complete(ends: StepEnds, failure: Failure, ids: Sequence[int]) -> bool:
     """Whether a counterpart, whose tokens begin with a step's first, is at its end."""
-    if ends.thinking_over(ids[-1:])[0]:
+    if ends.ends_thinking(ids):
         return True
     if not ends.after(ids[-2:-1] or ids[-1:], ids[-1:])[0]:
         return False

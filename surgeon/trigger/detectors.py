@@ -24,7 +24,7 @@ from surgeon.neureasoner.detectors import (
     held_out_problems,
     train,
 )
-from surgeon.neureasoner.steps import Span, StepEnds
+from surgeon.neureasoner.steps import Span, StepEnds, thinking_tags
 from surgeon.neureasoner.worth import Readings, Worth, worth
 from surgeon.progress import track
 from surgeon.settings import record, verb
@@ -37,7 +37,7 @@ from surgeon.trigger.identify import Identified, read_channels
 from surgeon.trigger.trials import Judging, choose_trials, outcomes, tried
 from surgeon.trigger.worths import LevelWorth, judged, show_worth, worth_part
 from surgeon.watch.monitor import Monitor
-from surgeon.watch.watching import forced_tokens, union
+from surgeon.watch.watching import forced_tokens, union, with_tags
 
 if TYPE_CHECKING:
     import torch
@@ -136,9 +136,11 @@ def prepare(settings: DetectorsSettings) -> DetectorsPlan:
 
 def _detectors(plan: DetectorsPlan, work: Path) -> Detection:
     settings, checkpoint = plan.settings, plan.checkpoint
-    watch, model = settings.watch(), checkpoint.model(plan.device, plan.dtype)
+    model, tokenizer = checkpoint.model(plan.device, plan.dtype), checkpoint.tokenizer()
+    closes = any(thinking_tags(tokenizer)[1] in t.text for t in plan.labels.traces.values())
+    watch = with_tags(settings.watch(), tokenizer, closes=closes)
     fitted = fit_detectors(
-        model, checkpoint.tokenizer(), plan.labels,
+        model, tokenizer, plan.labels,
         plan.channels, watch, settings.detector, negatives=settings.negatives,
         batch_tokens=settings.batch_tokens,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from surgeon import console
 from surgeon.artifact import part
 from surgeon.neureasoner.detectors import Interval
 from surgeon.neureasoner.features import trace_features
-from surgeon.neureasoner.steps import Span, StepEnds, separated, whole_steps
+from surgeon.neureasoner.steps import Span, StepEnds, separated, tag_begun, whole_steps
 from surgeon.neureasoner.worth import NEVER, Readings, Worth
 from surgeon.traces import Prompt, Trace
 from surgeon.trigger.trials import Trial
@@ -94,7 +94,8 @@ def judged(
                 closing = not separated(ends, trace.token_ids, step)
                 # A label of the first steps is of the whole answer.
                 state = failing.get((*trace.key, level, 0 if level == "instance" else s))
-                if state is None or not is_read(level, s, closing, watch):
+                begun = tag_begun(ends, trace.token_ids, step)
+                if state is None or not is_read(level, s, closing, watch, begun=begun):
                     continue
                 probability = float(probability_N[place[step.end - 1]])
                 rows[level].append((probability, state, t, problem))

@@ -208,7 +208,7 @@ def _parse(row: Any, tensors: dict[str, torch.Tensor]) -> Monitor:
     values = dict(row["settings"])
     known = {field.name for field in fields(WatchSettings)}
     # Monitors made before a setting existed lack it.
-    if set(values) - known or known - set(values) - {"k_enough", "action", "draws"}:
+    if set(values) - known or known - set(values) - {"k_enough", "action", "draws", "closes"}:
         raise ValueError(f"settings {sorted(set(values) ^ known)}")
     settings = WatchSettings(**values)
     detectors, left = {}, dict(tensors)

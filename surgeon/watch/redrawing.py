@@ -32,7 +32,7 @@ class _Draw(NamedTuple):
     """That it fails."""
     token_ids: list[int]
     after: list[int]
-    """The token that closes the thinking, where it ended so."""
+    """The tokens that close the thinking, where it ended so."""
 
 
 @dataclass
@@ -124,8 +124,11 @@ class Redrawing(Watching):
         return self._again(b, redraw, self._drawn_step(b, probability, closing))
 
     def _drawn_step(self, b: int, probability: float, closing: bool) -> _Draw:
-        after = [int(self._chosen_B[b])] if closing else []
-        return _Draw(probability, list(self._ids[b]), after)
+        return _Draw(probability, list(self._ids[b]), self._close(b, closing, self._chosen_B[b]))
+
+    def _close(self, b: int, closing: bool, chosen: int) -> list[int]:
+        """The tokens that close the thinking after a step, if it is over with it."""
+        return [*(token_id for token_id, _ in self._held[b]), int(chosen)] if closing else []
 
     def _again(self, b: int, redraw: _Redraw, last: _Draw) -> Rewind:
         """Back to the step's beginning, after another draw of it."""
@@ -144,7 +147,7 @@ class Redrawing(Watching):
         random, more = self.random_rate is not None, self.settings.draws - len(redraw.draws)
         if not random:
             self.readings[self.index_B[b]].append(Reading(position, level, probability, False))
-        now = _Draw(probability, list(self._ids[b]), [chosen] if closing else [])
+        now = _Draw(probability, list(self._ids[b]), self._close(b, closing, chosen))
         if self.settings.action == "resample":
             if random or more <= 0 or probability < self.thresholds[level]:
                 return self._settle(b)

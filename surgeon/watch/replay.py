@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from surgeon.channels import read_back
 from surgeon.errors import BadInput
 from surgeon.neureasoner.features import trace_features
-from surgeon.neureasoner.steps import Step, StepEnds, separated, split_steps
+from surgeon.neureasoner.steps import Step, StepEnds, separated, split_steps, tag_begun
 from surgeon.settings.neureasoner import ENDING
 from surgeon.traces import Trace, text_of, token_texts
 from surgeon.watch.monitor import PRECEDENCE, Monitor
@@ -246,7 +246,8 @@ def _readings(
             continue
         may = not busy and s >= quiet and fires < settings.cap
         for level in PRECEDENCE:
-            if level in monitor.levels and is_read(level, s, closing, settings):
+            begun = closing and tag_begun(ends, ids, steps[s])
+            if level in monitor.levels and is_read(level, s, closing, settings, begun=begun):
                 probability = probability_T[level][position - 1]
                 assert probability is not None
                 readings.append(Reading(position, level, probability, may))

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -21,8 +22,8 @@ from surgeon.decoding import Rewind, stream_key
 from surgeon.decoding.choosing import STREAM_BLOCK, uniforms
 from surgeon.errors import BadInput
 from surgeon.neureasoner.features import OnlineFeatures
-from surgeon.neureasoner.steps import StepEnds, StepRows
-from surgeon.settings.neureasoner import ENDING, WatchSettings
+from surgeon.neureasoner.steps import StepEnds, StepRows, thinking_tags
+from surgeon.settings.neureasoner import AROUND, ENDING, Tags, WatchSettings
 from surgeon.watch.monitor import PRECEDENCE, Monitor
 
 if TYPE_CHECKING:
@@ -121,6 +122,8 @@ class Watch:
         """The request in each row."""
         self._ids: list[list[int]] = []
         """Tokens of each row's current step."""
+        self._held: list[list[tuple[int, Tensor | None]]] = []
+        """Tokens of each row that may be of a tag, with their activations."""
         self._new_B = np.zeros(0, bool)
         self._quiet_B = np.zeros(0, np.int64)
         """Number of the step from whose end on something may fire again."""
@@ -141,6 +144,7 @@ class Watch:
         if self.channels is not None:
             self.online.reset(slot)
         self.index_B[slot], self._ids[slot], self._new_B[slot] = index, [], True
+        self._held[slot] = []
         self._quiet_B[slot] = self._queue_B[slot] = 0
         self.firings[index], self.readings[index] = [], []
 
@@ -155,6 +159,7 @@ class Watch:
             array[target] = array[source]
         for old, new in zip(source, target, strict=True):
             self.index_B[new], self._ids[new] = self.index_B[old], list(self._ids[old])
+            self._held[new] = list(self._held[old])
 
     def read(
         self, slots: Sequence[int], fed_B: Tensor, chosen_B: Tensor, x_BC: Tensor | None
@@ -178,23 +183,14 @@ class Watch:
         live_B &= ~self.steps.over_B
         if not live_B.any():
             return {}
-        counted_B, opened_B, ended_B = self.steps.push(fed, live_B)
-        for b in np.flatnonzero(opened_B).tolist():
-            self._ids[b] = []
-            if self.channels is not None:
-                self.online.reset(b)
-        counted = np.flatnonzero(counted_B).tolist()
-        if not counted:
-            return {}
-        for b in counted:
-            self._ids[b].append(int(fed[b]))
-        if self.channels is not None:
-            assert x_BC is not None
-            self.online.push(x_BC, counted_B[:n])
+        counted_B, ended_B = self._count(fed, live_B, x_BC)
         # Forced tokens come as decided; what they bring about is looked at once they are through.
-        busy_B = self._queue_B > 0
+        busy_B = live_B & (self._queue_B > 0)
         self._queue_B -= busy_B
-        closing_B = counted_B & ~ended_B & self.steps.closing(chosen) & ~busy_B
+        last_B = counted_B | (live_B & (self.steps.held_B > 0))
+        if not last_B.any():
+            return {}
+        closing_B = last_B & ~ended_B & self.steps.closing(chosen) & ~busy_B
         if not (ended_B | closing_B).any():
             return {}
         forced = self._decide(ended_B, closing_B, busy_B, chosen)
@@ -210,12 +206,39 @@ class Watch:
             self._ids[b] = []
         return forced
 
+    def _count(
+        self, fed: np.ndarray, live_B: np.ndarray, x_BC: Tensor | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(counted_B, ended_B) for the tokens that were fed, and those held before them."""
+        counted_B, opened_B, ended_B = self.steps.push(fed, live_B)
+        for b, count in self.steps.freed.items():
+            for token_id, x_C in self._held[b][:count]:
+                self._ids[b].append(token_id)
+                if self.channels is not None:
+                    assert x_C is not None
+                    one_B = np.arange(b + 1) == b
+                    self.online.push(x_C.expand(b + 1, -1), one_B)
+            del self._held[b][:count]
+        for b in np.flatnonzero(opened_B).tolist():
+            self._ids[b], self._held[b] = [], []
+            if self.channels is not None:
+                self.online.reset(b)
+        counted = np.flatnonzero(counted_B).tolist()
+        for b in counted:
+            self._ids[b].append(int(fed[b]))
+        if self.channels is not None and counted:
+            assert x_BC is not None
+            self.online.push(x_BC, counted_B[: len(x_BC)])
+        for b in np.flatnonzero(live_B & (self.steps.held_B > 0)).tolist():
+            self._held[b].append((int(fed[b]), None if x_BC is None else x_BC[b].clone()))
+        return counted_B, ended_B
+
     def _back(self, b: int) -> None:
         """The row's step begins anew: the token before it is fed again first."""
         self.steps.rewind(b)
         if self.channels is not None:
             self.online.rewind(b, len(self._ids[b]))
-        self._ids[b], self._new_B[b] = [], True
+        self._ids[b], self._held[b], self._new_B[b] = [], [], True
 
     def take(self, index: int) -> tuple[list[Firing], list[Reading]]:
         """The firings and readings of a request that has ended, which are then forgotten."""
@@ -233,8 +256,11 @@ class Watch:
             at = [
                 b
                 for b in rows
-                if is_read(level, int(self.steps.count_B[b]), bool(closing_B[b]), self.settings)
-            ]
+                if is_read(
+                    level, int(self.steps.count_B[b]), bool(closing_B[b]), self.settings,
+                    begun=bool(self.steps.held_B[b]),
+                )
+            ]  # fmt: skip
             if not at:
                 continue
             for b, probability in zip(at, self._probabilities(level, at), strict=True):
@@ -286,6 +312,7 @@ class Watch:
             self.online.grow(rows)
         self.index_B += [-1] * more
         self._ids += [[] for _ in range(more)]
+        self._held += [[] for _ in range(more)]
         self._new_B, self._quiet_B, self._queue_B = (
             np.pad(array, (0, more)) for array in (self._new_B, self._quiet_B, self._queue_B)
         )
@@ -339,13 +366,40 @@ class Watching(Watch):
         return self.read(slots, fed_B, chosen_B, x_BC)
 
 
-def is_read(level: str, step: int, closing: bool, settings: WatchSettings) -> bool:
+def is_read(
+    level: str, step: int, closing: bool, settings: WatchSettings, *, begun: bool = False
+) -> bool:
     """Does a level have something to say at the end of that step, which is a `closing` one where
-    the thinking is over without it?"""
+    the thinking is over without it?
+
+    Where the closing tag has `begun`, whose first tokens were taken for the step's until they were
+    a tag, nothing can be forced any more; the step can be drawn anew.
+    """
     if level == "instance":
         # Over the first K steps: read once, when they are complete and more would follow.
         return not closing and step == settings.instance_steps - 1
-    return not closing if level in ENDING else True
+    if level in ENDING or (begun and not settings.redraws(level)):
+        return not closing
+    return True
+
+
+def with_tags(
+    settings: WatchSettings,
+    tokenizer: "PreTrainedTokenizerBase",
+    tags: Tags | None = None,
+    *,
+    closes: bool,
+) -> WatchSettings:
+    """The settings with the tags that a model thinks between, by default those of `thinking_tags`.
+
+    `closes` says whether its answers do think so; it is asked where no single token closes.
+    """
+    tags = tags or thinking_tags(tokenizer)
+    spelt = tags[1] not in tokenizer.get_vocab()
+    return replace(
+        settings, thinking=tags, around=AROUND.get(tags, settings.around),
+        closes=True if spelt and closes else None,
+    )  # fmt: skip
 
 
 def forced_tokens(
@@ -353,7 +407,7 @@ def forced_tokens(
 ) -> list[int]:
     """What a firing forces: the level's trigger token, or the finish text and the end of thinking.
 
-    Raises BadInput where the tokenizer has no such trigger token.
+    Raises BadInput where the tokenizer has no such trigger token, or can't write the closing tag.
     """
     vocabulary = tokenizer.get_vocab()
     if level in settings.triggers:
@@ -367,9 +421,16 @@ def forced_tokens(
     before, after = settings.around
     close = settings.thinking[1]
     # What comes before an empty text is the end of a step, and has its separator already.
-    before = before if settings.finish else ""
-    text = settings.finish + (before + close + after if close in vocabulary else after)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore
+    before = before if settings.finish else before.lstrip()
+    closes = close in vocabulary if settings.closes is None else settings.closes
+    text = settings.finish + (before + close + after if closes else after)
+    ids: list[int] = list(tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore
+    if closes and close not in tokenizer.decode(ids, clean_up_tokenization_spaces=False):
+        raise BadInput(
+            f"the tokenizer writes {tokenizer.decode(ids)!r} for {text!r}, expected {close} in it. "
+            "Name the tags of this model with --think-tags 'OPEN CLOSE'."
+        )
+    return ids
 
 
 def check_rates(rates: Mapping[str, float], levels: Sequence[str]) -> None:
