@@ -37,7 +37,7 @@ TAGS: tuple[Tags, ...] = (
 )
 """Tags in use; a chat template names the ones of its model."""
 THINKING = TAGS[0]
-AROUND = {TAGS[-1]: ("<|end|><|start|>assistant", "")}
+AROUND: dict[Tags, tuple[str, str]] = {TAGS[-1]: ("<|end|><|start|>assistant", "")}
 """What stands around the closing tag of a model, where it isn't line breaks."""
 Action = Literal["trigger", "resample", "choose"]
 """What a firing at `intra` and `inter` does."""
