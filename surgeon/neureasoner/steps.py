@@ -101,10 +101,12 @@ def _letters(tag: str, vocabulary: dict[str, int]) -> str:
     """A tag as a byte-level tokenizer spells it, where this is one."""
     if tag.isascii():
         return tag
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    letters = bytes_to_unicode()
-    spelt = "".join(letters[byte] for byte in tag.encode())
+    # Bytes that can be seen stand for themselves, the others for what follows Latin-1 (GPT-2).
+    seen = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = [byte for byte in range(256) if byte not in seen]
+    spelt = "".join(
+        chr(byte if byte in seen else 256 + others.index(byte)) for byte in tag.encode()
+    )
     return spelt if set(spelt) <= vocabulary.keys() else tag
 
 
