@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 DIRECTORY = Path("runs/real/data")
 SEED = 18
-PARTS = {"train": 1200, "mini-set": 40, "test": 400, "pool": 120}
+PARTS = {"train": 1200, "mini-set": 40, "test": 400, "pool": 120, "validation": 60, "fresh": 200}
 """Problems of each file, in the order of the stream."""
 
 CHECKED, WRONG, AGAIN, STARTS = 0.5, 0.06, 0.5, 3
