@@ -48,6 +48,9 @@ STEPS = [
     _step("truth", f"evaluate virtual --task builtin:test --limit 2 {SHORT}"),
     _step("ranking", f"rank virtual --mini-set mini.jsonl {SHORT} --row-tokens 2 --top-k 9 --truth truth"),
     _step("second", "rank virtual --mini-set mini.jsonl --max-tokens 24 --samples 2 --seed 1 --row-tokens 2 --top-k 9 --truth truth"),
+    _step("three", "rank builtin:instruct builtin:thinking builtin:base --mini-set mini.jsonl --max-tokens 300 --samples 2 --top-k 9 --seed 0"),
+    _step("averaged", "soup three --most 2"),
+    Step("recipe", "run recipe.yaml", "ran"),
     _step("tasks", "tasks gsm8k --source raw.jsonl --set train=0.5"),
     _step("summary", "summary ranking second"),
     _step("reading", "read ranking"),
@@ -89,6 +92,10 @@ def prepare(place: Path) -> None:
 
     some("mini-set", 0, 3, "mini.jsonl")
     some("pool", 0, 4, "pool.jsonl")
+    (place / "recipe.yaml").write_text(
+        "- merge-sweep: {a: builtin:instruct, b: builtin:thinking, ratios: 0.5, out: ran/family}\n"
+        "- report: {runs: [ran/family], out: ran/page}\n"
+    )
     rows = [
         {"question": f"What is {n} + {n}?", "answer": f"It is so.\n#### {2 * n}"} for n in range(6)
     ]
