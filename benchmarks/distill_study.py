@@ -8,6 +8,7 @@ three learning rates, then five seeds at the best of them, with controls and oth
     python -m benchmarks.distill_study estimate   hours of both recipes on one core
     python -m benchmarks.distill_study seeds      writes recipes/distill-study-seeds.yaml
     surgeon run recipes/distill-study-seeds.yaml
+    python -m benchmarks.distill_study results    tables of what it measured
     python -m benchmarks.distill_study law        Neuron-OPSD's teachers, and what they were worth
 
 A killed run continues where it was. A training generates about `ANSWERS` answers, before it and in
@@ -292,6 +293,36 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def results() -> str:
+    """Markdown: of every measurement of the second recipe a table of its groups."""
+    tables = []
+    for one in measurements(dict.fromkeys(METHODS, RATES[1])):
+        file = Path(PLACE) / one.name / "evaluate.json"
+        if not file.is_file():
+            raise SystemExit(f"{file} isn't there: surgeon run recipes/distill-study-seeds.yaml")
+        found = json.loads(file.read_text())
+        lines = [
+            f"`{one.task}`\n",
+            "| | Avg@4 | gain, pp (95 %) | Maj@4 | ECE (95 %) | tokens | cut |",
+            "|---" * 7 + "|",
+            *(_measured(row) for row in (found["candidates"][0], *found["groups"])),
+        ]
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
+def _measured(row: Mapping[str, Any]) -> str:
+    gain, said = row["gain"], ""
+    if gain:
+        low, high = (100 * end for end in gain["interval"])
+        said = f"{100 * gain['avg']:+.1f} ({low:+.1f} to {high:+.1f})"
+    low, high = row["interval"]["ece"]
+    return (
+        f"| {row['name']} | {row['avg']:.3f} | {said} | {row['maj']:.3f} | {row['ece']:.3f} "
+        f"({low:.3f} to {high:.3f}) | {row['tokens']:.0f} | {row['truncated']:.0%} |"
+    )
+
+
 def law() -> str:
     """Markdown: of every setting of Neuron-OPSD what was known of its teacher before training, and
     what it gained: does the accuracy gap tell (2605.30070), and does the teacher know what the
@@ -365,10 +396,12 @@ def main(what: str) -> None:
         (ROOT / "recipes" / "distill-study.yaml").write_text(rates_recipe())
     elif what == "seeds":
         (ROOT / "recipes" / "distill-study-seeds.yaml").write_text(seeds_recipe(best_rates()))
-    elif what in ("table", "law", "estimate"):
-        print({"table": table, "law": law, "estimate": estimate}[what]())
+    elif what in (told := {"table": table, "results": results, "law": law, "estimate": estimate}):
+        print(told[what]())
     else:
-        raise SystemExit(f"found {what}, expected labels, rates, table, estimate, seeds or law.")
+        raise SystemExit(
+            f"found {what}, expected {', '.join(('labels', 'rates', 'seeds', *told))}."
+        )
 
 
 if __name__ == "__main__":
