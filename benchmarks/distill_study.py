@@ -21,7 +21,7 @@ edge of the three is marked, since a better one may lie beyond.
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,6 +117,19 @@ def on_pool(pool: str, best: Mapping[str, float]) -> list[Trained]:
         Trained(f"{pool}-{m}-s{s}", m, best[m], s, more | own.get(m, {}))
         for m in ELSEWHERE
         for s in range(SEEDS)
+    ]
+
+
+def teachers(best: Mapping[str, float]) -> list[Trained]:
+    """Every setting of Neuron-OPSD with one step of training, for what is said of its teacher on
+    more questions than a training has answers for."""
+    look = {"diagnose": 64, "steps": 1}
+    plain = [one for one in seeds(best) if one.method == "nopsd"]
+    pools = [one for pool in POOLS for one in on_pool(pool, best) if one.method == "nopsd"]
+    return [
+        Trained(f"teacher-{one.name.removesuffix('-s0')}", "nopsd", one.lr, 0, {**one.more, **look})
+        for one in (*plain, *pools)
+        if one.seed == 0
     ]
 
 
@@ -232,7 +245,7 @@ def seeds_recipe(best: Mapping[str, float]) -> str:
         measure(one.name, one.task, one.trained, one.base, grouped=True)
         for one in measurements(best)
     ]
-    return recipe(head, all_trained(best), measures).rstrip() + "\n"
+    return recipe(head, [*all_trained(best), *teachers(best)], measures).rstrip() + "\n"
 
 
 def _plain(value: Any) -> str:
@@ -312,10 +325,9 @@ def results() -> str:
 
 
 def _measured(row: Mapping[str, Any]) -> str:
-    gain, said = row["gain"], ""
-    if gain:
-        low, high = (100 * end for end in gain["interval"])
-        said = f"{100 * gain['avg']:+.1f} ({low:+.1f} to {high:+.1f})"
+    said = ""
+    if gain := row["gain"]:
+        said = _with_interval(100 * gain["avg"], [100 * end for end in gain["interval"]], ".1f")
     low, high = row["interval"]["ece"]
     return (
         f"| {row['name']} | {row['avg']:.3f} | {said} | {row['maj']:.3f} | {row['ece']:.3f} "
@@ -328,28 +340,27 @@ def law() -> str:
     what it gained: does the accuracy gap tell (2605.30070), and does the teacher know what the
     majority doesn't?"""
     lines = [
-        "| setting | entropy gap | accuracy gap, votes | labels | teacher | majority | gain |",
-        "|---|---|---|---|---|---|---|",
+        "| setting | entropy gap | accuracy gap, votes | labels | teacher | student | majority "
+        "| gain, pp |",
+        "|---" * 8 + "|",
     ]
     points = []
     places = [("test", name) for name in ("nopsd", *CONTROLS)]
     places += [(pool, f"{pool}-nopsd") for pool in POOLS]
     for measured, name in places:
         groups = json.loads((Path(PLACE) / measured / "evaluate.json").read_text())["groups"]
-        gain = next(group["gain"]["avg"] for group in groups if group["name"] == name)
-        said = [
-            json.loads((Path(PLACE) / f"{name}-s{s}" / "distill.json").read_text())["diagnostics"]
-            for s in range(SEEDS)
+        gain = next(group["gain"] for group in groups if group["name"] == name)
+        file = Path(PLACE) / f"teacher-{name}" / "distill.json"
+        said = json.loads(file.read_text())["diagnostics"]
+        votes, labels = said["accuracy_gaps"]
+        points.append((labels["gap"], gain["avg"]))
+        cells = [
+            _with_interval(said["entropy_gap"], said["entropy_gap_interval"], ".4f"),
+            *(_with_interval(gap["gap"], gap["interval"], ".3f") for gap in (votes, labels)),
+            *(f"{share:.3f}" for share in (labels["teacher"], labels["student"])),
+            f"{said['labelled']['maj']:.3f}",
+            _with_interval(100 * gain["avg"], [100 * end for end in gain["interval"]], ".1f"),
         ]
-        rows = [
-            (d["entropy_gap"], *(gap["gap"] for gap in d["accuracy_gaps"]),
-             d["accuracy_gaps"][-1]["teacher"], d["labelled"]["maj"])
-            for d in said
-        ]  # fmt: skip
-        means = np.mean(rows, axis=0)
-        points.append((means[2], gain))
-        cells = [f"{means[0]:+.4f}", f"{means[1]:+.3f}", f"{means[2]:+.3f}"]
-        cells += [f"{means[3]:.3f}", f"{means[4]:.3f}", f"{gain:+.3f}"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     gaps, gains = np.array(points).T
     slope = np.polyfit(gaps, gains, 1)[0]
@@ -359,6 +370,11 @@ def law() -> str:
     return "\n".join(lines)
 
 
+def _with_interval(value: float, interval: Sequence[float], form: str) -> str:
+    low, high = interval
+    return f"{value:+{form}} ({low:+{form}} to {high:+{form}})"
+
+
 def estimate() -> str:
     """Hours of both recipes on one core, by what was measured of trainings and measurements."""
     best = dict.fromkeys(METHODS, RATES[1])
@@ -366,7 +382,8 @@ def estimate() -> str:
     first = len(rates()) * each + (len(rates()) + 1) * 60 * 4 * LENGTH / SPEED
     count = len(all_trained(best))
     answers = sum(one.answers for one in measurements(best))
-    second = count * each + answers * LENGTH / SPEED
+    asked = len(teachers(best)) * 64 * 16  # both sides, eight times each
+    second = count * each + (answers + asked) * LENGTH / SPEED
     return (
         f"recipes/distill-study.yaml: {len(rates())} trainings, {first / 3600:.1f} h\n"
         f"recipes/distill-study-seeds.yaml: {count} trainings and {answers:,} answers to measure "
