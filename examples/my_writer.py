@@ -18,7 +18,7 @@ def second_thought(assignment: Assignment, rng: Random) -> Rewritten | None:
         return None
     wrong = "".join(assignment.steps[assignment.first : assignment.last + 1]).strip()
     opening = rng.choice(("Wait.", "Hold on."))
-    closing = "\n</think>\n\n" if assignment.thinking else "\n\n"
+    closing = f"\n{assignment.tags[1]}\n\n" if assignment.thinking else "\n\n"
     return Rewritten(
         prefix=assignment.before,
         wrong=f"{wrong}\n\n",

@@ -70,6 +70,7 @@ def test_a_rankings_responses_are_scored_from_what_it_kept_and_by_the_reader_ali
         assert found.budget - selection.tokens < 16 and "p2" not in {t.prompt_id for t in traces}
         asked = lines(tmp_path / "kept" / "trl" / f"{selection.by}.jsonl")
         assert [row["completion"][0]["content"] for row in asked] == [whole(t.text) for t in traces]
+    assert whole("w1[/THINK]w2") == "[THINK]\nw1[/THINK]w2"
     # Activations are kept as the ranking of the weights kept them.
     plan = prepare(bind(CurateSettings, dict(given, reader=f"{ranked / 'm'}", out=tmp_path / "x")))
     assert plan.top_k == 8 and plan.run.arguments["top_k"] == 8

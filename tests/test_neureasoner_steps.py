@@ -156,7 +156,7 @@ def test_without_a_thinking_block_the_whole_response_has_steps():
     tokenizer = TOKENIZERS["no thinking"]
     a, dot, end = tokenizer.convert_tokens_to_ids(["a", ".\n\n", "<end>"])
     assert split_steps(StepEnds(tokenizer), [a, dot, a, a, end]) == [Step(0, 2), Step(2, 4)]
-    assert ENDS["no thinking"].close_id is None
+    assert not ENDS["no thinking"].named and ENDS["merged"].named
 
 
 def test_three_line_breaks_end_one_step():

@@ -35,10 +35,11 @@ def sums() -> Iterator[problems.Sum]:
 
 
 def test_worked_solutions_end_in_the_sum_and_each_line_holds():
-    made = problems.files(sums(), {"train": 40, "test": 10})
-    assert {name: len(rows) for name, rows in made.items()} == {
-        "train-terse": 40, "train-long": 40, "test": 10,
-    }  # fmt: skip
+    made = problems.files(sums(), {"train": 40, "test": 10, "stop": 20})
+    counts = {name: len(rows) for name, rows in made.items()}
+    assert counts.pop("stop-easy") + counts.pop("stop-hard") == 20
+    assert counts == {"train-terse": 40, "train-long": 40, "test": 10}
+    assert {row["prompt"].count(" ") for row in made["stop-easy"]} == {5}
     lengths = {}
     for style in ("terse", "long"):
         wrong = 0

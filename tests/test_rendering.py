@@ -109,8 +109,9 @@ def test_templates_that_strip_thinking_on_purpose_pass(tokenizer: Any):
     earlier = {"role": "assistant", "content": "<think> w3 </think> w4"}
     assert "w3" not in read(tokenizer, STRIPS, USER, earlier, USER)
     split = {"role": "assistant", "content": "w4", "reasoning_content": "w3"}
-    text = read(tokenizer, STRIPS, USER, split, USER)
-    assert "w3" not in text and "w4" in text
+    for template in (STRIPS, STRIPS.replace("</think>", "[/THINK]")):
+        text = read(tokenizer, template, USER, split, USER)
+        assert "w3" not in text and "w4" in text
     assert "w3" not in read(tokenizer, REASONS, USER, split, USER)
     # After the last question it is what the model goes on from.
     assert "w3" in read(tokenizer, REASONS, USER, split, TOLD)

@@ -356,6 +356,10 @@ def test_what_is_no_call_stays_text(text: str, calls: int, left: str):
         assert len(reader.calls) == calls
     one = FreeCalls(FORMS["hermes"], thinking=True)
     assert one.push("hm <tool_call>{</think>") + one.finish() == "hm <tool_call>{</think>"
+    other = FreeCalls(FORMS["hermes"], thinking=False, tags=("[THINK]", "[/THINK]"))
+    thought = "[THINK]<tool_call>{}</tool_call>[/THINK]"
+    assert other.push(thought + '<tool_call>{"name": "f"}</tool_call>') == thought
+    assert [call.name for call in other.calls] == ["f"]
 
 
 def test_mistrals_newer_calls_and_several_of_them():

@@ -21,8 +21,10 @@ from typing import Any, NamedTuple
 
 DIRECTORY = Path("runs/real/data")
 SEED = 18
-PARTS = {"train": 1200, "mini-set": 40, "test": 400, "pool": 120, "validation": 60, "fresh": 200}
-"""Problems of each file, in the order of the stream."""
+PARTS = {"train": 1200, "mini-set": 40, "test": 400, "pool": 120, "validation": 60, "fresh": 200,
+         "stop": 80, "stop-test": 200}  # fmt: skip
+"""Problems of each file, in the order of the stream; those of `stop` with three terms are
+`stop-easy`, those with four `stop-hard`."""
 
 CHECKED, WRONG, AGAIN, STARTS = 0.5, 0.06, 0.5, 3
 """Of the long style: shares of steps that are checked and that are first taken wrong, the share of
@@ -128,6 +130,10 @@ def files(problems: Iterator[Sum], parts: dict[str, int]) -> dict[str, list[dict
                 made[f"train-{style}"] = [
                     {"id": p.id, "prompt": p.question, "response": solution(p, style)} for p in part
                 ]
+        elif name == "stop":
+            for level, operations in (("easy", 2), ("hard", 3)):
+                some = [problem for problem in part if len(problem.operations) == operations]
+                made[f"stop-{level}"] = rows(some)
         else:
             made[name] = rows(part)
     return made

@@ -11,11 +11,12 @@ import numpy as np
 
 from surgeon import lineage
 from surgeon.curate.answer_pool import AnswerPool
+from surgeon.settings.neureasoner import TAGS
 from surgeon.traces.answered import Answered
 from surgeon.traces.messages import Message
 
 TRL, LLAMA_FACTORY = "trl", "llamafactory"
-TAGS = {
+SHAREGPT_TAGS = {
     "role_tag": "role", "content_tag": "content", "user_tag": "user",
     "assistant_tag": "assistant", "system_tag": "system",
 }  # fmt: skip
@@ -53,7 +54,7 @@ def write_selections(pool: AnswerPool, kept: Mapping[str, np.ndarray], work: Pat
         info = {
             name: {
                 "file_name": f"{name}.jsonl", "formatting": "sharegpt",
-                "columns": {"messages": "messages"}, "tags": TAGS,
+                "columns": {"messages": "messages"}, "tags": SHAREGPT_TAGS,
             }
             for name in kept
         }  # fmt: skip
@@ -76,5 +77,8 @@ def in_messages(answered: Answered) -> dict[str, dict[str, Any]]:
 
 def whole(text: str) -> str:
     """A response with the beginning of its thinking, which some templates put into the prompt."""
-    end = text.find("</think>")
-    return f"<think>\n{text}" if end >= 0 and "<think>" not in text[:end] else text
+    for opening, closing in TAGS:
+        end = text.find(closing)
+        if end >= 0:
+            return text if opening in text[:end] else f"{opening}\n{text}"
+    return text

@@ -115,7 +115,7 @@ def _courses(
 ) -> list[Course]:
     """Traces of the questions, ended on trial everywhere; what lies on disk is taken from there."""
     file, sampling = where / f"{name}-traces.jsonl", plan.settings.sampling
-    if not plan.tagged:
+    if not plan.ends.named:
         # A few first: no more is drawn of a checkpoint that doesn't think.
         few = sampled(file, model, plan.tokenizer, prompts[:LEAST], sampling, what="sample a few")
         require_thinking(plan, few)

@@ -15,14 +15,7 @@ from surgeon.neureasoner.steps import StepEnds
 from surgeon.settings import record
 from surgeon.settings.early_stop import EarlyStopSettings
 from surgeon.settings.neureasoner import Tags, WatchSettings
-from surgeon.traces import (
-    Prompt,
-    Trace,
-    digest_of_prompts,
-    encode_all,
-    read_prompts,
-    template_text,
-)
+from surgeon.traces import Prompt, Trace, digest_of_prompts, encode_all, read_prompts
 from surgeon.watch.watching import forced_tokens, with_tags
 
 if TYPE_CHECKING:
@@ -42,8 +35,6 @@ class EarlyStopPlan(NamedTuple):
     ends: StepEnds
     watch: WatchSettings
     """What the monitor watches for, with the tags of this checkpoint."""
-    tagged: bool
-    """The checkpoint names its tags; else its answers have to show that it writes them."""
     prompts: list[Prompt]
     """Of both sets."""
     easy: frozenset[str]
@@ -75,7 +66,6 @@ def prepare(settings: EarlyStopSettings) -> EarlyStopPlan:
     watch = with_tags(settings.watch(), tokenizer, tags, closes=True)
     forced_tokens(tokenizer, watch, "enough")  # raises for a tag that can't be written
     ends = StepEnds(tokenizer, watch.thinking)
-    tagged = ends.close_id is not None or watch.thinking[1] in template_text(tokenizer)
     prompts = [*sets["easy"], *sets["hard"]]
     sampling = settings.sampling
     for some in (prompts, sets["test"]):
@@ -93,7 +83,7 @@ def prepare(settings: EarlyStopSettings) -> EarlyStopPlan:
         n = round(settings.validation * len(order))
         held.update(order[: min(max(n, 2), len(order) - 2)])
     return EarlyStopPlan(
-        settings, checkpoint, tokenizer, ends, watch, tagged, prompts,
+        settings, checkpoint, tokenizer, ends, watch, prompts,
         frozenset(prompt.id for prompt in sets["easy"]), frozenset(held), sets["test"],
         _is_judged(settings, prompts), _is_judged(settings, sets["test"]), extract, device, dtype,
         lineage.Run("early-stop", arguments, inputs, settings.seed),

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
+from surgeon.settings.neureasoner import THINKING, Tags
+
 # --- judges ---------------------------------------------------------------------------------------
 
 
@@ -80,6 +82,8 @@ class Assignment(NamedTuple):
     seed: int
     control: Mapping[str, str | int] = MappingProxyType({})
     """What a failure that is made up is to be like (App. G)."""
+    tags: Tags = THINKING
+    """What opens and what closes the thinking block."""
 
     @property
     def key(self) -> str:

@@ -21,7 +21,7 @@ from surgeon.judges.finding import Assignment, Draft, Rewritten
 from surgeon.judges.makeup import words_of
 from surgeon.judges.wording import Texts, WriterTexts, conversation, filled
 from surgeon.settings.asking import EndpointSettings
-from surgeon.settings.neureasoner import STEPWISE, THINKING, WatchSettings
+from surgeon.settings.neureasoner import STEPWISE, TAGS, WatchSettings
 
 WRITERS = {"builtin": "surgeon.builtin.repairs:write"}
 """Writers of this package by name, each as `module:function`. They raise `BadInput` for a question
@@ -291,7 +291,7 @@ def _parts(assignment: Assignment, value: Mapping[str, str]) -> Rewritten:
     # A first step may begin with the line break after the token that opens the thinking.
     lead = own[: len(own) - len(own.lstrip())]
     wrong = lead + (value["wrong"] if assignment.made else own.strip())
-    close = f"\n{THINKING[1]}\n\n" if assignment.thinking else "\n\n"
+    close = f"\n{assignment.tags[1]}\n\n" if assignment.thinking else "\n\n"
     return Rewritten(
         assignment.before,
         f"{wrong}\n\n",
@@ -311,11 +311,14 @@ def _too_short(value: Mapping[str, str], assignment: Assignment) -> str | None:
     return f"wrong has {found} steps, separated by blank lines; expected {wanted}."
 
 
+_TAGS = [tag for tags in TAGS for tag in tags]
+
+
 def _complaint(value: Mapping[str, str], names: Sequence[str]) -> str | None:
     """What is missing in a reply."""
     for name in names:
         if not value[name].strip():
             return f"{name} is empty."
-        if any(word in value[name] for word in (*THINKING, *WatchSettings().triggers.values())):
-            return f"{name} holds a control token such as {THINKING[1]}."
+        if any(word in value[name] for word in (*_TAGS, *WatchSettings().triggers.values())):
+            return f"{name} holds a control token such as {_TAGS[1]}."
     return None

@@ -140,6 +140,9 @@ class StepEnds:
         lacking = [None if tag in vocabulary else tag for tag in thinking]
         self.spelt = SpeltTags(tokenizer, *lacking) if any(lacking) else None
         """The tags that are no single tokens."""
+        self.named = thinking[1] in vocabulary or thinking[1] in template_text(tokenizer)
+        """The vocabulary or a chat template names the closing tag; where neither does, only answers
+        show whether a checkpoint thinks between tags."""
         flag_V = np.full(max(vocabulary.values()) + 2, _TEXT, np.uint8)
         exact: dict[str, int] = {}
         # The last entry stands for ids beyond the tokenizer's, which some models can emit.
@@ -157,8 +160,6 @@ class StepEnds:
         if tokenizer.eos_token_id is not None:
             flag_V[tokenizer.eos_token_id] |= _OVER  # pyright: ignore
         self.flag_V = flag_V
-        self.close_id: int | None = vocabulary.get(thinking[1])
-        """The token that closes the thinking block, where it is a single one."""
         self.line_id, self.separator_id = exact.get("\n"), exact.get(SEPARATOR)
         """The tokens that are a line break and a blank line and nothing else, where there are."""
 

@@ -4,10 +4,13 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from surgeon.answers import opened
 from surgeon.errors import BadInput
+from surgeon.neureasoner.steps import thinking_tags
 from surgeon.serve.grammar import DEEPEST, depth
 from surgeon.serve.refusals import Refusal, encodable
-from surgeon.serve.tools import THINK, THOUGHT, CallForm, form_of
+from surgeon.serve.tools import CallForm, form_of
+from surgeon.settings.neureasoner import Tags
 from surgeon.traces import Prompt, chosen_template, encode
 from surgeon.traces.messages import KEPT, REASONING, Message
 
@@ -44,6 +47,8 @@ class Rendered(NamedTuple):
     """The answer begins inside a thought."""
     form: CallForm | None
     """How calls are written, where there are tools."""
+    tags: Tags
+    """What a thought stands between."""
 
 
 def read_messages(messages: object) -> tuple[Message, ...]:
@@ -193,5 +198,5 @@ def render(
                 "has calls written; leave them out, or set tool_choice to required.",
                 param="tools", code="unsupported_parameter",
             )  # fmt: skip
-    text = str(tokenizer.decode(ids))
-    return Rendered(ids, text.rfind(THINK) > text.rfind(THOUGHT), form)
+    tags = thinking_tags(tokenizer)
+    return Rendered(ids, bool(opened(str(tokenizer.decode(ids[-32:])), [tags])), form, tags)

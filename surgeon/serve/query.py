@@ -14,6 +14,7 @@ from surgeon.serve.conversation import ToolChoice, read_messages, read_tools, re
 from surgeon.serve.grammar import Grammar, Grammars, depth
 from surgeon.serve.refusals import Refusal, encodable
 from surgeon.serve.tools import CallForm, ForcedCalls, FreeCalls, forced_schema
+from surgeon.settings.neureasoner import THINKING, Tags
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -100,12 +101,13 @@ class Calling(NamedTuple):
     forced: bool
     name: str | None
     most: int | None
+    tags: Tags = THINKING
 
     def reader(self) -> FreeCalls | ForcedCalls:
         """For one answer."""
         if self.forced or self.form is None:
             return ForcedCalls(self.name, self.most)
-        return FreeCalls(self.form, self.thinking, self.most)
+        return FreeCalls(self.form, self.thinking, self.most, self.tags)
 
 
 class Query(NamedTuple):
@@ -183,7 +185,9 @@ def read_chat(raw: bytes, tokenizer: "PreTrainedTokenizerBase", offer: Offer) ->
     calls = None if several else 1
     if choice.required:
         query = query._replace(grammar=_forced(query, choice, calls, offer))
-    calling = Calling(shown.form, shown.thinking, choice.required, choice.name, calls)
+    calling = Calling(
+        shown.form, shown.thinking, choice.required, choice.name, calls, shown.tags
+    )  # fmt: skip
     return query._replace(calling=calling)
 
 

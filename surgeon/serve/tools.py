@@ -10,8 +10,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-THINK, THOUGHT = "<think>", "</think>"
-"""What stands between is no call, whatever it looks like."""
+from surgeon.settings.neureasoner import THINKING, Tags
 
 
 class Call(NamedTuple):
@@ -128,9 +127,11 @@ def form_of(template: str) -> CallForm | None:
 class FreeCalls:
     """Passes text on, and takes the calls of a form out of it, as both come."""
 
-    def __init__(self, form: CallForm, thinking: bool, most: int | None = None):
-        self.form, self.most = form, most
-        """`most`: further calls are left out."""
+    def __init__(
+        self, form: CallForm, thinking: bool, most: int | None = None, tags: Tags = THINKING
+    ):
+        self.form, self.most, self.tags = form, most, tags
+        """`most`: further calls are left out. What stands between the `tags` is no call."""
         self.calls: list[Call] = []
         self._waiting = ""
         self._inside = False
@@ -149,7 +150,8 @@ class FreeCalls:
                 passed += self._take(body, end)
                 self._inside = False
                 continue
-            marks = [THOUGHT] if self._thinking else [self.form.begin, THINK]
+            opening, closing = self.tags
+            marks = [closing] if self._thinking else [self.form.begin, opening]
             hits = [(self._waiting.find(m), m) for m in marks if m in self._waiting]
             if not hits:
                 cut = len(self._waiting) - _beginning(self._waiting, marks)
@@ -164,7 +166,7 @@ class FreeCalls:
                     self._waiting = mark + self._waiting
             else:
                 passed += mark
-                self._thinking = mark == THINK
+                self._thinking = mark == opening
 
     def finish(self) -> str:
         """What waited, where it was no call after all."""

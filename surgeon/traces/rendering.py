@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from surgeon.errors import BadInput
+from surgeon.settings.neureasoner import TAGS
 from surgeon.traces.messages import REASONING, Message
 from surgeon.traces.prompts import Prompt
 from surgeon.traces.template_trial import RunawayTemplateError, try_out
@@ -239,9 +240,10 @@ def _reasoned(place: int, message: Message, prompt: Prompt, template: str) -> Me
     for name in REASONING:
         if re.search(rf"""(?:\.|['"]){name}\b""", template):
             return {**rest, name: reasoning}
-    if "</think>" in template:
-        thought = f"<think>\n{reasoning.strip()}\n</think>\n\n{rest['content']}"
-        return {**rest, "content": thought}
+    for opening, closing in TAGS:
+        if closing in template:
+            thought = f"{opening}\n{reasoning.strip()}\n{closing}\n\n{rest['content']}"
+            return {**rest, "content": thought}
     raise BadInput(
         f"prompt {prompt.id!r}: the chat template leaves out the reasoning of message {place + 1}, "
         "expected all of the prompt in what the model reads. Leave it out of the row, or choose "

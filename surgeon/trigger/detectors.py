@@ -137,8 +137,9 @@ def prepare(settings: DetectorsSettings) -> DetectorsPlan:
 def _detectors(plan: DetectorsPlan, work: Path) -> Detection:
     settings, checkpoint = plan.settings, plan.checkpoint
     model, tokenizer = checkpoint.model(plan.device, plan.dtype), checkpoint.tokenizer()
-    closes = any(thinking_tags(tokenizer)[1] in t.text for t in plan.labels.traces.values())
-    watch = with_tags(settings.watch(), tokenizer, closes=closes)
+    tags = thinking_tags(tokenizer)
+    closes = any(tags[1] in trace.text for trace in plan.labels.traces.values())
+    watch = with_tags(settings.watch(), tokenizer, tags, closes=closes)
     fitted = fit_detectors(
         model, tokenizer, plan.labels,
         plan.channels, watch, settings.detector, negatives=settings.negatives,

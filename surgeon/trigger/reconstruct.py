@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from surgeon import console, jsonl, lineage, named
-from surgeon.answers import TAGS, parse_extractor, parse_tags
+from surgeon.answers import TAGS, opened, parse_extractor, parse_tags
 from surgeon.artifact import Already, Out, artifact, once, part
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
@@ -24,7 +24,7 @@ from surgeon.judges.wording import question_of, read_texts
 from surgeon.judges.writers import FileWriter, FunctionWriter, Repair, Writer, parse_writer
 from surgeon.neureasoner.steps import Span, StepEnds, split_steps, whole_steps
 from surgeon.settings import record, verb
-from surgeon.settings.neureasoner import STEPWISE, THINKING, WatchSettings
+from surgeon.settings.neureasoner import STEPWISE, WatchSettings
 from surgeon.settings.trigger_reconstruct import ReconstructSettings
 from surgeon.traces import (
     Key,
@@ -272,13 +272,13 @@ def written_cases(
 
 def assignment_of(case: Case, reader: StepReader, seed: int) -> Assignment:
     """What the writer is asked for a case."""
-    trace = case.trace
+    trace, tags = case.trace, reader.ends.thinking
     if trace is None:
         steps, head = list(case.reference), ""
         asked = text_of(reader.tokenizer, encode(reader.tokenizer, case.prompt)[-16:])
-        opened = reader.ends.close_id is not None
-        if opened and not asked.rstrip().endswith(THINKING[0]):
-            head = f"{THINKING[0]}\n"
+        inside = reader.ends.named
+        if inside and not opened(asked, [tags]):
+            head = f"{tags[0]}\n"
         before = head + "".join(steps[: case.first])
     else:
         steps = reader.steps(trace)
@@ -286,11 +286,10 @@ def assignment_of(case: Case, reader: StepReader, seed: int) -> Assignment:
         before = text_of(reader.tokenizer, trace.token_ids[:start])
         asked = text_of(reader.tokenizer, trace.prompt_token_ids[-16:])
         # The thinking block was opened by the response, or by the chat template.
-        opened = asked.rfind(THINKING[0]) > asked.rfind(THINKING[1]) or THINKING[0] in trace.text
-        opened = opened and reader.ends.close_id is not None
+        inside = bool(opened(asked, [tags])) or tags[0] in trace.text
     return Assignment(
         case.id, case.level, question_of(case.prompt.messages), steps, case.first, case.last,
-        case.made, before, opened, case.prompt.answer, seed, case.control,
+        case.made, before, inside, case.prompt.answer, seed, case.control, tags,
     )  # fmt: skip
 
 
