@@ -114,9 +114,13 @@ def _refuse_foreign_partial(partial: Path) -> None:
 def _hold(partial: Path) -> bool:
     """Lock a partial directory for this process; False where it is another one by now.
 
-    Raises `BadInput` where another process works in it. The lock goes with the process.
+    Raises `BadInput` where another process works in it. The lock goes with the process. One that
+    lies in a locked directory needs none of its own: a sweep has a thousand, and a process can have
+    only so many open files.
     """
     if partial in _held and _is(partial, _held[partial]):
+        return True
+    if any(above in _held for above in partial.parents):
         return True
     let_go(partial)
     try:
@@ -183,7 +187,11 @@ def _require_unchanged(partial: Path) -> None:
     inputs = (read(partial) or {}).get("inputs") or {}
     for digest in inputs.values() if _sources else ():
         for file, before in _sources[-1].get(digest, {}).items():
-            if os.path.exists(file) and _state(os.stat(file)) != before:
+            if not os.path.exists(file) or _state(os.stat(file)) == before:
+                continue
+            # Touched, or fetched again: what counts is the content.
+            now = _sources[-1].get(_content(file), {})
+            if now.get(file) != before:
                 raise BadInput(
                     f"{file} changed while it was read, so nobody can say what {partial} was made "
                     f"of. Remove {partial} and run the same command again."
@@ -369,12 +377,17 @@ def scratch() -> Path:
 
 def file_digest(path: str | Path) -> str:
     """`sha256:` digest of a file's bytes."""
-    with open(path, "rb") as file:
-        before = _state(os.fstat(file.fileno()))
-        digest = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    before = _state(os.stat(path))
+    digest = _content(path)
     if _sources:
-        _sources[-1].setdefault(digest, {})[os.path.abspath(path)] = before
+        # The first state in which it had this content is that of every digest made of it.
+        _sources[-1].setdefault(digest, {}).setdefault(os.path.abspath(path), before)
     return digest
+
+
+def _content(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest_of_files(files: Iterable[str | Path]) -> str:

@@ -322,6 +322,17 @@ def test_an_adapter_alone_is_told_to_name_its_base(bases, tmp_path: Path):
             opened(str(tmp_path / "adapter"))
 
 
+def test_an_adapter_may_lie_beside_its_bases_config(bases, tmp_path: Path):
+    """As Unsloth and others push it: no weights belong to that config."""
+    trained(bases[False], tmp_path / "adapter")
+    plain = resolve(f"{bases[False]}+{tmp_path / 'adapter'}", tmp_path)
+    shutil.copy(bases[False] / "config.json", tmp_path / "adapter")
+    for opened in (lambda s: subjects([s]), resolve):
+        with pytest.raises(BadInput, match=r"is a PEFT adapter. Name its base too"):
+            opened(str(tmp_path / "adapter"))
+    assert resolve(f"{bases[False]}+{tmp_path / 'adapter'}", tmp_path).digest == plain.digest
+
+
 def test_a_merged_base_is_made_once(bases, tmp_path: Path, monkeypatch):
     from surgeon.checkpoint import resolving
 

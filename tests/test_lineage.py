@@ -147,6 +147,33 @@ def test_a_result_of_an_input_that_changed_meanwhile_is_refused(tmp_path: Path):
         assert out.is_dir()
 
 
+def test_an_input_that_was_only_touched_or_written_again_is_the_same(tmp_path: Path):
+    out, partial, file = tmp_path / "out", tmp_path / "out.partial", tmp_path / "in.jsonl"
+    file.write_text("1")
+    with lineage.reading():
+        whole = lineage.digest_of_files([file])
+        lineage.begin(out, verb="rank", arguments={}, inputs={"a": whole})
+        file.unlink()
+        file.write_text("1")
+        os.utime(file, (1, 1))
+        lineage.finish(partial, out)
+    assert out.is_dir()
+
+
+def test_what_lies_in_a_held_directory_takes_no_lock_of_its_own(tmp_path: Path):
+    """A sweep begins a thousand candidates, and a process has a thousand open files."""
+    whole = begin(tmp_path / "out")
+    assert whole is not None
+    before = len(os.listdir("/proc/self/fd"))
+    parts = [begin(whole / str(n)) for n in range(5)]
+    assert len(os.listdir("/proc/self/fd")) == before and parts == [
+        whole / f"{n}.partial" for n in range(5)
+    ]
+    lineage.finish(whole / "0.partial", whole / "0")
+    assert begin(whole / "0") is None
+    lineage.let_go(whole)
+
+
 def test_what_came_to_be_at_out_meanwhile_stays(tmp_path: Path):
     out, partial = tmp_path / "out", tmp_path / "out.partial"
     lineage.begin(out, verb="rank", arguments={}, inputs={})

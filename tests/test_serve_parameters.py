@@ -259,6 +259,13 @@ def test_an_answer_matches_its_schema(server: Server, temperature: float):
             assert set(value) == {"x", "y"}
 
 
+def test_a_schema_may_have_the_bounds_of_64_bits(server: Server):
+    """As other programs write them for their integers."""
+    number = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1, "default": 2**63 - 1}
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": number}}
+    assert server.chat(0, response_format=schema, max_tokens=30).choices[0].message.content
+
+
 def test_any_json_is_an_object_and_so_are_completions(server: Server):
     kind: Any = {"type": "json_object"}
     text = server.chat(0, response_format=kind, max_tokens=60, stream=True)

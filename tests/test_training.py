@@ -400,6 +400,31 @@ def test_bfloat16_weights_are_their_masters_rounded_which_move_as_float32_ones()
     assert torch.equal(small, plain.detach().bfloat16()) and not torch.equal(small, start)
 
 
+def test_mastered_weights_turn_as_far_as_float32_ones(source: Path):
+    """Rotary frequencies in bfloat16 would be off by radians at a few thousand tokens."""
+    model: Any = Checkpoint.open(source).model()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    tune(model, Tuning(weights="full", mastered=True))
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert any("inv_freq" in name for name in before)
+    assert all(torch.equal(b, before[name]) for name, b in model.named_buffers())
+
+
+@pytest.mark.parametrize("mastered", [False, True])
+def test_a_weight_without_a_gradient_stays_and_is_no_hindrance_to_resuming(
+    source: Path, tmp_path: Path, mastered: bool
+):
+    """Text never passes the towers of a model that sees, nor a bias of routers."""
+    for steps in (2, 4):
+        model: Any = Checkpoint.open(source).model()
+        model.unused = torch.nn.Parameter(torch.ones(3))
+        tune(model, Tuning(weights="full", mastered=mastered))
+        student, schedule = Student(model, accelerator()), Schedule(save_every=2)
+        fit(student, batches([0, 1]), nll, tmp_path, steps=steps, schedule=schedule)
+        assert torch.equal(model.unused.float(), torch.ones(3))
+    assert [p.name for p in states(tmp_path)] == ["state-000004"]
+
+
 def test_a_finished_run_is_not_trained_further(source: Path, tmp_path: Path):
     def never(start: int) -> Iterator[Batch]:
         yield from ()

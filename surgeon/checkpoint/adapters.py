@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from surgeon import lineage
-from surgeon.checkpoint.directory import TOKENIZER_FILES
+from surgeon.checkpoint.directory import INDEX, SINGLE, TOKENIZER_FILES
 from surgeon.checkpoint.specs import hub_id
 from surgeon.checkpoint.templates import TEMPLATE_FILES, named_template_files
 from surgeon.checkpoint.tensors import TensorInfo, read_header, read_json
@@ -69,8 +69,11 @@ class Adapter(NamedTuple):
 
 
 def is_adapter(directory: Path) -> bool:
-    """Whether a directory holds an adapter and no checkpoint."""
-    return (directory / CONFIG_FILE).is_file() and not (directory / "config.json").is_file()
+    """Whether a directory holds an adapter and no checkpoint; its base's config may lie there."""
+    if not (directory / CONFIG_FILE).is_file():
+        return False
+    is_whole = any((directory / name).is_file() for name in (SINGLE, INDEX))
+    return not ((directory / "config.json").is_file() and is_whole)
 
 
 def adapter_alone(directory: Path, spec: str) -> str:

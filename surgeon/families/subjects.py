@@ -210,8 +210,12 @@ def write_out(subject: Subject, out: str | Path) -> Path:
     size = candidate_files.candidate_bytes(family.endpoints[0], family.dtype)
     lineage.require_room(out, size, f"Writing {candidate.name}")
     work = candidate_files.begin_candidate(family, candidate, out)
-    if work is not None:
+    if work is None:
+        return out
+    try:
         candidate_files.write_weights(with_cosines(family), [candidate], [work])
         candidate_files.write_side_files(family, candidate, work)
         lineage.finish(work, out)
+    finally:
+        lineage.let_go(work)
     return out

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 DEEPEST, LONGEST = 64, 1 << 16
 """Levels and characters of a schema. What reads schemas is not to be tried with more."""
 
-LARGEST = 2**53
-"""Numbers beyond it are not exact in JSON, and llguidance 1.9 overflows the stack, and so ends the
-process, at an integer of -2**63."""
+DEADLY = -(2**63), -(2**63) + 1024
+"""Between these, numbers are -2**63 as a float, and llguidance 1.9 overflows the stack at one that
+a `const` or an `enum` holds, and so ends the process."""
 
 WHITESPACE = r"\n?[ \t]{1,16}|\n"
 """Between the parts of JSON. Without an end to it, many a model goes on with nothing else."""
@@ -47,8 +47,8 @@ class Grammars:
 
         if depth(schema) > DEEPEST:
             raise Refusal(400, f"{param}: the schema has over {DEEPEST} levels.", param=param)
-        if any(not abs(number) <= LARGEST for number in numbers(schema)):
-            raise Refusal(400, f"{param}: the schema has a number beyond 2**53.", param=param)
+        if any(DEADLY[0] <= number <= DEADLY[1] for number in numbers(schema)):
+            raise Refusal(400, f"{param}: the schema has the number -2**63.", param=param)
         text = json.dumps(schema)
         if len(text) > LONGEST:
             raise Refusal(400, f"{param}: the schema has over {LONGEST} characters.", param=param)

@@ -1,5 +1,6 @@
 """AdamW over weights of half precision, whose steps are made in float32 copies of them."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,8 @@ class MasteredAdamW:
         self.param_groups: list[dict[str, Any]] = [
             {"params": list(parameters), "lr": 0.0, "weight_decay": weight_decay}
         ]
-        self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
+        self.state: dict[nn.Parameter, dict[str, Tensor]] = defaultdict(dict)
+        """Of what has had a gradient: the parts of a model that text doesn't pass have none."""
 
     @torch.no_grad()
     def step(self) -> None:
@@ -35,10 +37,10 @@ class MasteredAdamW:
                     self._move(parameter, group["lr"], group["weight_decay"])
 
     def _move(self, parameter: nn.Parameter, lr: float, weight_decay: float) -> None:
-        state = self.state.get(parameter)
-        if state is None:
+        state = self.state[parameter]
+        if not state:
             master = parameter.detach().float().clone()
-            state = self.state[parameter] = {
+            state |= {
                 "step": torch.tensor(0.0), "exp_avg": torch.zeros_like(master),
                 "exp_avg_sq": torch.zeros_like(master), "master": master,
             }  # fmt: skip

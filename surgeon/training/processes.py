@@ -121,10 +121,13 @@ def once(
     partial = first(accelerator, lambda: lineage.begin(out, **run._asdict()))
     if partial is None:
         return replace(artifact.read(kind, out), already=True)  # pyright: ignore
-    value = work(accelerator, partial)
-    if accelerator.is_main_process:
-        artifact.write(partial, value)
-        lineage.finish(partial, out)
+    try:
+        value = work(accelerator, partial)
+        if accelerator.is_main_process:
+            artifact.write(partial, value)
+            lineage.finish(partial, out)
+    finally:
+        lineage.let_go(partial)
     accelerator.wait_for_everyone()
     return replace(value, out=out)  # pyright: ignore
 
