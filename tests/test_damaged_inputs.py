@@ -261,6 +261,17 @@ def test_a_tokenizer_of_its_own_code_is_neither_run_nor_asked_about(
         assert type(tokenizer).__module__.startswith("transformers.")
 
 
+def test_a_package_that_a_tokenizer_needs_is_told_to_be_installed(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def missing(*_: object, **__: object) -> None:
+        raise ImportError("needs the protobuf library")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", missing)
+    with pytest.raises(BadInput, match=r"needs the protobuf library\)\. Install what is missing"):
+        Checkpoint(copy).tokenizer()
+
+
 def test_a_checkpoint_with_an_adapter_inside_is_refused(copy: Path):
     (copy / "adapter_config.json").write_text(json.dumps(CONFIG))
     with pytest.raises(BadInput, match="holds a checkpoint and an adapter"):

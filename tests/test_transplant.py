@@ -27,7 +27,7 @@ from surgeon.ranking import MiniSet, RankedCandidate, Ranking
 from surgeon.settings.transplant import UnitSelection
 from surgeon.traces import Trace
 from surgeon.transplant import SURGERIES, TransplantReport, transplant
-from surgeon.transplant.difference import squared_difference
+from surgeon.transplant.difference import _rows, squared_difference
 from surgeon.transplant.likelihood import gains
 from surgeon.transplant.pair import corresponding
 from surgeon.transplant.selections import PATH, PairEvidence
@@ -829,9 +829,12 @@ def test_a_finished_selection_is_not_computed_again(
     first = transplant(a, **given, out=tmp_path / "o")
     monkeypatch.setattr(PairEvidence, "gains_LF", None)
     assert transplant(a, **given, out=tmp_path / "o") == replace(first, already=True)
+    own = given | dict(select="examples.my_selection:changed", answers=tmp_path / "traces.jsonl")
+    transplant(a, **own, out=tmp_path / "own")
     write_answers(tmp_path / "traces.jsonl", some_traces(a, 2))
-    with pytest.raises(BadInput, match=r"inputs\.answers"):
-        transplant(a, **given, out=tmp_path / "o")
+    for some, out in ((given, "o"), (own, "own")):
+        with pytest.raises(BadInput, match=r"inputs\.answers"):
+            transplant(a, **some, out=tmp_path / out)
 
 
 def not_finite(evidence: PairEvidence) -> np.ndarray:
@@ -848,6 +851,7 @@ def test_selections_that_cannot_be_are_refused(tmp_path: Path, siblings):
     cases = [
         (dict(select="attribution"), "reads the donor's answers, and .*traces.jsonl does not"),
         (dict(select="attribution", answers=file), "holds no finished answer"),
+        (dict(select="mass", answers=file), "found answers and select = mass, which reads none"),
         (dict(select="mass", threshold=0.1), "threshold and mass-matched are for effective"),
         (dict(select="mass", control="mass-matched"), "threshold and mass-matched are for"),
         (dict(select="mass", match="permutation"), "found match = permutation and select = mass"),
@@ -1106,6 +1110,33 @@ def test_large_projections_are_compared_by_a_fair_sample():
 
 
 # --- the study ----------------------------------------------------------------------------------
+
+
+def test_a_score_by_difference_compares_whole_units(siblings, monkeypatch: pytest.MonkeyPatch):
+    """A part of a large projection is enough for a share, and would order units by chance."""
+    a, b = siblings("separate")
+    weights: Any = None
+    settings: Any = None
+    exact_LF = PairEvidence(settings, corresponding(a, b), weights).difference_LF
+    monkeypatch.setattr("surgeon.transplant.difference.COUNTED", 48 * 4)
+    again_LF = PairEvidence(settings, corresponding(a, b), weights).difference_LF
+    assert np.array_equal(again_LF, exact_LF)
+
+
+def test_rows_all_over_a_large_tensor_stand_for_it(
+    tmp_path: Path, make_checkpoint, monkeypatch: pytest.MonkeyPatch
+):
+    """Where only the last quarter of an embedding was trained, which one neighbourhood of rows
+    would find or miss."""
+    monkeypatch.setattr("surgeon.transplant.difference.COUNTED", 32 * 32)
+    a = Checkpoint.open(make_checkpoint(tmp_path / "a", "qwen3"))
+    name = "model.embed_tokens.weight"
+    info = a.tensors[name]
+    found = _rows(a.path / info.shard, info, 3)
+    whole = a.tensor(name)
+    assert found.shape == (32, 32) and len(whole) > 64
+    places = [int((whole == row).all(1).nonzero()[0]) for row in found]
+    assert len(set(places)) == 32 and sum(p >= len(whole) * 3 // 4 for p in places) == 8
 
 
 def test_the_study_has_a_control_for_each_selection_and_pairs_it_by_problem():

@@ -486,7 +486,10 @@ class refused:
             return
         if issubclass(kind, self.kinds) or (self.bare and kind is Exception):
             reason = " ".join(str(error).split())[:200]
-            raise BadInput(f"{self.what} ({kind.__name__}: {reason}). Fetch or copy it again.")
+            advice = "Fetch or copy it again."
+            if issubclass(kind, ImportError):
+                advice = "Install what is missing."
+            raise BadInput(f"{self.what} ({kind.__name__}: {reason}). {advice}")
 
 
 def index_single(directory: Path) -> None:

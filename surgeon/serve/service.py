@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from surgeon.checkpoint import placement
 from surgeon.decoding import context_limit
+from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
 from surgeon.live import support
 from surgeon.serve.best import Best, chooser
@@ -46,6 +47,11 @@ def load(settings: ServeSettings) -> Service:
     monitor = None if file is None else Monitor.load(file, checkpoint)
     if monitor is not None:
         monitor = monitor.acting(settings.action, settings.draws)
+    elif settings.action is not None or settings.draws is not None:
+        raise BadInput(
+            f"found action or draws, and {settings.checkpoint} carries no monitor that could act. "
+            "Name one with --monitor-file."
+        )
     levels = read_levels(settings.levels, () if monitor is None else monitor.levels)
     if settings.levels is None and monitor is not None:
         levels = monitor.default_levels

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
+from surgeon.errors import BadInput
 from surgeon.settings.neureasoner import DetectorTraining, Text, WatchSettings, even_probes
 from surgeon.settings.sampling import Machine
 from surgeon.settings.schema import (
@@ -75,6 +76,16 @@ class DetectorsSettings:
     """Seed of the split, the first weights and the batches."""
     detector: DetectorTraining = DetectorTraining()
     machine: Machine = Machine()
+
+    def __post_init__(self) -> None:
+        """Raise BadInput for a setting of trials where there are none."""
+        given = {"max_tokens": self.max_tokens, "check": self.check, "answer": self.answer}
+        unused = [name for name, value in given.items() if value is not None]
+        if unused and not self.trials:
+            raise BadInput(
+                f"found {unused[0]} and no trials, expected --trials N: answers are drawn and "
+                "judged on trial only."
+            )
 
     def watch(self) -> WatchSettings:
         """What the monitor watches for."""

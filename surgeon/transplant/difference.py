@@ -4,6 +4,7 @@
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 
@@ -19,18 +20,24 @@ from surgeon.transplant.similarity import stored
 
 COUNTED = 1 << 18
 """Entries of one projection of one block that are compared for the weight difference, at most."""
+PLACES = 16
+"""Places of a large tensor outside the FFN, spread over it, whose rows stand for all: of an
+embedding single neighbourhoods of tokens differ more than all others, or not at all."""
 
 
-def squared_difference(recipient: Tensor, donor: Tensor, axis: int, seed: int = 0) -> Tensor:
+def squared_difference(
+    recipient: Tensor, donor: Tensor, axis: int, seed: int = 0, *, whole: bool = False
+) -> Tensor:
     """(F,) float64: per unit, the sum of squared differences of one projection.
 
-    Of a projection with more than `COUNTED` entries it is estimated from about that many: a block
-    of model dimensions that the seed chooses, the same for every unit, scaled up.
+    Of a projection with more than `COUNTED` entries it is estimated from about that many, unless
+    the `whole` is asked for: a block of model dimensions that the seed chooses, the same for every
+    unit, scaled up. That is enough for a sum over units, and not for one unit's own.
     """
     if recipient.dim() == 1:
         return (recipient.double() - donor.double()).square()
     width, n_units = recipient.shape[1 - axis], recipient.shape[axis]
-    counted = max(1, min(width, COUNTED // max(1, n_units)))
+    counted = width if whole else max(1, min(width, COUNTED // max(1, n_units)))
     if counted < width:
         begin = counted * int(np.random.default_rng(seed).integers(width // counted))
         recipient = recipient.narrow(1 - axis, begin, counted)
@@ -49,6 +56,8 @@ class Difference:
     """
 
     pair: Pair
+    whole: bool = False
+    """Whether every entry is compared, for numbers of single units."""
     energy_LF: np.ndarray = field(init=False)
     seen: set[tuple[int, str]] = field(default_factory=set)
     lock: Lock = field(default_factory=Lock)
@@ -66,7 +75,9 @@ class Difference:
     def add(self, index: int, slab: Slab, recipient: Tensor, donor: Tensor) -> None:
         """Count one projection of block `index`; both as `Slab.view` gives them, and aligned."""
         site = self.pair.recipient_sites[index]
-        energy_F = squared_difference(recipient, donor, slab.canonical_axis, seed=index)
+        energy_F = squared_difference(
+            recipient, donor, slab.canonical_axis, seed=index, whole=self.whole
+        )
         with self.lock:
             self.energy_LF[site.layer, site.span] += energy_F.numpy()
             self.seen.add((index, slab.role))
@@ -116,8 +127,7 @@ class Difference:
 
     def outside(self) -> float | None:
         """Share of the pair's whole squared difference that lies outside the FFN units, where no
-        transplant reaches; after `share`. Of each large tensor some neighbouring rows stand for
-        all.
+        transplant reaches; after `share`. Of each large tensor some rows stand for all.
 
         None where the FFN's difference isn't known whole (with matching), nothing differs, a weight
         isn't finite, or a tensor outside has no partner of its name and shape.
@@ -143,10 +153,13 @@ class Difference:
 
 
 def _rows(file: Path, info: TensorInfo, seed: int) -> Tensor:
-    """Neighbouring rows of a tensor, about `COUNTED` entries, chosen by the seed."""
+    """Rows of a tensor, about `COUNTED` entries, at places spread over it that the seed chooses."""
     tensor = map_tensor(file, info, ahead=False)
     tensor = tensor.reshape(1) if tensor.dim() == 0 else tensor
     count = max(1, COUNTED // max(1, math.prod(info.shape[1:])))
     if count >= len(tensor):
         return tensor
-    return tensor.narrow(0, int(np.random.default_rng(seed).integers(len(tensor) - count)), count)
+    places, rng = min(PLACES, count), np.random.default_rng(seed)
+    ends, each = np.linspace(0, len(tensor), places + 1).astype(int).tolist(), count // places
+    starts = [int(rng.integers(a, b - each + 1)) for a, b in pairwise(ends)]
+    return torch.cat([tensor.narrow(0, start, each) for start in starts])

@@ -19,6 +19,7 @@ from surgeon.transplant.exchange import bytes_needed
 from surgeon.transplant.pair import Pair, corresponding
 from surgeon.transplant.selections import (
     READ_ANSWERS,
+    SELECTIONS,
     SelectionFunction,
     answers_file,
     scores,
@@ -59,7 +60,13 @@ def prepare(settings: TransplantSettings) -> TransplantPlan:
     if settings.donor is None and surgery.donor:
         alone = ", ".join(name for name, row in SURGERIES.items() if not row.donor)
         raise BadInput(f"surgery {settings.surgery} needs --donor; only {alone} does without.")
-    function = selection_of(settings.selection.select)
+    selected = settings.selection.select
+    function = selection_of(selected)
+    if settings.answers is not None and selected in SELECTIONS and selected not in READ_ANSWERS:
+        raise BadInput(
+            f"found answers and select = {selected}, which reads none, expected one of "
+            f"{', '.join(READ_ANSWERS)} or a module:function."
+        )
     recipient = _open(settings.recipient)
     donor = recipient if settings.donor is None else _open(settings.donor)
     pair = corresponding(recipient, donor)
@@ -110,7 +117,8 @@ def _run(plan: TransplantPlan) -> lineage.Run:
     recorded = {"weights": plan.weights, "recipient_weights": plan.recipient_weights}
     selected = plan.settings.selection.select
     inputs |= named.digests(surgery=plan.settings.surgery, select=selected)
-    if selected in READ_ANSWERS and plan.weights is not None:
+    reads = selected in READ_ANSWERS or plan.settings.answers is not None
+    if reads and plan.weights is not None:
         inputs["answers"] = lineage.file_digest(answers_file(plan.settings, plan.weights))
     inputs |= {name: lineage.file_digest(w.path) for name, w in recorded.items() if w is not None}
     arguments = record(plan.settings)

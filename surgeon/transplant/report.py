@@ -118,9 +118,9 @@ class TransplantReport:
                 f"activation mass: {self.mass_share:.1%} of the {self.mass_of}'s that the top-k "
                 f"kept on the mini-set{of_all}{absent}"
             ]
+        sampled = " (estimated from a part of each)" if self.difference_sampled else ""
         if self.difference_share is not None:
             where = " of the FFNs matched" if self.matched_similarity is not None else ""
-            sampled = " (estimated from a part of each)" if self.difference_sampled else ""
             lines.append(
                 f"weight difference: {self.difference_share:.1%} of the squared difference of the "
                 f"FFN weights{where} lies in these units{sampled}"
@@ -132,7 +132,7 @@ class TransplantReport:
             )
             lines.append(
                 f"outside the FFN: {self.outside_share:.1%} of the whole squared difference "
-                f"(attention, embedding, norms), {stays}"
+                f"(attention, embedding, norms), {stays}{sampled}"
             )
         return lines
 

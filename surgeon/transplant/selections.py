@@ -62,7 +62,7 @@ class PairEvidence:
     def difference_LF(self) -> np.ndarray:
         """float64 >= 0: length of donor less recipient, the unit's three projections in one
         vector."""
-        difference = Difference(self.pair)
+        difference = Difference(self.pair, whole=True)
         difference.share(self.pair.exists_LF)
         return np.sqrt(difference.energy_LF)
 
