@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from test_monitor import MODEL, untrained
 
+from surgeon import jsonl
 from surgeon.checkpoint import Checkpoint, resolve
 from surgeon.errors import BadInput
 from surgeon.monitor import monitor
@@ -74,6 +75,52 @@ def test_a_detector_is_on_where_it_gains_or_saves_and_off_where_it_costs():
     costs = of(-1, -1, -30)
     assert not costs.on and costs.gain == [-1, -1, -1] and "costs right" in costs.reason
     assert costs.true.trials == costs.false.trials == 40
+
+
+def test_steps_drawn_anew_are_worth_what_whole_answers_gain():
+    """Each single firing gains nothing on trial, yet of two answers to each of 20 problems one is
+    right with all of them and wrong without; 30 tokens more are decoded in the one, 10 in the
+    other."""
+    none, n = of(0, 0, 0), 20
+    problem_N = np.repeat(np.arange(n), 2)
+    found = worth.measured(
+        none, READINGS, 0.5, np.tile([1.0, 0.0], n), np.tile([30.0, 10.0], n), problem_N,
+        tolerance=0.01,
+    )  # fmt: skip
+    assert not none.on and found.on and "gains right" in found.reason
+    assert found.gain == [0.5, 0.5, 0.5] and found.tokens == [20, 20, 20]
+    assert (found.threshold, found.answers) == (0.5, 40)
+    assert (found.fired_true, found.fired_false) == pytest.approx((1 / 3, 1 / 3))
+    # Half of the problems lose what the others gain: not told apart.
+    even = worth.measured(
+        none, READINGS, 0.5, np.repeat([1.0, -1.0], n), np.zeros(2 * n), problem_N, tolerance=0.01
+    )
+    assert even.gain[0] == 0 and not even.on and even.gain[1] == pytest.approx(-0.4, abs=0.1)
+
+
+def test_a_level_that_draws_steps_anew_is_measured_on_whole_answers(tmp_path: Path, capsys: Any):
+    made = untrained()
+    made.save(tmp_path / "monitor.safetensors")
+    result = calibrate(
+        MODEL, out=tmp_path / "out", prompts="builtin:test", limit=4, samples=1, max_tokens=90,
+        inter_steps=1, trials=1, levels=("intra",), action="resample", false_alarms=0.3,
+        monitor_file=str(tmp_path / "monitor.safetensors"),
+    )  # fmt: skip
+    row, inside = result.levels["intra"], tmp_path / "out" / "calibration"
+    assert row.worth is not None and row.worth.answers == 4
+    assert row.threshold == row.false_alarms is not None
+    plain = {t.prompt_id: t.token_ids for t in read_traces(inside / "labels" / "traces.jsonl")}
+    rows = [row for _, row in jsonl.rows(inside / "watched-intra.jsonl")]
+    assert [row["prompt_id"] for row in rows] == list(plain)
+    assert any(row["redrawn"] for row in rows)
+    for one in rows:
+        assert bool(one["redrawn"]) == (one["token_ids"] != plain[one["prompt_id"]])
+    more = [len(one["token_ids"]) + one["redrawn"] - len(plain[one["prompt_id"]]) for one in rows]
+    assert row.worth.tokens[0] == pytest.approx(np.mean(more))
+    # None of the answers comes to its end.
+    assert row.worth.gain == [0, 0, 0] and not row.on
+    show(result)
+    assert "measured, 4 answers" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

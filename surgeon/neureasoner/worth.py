@@ -4,7 +4,8 @@ accuracy that firing gains or costs.
 Not in the paper, which reports what its monitors reach and not when they would do harm. A firing at
 a failing step end and one at a sound step end are forced on trial, each beside the same beginning
 that goes on without it. A threshold's worth for a response is that of its first firing: after it
-the response is another one.
+the response is another one. Where a firing draws its step anew the response goes on as before, and
+later firings count as well: what that is worth is measured on whole responses.
 """
 
 # Shapes: N step ends of one level in the order of their traces and steps, P problems, R resamples,
@@ -46,6 +47,9 @@ class Trials(NamedTuple):
     """Tokens of the answer with the firing less those without it."""
 
 
+NO_TRIALS = Trials(np.zeros(0, bool), np.zeros(0, int), np.zeros(0), np.zeros(0))
+
+
 class Effect(NamedTuple):
     """What a firing does, [mean, low, high] by problem."""
 
@@ -69,7 +73,7 @@ class Worth(NamedTuple):
     false alarms."""
     gain: Interval
     """Expected change of the share of right answers. Of `best` with thresholds from one half of
-    the problems, counted on the other."""
+    the problems, counted on the other. Where firings draw steps anew it is measured."""
     tokens: Interval
     """Expected change of an answer's tokens, likewise."""
     fired_true: float
@@ -78,6 +82,8 @@ class Worth(NamedTuple):
     on: bool
     """Whether it is worth switching on."""
     reason: str
+    answers: int = 0
+    """Responses on which gain and tokens were measured; 0: they are expected ones."""
 
 
 def false_alarm_threshold(probability_N: np.ndarray, failing_N: np.ndarray, rate: float) -> float:
@@ -153,6 +159,41 @@ def worth(
         verdict = _verdict(gain, tokens, tolerance)
         found.append(Worth(true, false, best, threshold, gain, tokens, *shares, *verdict))
     return found[0] if found[0].on and best < NEVER else found[1]
+
+
+def measured(
+    found: Worth,
+    readings: Readings,
+    threshold: float,
+    gain_N: np.ndarray,
+    tokens_N: np.ndarray,
+    problem_N: np.ndarray,
+    *,
+    tolerance: float,
+    seed: int = 0,
+) -> Worth:
+    """The same with what was measured at a threshold in place of what is expected: N responses
+    with every firing that a monitor makes in them, beside those without.
+
+    `gain_N` is 1, 0 or -1: right with the firings less right without; `tokens_N` the tokens that
+    were decoded, those that were thrown away included, less those without. Problems are resampled.
+    """
+    _, own_N = np.unique(problem_N, return_inverse=True)
+    counts_RP = metrics.resample_counts(int(own_N.max()) + 1, seed=seed, n=RESAMPLES)
+    weight_RN = np.concatenate([np.ones((1, len(own_N))), counts_RP[:, own_N]])
+    total_R = weight_RN.sum(1)
+    gain, tokens = (as_interval(weight_RN @ of_N / total_R) for of_N in (gain_N, tokens_N))
+    _, at = np.unique(readings.trace_N, return_index=True)
+    first_N = first_firings(readings, threshold)
+    shares = [
+        float((first_N & (readings.failing_N == side)).sum()) / max(len(at), 1)
+        for side in (True, False)
+    ]
+    on, reason = _verdict(gain, tokens, tolerance)
+    return found._replace(
+        threshold=threshold, gain=gain, tokens=tokens, fired_true=shares[0], fired_false=shares[1],
+        on=on, reason=reason, answers=len(own_N),
+    )  # fmt: skip
 
 
 def _cross_fitted_firings(

@@ -33,8 +33,9 @@ class CalibrateSettings:
     on trial at failing and at sound step ends, each beside the same beginning without one: a level
     whose firing gains right answers gets the threshold that gains most, and one that neither gains
     them nor saves tokens at no cost is off by default in what is written: a copy of the checkpoint
-    that carries the monitor, and calibration.json. Questions are best those that neither detectors
-    nor training have seen.
+    that carries the monitor, and calibration.json. A level that draws steps anew is measured on
+    whole answers with all of its firings. Questions are best those that neither detectors nor
+    training have seen.
     """
 
     checkpoint: Annotated[str, POSITIONAL, Metavar("CHECKPOINT")]
@@ -69,7 +70,7 @@ class CalibrateSettings:
     """Share of the sound step ends that may fire."""
     threshold: Literal["value", "false-alarms"] = "value"
     """The threshold of a level that is worth switching on: the one with the largest expected gain
-    (value), or the one of the false alarms."""
+    (value), or the one of the false alarms, which a level that draws steps anew always has."""
     trials: Number = 100
     """Most firings that are forced at failing and at sound step ends each, by level; 0: none, and
     every level stays on."""

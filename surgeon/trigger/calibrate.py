@@ -26,11 +26,20 @@ from surgeon.settings import record, verb
 from surgeon.settings.neureasoner import LEVELS, Level
 from surgeon.settings.trigger_calibrate import CalibrateSettings
 from surgeon.settings.trigger_label import LabelSettings
-from surgeon.traces import LocalSampler, Prompt, digest_of_prompts, read_prompts, read_traces
+from surgeon.traces import LocalSampler, Prompt, Trace, digest_of_prompts, read_prompts, read_traces
 from surgeon.trigger import label as labelling
 from surgeon.trigger.artifacts import SPANS, TRACES, Spending
 from surgeon.trigger.detectors import interval, short
-from surgeon.trigger.trials import Judging, choose_trials, outcomes, right, tried
+from surgeon.trigger.trials import (
+    Judging,
+    alone,
+    choose_trials,
+    measured,
+    outcomes,
+    right,
+    tried,
+    watched,
+)
 from surgeon.trigger.worths import (
     LevelReadings,
     LevelWorth,
@@ -45,6 +54,7 @@ from surgeon.watch.watching import forced_tokens, union
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
 FILE, INSIDE, TRIED = "calibration.json", "calibration", "trials.jsonl"
@@ -193,9 +203,9 @@ def _calibrate(plan: CalibratePlan, work: Path) -> Calibration:
     traces = read_traces(inside / "labels" / TRACES)
     spans = read_spans(inside / "labels" / SPANS)
     model = plan.checkpoint.model(plan.device, plan.dtype)
-    watched, columns = union({level: plan.monitor.channels[level] for level in plan.levels})
+    channels, columns = union({level: plan.monitor.channels[level] for level in plan.levels})
     activations = track(
-        read_back(model, traces, watched), what="read activations", total=len(traces)
+        read_back(model, traces, channels), what="read activations", total=len(traces)
     )
     numbers = {prompt_id: n for n, prompt_id in enumerate(plan.prompts)}
     found = judged(
@@ -210,10 +220,11 @@ def _calibrate(plan: CalibratePlan, work: Path) -> Calibration:
         inside / TRIED,
     )  # fmt: skip
     made = outcomes(plan.judging, trials, pairs, plan.prompts, plan.tokenizer)
-    rows = {
-        level: _row(plan, level, found[level].readings, made.get(level)) for level in plan.levels
-    }
     known = [trace for trace in traces if plan.prompts[trace.prompt_id].answer is not None]
+    rows = {
+        level: _row(plan, level, found[level].readings, made.get(level), model, known, inside)
+        for level in plan.levels
+    }
     correct = right(plan.judging, known, plan.prompts, plan.tokenizer)
     result = Calibration(
         checkpoint=CheckpointName.of(plan.checkpoint),
@@ -230,20 +241,44 @@ def _calibrate(plan: CalibratePlan, work: Path) -> Calibration:
 
 
 def _row(
-    plan: CalibratePlan, level: str, readings: Readings, trials: worth.Trials | None
+    plan: CalibratePlan,
+    level: str,
+    readings: Readings,
+    trials: worth.Trials | None,
+    model: "nn.Module",
+    known: Sequence[Trace],
+    inside: Path,
 ) -> LevelCalibration:
-    """A level's threshold: the one that gains most where it is on, else that of false alarms."""
+    """A level's threshold: the one that gains most where it is on, else that of false alarms.
+
+    A level that draws steps anew has the second, and is measured there on the questions of the
+    `known` traces, those that have an answer.
+    """
     settings, before = plan.settings, plan.monitor.thresholds[level]
+    redraws = level in plan.forced and plan.monitor.settings.redraws(level)
     alarms = NEVER
     if len(readings.failing_N) and not readings.failing_N.all():
         alarms = worth.false_alarm_threshold(
             readings.probability_N, readings.failing_N, settings.false_alarms
         )
     found: Worth | None = None
+    if trials is None and redraws and len(readings.failing_N):
+        trials = worth.NO_TRIALS
     if trials is not None:
         found = worth.worth(
             readings, trials, alarms, tolerance=settings.tolerance, seed=settings.seed
         )
+    if found is not None and redraws and alarms == NEVER:
+        found = found._replace(threshold=NEVER, on=False, reason="nothing would fire")
+    elif found is not None and redraws:
+        whole = watched(
+            settings.sampling, model, plan.tokenizer, alone(plan.monitor, level, alarms), known,
+            inside / f"watched-{level}.jsonl",
+        )  # fmt: skip
+        found = measured(
+            plan.judging, found, readings, known, whole, alarms, plan.prompts, plan.tokenizer,
+            tolerance=settings.tolerance, seed=settings.seed,
+        )  # fmt: skip
     threshold = alarms if found is None or settings.threshold == "false-alarms" else found.threshold
     return LevelCalibration(
         before=before,

@@ -34,7 +34,7 @@ from surgeon.settings.trigger_detectors import DetectorsSettings
 from surgeon.traces import Key, LocalSampler
 from surgeon.trigger.artifacts import Labels, read_labels, require_layer
 from surgeon.trigger.identify import Identified, read_channels
-from surgeon.trigger.trials import Judging, choose_trials, outcomes, tried
+from surgeon.trigger.trials import Judging, alone, choose_trials, measured, outcomes, tried, watched
 from surgeon.trigger.worths import LevelWorth, judged, show_worth, worth_part
 from surgeon.watch.monitor import Monitor
 from surgeon.watch.watching import forced_tokens, union, with_tags
@@ -186,8 +186,8 @@ def worths(
     whole = {span.key for span in labels.spans if span.failing or span.pair is None}
     spans = [span for span in labels.spans if span.key in whole]
     traces = [trace for key, trace in labels.traces.items() if key in whole]
-    watched, columns = union(monitor.channels)
-    activations = list(read_back(model, traces, watched, batch_tokens=settings.batch_tokens))
+    channels, columns = union(monitor.channels)
+    activations = list(read_back(model, traces, channels, batch_tokens=settings.batch_tokens))
     numbers = {prompt_id: n for n, prompt_id in enumerate(labels.prompts)}
     found = judged(
         tokenizer, monitor, monitor.levels, labels.prompts, traces, activations, spans, columns,
@@ -196,10 +196,10 @@ def worths(
     ends = [end for level in forced for end in found[level].ends]
     trials = choose_trials(ends, settings.trials, settings.seed)
     longest = settings.max_tokens or max(len(trace.token_ids) for trace in traces)
-    pairs = tried(
-        Sampling(samples=1, temperature=0.6, top_p=0.95, max_tokens=longest, seed=settings.seed),
-        LocalSampler(model, tokenizer), tokenizer, trials, forced, work / TRIED,
-    )  # fmt: skip
+    sampling = Sampling(
+        samples=1, temperature=0.6, top_p=0.95, max_tokens=longest, seed=settings.seed
+    )
+    pairs = tried(sampling, LocalSampler(model, tokenizer), tokenizer, trials, forced, work / TRIED)
     made = outcomes(plan.judging, trials, pairs, labels.prompts, tokenizer)
     rows: dict[str, Worth] = {}
     for level, own in made.items():
@@ -208,9 +208,26 @@ def worths(
         if not known_N.any():
             continue
         detector = monitor.detectors[level]
-        rows[level] = worth(
-            readings, own, float(detector.threshold), tolerance=TOLERANCE, seed=settings.seed
-        )
+        threshold = float(detector.threshold)
+        rows[level] = worth(readings, own, threshold, tolerance=TOLERANCE, seed=settings.seed)
+        asked = [
+            trace
+            for trace in traces
+            if trace.prompt_id in held[level] and labels.prompts[trace.prompt_id].answer is not None
+        ]
+        if watch.redraws(level) and asked:
+            # Without it anew: the labelled traces may be drawn in another way.
+            without, others = (
+                watched(sampling, model, tokenizer, one, asked, work / f"{name}-{level}.jsonl")
+                for name, one in (
+                    ("unwatched", None),
+                    ("watched", alone(monitor, level, threshold)),
+                )
+            )
+            rows[level] = measured(
+                plan.judging, rows[level], readings, [trace for trace, _ in without], others,
+                threshold, labels.prompts, tokenizer, tolerance=TOLERANCE, seed=settings.seed,
+            )  # fmt: skip
         if rows[level].on:
             detector.threshold.fill_(rows[level].threshold)
     return rows

@@ -1,19 +1,38 @@
-"""Firings forced on trial: the same beginning of an answer with a trigger and without one."""
+"""Firings on trial: the same beginning of an answer with a trigger and without one, or whole
+answers with a monitor that draws steps anew."""
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from surgeon import jsonl
 from surgeon.answers import check_many, parse_tags, read_answers
-from surgeon.neureasoner.worth import Trials
+from surgeon.decoding import Request, decode, stream_key
+from surgeon.decoding.requests import FinishReason
+from surgeon.neureasoner import worth
+from surgeon.neureasoner.worth import Readings, Trials, Worth
 from surgeon.progress import bar
 from surgeon.settings.sampling import Sampling
-from surgeon.traces import Ask, Prompt, Sampler, Trace, append, settle, stored_traces, text_of
+from surgeon.traces import (
+    Ask,
+    Prompt,
+    Sampler,
+    Trace,
+    append,
+    settle,
+    stop_ids,
+    stored_traces,
+    text_of,
+)
+from surgeon.watch.monitor import Monitor
+from surgeon.watch.redrawing import watch_of
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
 
@@ -112,6 +131,99 @@ def _head(trial: Trial, forced: Mapping[str, Sequence[int]] | None) -> list[int]
     if forced is None:
         return list(trial.trace.token_ids[: trial.end])
     return [*trial.trace.token_ids[: trial.back], *forced[trial.level]]
+
+
+class WatchedAnswer(NamedTuple):
+    """A whole answer with a monitor on."""
+
+    prompt_id: str
+    sample: int
+    token_ids: list[int]
+    finish_reason: FinishReason
+    redrawn: int
+    """Tokens that were thrown away."""
+
+
+def watched(
+    sampling: Sampling,
+    model: "nn.Module",
+    tokenizer: "PreTrainedTokenizerBase",
+    monitor: Monitor | None,
+    traces: Sequence[Trace],
+    file: Path,
+) -> list[tuple[Trace, int]]:
+    """(the answer, tokens thrown away) to the prompt of each trace, with the monitor on (None: with
+    none), by the random numbers of the trace's prompt and sample.
+
+    What is decoded is appended to the file, and what it holds already isn't decoded again.
+    """
+    rows = jsonl.rows(file) if file.is_file() else ()
+    made = [WatchedAnswer(**row) for _, row in rows]
+    done = {(one.prompt_id, one.sample): one for one in made}
+    missing = [trace for trace in traces if trace.key not in done]
+    watcher = None if monitor is None else watch_of(model, tokenizer, monitor, seed=sampling.seed)
+    requests = [
+        Request(trace.prompt_token_ids, stream_key(sampling.seed, *trace.key)) for trace in missing
+    ]
+    with bar(f"whole answers, {file.stem}", len(missing)) as advance:
+        for answer in decode(
+            model, requests, stop=stop_ids(model, tokenizer), max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k,
+            batch=sampling.batch, watcher=watcher,
+        ) if missing else ():  # fmt: skip
+            firings = watcher.take(answer.index)[0] if watcher else []
+            one = WatchedAnswer(
+                *missing[answer.index].key, answer.token_ids, answer.finish_reason,
+                sum(firing.redrawn or 0 for firing in firings),
+            )  # fmt: skip
+            jsonl.append(file, one._asdict())
+            done[one.prompt_id, one.sample] = one
+            advance()
+    # In this order, whatever was there when the run was killed.
+    jsonl.write(file, [done[trace.key]._asdict() for trace in traces])
+    found = []
+    for trace in traces:
+        one = done[trace.key]
+        text = text_of(tokenizer, one.token_ids, one.finish_reason)
+        ids, reason = one.token_ids, one.finish_reason
+        again = Trace(*trace.key, trace.prompt_token_ids, ids, text, reason)
+        found.append((again, one.redrawn))
+    return found
+
+
+def alone(monitor: Monitor, level: str, threshold: float) -> Monitor:
+    """A monitor of that level, with that threshold."""
+    detector = deepcopy(monitor.detectors[level])
+    detector.threshold.fill_(threshold)
+    channels = {level: monitor.channels[level]}
+    return Monitor(channels, {level: detector}, monitor.settings, monitor.checkpoint)
+
+
+def measured(
+    judging: Judging,
+    found: Worth,
+    readings: Readings,
+    plain: Sequence[Trace],
+    whole: Sequence[tuple[Trace, int]],
+    threshold: float,
+    prompts: Mapping[str, Prompt],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    tolerance: float,
+    seed: int,
+) -> Worth:
+    """What a level is worth by whole answers with it, beside those without."""
+    both = [*(trace for trace, _ in whole), *plain]
+    right_2N = right(judging, both, prompts, tokenizer).reshape(2, -1).astype(float)
+    decoded_N = [
+        len(one.token_ids) + redrawn - len(other.token_ids)
+        for (one, redrawn), other in zip(whole, plain, strict=True)
+    ]
+    number = {name: n for n, name in enumerate(dict.fromkeys(t.prompt_id for t in plain))}
+    return worth.measured(
+        found, readings, threshold, right_2N[0] - right_2N[1], np.array(decoded_N, float),
+        np.array([number[trace.prompt_id] for trace in plain]), tolerance=tolerance, seed=seed,
+    )  # fmt: skip
 
 
 def right(

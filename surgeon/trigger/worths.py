@@ -43,14 +43,17 @@ class LevelWorth:
     best: float | None
     """The threshold that gains most; None where none gains."""
     gain: Interval
-    """Expected change of the share of right answers at the threshold that is written; where it is
-    `best`, thresholds are chosen on one half of the problems and counted on the other."""
+    """Change of the share of right answers at the threshold that is written. Expected by an
+    answer's first firing; where it is `best`, thresholds are chosen on one half of the problems and
+    counted on the other. Measured on whole answers where firings draw steps anew."""
     tokens: Interval
-    """Expected change of an answer's tokens."""
+    """Change of an answer's tokens, those thrown away included."""
     fired_true: float
     """Share of the answers whose first firing is at a failing step end."""
     fired_false: float
     reason: str
+    answers: int = 0
+    """Answers on which gain and tokens were measured; 0: they are expected ones."""
 
 
 class LevelReadings(NamedTuple):
@@ -125,7 +128,7 @@ def worth_part(found: Worth) -> LevelWorth:
         false=FiringEffect(**found.false._asdict()),
         best=threshold_of(found.best),
         gain=found.gain, tokens=found.tokens, fired_true=found.fired_true,
-        fired_false=found.fired_false, reason=found.reason,
+        fired_false=found.fired_false, reason=found.reason, answers=found.answers,
     )  # fmt: skip
 
 
@@ -136,12 +139,13 @@ def show_worth(levels: Mapping[str, LevelWorth]) -> None:
     columns = ("trials", "right, pp", "tokens")
     table = console.table("firing at", *columns)
     for level, row in levels.items():
+        whole = f"measured, {row.answers} answers" if row.answers else "expected"
         for name, effect in (("failing", row.true), ("sound", row.false)):
             table.add_row(
                 f"{level}, {name} ends", f"{effect.trials}", _points(effect.gain),
                 _tokens(effect.tokens),
             )  # fmt: skip
-        table.add_row("  expected", "", _points(row.gain), _tokens(row.tokens), style="dim")
+        table.add_row(f"  {whole}", "", _points(row.gain), _tokens(row.tokens), style="dim")
     console.console().print(table)
     for level, row in levels.items():
         console.say(f"{level}: {row.reason}.")
