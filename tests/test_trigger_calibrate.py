@@ -107,7 +107,8 @@ def test_a_level_that_draws_steps_anew_is_measured_on_whole_answers(tmp_path: Pa
         monitor_file=str(tmp_path / "monitor.safetensors"),
     )  # fmt: skip
     row, inside = result.levels["intra"], tmp_path / "out" / "calibration"
-    assert row.worth is not None and row.worth.answers == 4
+    found = row.worth
+    assert found is not None and found.answers == 4
     assert row.threshold == row.false_alarms is not None
     plain = {t.prompt_id: t.token_ids for t in read_traces(inside / "labels" / "traces.jsonl")}
     rows = [row for _, row in jsonl.rows(inside / "watched-intra.jsonl")]
@@ -116,9 +117,9 @@ def test_a_level_that_draws_steps_anew_is_measured_on_whole_answers(tmp_path: Pa
     for one in rows:
         assert bool(one["redrawn"]) == (one["token_ids"] != plain[one["prompt_id"]])
     more = [len(one["token_ids"]) + one["redrawn"] - len(plain[one["prompt_id"]]) for one in rows]
-    assert row.worth.tokens[0] == pytest.approx(np.mean(more))
+    assert found.tokens[0] == pytest.approx(np.mean(more))
     # None of the answers comes to its end.
-    assert row.worth.gain == [0, 0, 0] and not row.on
+    assert found.gain == [0, 0, 0] and not row.on
     show(result)
     assert "measured, 4 answers" in capsys.readouterr().out
 
