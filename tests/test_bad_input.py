@@ -847,7 +847,6 @@ def test_a_reading_of_what_is_no_ranking(place: Path, capsys):
             "an engine takes nothing back",
         ),
         ("monitor a --prompts mini.jsonl --out out --levels outer", "found the level 'outer'"),
-        ("serve a --port 0 --action resample", "a carries no monitor that could act"),
         (
             "trigger detectors a --labels b --channels c --out out --check math",
             "found check and no trials",

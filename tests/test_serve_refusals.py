@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import CHAT, MODEL, TIMEOUT_S, Server, serving
 
+from surgeon.errors import BadInput
 from surgeon.serve import query
 from surgeon.serve.app import Limits
 from surgeon.serve.query import read_chat, read_completion
@@ -192,6 +193,14 @@ def test_what_a_missing_library_is_for_is_refused_by_the_extras_name(
         status, reply, _ = bare.send("GET", "/metrics")
         assert status == 501 and "pip install 'surgeon[serve]'" in reply["error"]["message"]
         assert bare.chat(0, max_tokens=1).usage.completion_tokens == 1
+
+
+def test_an_action_needs_a_monitor_that_acts():
+    for asked in (
+        ServeSettings(checkpoint=MODEL, action="resample"), ServeSettings(checkpoint=MODEL, draws=2)
+    ):  # fmt: skip
+        with pytest.raises(BadInput, match="carries no monitor that could act"):
+            load(asked)
 
 
 JUNK = st.recursive(
