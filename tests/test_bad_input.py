@@ -515,6 +515,19 @@ def test_a_directory_of_prompts(place: Path, capsys):
     assert "is a directory" in refused(capsys, "rank", "a", "--mini-set", "b", "--out", "out")
 
 
+def test_tags_of_thinking_that_the_tokenizer_cant_write(place: Path, capsys):
+    for name in ("easy", "hard"):
+        rows = (
+            f'{{"id": "{name}-{n}", "prompt": "w{n} {name}", "answer": "1"}}\n' for n in range(4)
+        )
+        (place / f"{name}.jsonl").write_text("".join(rows))
+    line = refused(
+        capsys, "early-stop", "a", "--easy", "easy.jsonl", "--hard", "hard.jsonl", "--out", "out",
+        "--think-tags", "[A] [/A]",
+    )  # fmt: skip
+    assert "expected [/A] in it. Name the tags of this model with --think-tags" in line
+
+
 def test_an_unknown_score(place: Path, capsys):
     line = refused(
         capsys, "rank", "a", "--mini-set", "mini.jsonl", "--out", "out", "--select", "acc"

@@ -221,6 +221,29 @@ def test_a_tag_may_be_several_tokens(words: list[str], expected: list[Step]):
     assert any(over) == (words[-1] == "<end>" or "".join(words).find("</think>") > 0)
 
 
+def test_a_tag_that_has_begun_goes_with_its_row():
+    state = StepRows(ENDS["in pieces"], 1)
+    a, slash, think, over = pieces("a", "</", "think", ">")
+    for i in (a, slash):
+        state.push([i], np.array([True]))
+    state.grow(3)
+    state.move([0], [2])
+    state.seat(0)
+    live_B = np.array([False, False, True])
+    assert not state.closing([over, over, think]).any()
+    counted_B, _, _ = state.push([a, a, think], live_B)
+    assert not counted_B.any() and state.held_B.tolist() == [0, 0, 2]
+    # The step is over before the tag.
+    assert state.closing([over, over, over]).tolist() == [False, False, True]
+    assert state.position_B.tolist() == [0, 0, 1]
+    counted_B, _, _ = state.push([a, a, a], live_B)
+    # It was none: its tokens count, before this one.
+    assert counted_B.tolist() == [False, False, True] and state.freed == {2: 2}
+    assert state.position_B[2] == 4
+    state.rewind(2)
+    assert state.position_B[2] == 0 and not state.closing([over] * 3).any()
+
+
 def test_a_step_before_a_tag_of_several_tokens_is_known_late():
     ends = ENDS["in pieces"]
     for words, begun in ((["a", "</", "think", ">"], True), (["a", "<end>"], False), (["a"], False),

@@ -31,7 +31,9 @@ Readings: places where the paper is silent or contradicts itself.
          (surgeon.channels).
     R17  Detectors are read at step ends only, where a trigger can follow the failing step (Eq. 5).
          The last step of the thinking has no separator: it is read when the closing token is about
-         to come, and the separator is forced with the trigger.
+         to come, and the separator is forced with the trigger. Where several tokens spell the
+         closing tag, it is known only once they are written: there such a step is read to be drawn
+         anew, and not to force a trigger.
     R21  Eq. 1's attribution is DePass's. By default it is the logit lens of each component's own
          output (`direct`), which needs one pass; `adjoint` and `softmax` are DePass. Against the
          softmax rule over all components the two are as close in rank (.714 and .705), at a
