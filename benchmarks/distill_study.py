@@ -37,6 +37,11 @@ SPEED, ROLLOUTS, LENGTH, LEARNING = 3550, 2000, 150, 25
 step; tokens per answer; seconds of a training beside its rollouts."""
 VALIDATION, TEST = "builtin:test-ambiguous[:60]", "builtin:test-ambiguous[60:260]"
 LONGER = "builtin:cross[:100]"
+LABELS = {
+    Path(f"{PLACE}/labels.jsonl"): "pool",
+    Path(f"{PLACE}/labels-reversed.jsonl"): "pool-reversed",
+}
+"""Files of right answers, and the pools that are without."""
 GROUPED = {"samples": 8, "batch_size": 4, "steps": 23}
 """Eight rollouts of four questions a step."""
 METHODS: dict[str, dict[str, Any]] = {
@@ -108,10 +113,11 @@ def on_pool(pool: str, best: Mapping[str, float]) -> list[Trained]:
     more: dict[str, Any] = {"pool": place}
     if pool == "rare":
         more["checkpoint"] = "builtin:instruct"
+    told = {"labels": f"{PLACE}/labels-reversed.jsonl" if pool == "rare" else place}
     own: dict[str, dict[str, Any]] = {
         "lmsi": {"pool": place.replace(":200]", ":100]")},  # as few as on the plain pool
-        "nopsd": {"labels": place},
-        "grpo": {"labels": place},
+        "nopsd": told,
+        "grpo": told,
     }
     return [
         Trained(f"{pool}-{m}-s{s}", m, best[m], s, more | own.get(m, {}))
@@ -391,24 +397,25 @@ def estimate() -> str:
     )
 
 
-def write_labels() -> Path:
-    """The plain pool's right answers, which the task knows."""
+def write_labels() -> list[Path]:
+    """The right answers of the pools that have none, which the task knows."""
     from surgeon.builtin import path, task
 
-    rows = []
-    for line in path("pool").read_text().splitlines()[:400]:
-        row = json.loads(line)
-        rows.append({**row, "answer": str(task.Problem.parse(row["prompt"]).answer())})
-    file = Path(PLACE) / "labels.jsonl"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
+    written = []
+    for file, name in LABELS.items():
+        rows = [json.loads(line) for line in path(name).read_text().splitlines()[:400]]
+        for row in rows:
+            row["answer"] = str(task.Problem.parse(row["prompt"]).answer())
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        written.append(file)
+    return written
 
 
 def main(what: str) -> None:
     """What is asked for."""
     if what == "labels":
-        print(write_labels())
+        print(*write_labels(), sep="\n")
     elif what == "rates":
         (ROOT / "recipes" / "distill-study.yaml").write_text(rates_recipe())
     elif what == "seeds":
