@@ -38,7 +38,7 @@ from surgeon.distill.grpo import (
     self_certainty,
     token_logprobs,
 )
-from surgeon.distill.methods import of_the_majority
+from surgeon.distill.methods import method_of, of_the_majority
 from surgeon.distill.plan import DistillPlan, prepare
 from surgeon.distill.pool import LiveModel
 from surgeon.distill.rollouts import AnsweredQuestion
@@ -406,7 +406,8 @@ def test_a_method_from_outside_trains_an_adapter(source: Path, tmp_path: Path, m
 def planned(source: Path, tmp_path: Path, **changes: Any) -> DistillPlan:
     questions = changes.pop("pool", None) or write_pool(tmp_path / "pool.jsonl")
     given = dict(checkpoint=str(source), pool=questions, out=tmp_path / "out")
-    return prepare(bind(DistillSettings, {**given, **SMALL, **changes}))
+    settings = bind(DistillSettings, {**given, **SMALL, **changes})
+    return prepare(settings, method_of(settings.method))
 
 
 def living(plan: DistillPlan) -> LiveModel:

@@ -530,7 +530,7 @@ def test_the_committed_recipe_of_the_study_is_the_generated_one():
     best = dict.fromkeys(distill_study.METHODS, 0.001)
     written = yaml.safe_load(distill_study.seeds_recipe(best))
     trainings = [step["distill"] for step in written if "distill" in step]
-    assert len(trainings) == 5 * (8 + 6 + 2 * 5)
+    assert len(trainings) == 5 * (8 + 6 + 2 * 5) + (1 + 6 + 2)
     assert len({training["out"] for training in trainings}) == len(trainings)
     for training in trainings:
         bind(DistillSettings, training)
@@ -558,14 +558,31 @@ def test_the_studys_tables_by_hand(tmp_path: Path, monkeypatch):
     assert distill_study.best_rates() == dict.fromkeys(distill_study.METHODS, 1e-3)
     assert "| opsa | 0.500 | **0.600** | 0.500 | 100 to 100 | 3 to 3 |" in distill_study.table()
     names = ["nopsd", *distill_study.CONTROLS, *(f"{p}-nopsd" for p in distill_study.POOLS)]
-    groups = [{"name": name, "gain": {"avg": 0.02 * i}} for i, name in enumerate(names)]
-    for measured in ("test", *distill_study.POOLS):
-        write(f"{measured}/evaluate.json", {"groups": groups})
+    within = [-0.01, 0.05]
+    groups = [
+        {
+            "name": name, "avg": 0.5, "maj": 0.75, "ece": 0.1, "tokens": 99.5, "truncated": 0.25,
+            "gain": {"avg": 0.02 * i, "interval": within}, "interval": {"ece": [0.05, 0.125]},
+        }
+        for i, name in enumerate(names)
+    ]  # fmt: skip
+    base = {**groups[0], "name": "base", "gain": None}
+    for measured in ("test", "cross", *distill_study.POOLS):
+        write(f"{measured}/evaluate.json", {"candidates": [base], "groups": groups})
     for i, name in enumerate(names):
-        gaps = [{"gap": 0.3, "teacher": 0.9}, {"gap": 0.01 * i, "teacher": 0.7}]
-        told = {"entropy_gap": -0.01, "accuracy_gaps": gaps, "labelled": {"maj": 0.8}}
-        for s in range(distill_study.SEEDS):
-            write(f"{name}-s{s}/distill.json", {"diagnostics": told})
+        gaps = [
+            {"gap": gap, "interval": within, "teacher": 0.9, "student": 0.7}
+            for gap in (0.3, 0.01 * i)
+        ]
+        told = {"entropy_gap": -0.01, "entropy_gap_interval": [-0.02, 0], "accuracy_gaps": gaps,
+                "labelled": {"maj": 0.8}}  # fmt: skip
+        write(f"teacher-{name}/distill.json", {"diagnostics": told})
+    results = distill_study.results()
+    assert results.count("| base | 0.500 |  | 0.750 | 0.100 (0.050 to 0.125) | 100 | 25% |") == 4
+    assert "| nopsd-top | 0.500 | +2.0 (-1.0 to +5.0) | 0.750 |" in results
     law = distill_study.law()
-    assert "| nopsd-top | -0.0100 | +0.300 | +0.010 | 0.700 | 0.800 | +0.020 |" in law
+    assert (
+        "| nopsd-top | -0.0100 (-0.0200 to +0.0000) | +0.300 (-0.010 to +0.050) "
+        "| +0.010 (-0.010 to +0.050) | 0.900 | 0.700 | 0.800 | +2.0 (-1.0 to +5.0) |"
+    ) in law
     assert "slope 2.00, r 1.00" in law

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,8 @@ TIER = {module: tier for tier, modules in enumerate(TIERS) for module in modules
 PAPERS, VERBS = {"nex", "nopsd", "neureasoner", "estimate"}, TIERS[5]
 UPWARD = {("checkpoint", "builtin"), ("traces", "builtin")}
 """`builtin:NAME` is a way to name a path: these ask the family for one, and nothing else."""
+CLASS_ON_TOP = {("surgeon.checkpoint.directory", "surgeon.checkpoint.loading")}
+"""`Checkpoint.model` is written in a file of its own, which knows `Checkpoint`."""
 FORBIDDEN = {"utils", "common", "helpers", "manager", "handler", "builder", "misc"}
 SOURCES = sorted((ROOT / "surgeon").rglob("*.py"))
 
@@ -107,6 +110,25 @@ def test_imports_go_down_the_tiers(file: Path):
         assert TIER[other] <= TIER[here], f"{here} (tier {TIER[here]}) imports {other}"
         assert not {here, other} <= PAPERS, "papers don't import each other"
         assert not {here, other} <= VERBS, "verbs don't import each other"
+
+
+def test_no_files_import_each_other_in_a_circle():
+    """Neither at the top, nor inside functions, nor for types."""
+    names = {
+        ".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f
+        for f in SOURCES
+    }
+    graph: dict[str, set[str]] = {name: set() for name in names}
+    for name, file in names.items():
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module is not None:
+                targets = {f"{node.module}.{alias.name}" for alias in node.names}
+                graph[name] |= {t if t in names else node.module for t in targets} & names.keys()
+    for above, below in CLASS_ON_TOP:
+        graph[above].remove(below)
+    for name, others in graph.items():
+        others.discard(name)
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names them
 
 
 def test_module_names_say_what_is_inside():

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from surgeon.errors import BadInput
-from surgeon.rank.candidates import file_stem
+from surgeon.rank.reduced import file_stem
 from surgeon.traces import Prompt, Trace, append, read_prompts
 from surgeon.traces.columns import last_boxed
 

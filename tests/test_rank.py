@@ -16,7 +16,7 @@ from surgeon import activations, artifact, estimate, evidence_file, metrics, nex
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
 from surgeon.families import subjects
-from surgeon.rank import candidates, conclusion, exploration, recording, signal
+from surgeon.rank import candidates, conclusion, exploration, recording, reduced, signal
 from surgeon.rank.scores import Pool, Resamples, find
 from surgeon.rank.sensitivity import rescored
 from surgeon.ranking import CandidateScores, RankedCandidate, RankedResponse, Ranking, percent
@@ -55,7 +55,7 @@ def test_active_credit_stands_beside_introduced_in_one_run(ranked):
         kept = evidence_file.read(out / "candidates" / c.name)
         expected = rescored(kept, nex.Readings(credit="active"))
         assert c.scores["nex_active"] == pytest.approx(expected, abs=1e-6)
-        drawn = candidates.read_resamples(out / "candidates" / c.name)["nex_active"]
+        drawn = reduced.read_resamples(out / "candidates" / c.name)["nex_active"]
         assert drawn.left_J is not None and len(drawn.left_J) == 5
         point = np.array([c.scores["nex_active"]])
         ends = metrics.corrected_interval(point, drawn.value_B[:, None], drawn.left_J[:, None])[0]
@@ -294,7 +294,7 @@ def test_an_interrupted_ranking_resumes_to_the_same_result(
             rank.rank(specs, **arguments)
     assert not (tmp_path / "out").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(candidates, "save_reduced", interrupted("save", candidates.save_reduced, 13))
+        patch.setattr(reduced, "save_reduced", interrupted("save", reduced.save_reduced, 13))
         with pytest.raises(KeyboardInterrupt):
             rank.rank(specs, **arguments)
     result = rank.rank(specs, **arguments)
@@ -491,14 +491,14 @@ def test_another_measured_score_is_measured_where_a_killed_ranking_resumes(
     with monkeypatch.context() as patch:
         saved: list[Path] = []
 
-        def save(file: Path, *reduced: Any) -> None:
+        def save(file: Path, *rest: Any) -> None:
             if len(saved) == 13:
                 raise KeyboardInterrupt
             saved.append(file)
-            save_reduced(file, *reduced)
+            save_reduced(file, *rest)
 
-        save_reduced = candidates.save_reduced
-        patch.setattr(candidates, "save_reduced", save)
+        save_reduced = reduced.save_reduced
+        patch.setattr(reduced, "save_reduced", save)
         with pytest.raises(KeyboardInterrupt):
             rank.rank(specs, **arguments)
     resumed = rank.rank(specs, select="my_score:weakest", **arguments)
@@ -931,9 +931,7 @@ def test_auto_is_decided_once_and_the_same_however_the_traces_come(
     asked = dict(mini_set=str(mini_set), samples=1, max_tokens=48, seed=3)
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(
-            candidates, "save_reduced", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
-        )
+        patch.setattr(reduced, "save_reduced", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             rank.rank(specs, out=out, **asked)
     assert capsys.readouterr().err.count("row_tokens auto: 2 (") == 1

@@ -11,8 +11,8 @@ import pytest
 from surgeon import artifact, nex, rank
 from surgeon.errors import BadInput
 from surgeon.rank import rounds
-from surgeon.rank.candidates import read_resamples
 from surgeon.rank.conclusion import values
+from surgeon.rank.reduced import read_resamples
 from surgeon.rank.scores import RECOMMENDED, SCORES, Pool
 from surgeon.ranking import CandidateScores, RankedResponse
 from surgeon.settings.rank import RankSettings

@@ -10,6 +10,7 @@ Four stages, each a function, each with its artifact in the directory, each cont
                                   right?                                     diagnostics.json
     4  train                      the method                                 training/
 
+traits.py           what a method needs
 plan.py             every setting checked, before anything is computed or started
 methods.py          the methods, a row each: what is gathered, and what trains; LMSI is here
 pool.py             stage 1
@@ -34,11 +35,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgeon.distill.diagnostics import write_diagnostics
-from surgeon.distill.methods import METHODS, Finisher
+from surgeon.distill.methods import METHODS, Finisher, method_of, taken
 from surgeon.distill.outcome import Distillation, show, write
 from surgeon.distill.plan import AUTO, DistillPlan, decided, prepare
 from surgeon.distill.pool import load
-from surgeon.distill.run import TrainingRun, train
+from surgeon.distill.run import TrainingRun, ready
 from surgeon.settings import verb
 from surgeon.settings.distill import DistillSettings
 from surgeon.training import processes
@@ -58,7 +59,7 @@ def distill(settings: DistillSettings) -> Distillation:
     is not computed again. Runs under `torchrun` and `accelerate launch` too. Raises `BadInput`
     before anything is sampled.
     """
-    plan = prepare(settings)
+    plan = prepare(settings, method_of(settings.method))
     return processes.once(
         settings.out, Distillation, lambda accelerator, work: run_stages(plan, accelerator, work),
         run=plan.run, device=plan.device, tracker=settings.batches.tracker,
@@ -67,14 +68,17 @@ def distill(settings: DistillSettings) -> Distillation:
 
 def run_stages(plan: DistillPlan, accelerator: "Accelerator", work: Path) -> Distillation:
     """The four stages, and what they leave; continued from what `work` holds already."""
-    live = load(plan, accelerator)
-    evidence = plan.method.gather(plan, live, work)
+    method, live = method_of(plan.settings.method), load(plan, accelerator)
+    evidence = method.gather(plan, live, work)
     if accelerator.is_main_process:
         write_diagnostics(plan, evidence.diagnostics, work)
     if plan.settings.method == AUTO:
         measured = evidence.diagnostics
-        plan = decided(plan, measured.taken)
-        if not plan.method.needs_sets:  # else it is there already
-            evidence = plan.method.gather(plan, live, work)._replace(diagnostics=measured)
-    student, history = train(plan, evidence, live, work)
-    return write(plan, evidence, student, history, work)
+        method = taken(measured)
+        plan = decided(plan, method)
+        if not method.needs_sets:  # else it is there already
+            evidence = method.gather(plan, live, work)._replace(diagnostics=measured)
+    run = ready(plan, evidence, live, work / "training")
+    with processes.tracking(accelerator, plan.run.arguments):
+        history = method.train(run)
+    return write(plan, evidence, run.student, history, work)

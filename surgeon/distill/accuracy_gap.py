@@ -16,7 +16,7 @@ gap by votes says nothing.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -24,11 +24,9 @@ from surgeon import metrics
 from surgeon.answers import check_many, majority
 from surgeon.artifact import part
 from surgeon.distill.demonstrations import Context, teacher_conversation
+from surgeon.distill.plan import DistillPlan
 from surgeon.distill.pool import Answers, LiveModel, answer_prompts
 from surgeon.traces import Trace
-
-if TYPE_CHECKING:
-    from surgeon.distill.plan import DistillPlan
 
 SLOPES = (0.66, 1.5)
 """Gain per gap of the two families of models in the paper."""
@@ -95,7 +93,7 @@ def by_votes(
 
 
 def teachers_gap(
-    plan: "DistillPlan",
+    plan: DistillPlan,
     live: LiveModel,
     traces: Sequence[Trace],
     contexts: dict[int, Context],

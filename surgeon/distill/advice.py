@@ -39,6 +39,7 @@ from surgeon.distill.evidence import (
     with_sets,
 )
 from surgeon.distill.grpo import self_certainty
+from surgeon.distill.plan import DistillPlan
 from surgeon.distill.pool import Answers, LiveModel
 from surgeon.distill.suppression import LOWEST, logprobs_and_entropies, lowest_tokens
 from surgeon.live.architecture import Head, head_of
@@ -48,7 +49,6 @@ from surgeon.training.sequences import response_states, sequences
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from surgeon.distill.plan import DistillPlan
 
 BY_MAJORITY = ("lmsi", "uopsd", "ttrl")
 """Of equal gain the first is taken."""
@@ -59,7 +59,7 @@ MOSTLY_UNREAD = 0.5
 Score = Callable[["Tensor", "Tensor", Head], float]
 
 
-def weigh(plan: "DistillPlan", live: LiveModel, work: Path) -> PoolEvidence:
+def weigh(plan: DistillPlan, live: LiveModel, work: Path) -> PoolEvidence:
     """What all label-free methods are judged by, and the one that is taken."""
     evidence = with_sets(plan, live, work)
     measured = evidence.diagnostics

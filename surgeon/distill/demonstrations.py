@@ -12,6 +12,7 @@ import torch
 from surgeon import jsonl, nopsd
 from surgeon.answers import classes_of
 from surgeon.distill import controls
+from surgeon.distill.plan import DistillPlan
 from surgeon.distill.pool import LiveModel
 from surgeon.errors import BadInput
 from surgeon.progress import bar
@@ -20,8 +21,6 @@ from surgeon.training.sequences import response_states, sequences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from surgeon.distill.plan import DistillPlan
 
 
 class Context(NamedTuple):
@@ -35,7 +34,7 @@ class Context(NamedTuple):
     """How many of them, from the nearest on, fit the teacher's prompt."""
 
 
-def demonstrated(plan: "DistillPlan", trace: Trace) -> str | None:
+def demonstrated(plan: DistillPlan, trace: Trace) -> str | None:
     """The text shown for an answer (R13); None where it has no end, or nothing after thinking."""
     if trace.finish_reason == "length":
         return None
@@ -74,7 +73,7 @@ def teacher_prompt(
 
 
 def find_contexts(
-    plan: "DistillPlan",
+    plan: DistillPlan,
     live: LiveModel,
     traces: Sequence[Trace],
     sets: nopsd.Sets,
@@ -108,7 +107,7 @@ def find_contexts(
 
 
 def selected(
-    plan: "DistillPlan",
+    plan: DistillPlan,
     live: LiveModel,
     traces: Sequence[Trace],
     sets: nopsd.Sets,
@@ -155,7 +154,7 @@ def selected(
 
 
 @torch.no_grad()
-def embeddings(plan: "DistillPlan", live: LiveModel) -> np.ndarray:
+def embeddings(plan: DistillPlan, live: LiveModel) -> np.ndarray:
     """float64_ND: the mean of the model's last states over each question's prompt."""
     device = live.accelerator.device
     return np.stack(
@@ -168,7 +167,7 @@ def embeddings(plan: "DistillPlan", live: LiveModel) -> np.ndarray:
 
 
 def choose_contexts(
-    plan: "DistillPlan",
+    plan: DistillPlan,
     live: LiveModel,
     traces: Sequence[Trace],
     sets: nopsd.Sets,
@@ -203,7 +202,7 @@ def choose_contexts(
 
 
 def prompt_of_teacher(
-    plan: "DistillPlan",
+    plan: DistillPlan,
     tokenizer: "PreTrainedTokenizerBase",
     traces: Sequence[Trace],
     context: Context,
@@ -218,14 +217,14 @@ def prompt_of_teacher(
 
 
 def teacher_conversation(
-    plan: "DistillPlan", traces: Sequence[Trace], context: Context, query: int
+    plan: DistillPlan, traces: Sequence[Trace], context: Context, query: int
 ) -> Prompt:
     """The same as messages, under the question's name."""
     return conversation(plan.prompts[query], shown_shots(plan, traces, context))
 
 
 def shown_shots(
-    plan: "DistillPlan", traces: Sequence[Trace], context: Context
+    plan: DistillPlan, traces: Sequence[Trace], context: Context
 ) -> list[tuple[Prompt, str]]:
     """The demonstrations that fit, as question and text."""
     return [

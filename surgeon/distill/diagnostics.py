@@ -2,14 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from surgeon import artifact, lineage
 from surgeon.consensus import sentence
 from surgeon.distill.evidence import Diagnostics, SetDiagnostics, WorthByLabels
-
-if TYPE_CHECKING:
-    from surgeon.distill.plan import DistillPlan
+from surgeon.distill.plan import DistillPlan
 
 # Choices of ours.
 MANY_TRUNCATED = 0.2
@@ -21,7 +18,7 @@ MOSTLY_LENGTH = 0.8
 SPEAKS = {"for": "for it", "against": "against it", "neither": "neither for nor against it"}
 
 
-def write_diagnostics(plan: "DistillPlan", diagnostics: Diagnostics, work: Path) -> None:
+def write_diagnostics(plan: DistillPlan, diagnostics: Diagnostics, work: Path) -> None:
     """Write the diagnostics to `work` and print them, with the warnings that follow from them."""
     lines = cautions(plan, diagnostics)
     content = {**artifact.jsonable(diagnostics), "warnings": lines}
@@ -80,7 +77,7 @@ def told(measured: SetDiagnostics) -> str:
     return f"s(x) against the vote   {sentence(measured.signal)}; {measured.select} is trained on"
 
 
-def cautions(plan: "DistillPlan", measured: Diagnostics) -> list[str]:
+def cautions(plan: DistillPlan, measured: Diagnostics) -> list[str]:
     """Plain sentences on why training may not help; empty when nothing speaks against it."""
     lines = []
     if measured.truncated > MANY_TRUNCATED:
@@ -101,7 +98,7 @@ def cautions(plan: "DistillPlan", measured: Diagnostics) -> list[str]:
     return lines
 
 
-def _cautions_of_sets(plan: "DistillPlan", measured: SetDiagnostics) -> list[str]:
+def _cautions_of_sets(plan: DistillPlan, measured: SetDiagnostics) -> list[str]:
     """What speaks against the teacher, the demonstrations or the selection."""
     lines = []
     low, high = measured.entropy_gap_interval

@@ -9,7 +9,7 @@ functions of the methods call stages 1 to 3 and measure.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,14 +20,12 @@ from surgeon.artifact import part
 from surgeon.consensus import Reliability, reliability
 from surgeon.distill.accuracy_gap import AccuracyGap, teachers_gap
 from surgeon.distill.demonstrations import Context, find_contexts, prompt_of_teacher
+from surgeon.distill.plan import DistillPlan
 from surgeon.distill.pool import Answers, LiveModel, answer_pool, pool_sets
 from surgeon.errors import BadInput
 from surgeon.live.architecture import head_of
 from surgeon.traces import Prompt, Trace
 from surgeon.training.sequences import response_states, sequences, unembedding
-
-if TYPE_CHECKING:
-    from surgeon.distill.plan import DistillPlan
 
 FEW = 8
 """Questions that are answered first, where nothing can be learned without readable answers."""
@@ -126,7 +124,7 @@ class PoolEvidence(NamedTuple):
     diagnostics: Diagnostics
 
 
-def answers_only(plan: "DistillPlan", live: LiveModel, work: Path) -> PoolEvidence:
+def answers_only(plan: DistillPlan, live: LiveModel, work: Path) -> PoolEvidence:
     """`samples` answers to every question; all are trained on."""
     answers = answer_pool(plan, live, plan.prompts, plan.settings.sampling, work)
     room, unread = sharpening_room(plan, answers, plan.prompts)
@@ -141,7 +139,7 @@ def answers_only(plan: "DistillPlan", live: LiveModel, work: Path) -> PoolEviden
     return PoolEvidence(answers, list(range(len(plan.prompts))), {}, diagnostics)
 
 
-def voted_answers(plan: "DistillPlan", live: LiveModel, work: Path) -> PoolEvidence:
+def voted_answers(plan: DistillPlan, live: LiveModel, work: Path) -> PoolEvidence:
     """What `answers_only` gathers, for a method that learns the majority: raises `BadInput` where
     no answer is found in any response to the first few questions, spread over the pool."""
     few = plan.prompts[:: max(1, len(plan.prompts) // FEW)][:FEW]
@@ -159,7 +157,7 @@ def voted_answers(plan: "DistillPlan", live: LiveModel, work: Path) -> PoolEvide
     return answers_only(plan, live, work)
 
 
-def probed_answers(plan: "DistillPlan", live: LiveModel, work: Path) -> PoolEvidence:
+def probed_answers(plan: DistillPlan, live: LiveModel, work: Path) -> PoolEvidence:
     """`samples` answers to the questions that the diagnostics are taken on, for methods that
     answer the pool while they train. All questions are trained on; where training reads labels,
     all that have one."""
@@ -183,7 +181,7 @@ def probed_answers(plan: "DistillPlan", live: LiveModel, work: Path) -> PoolEvid
     return PoolEvidence(answers, chosen, {}, diagnostics)
 
 
-def with_sets(plan: "DistillPlan", live: LiveModel, work: Path) -> PoolEvidence:
+def with_sets(plan: DistillPlan, live: LiveModel, work: Path) -> PoolEvidence:
     """An answer to every question, contribution sets, the chosen questions and what their teacher
     sees; `samples` answers to those that the diagnostics are taken on."""
     answers = answer_pool(plan, live, plan.prompts, plan.zero_shot, work)
@@ -234,7 +232,7 @@ def with_sets(plan: "DistillPlan", live: LiveModel, work: Path) -> PoolEvidence:
 
 
 def labelled(
-    plan: "DistillPlan",
+    plan: DistillPlan,
     answers: Answers,
     prompts: Sequence[Prompt],
     consensus_N: np.ndarray | None = None,
@@ -265,7 +263,7 @@ def labelled(
     )
 
 
-def rightness(plan: "DistillPlan", traces: Sequence[Trace]) -> list[bool]:
+def rightness(plan: DistillPlan, traces: Sequence[Trace]) -> list[bool]:
     """Whether each answer is what the labels say."""
     pairs = [
         (answer, plan.labels[trace.prompt_id])
@@ -278,7 +276,7 @@ def rightness(plan: "DistillPlan", traces: Sequence[Trace]) -> list[bool]:
 
 
 def pool_signal(
-    plan: "DistillPlan",
+    plan: DistillPlan,
     live: LiveModel,
     traces: Sequence[Trace],
     consensus_N: np.ndarray,
@@ -304,14 +302,14 @@ def pool_signal(
     )
 
 
-def pool_questions(plan: "DistillPlan") -> list[int]:
+def pool_questions(plan: DistillPlan) -> list[int]:
     """Up to `diagnose` random questions of the whole pool, ascending."""
     order = np.random.default_rng(plan.settings.seed).permutation(len(plan.prompts))
     return sorted(order[: plan.settings.diagnose].tolist())
 
 
 def choose(
-    plan: "DistillPlan", live: LiveModel, consensus_N: np.ndarray, select: str, work: Path
+    plan: DistillPlan, live: LiveModel, consensus_N: np.ndarray, select: str, work: Path
 ) -> list[int]:
     """Positions of the questions to train on; writes `selection.json`."""
     how = replace(plan.selection, select=select)
@@ -322,14 +320,14 @@ def choose(
     return chosen
 
 
-def probe(plan: "DistillPlan", chosen: Sequence[int]) -> list[int]:
+def probe(plan: DistillPlan, chosen: Sequence[int]) -> list[int]:
     """The chosen questions on which the diagnostics are taken: at most `diagnose`, at random."""
     order = np.random.default_rng(plan.settings.seed).permutation(len(chosen))
     return sorted(chosen[i] for i in order[: plan.settings.diagnose])
 
 
 def sharpening_room(
-    plan: "DistillPlan", answers: Answers, prompts: Sequence[Prompt]
+    plan: DistillPlan, answers: Answers, prompts: Sequence[Prompt]
 ) -> tuple[float, float]:
     """Room for sharpening on these questions, from `samples` answers each, and the share of the
     answers with an end in which no answer was found: they vote for nothing."""
@@ -356,7 +354,7 @@ def truncated(traces: Iterable[Trace]) -> float:
 
 @torch.no_grad()
 def entropies(
-    plan: "DistillPlan",
+    plan: DistillPlan,
     live: LiveModel,
     traces: Sequence[Trace],
     contexts: Mapping[int, Context],

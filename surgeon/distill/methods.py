@@ -5,15 +5,17 @@ returns the history of its training, or a `Finisher` where its other fields matt
 examples/my_finisher.py is one.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 from surgeon import named
 from surgeon.answers import majority
 from surgeon.distill.advice import weigh
 from surgeon.distill.evidence import (
+    Diagnostics,
     PoolEvidence,
+    SetDiagnostics,
     answers_only,
     probed_answers,
     voted_answers,
@@ -28,18 +30,17 @@ from surgeon.distill.grpo import (
     shaped,
 )
 from surgeon.distill.on_policy import imitate
+from surgeon.distill.plan import DistillPlan
 from surgeon.distill.pool import LiveModel
 from surgeon.distill.pseudo_solutions import correct
 from surgeon.distill.run import TrainingRun
 from surgeon.distill.suppression import suppress
+from surgeon.distill.traits import MethodTraits
 from surgeon.errors import BadInput
 from surgeon.traces import Trace
 from surgeon.training.state import History
 
-if TYPE_CHECKING:
-    from surgeon.distill.plan import DistillPlan
-
-Gather = Callable[["DistillPlan", LiveModel, Path], PoolEvidence]
+Gather = Callable[[DistillPlan, LiveModel, Path], PoolEvidence]
 Train = Callable[[TrainingRun], History]
 
 
@@ -48,30 +49,13 @@ LORA_RATE = 20
 move nothing. A choice of ours, untuned; sweep it."""
 
 
-class Finisher(NamedTuple):
+@dataclass(frozen=True)
+class Finisher(MethodTraits):
     """A way to train a checkpoint on its own answers."""
 
-    what: str
-    """As the model card says it: `made by ...`."""
     train: Train
     gather: Gather = answers_only
     """Stages 1 to 3."""
-    needs_sets: bool = False
-    """Whether it selects questions by their contribution sets; else it trains on all of them."""
-    rate: Mapping[str, float] = {"lora": 1e-4, "full": 1e-6}
-    """Tuning -> the peak learning rate unless another is given."""
-    epochs: int | None = None
-    """Passes over the questions, where neither steps nor epochs are given; None: 150 steps."""
-    may_lag: bool = False
-    """Whether its rollouts may be drawn with older weights than those that it updates."""
-    needs_labels: bool = False
-    """Whether training reads labels: it then trains on the labelled questions only."""
-    by_question: bool = True
-    """Whether a step's examples are questions; else they are answers."""
-    extra: str | None = None
-    """A package that it needs, which is an extra of this one."""
-    one_process: bool = False
-    """Whether it can't be run in several processes."""
 
     def __call__(self, run: TrainingRun) -> History:
         return self.train(run)
@@ -167,6 +151,16 @@ METHODS: dict[str, Finisher] = {
         epochs=1,
     ),
 }
+
+
+def taken(measured: SetDiagnostics | Diagnostics) -> Finisher:
+    """The method that `auto` takes; raises `BadInput` where it takes none."""
+    if measured.taken is None:
+        raise BadInput(
+            "the diagnostics speak for no method, so auto trains none (diagnostics.json says why). "
+            "Name a --method, or train the likeliest of them all the same with --force."
+        )
+    return method_of(measured.taken)
 
 
 def method_of(name: str) -> Finisher:

@@ -22,7 +22,7 @@ from surgeon.answers import (
 from surgeon.answers.thinking import Tags
 from surgeon.checkpoint import Checkpoint, placement
 from surgeon.consensus import require_budget
-from surgeon.distill.methods import Finisher, method_of
+from surgeon.distill.traits import MethodTraits
 from surgeon.errors import BadInput
 from surgeon.families import as_subject, open_checkpoint
 from surgeon.live import support
@@ -58,7 +58,7 @@ class DistillPlan(NamedTuple):
     """A distillation whose inputs have been checked; nothing has been computed yet."""
 
     settings: DistillSettings
-    method: Finisher
+    method: MethodTraits
     checkpoint: Checkpoint
     prompts: list[Prompt]
     """The pool, its answers left out."""
@@ -111,9 +111,8 @@ class DistillPlan(NamedTuple):
         return parse_tags(self.settings.reading.think_tags)
 
 
-def prepare(settings: DistillSettings) -> DistillPlan:
+def prepare(settings: DistillSettings, method: MethodTraits) -> DistillPlan:
     """Check the settings against files and headers; raises `BadInput`."""
-    method = method_of(settings.method)
     selection = require_method(method, settings)
     processes.require_launch(settings.batches.tracker)
     sharded = settings.batches.parallel == "fsdp" and processes.world() > 1
@@ -221,14 +220,9 @@ def read_validation(settings: DistillSettings, checkpoint: Checkpoint) -> list[P
     return problems
 
 
-def decided(plan: DistillPlan, taken: str | None) -> DistillPlan:
-    """The plan of the method that `auto` takes; raises `BadInput` where it takes none."""
-    if taken is None:
-        raise BadInput(
-            "the diagnostics speak for no method, so auto trains none (diagnostics.json says why). "
-            "Name a --method, or train the likeliest of them all the same with --force."
-        )
-    method, settings = method_of(taken), plan.settings
+def decided(plan: DistillPlan, method: MethodTraits) -> DistillPlan:
+    """The plan of the method that `auto` takes."""
+    settings = plan.settings
     selection = plan.selection if method.needs_sets else replace(plan.selection, select="all")
     lr = settings.schedule.lr or method.rate[settings.tuning.weights]
     return plan._replace(
@@ -237,7 +231,9 @@ def decided(plan: DistillPlan, taken: str | None) -> DistillPlan:
     )  # fmt: skip
 
 
-def steps_of(settings: DistillSettings, method: Finisher, selection: Selection, pool: int) -> int:
+def steps_of(
+    settings: DistillSettings, method: MethodTraits, selection: Selection, pool: int
+) -> int:
     """Optimizer steps: as many as were asked for, or that make so many epochs."""
     epochs = settings.epochs or (method.epochs if settings.steps is None else None)
     if epochs is None:
@@ -278,7 +274,10 @@ def read_imported(
 
 
 def require_own_engine(
-    method: Finisher, settings: DistillSettings, checkpoint: Checkpoint, prompts: Sequence[Prompt]
+    method: MethodTraits,
+    settings: DistillSettings,
+    checkpoint: Checkpoint,
+    prompts: Sequence[Prompt],
 ) -> None:
     """Raise `BadInput` where the engine can't write the answers, or isn't asked for any."""
     if settings.rollout.staleness and not method.may_lag:
@@ -297,7 +296,7 @@ def require_own_engine(
     engines.require_engine(settings.engine, [as_subject(checkpoint)], prompts, asks=asks)
 
 
-def require_method(method: Finisher, settings: DistillSettings) -> Selection:
+def require_method(method: MethodTraits, settings: DistillSettings) -> Selection:
     """Which questions the method trains on; raises `BadInput` where it can't be run so."""
     if method.extra is not None and importlib.util.find_spec(method.extra) is None:
         raise BadInput(

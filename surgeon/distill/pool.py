@@ -16,6 +16,7 @@ from torch import nn
 
 from surgeon import engines, jsonl, lineage, nopsd
 from surgeon.consensus import contribution_sets
+from surgeon.distill.plan import DistillPlan
 from surgeon.families import as_subject
 from surgeon.progress import bar
 from surgeon.traces import Key, Prompt, Sampling, Trace, read_traces, sampled
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedTokenizerBase
 
-    from surgeon.distill.plan import DistillPlan
 
 BLOCK = 256
 """Questions whose sets share a file; a killed run computes at most one of them again."""
@@ -40,7 +40,7 @@ class LiveModel(NamedTuple):
     accelerator: "Accelerator"
 
 
-def load(plan: "DistillPlan", accelerator: "Accelerator") -> LiveModel:
+def load(plan: DistillPlan, accelerator: "Accelerator") -> LiveModel:
     """The plan's checkpoint on this process's device."""
     model = plan.checkpoint.model(plan.device, plan.dtype)
     return LiveModel(
@@ -51,7 +51,7 @@ def load(plan: "DistillPlan", accelerator: "Accelerator") -> LiveModel:
 
 
 def answer_pool(
-    plan: "DistillPlan",
+    plan: DistillPlan,
     live: LiveModel,
     prompts: Sequence[Prompt],
     sampling: Sampling,
@@ -69,7 +69,7 @@ def answer_pool(
 
 
 def answer_prompts(
-    plan: "DistillPlan",
+    plan: DistillPlan,
     live: LiveModel,
     prompts: Sequence[Prompt],
     sampling: Sampling,
@@ -102,7 +102,7 @@ def stored_answers(directory: Path) -> Answers:
 
 
 def pool_sets(
-    plan: "DistillPlan", live: LiveModel, traces: Sequence[Trace], work: Path
+    plan: DistillPlan, live: LiveModel, traces: Sequence[Trace], work: Path
 ) -> tuple[nopsd.Sets, np.ndarray]:
     """N(x) and s(x) (int64_N) of every question from its first answer, in the pool's order."""
     from safetensors.numpy import load_file

@@ -9,18 +9,16 @@ share its prompt, which the decoder prefills once.
 # Shapes: none; see surgeon.decoding.
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from torch import nn
 
 from surgeon.decoding import Answer, Request, decode, stream_key
+from surgeon.distill.plan import DistillPlan
 from surgeon.distill.pushing import PushedStudent
 from surgeon.distill.run import TrainingRun
 from surgeon.errors import BadInput
 from surgeon.traces import Trace, stop_ids, text_of
-
-if TYPE_CHECKING:
-    from surgeon.distill.plan import DistillPlan
 
 
 class AnsweredQuestion(NamedTuple):
@@ -91,7 +89,7 @@ def step_rollouts(
 
 
 def rollout(
-    model: nn.Module, requests: Sequence[Request], stop: frozenset[int], plan: "DistillPlan"
+    model: nn.Module, requests: Sequence[Request], stop: frozenset[int], plan: DistillPlan
 ) -> list[Answer]:
     """The student's answers, in the order of the requests."""
     drawn = plan.settings.rollout

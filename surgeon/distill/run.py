@@ -3,15 +3,15 @@
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from surgeon.distill.evidence import PoolEvidence
+from surgeon.distill.plan import DistillPlan
 from surgeon.distill.pool import LiveModel
-from surgeon.distill.validation import keep_best, validated
+from surgeon.distill.validation import Validation
 from surgeon.traces import Trace
-from surgeon.training import processes
 from surgeon.training.loop import Batch, Guards, Loss, fit
 from surgeon.training.sequences import (
     Targets,
@@ -26,10 +26,6 @@ from surgeon.training.state import History
 from surgeon.training.student import Student
 from surgeon.training.tuning import Teacher, tune
 
-if TYPE_CHECKING:
-    from surgeon.distill.plan import DistillPlan
-
-
 GUARDS = Guards({"length": 0.5, "student_entropy": 0.2})
 """A mean length below half of where it began, or a token entropy below a fifth, is a collapse; for
 methods whose student answers as it trains."""
@@ -38,7 +34,7 @@ methods whose student answers as it trains."""
 class TrainingRun(NamedTuple):
     """What a method trains, on what, and where its record goes."""
 
-    plan: "DistillPlan"
+    plan: DistillPlan
     evidence: PoolEvidence
     live: LiveModel
     student: Student
@@ -66,33 +62,35 @@ class TrainingRun(NamedTuple):
     ) -> History:
         """`training.fit` with the settings of the run."""
         if self.plan.validation:
-            batches = validated(self, batches)
+            batches = self._validation.watched(batches)
         history = fit(
             self.student, batches, loss, self.directory, steps=self.plan.steps,
             schedule=self.plan.schedule, teacher=teacher, target=target, guards=guards,
             what=self.what,
         )  # fmt: skip
         if self.plan.validation:
-            keep_best(self)
+            self._validation.keep_best()
         return history
+
+    @property
+    def _validation(self) -> Validation:
+        return Validation(self.plan, self.live, self.student, self.directory)
 
     def learn(self, pairs: Sequence[tuple[int, Trace]]) -> History:
         """Train on answers as they stand: (question of the pool, answer)."""
         return self.fit(answer_batches(self, pairs), nll_loss)
 
 
-def train(
-    plan: "DistillPlan", evidence: PoolEvidence, live: LiveModel, work: Path
-) -> tuple[Student, History]:
-    """Train the model by the plan's method, continuing where `work` left off."""
+def ready(
+    plan: DistillPlan, evidence: PoolEvidence, live: LiveModel, directory: Path
+) -> TrainingRun:
+    """The student made of the model, and all that a method trains it with."""
     bf16 = any(tensor.dtype == torch.bfloat16 for tensor in live.model.parameters())
     require_plain_logits(live.model, plan.prompt_ids[0])
     adapter = tune(live.model, plan.settings.tuning, seed=plan.settings.seed)
     parallel = plan.settings.batches.parallel
     student = Student(live.model, live.accelerator, adapter, parallel=parallel, bf16=bf16)
-    run = TrainingRun(plan, evidence, live, student, work / "training")
-    with processes.tracking(live.accelerator, plan.run.arguments):
-        return student, plan.method.train(run)
+    return TrainingRun(plan, evidence, live, student, directory)
 
 
 def answer_batches(

@@ -46,8 +46,7 @@ from surgeon.checkpoint import (
 from surgeon.errors import BadInput
 from surgeon.families import mixing
 from surgeon.families.cosines import merge_groups
-from surgeon.families.description import Candidate, Choices, Family
-from surgeon.families.merge_config import mergekit_yaml
+from surgeon.families.description import Candidate, Choices, Family, mergekit_yaml
 from surgeon.families.merge_methods import MergeConfig, Mix, recipe
 from surgeon.progress import bar
 from surgeon.threads import one_thread

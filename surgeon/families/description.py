@@ -340,3 +340,15 @@ def _open_endpoint(root: Path, entry: EndpointEntry) -> Checkpoint:
     # What the user typed is kept where it says more than the directory does.
     keep = on_hub or "+" in entry.spec
     return Checkpoint.open(path, entry.spec if keep else str(path))
+
+
+def mergekit_yaml(family: Family, candidate: Candidate) -> str:
+    """A candidate's merge config as text, its models named and digested, never by path."""
+    import yaml
+
+    first, last = family.endpoint_names
+    called = {"a": first, "b": last} | {spec: Path(spec).name for spec in family.others}
+    digests = [family.endpoint_digests[0], family.endpoint_digests[-1], *family.others.values()]
+    pairs = zip(called.values(), digests, strict=True)
+    head = "".join(f"# {name}: {digest}\n" for name, digest in pairs)
+    return head + yaml.safe_dump(with_models(candidate.merge, called), sort_keys=False)

@@ -1,14 +1,10 @@
-"""mergekit's configs: of the mixes made here, with models renamed, and as text."""
+"""mergekit's configs: of the mixes made here, and with models renamed."""
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from surgeon.checkpoint import FLOAT_NAMES
 from surgeon.families.merge_methods import MergeConfig, Mix, method_of
-
-if TYPE_CHECKING:
-    from surgeon.families.description import Candidate, Family
 
 MODEL_KEYS = ("model", "base_model", "tokenizer_source", "source")
 """Keys of a mergekit config whose value names a model."""
@@ -68,15 +64,3 @@ def models_in(merge: Any) -> list[str]:
         for value in merge:
             models |= dict.fromkeys(models_in(value))
     return list(models)
-
-
-def mergekit_yaml(family: "Family", candidate: "Candidate") -> str:
-    """A candidate's merge config as text, its models named and digested, never by path."""
-    import yaml
-
-    first, last = family.endpoint_names
-    called = {"a": first, "b": last} | {spec: Path(spec).name for spec in family.others}
-    digests = [family.endpoint_digests[0], family.endpoint_digests[-1], *family.others.values()]
-    pairs = zip(called.values(), digests, strict=True)
-    head = "".join(f"# {name}: {digest}\n" for name, digest in pairs)
-    return head + yaml.safe_dump(with_models(candidate.merge, called), sort_keys=False)

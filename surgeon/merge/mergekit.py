@@ -23,7 +23,8 @@ from surgeon.families.candidate_files import (
     model_card,
     write_index,
 )
-from surgeon.families.merge_config import mergekit_yaml, models_in, with_models
+from surgeon.families.description import mergekit_yaml
+from surgeon.families.merge_config import models_in, with_models
 from surgeon.families.merge_methods import MergeConfig
 from surgeon.merge.aligned import renumbered
 from surgeon.merge.preflight import require_tokenizers, vocabulary

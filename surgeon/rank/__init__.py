@@ -2,6 +2,7 @@
 
 plan.py         every input checked, before anything is computed
 candidates.py   one candidate: sample, record, credit, weights, scores
+reduced.py      what of it is on disk: reduced recordings, weights, evidence, scores
 caches.py       the published NEX code's caches instead of checkpoints
 costs.py        what it will take, for a dry run
 curve.py        the same ranking from fewer prompts

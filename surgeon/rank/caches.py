@@ -21,7 +21,8 @@ from surgeon.errors import BadInput
 from surgeon.families import Subject
 from surgeon.progress import track
 from surgeon.rank import scores
-from surgeon.rank.candidates import (
+from surgeon.rank.plan import RankPlan, arguments_of, curve_sizes, last_stage, read_truth
+from surgeon.rank.reduced import (
     Reduced,
     candidate_dir,
     credited_anew,
@@ -35,7 +36,6 @@ from surgeon.rank.candidates import (
     write_resamples,
     write_weights,
 )
-from surgeon.rank.plan import RankPlan, arguments_of, curve_sizes, last_stage, read_truth
 from surgeon.ranking import CandidateScores
 from surgeon.report import panels
 from surgeon.settings.rank import RankSettings

@@ -14,17 +14,12 @@ from surgeon import artifact, estimate, evidence_file, lineage, metrics, nex, re
 from surgeon.checkpoint import link_directory
 from surgeon.families import Subject, write_out
 from surgeon.rank import known
-from surgeon.rank.candidates import (
-    TRACES,
-    candidate_dir,
-    cross_fitted,
-    read_resamples,
-    with_rows,
-)
+from surgeon.rank.candidates import with_rows
 from surgeon.rank.curve import curve
 from surgeon.rank.exploration import inverted_u
 from surgeon.rank.plan import RankPlan, shuffled, tolerance
 from surgeon.rank.recording import fitting, recorded
+from surgeon.rank.reduced import TRACES, candidate_dir, cross_fitted, read_resamples
 from surgeon.rank.scores import RECOMMENDED, Pool, Resamples, Score, informs, measures, nines, ratio
 from surgeon.rank.sensitivity import sensitivity
 from surgeon.ranking import (

@@ -8,9 +8,9 @@ from surgeon import activations, artifact, evidence_file, lineage
 from surgeon.errors import BadInput
 from surgeon.families import Subject, candidate_files
 from surgeon.live.families import live, tokenizer_of
-from surgeon.rank.candidates import SCORES, TRACES, candidate_dir, is_scored
 from surgeon.rank.plan import RankPlan, prepare
 from surgeon.rank.recording import MOST_ROW_TOKENS, fitting
+from surgeon.rank.reduced import SCORES, TRACES, candidate_dir, is_scored
 from surgeon.rank.rounds import sizes
 from surgeon.ranking import CandidateScores, Ranking
 from surgeon.settings.rank import RankSettings

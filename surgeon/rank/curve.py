@@ -16,8 +16,8 @@ import numpy as np
 
 from surgeon import evidence_file, metrics, nex
 from surgeon.progress import track
-from surgeon.rank.candidates import candidate_dir
 from surgeon.rank.plan import RankPlan, curve_sizes
+from surgeon.rank.reduced import candidate_dir
 from surgeon.rank.scores import Pool, informs, ratio
 from surgeon.ranking import CurveRow, PromptCurve
 

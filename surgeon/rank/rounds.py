@@ -22,18 +22,18 @@ from typing import NamedTuple
 import numpy as np
 
 from surgeon import artifact
-from surgeon.rank.candidates import (
+from surgeon.rank.candidates import score_candidates
+from surgeon.rank.conclusion import best_first, values
+from surgeon.rank.plan import RankPlan, shuffled, tolerance
+from surgeon.rank.reduced import (
     candidate_dir,
     credited_if_active,
     forget_reduced,
     load_reduced,
     read_resamples,
     reduced_file,
-    score_candidates,
     write_resamples,
 )
-from surgeon.rank.conclusion import best_first, values
-from surgeon.rank.plan import RankPlan, shuffled, tolerance
 from surgeon.rank.scores import Pool, Score
 from surgeon.ranking import CandidateScores, Round, Rounds
 from surgeon.traces import in_order

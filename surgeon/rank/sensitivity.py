@@ -12,8 +12,8 @@ import numpy as np
 
 from surgeon import evidence_file, metrics, nex
 from surgeon.progress import bar
-from surgeon.rank.candidates import candidate_dir
 from surgeon.rank.plan import RankPlan
+from surgeon.rank.reduced import candidate_dir
 from surgeon.rank.scores import informs
 from surgeon.ranking import RescoredReading, SelectionQuality, Sensitivity
 

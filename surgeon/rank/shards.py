@@ -12,7 +12,7 @@ import numpy as np
 
 from surgeon import activations, nex
 from surgeon.families import Subject
-from surgeon.rank import candidates, scores
+from surgeon.rank import reduced, scores
 from surgeon.rank.plan import RankPlan
 from surgeon.settings.rank import RankSettings
 from surgeon.traces import Key, Trace, append, keys_of, stored_traces
@@ -38,7 +38,7 @@ class Shard(NamedTuple):
 class Read(NamedTuple):
     """A recorded answer."""
 
-    reduced: candidates.Reduced
+    reduced: reduced.Reduced
     positive_N: np.ndarray
     rows: activations.Activations | None
     """Where they may be kept as evidence."""
@@ -58,12 +58,12 @@ def read(bench: Bench, shard: Shard) -> Iterator[tuple[Key, Trace | Read, bool]]
         model, traces, row_tokens=shard.row_tokens, top_k=shard.top_k, tau=settings.scoring.tau
     )
     for trace, recording in zip(traces, recordings, strict=True):
-        reduced = candidates.reduce(recording, shard.readings, measures)
+        less = reduced.reduce(recording, shard.readings, measures)
         kept = recording if settings.keep_activations else None
-        small = candidates.row_bytes(recording.activations) <= shard.evidence_bytes
+        small = reduced.row_bytes(recording.activations) <= shard.evidence_bytes
         small = small or settings.format is not None
         rows = recording.activations if small else None
-        yield trace.key, Read(reduced, recording.positive_N, rows, kept), True
+        yield trace.key, Read(less, recording.positive_N, rows, kept), True
 
 
 class Files:
@@ -71,21 +71,21 @@ class Files:
 
     def __init__(self, plan: RankPlan, work: Path, subject: Subject):
         self.plan, self.subject = plan, subject
-        self.directory = candidates.candidate_dir(work, subject)
+        self.directory = reduced.candidate_dir(work, subject)
         self.store = self.directory / "responses"
         self.store.mkdir(parents=True, exist_ok=True)
         if plan.traces is None:
             wanted = keys_of(plan.prompts, plan.settings.sampling.samples)
-            stored = stored_traces(self.directory / candidates.TRACES)
+            stored = stored_traces(self.directory / reduced.TRACES)
         else:
             stored = plan.traces[subject.name]
             wanted = [trace.key for trace in stored]
         self.traces = {trace.key: trace for trace in stored}
-        self.file = {key: candidates.reduced_file(self.store, n) for n, key in enumerate(wanted)}
-        stored_bytes = sum(map(candidates.stored_row_bytes, self.file.values()))
+        self.file = {key: reduced.reduced_file(self.store, n) for n, key in enumerate(wanted)}
+        stored_bytes = sum(map(reduced.stored_row_bytes, self.file.values()))
         self.room = plan.evidence_bytes - stored_bytes
         self.lacking = [
-            key for key in wanted if not candidates.is_reduced(self.file[key], plan.measures)
+            key for key in wanted if not reduced.is_reduced(self.file[key], plan.measures)
         ]
 
     def shard(self, keys: Sequence[Key]) -> Shard:
@@ -103,16 +103,16 @@ class Files:
     def add(self, key: Key, value: Trace | Read) -> None:
         """Write what a worker made."""
         if isinstance(value, Trace):
-            append(self.directory / candidates.TRACES, value)
+            append(self.directory / reduced.TRACES, value)
             self.traces[key] = value
             return
         if value.recording is not None:
-            candidates.keep(self.directory / "activations", self.traces[key], value.recording)
+            reduced.keep(self.directory / "activations", self.traces[key], value.recording)
         rows = value.rows
         if rows is not None:
-            self.room -= candidates.row_bytes(rows)
+            self.room -= reduced.row_bytes(rows)
             rows = rows if self.room >= 0 else None
-        candidates.save_reduced(self.file[key], value.reduced, value.positive_N, rows)
+        reduced.save_reduced(self.file[key], value.reduced, value.positive_N, rows)
 
 
 def gather(plan: RankPlan, work: Path, subjects: Sequence[Subject]) -> Iterator[Subject]:

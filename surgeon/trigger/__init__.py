@@ -15,6 +15,6 @@ counterparts.py  1: failing spans decoded anew
 trials.py        3: firings forced on trial, worths.py what they are worth
 examples.py      5: examples as tokens
 tokens.py        5: the triggers as tokens
-sft_card.py      5: the model card
+sft_result.py    5: its artifact, and the model card
 artifacts.py     what the stages hand each other
 """

@@ -5,13 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
 from surgeon import artifact, lineage
-from surgeon.artifact import part
 from surgeon.checkpoint import (
     Checkpoint,
     CheckpointName,
@@ -43,7 +42,15 @@ from surgeon.trigger.examples import (
     micro_batches,
     read_examples,
 )
-from surgeon.trigger.sft_card import card, loss_table
+from surgeon.trigger.sft_result import (
+    Embedding,
+    ExampleCounts,
+    HeldOutLoss,
+    LossEnds,
+    TriggerSft,
+    card,
+    loss_table,
+)
 from surgeon.trigger.tokens import add_triggers, prepare_rows, rows_of
 from surgeon.watch.monitor import Monitor, locate
 
@@ -51,7 +58,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedTokenizerBase
 
-Embedding = Literal["grown", "reserved rows", "as it was"]
 LEARNING_RATES = {"full": 1e-5, "lora": 1e-4}
 """That of full weights is the paper's (E.4)."""
 
@@ -89,52 +95,6 @@ class SftPlan(NamedTuple):
     def steps(self) -> int:
         """Optimizer steps; the last one of an epoch may have fewer examples."""
         return max(1, round(self.settings.epochs * self.steps_per_epoch))
-
-
-@part
-class ExampleCounts:
-    """How many examples there were."""
-
-    learned: int
-    held_out: int
-    too_long: int
-
-
-@part
-class LossEnds:
-    """The loss at both ends of training, nats per token."""
-
-    steps: int
-    first_loss: float
-    last_loss: float
-
-
-@part
-class HeldOutLoss:
-    """Kind of segment -> mean -log p of its tokens, nats, on the held-out examples."""
-
-    before: dict[str, float]
-    after: dict[str, float]
-
-
-@artifact.artifact("sft.json")
-class TriggerSft:
-    """What `surgeon trigger sft` did."""
-
-    checkpoint: CheckpointName
-    settings: dict[str, Any]
-    result: Literal["adapter", "checkpoint"]
-    triggers: dict[str, int]
-    """Trigger -> its token id."""
-    embedding: Embedding
-    examples: ExampleCounts
-    training: LossEnds
-    held_out_loss: HeldOutLoss
-    detectors: dict[str, Any] | None
-    """Level -> the report of its detector, where they were trained anew."""
-    warnings: list[str]
-    out: artifact.Out = Path()
-    already: artifact.Already = False
 
 
 @verb(SftSettings)

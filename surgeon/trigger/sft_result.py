@@ -1,20 +1,69 @@
-"""A trigger SFT in words: its table of losses, and the model card."""
+"""What a trigger SFT leaves to read: its artifact, the table of its losses, and the model card."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any, Literal
 
 from rich.table import Table
 
-from surgeon.checkpoint import Checkpoint
+from surgeon import artifact
+from surgeon.artifact import part
+from surgeon.checkpoint import Checkpoint, CheckpointName
 from surgeon.checkpoint.card import card as model_card
 from surgeon.checkpoint.card import markdown_table
 from surgeon.console import table
 
-if TYPE_CHECKING:
-    from surgeon.trigger.sft import TriggerSft
-
 MEASURED = ("prefix", "wrong", "diagnose", "continuation")
 """Kinds of segments whose loss is told."""
+
+
+Embedding = Literal["grown", "reserved rows", "as it was"]
+
+
+@part
+class ExampleCounts:
+    """How many examples there were."""
+
+    learned: int
+    held_out: int
+    too_long: int
+
+
+@part
+class LossEnds:
+    """The loss at both ends of training, nats per token."""
+
+    steps: int
+    first_loss: float
+    last_loss: float
+
+
+@part
+class HeldOutLoss:
+    """Kind of segment -> mean -log p of its tokens, nats, on the held-out examples."""
+
+    before: dict[str, float]
+    after: dict[str, float]
+
+
+@artifact.artifact("sft.json")
+class TriggerSft:
+    """What `surgeon trigger sft` did."""
+
+    checkpoint: CheckpointName
+    settings: dict[str, Any]
+    result: Literal["adapter", "checkpoint"]
+    triggers: dict[str, int]
+    """Trigger -> its token id."""
+    embedding: Embedding
+    examples: ExampleCounts
+    training: LossEnds
+    held_out_loss: HeldOutLoss
+    detectors: dict[str, Any] | None
+    """Level -> the report of its detector, where they were trained anew."""
+    warnings: list[str]
+    out: artifact.Out = Path()
+    already: artifact.Already = False
 
 
 def loss_rows(before: Mapping[str, float], after: Mapping[str, float]) -> list[list[str]]:
@@ -32,7 +81,7 @@ def loss_table(before: Mapping[str, float], after: Mapping[str, float], n: int) 
     return losses
 
 
-def card(base: Checkpoint, result: "TriggerSft") -> str:
+def card(base: Checkpoint, result: TriggerSft) -> str:
     """A README.md with the base, the method, the settings, and what was measured."""
     adapter, settings = result.result == "adapter", result.settings
     names = ["tuning", "merge", "epochs", "lr", "warmup", "decay", "batch_size", "mask_wrong",
@@ -66,7 +115,7 @@ def card(base: Checkpoint, result: "TriggerSft") -> str:
     )
 
 
-def _detectors(result: "TriggerSft") -> str:
+def _detectors(result: TriggerSft) -> str:
     """How well the detectors do that were trained anew."""
     if not result.detectors:
         return ""
