@@ -187,7 +187,7 @@ def test_diagnostics_are_printed_before_training(source: Path, tmp_path: Path, m
     def stop(*_: Any) -> None:
         raise InterruptedError
 
-    monkeypatch.setattr("surgeon.distill.train", stop)
+    monkeypatch.setattr("surgeon.distill.ready", stop)
     pool = write_pool(tmp_path / "pool.jsonl")
     with pytest.raises(InterruptedError):
         distill(str(source), pool=pool, out=tmp_path / "out", **SMALL)
