@@ -61,6 +61,17 @@ def test_a_config_with_other_things_than_numbers(copy: Path, changes: dict[str, 
         use(Checkpoint.open(copy))
 
 
+def test_a_config_may_count_experts_that_it_switches_off(copy: Path):
+    """As that of Doge, which has 16,384 of none."""
+    d_ff = resolve(str(copy)).d_ff
+    write(copy, num_experts=16384, num_experts_per_tok=64, is_moe=False)
+    assert resolve(str(copy)).d_ff == d_ff
+    for changes in ({"num_experts": 10**9}, {"num_experts": 16384, "is_moe": True}):
+        write(copy, **changes)
+        with pytest.raises(BadInput, match="num_experts = "):
+            Checkpoint.open(copy)
+
+
 def test_a_config_may_leave_its_number_of_layers_to_transformers(copy: Path):
     file = copy / "config.json"
     config = json.loads(file.read_text())

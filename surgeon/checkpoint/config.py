@@ -38,6 +38,8 @@ def context_of(config: Any) -> int:
 ROUTED = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 SHARED = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
 """What families call the number of their routed experts, and of those that all tokens share."""
+SWITCH = "is_moe"
+"""What Doge's configs say: False where the experts that they count aren't there."""
 CHOSEN = (
     "num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk", "moe_k",
     "top_k_experts",
@@ -51,7 +53,7 @@ def d_ff_of(config: Config) -> int:
     dense = config.get("intermediate_size") or 0
     dense = int(max(dense) if isinstance(dense, list | tuple) else dense)
     experts = next((int(config[name]) for name in ROUTED if config.get(name)), 0)
-    if not experts:
+    if not experts or config.get(SWITCH) is False:
         return dense
     units = int(config.get("moe_intermediate_size") or dense)
     shared = units * next((int(config[name]) for name in SHARED if config.get(name)), 0)
@@ -81,6 +83,8 @@ COUNTS = re.compile(r"(^|_)(n_layer|layers|depth|depths|blocks|experts|stages|la
 """Names of settings that say how many parts a model has."""
 MOST_PARTS = 10_000
 """Parts of one kind that no model has more of; each of them costs memory before any weight does."""
+UNUSED = 1 << 16
+"""Experts that a config may count which has none of them."""
 
 
 def excessive(config: Config, most: int = MOST_PARTS) -> str | None:
@@ -91,8 +95,10 @@ def excessive(config: Config, most: int = MOST_PARTS) -> str | None:
             if found := excessive(value, most):
                 return found
         elif COUNTS.search(name):
+            absent = config.get(SWITCH) is False and name.endswith("experts")
+            limit = max(most, UNUSED) if absent else most
             for one in value if isinstance(value, list) else [value]:
-                if isinstance(one, int | float) and one > most:
+                if isinstance(one, int | float) and one > limit:
                     return f"{name} = {one}"
         elif isinstance(value, list) and len(value) > MOST_PARTS:
             return f"a list of {len(value):,} values as {name}"

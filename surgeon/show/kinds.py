@@ -462,12 +462,13 @@ def _tensors(path: Path) -> Kind:
 
 
 def _rows(path: Path) -> Kind:
-    rows = [row for _, row in jsonl.rows(path)]
+    read = list(jsonl.rows(path))
+    rows = [row for _, row in read]
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise BadInput(f"{path} holds no rows, expected a JSON object a line.")
     keys = list(rows[0])
     if {"prompt_id", "token_ids"} <= rows[0].keys():
-        for place, row in jsonl.rows(path):
+        for place, row in read:
             parse_trace(row, place)
         tokens = [len(row["token_ids"]) for row in rows]
         finished = sum(row.get("finish_reason") == "stop" for row in rows)
