@@ -159,6 +159,28 @@ def test_fp8_in_blocks_is_dequantised_once(fp8, tmp_path: Path, own_cache: Path,
     assert read.chat_template == Checkpoint.open(path).chat_template
 
 
+def test_biases_of_routers_stay_in_float32(tmp_path: Path, make_checkpoint, own_cache: Path):
+    """As DeepSeek and GLM keep them, whatever the weights are: they decide which experts are asked
+    by their last digits."""
+    path = make_checkpoint(
+        tmp_path / "fp8", "glm4_moe", num_hidden_layers=2, n_routed_experts=4, n_shared_experts=1,
+        first_k_dense_replace=1, n_group=1, topk_group=1, num_experts_per_tok=2,
+        moe_intermediate_size=16,
+    )  # fmt: skip
+    name, stored = "model.layers.1.mlp.gate.e_score_correction_bias", {}
+    for key in (whole := Checkpoint.open(path)).tensors:
+        stored[key] = whole.tensor(key)
+        if key.endswith("_proj.weight"):
+            stored[key], stored[f"{key}_scale_inv"], _ = in_blocks(stored[key])
+    for shard in whole.shards:
+        (path / shard).unlink()
+    (path / "model.safetensors.index.json").unlink()
+    stored[name] = torch.tensor([0.1, 0.1001, 0.1002, 0.3])
+    save_file(stored, path / "model.safetensors", metadata={"format": "pt"})
+    quantise(path, quant_method="fp8", weight_block_size=[BLOCK, BLOCK])
+    assert torch.equal(resolve(str(path)).tensor(name), stored[name])
+
+
 def test_a_dequantised_endpoint_merges(fp8, tmp_path: Path, make_checkpoint, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_checkpoint(

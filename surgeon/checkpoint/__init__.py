@@ -29,7 +29,14 @@ from surgeon.checkpoint.directory import (
     Checkpoint,
     use_templates,
 )
-from surgeon.checkpoint.dtypes import DTYPES, FLOAT_NAMES, FLOATS, disk_name, torch_dtype
+from surgeon.checkpoint.dtypes import (
+    DTYPES,
+    FLOAT_NAMES,
+    FLOATS,
+    cast_weights,
+    disk_name,
+    torch_dtype,
+)
 from surgeon.checkpoint.loading import label_dtype, model_class, stored_dtype
 from surgeon.checkpoint.resolving import merge_adapter, resolve
 from surgeon.checkpoint.rewriting import link_directory, link_or_copy, rewrite
@@ -53,6 +60,7 @@ __all__ = [
     "adapter_alone",
     "adapter_digest",
     "card",
+    "cast_weights",
     "config_differences",
     "context_of",
     "d_ff_of",

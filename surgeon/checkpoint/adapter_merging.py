@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from surgeon import lineage
 from surgeon.checkpoint.adapters import Adapter
 from surgeon.checkpoint.directory import INDEX, TOKENIZER_FILES, UNUSABLE, Checkpoint
-from surgeon.checkpoint.dtypes import torch_dtype
+from surgeon.checkpoint.dtypes import cast_weights, torch_dtype
 from surgeon.checkpoint.live_names import live_model, live_names
 from surgeon.checkpoint.rewriting import link_or_copy, rewrite
 from surgeon.checkpoint.templates import read_templates, write_templates
@@ -479,7 +479,8 @@ def _merge_whole(base: Checkpoint, adapter: Adapter, out: Path) -> None:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             tuned: Any = PeftModel.from_pretrained(stored.to(torch.float32), str(adapter.path))
-        merged = tuned.merge_and_unload(safe_merge=True).to(dtype)
+        merged = tuned.merge_and_unload(safe_merge=True)
+        cast_weights(merged, dtype)
     except (ValueError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise BadInput(f"{adapter.spec} does not fit {base.spec}: {reason}") from error

@@ -9,12 +9,12 @@ from typing import Any
 
 from surgeon import lineage, progress, store
 from surgeon.checkpoint.directory import UNUSABLE, Checkpoint
-from surgeon.checkpoint.dtypes import LIVE_DTYPES, torch_dtype
+from surgeon.checkpoint.dtypes import LIVE_DTYPES, cast_weights, torch_dtype
 from surgeon.checkpoint.loading import SCALES, label_dtype, model_class, silence
 from surgeon.checkpoint.quantised import method_of, quantisation, require_readable
 from surgeon.errors import BadInput
 
-DEQUANTISED = 1
+DEQUANTISED = 2
 """Changes whenever a checkpoint comes out otherwise than before."""
 KEYS = ("quantization_config", "compression_config")
 OF_ACTIVATIONS = re.compile(r"(input|activation|output|[qkv])_(global_)?(scale|zero_point)$")
@@ -96,7 +96,8 @@ def _write(checkpoint: Checkpoint, dtype: str, out: Path) -> None:
     model.__dict__.pop("_weight_conversions", None)
     if getattr(model.config, KEYS[0], None) is not None:
         del model.config.quantization_config
-    model.to(torch_dtype(dtype)).save_pretrained(out)
+    cast_weights(model, torch_dtype(dtype))
+    model.save_pretrained(out)
     checkpoint.copy_side_files(out)
     config: dict[str, Any] = {k: v for k, v in checkpoint.config.items() if k not in KEYS}
     if isinstance(text := config.get("text_config"), dict):

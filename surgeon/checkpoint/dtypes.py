@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 
 class Dtype(NamedTuple):
@@ -52,3 +53,11 @@ def torch_dtype(name: str) -> "torch.dtype":
 def disk_name(name: str) -> str:
     """safetensors' name of torch's name."""
     return next(disk for disk, dtype in DTYPES.items() if dtype.torch == name)
+
+
+def cast_weights(model: "nn.Module", dtype: "torch.dtype") -> None:
+    """Bring a model's weights to a dtype, and not its buffers, which are float32 whatever the
+    weights are: in bfloat16 rotary frequencies are off by radians at a few thousand tokens, and
+    biases of routers choose other experts."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)

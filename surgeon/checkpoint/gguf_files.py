@@ -9,11 +9,11 @@ from typing import Any
 
 from surgeon import lineage, progress, store
 from surgeon.checkpoint.directory import UNUSABLE, Checkpoint
-from surgeon.checkpoint.dtypes import torch_dtype
+from surgeon.checkpoint.dtypes import cast_weights, torch_dtype
 from surgeon.checkpoint.loading import label_dtype, silence
 from surgeon.errors import BadInput
 
-CONVERTED = 1
+CONVERTED = 2
 """Changes whenever a file comes out otherwise than before."""
 PART = re.compile(r".*-(\d{5})-of-(\d{5})\.gguf")
 PLAIN = ("F32", "F16", "BF16")
@@ -104,6 +104,7 @@ def _convert(file: Path, dtype: str, out: Path) -> None:
         del model.config.quantization_config
     model.hf_quantizer = None  # the weights are dequantised, whatever the loader left here
     model.is_quantized = False
-    model.to(torch_dtype(dtype)).save_pretrained(out)
+    cast_weights(model, torch_dtype(dtype))
+    model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     label_dtype(out)

@@ -19,7 +19,7 @@ from surgeon.checkpoint.loading import require_fit
 from surgeon.checkpoint.specs import hub_id
 from surgeon.errors import BadInput
 
-MERGED = 2
+MERGED = 3
 """Changes whenever a base and its adapter come out otherwise than before."""
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja",
              *(name for name in TOKENIZER_FILES if not name.endswith(".json"))]  # fmt: skip

@@ -288,7 +288,8 @@ def lacking(
     `prompt_tokens` are those of a prompt, on average: they are read again with the answers where a
     pace says how fast that is.
     """
-    there = [trace for trace in known.there.get(name, ()) if trace.key in set(wanted)]
+    asked = set(wanted)
+    there = [trace for trace in known.there.get(name, ()) if trace.key in asked]
     n = len(wanted) - len(there)
     length = known.length(name)
     tokens = length.times(n)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from surgeon.checkpoint import cast_weights
 from surgeon.errors import BadInput
 from surgeon.settings.training import Tuning
 
@@ -29,10 +30,7 @@ def tune(
     adapter = None
     if tuning.weights == "full":
         if tuning.mastered:
-            # Not its buffers: rotary frequencies in bfloat16 are off by radians at a few thousand
-            # tokens, and are float32 in every program that uses the result.
-            for parameter in model.parameters():
-                parameter.data = parameter.data.to(torch.bfloat16)
+            cast_weights(model, torch.bfloat16)
         else:
             model.float()
         model.requires_grad_(True)
