@@ -203,6 +203,16 @@ def rates_recipe() -> str:
     return recipe(head, rates(), [measure("rates", VALIDATION, rates())]).rstrip() + "\n"
 
 
+def votes(temperature: float) -> str:
+    """The text of a measurement: how often the majority of eight of the base's answers to the pool
+    is right, drawn as a step of training draws them (1), or as the pool's answers are (0.6)."""
+    return (
+        f"- evaluate:\n    checkpoints: builtin:base\n    task: {PLACE}/labels.jsonl[:100]\n"
+        f"    out: {PLACE}/votes-{temperature:g}\n    temperature: {temperature:g}\n"
+        "    samples: 8\n    top_p: 1\n    max_tokens: 640\n    seed: 2\n\n"
+    )
+
+
 class Measurement(NamedTuple):
     """One measurement of trainings."""
 
@@ -251,6 +261,7 @@ def seeds_recipe(best: Mapping[str, float]) -> str:
         measure(one.name, one.task, one.trained, one.base, grouped=True)
         for one in measurements(best)
     ]
+    measures += [votes(1), votes(0.6)]
     return recipe(head, [*all_trained(best), *teachers(best)], measures).rstrip() + "\n"
 
 

@@ -534,7 +534,7 @@ def test_the_committed_recipe_of_the_study_is_the_generated_one():
     assert len({training["out"] for training in trainings}) == len(trainings)
     for training in trainings:
         bind(DistillSettings, training)
-    for step in written[-4:]:
+    for step in written[-6:]:
         bind(EvaluateSettings, step["evaluate"])
 
 
