@@ -8,6 +8,7 @@ from test_watch_watching import ALWAYS, Run, Scene, same
 
 from surgeon.channels import read_back
 from surgeon.decoding.cache import cache_bytes_per_token
+from surgeon.errors import BadInput
 from surgeon.neureasoner.features import trace_features
 from surgeon.neureasoner.steps import StepEnds, split_steps
 from surgeon.watch.redrawing import Redrawing
@@ -101,6 +102,13 @@ def test_of_several_draws_the_one_that_the_detector_likes_best_stays(
     assert (kept and again) or closing != "</think>"
     same(scene.run(requests[:3], monitor, levels=["intra"], together=False),
          Run(run.answers[:3], run.firings[:3], run.readings[:3]))  # fmt: skip
+
+
+def test_draws_are_refused_where_a_firing_draws_nothing(scene: Scene):
+    monitor = scene.monitor({"intra": ALWAYS})
+    with pytest.raises(BadInput, match="found draws = 3 with action trigger"):
+        monitor.acting(None, 3)
+    assert monitor.acting("resample", 3).settings.draws == 3
 
 
 @pytest.mark.parametrize("action", ["resample", "choose"])

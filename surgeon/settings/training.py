@@ -40,7 +40,8 @@ class Tuning:
     """LoRA: module names, separated by commas, or `all-linear` (all but the unembedding)."""
     mastered: Annotated[bool, RECORDED_WHERE_SET] = False
     """All weights: keep them in bfloat16, with a float32 copy in the optimizer, instead of
-    computing in float32 or casting in every pass."""
+    computing in float32 or casting in every pass. What is written has bfloat16's precision, also
+    of a float32 base."""
     gradient_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
 

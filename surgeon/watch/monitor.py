@@ -81,7 +81,8 @@ class Monitor:
         return {level: float(self.detectors[level].threshold) for level in self.levels}
 
     def acting(self, action: Action | None, draws: int | None) -> "Monitor":
-        """The same monitor, whose firings do that instead; None: as before."""
+        """The same monitor, whose firings do that instead; None: as before. Raises `BadInput` for a
+        number of draws where a firing draws nothing."""
         if action is None and draws is None:
             return self
         settings = replace(
@@ -89,6 +90,11 @@ class Monitor:
             action=action or self.settings.action,
             draws=draws or self.settings.draws,
         )
+        if draws is not None and settings.action == "trigger":
+            raise BadInput(
+                f"found draws = {draws} with action trigger, which draws no step anew: add --action "
+                "resample or choose, or leave draws out."
+            )
         return replace(self, settings=settings)
 
     def save(self, path: str | Path) -> None:
