@@ -92,8 +92,8 @@ class Monitor:
         )
         if draws is not None and settings.action == "trigger":
             raise BadInput(
-                f"found draws = {draws} with action trigger, which draws no step anew: add --action "
-                "resample or choose, or leave draws out."
+                f"found draws = {draws} with action trigger, which draws no step anew: add "
+                "--action resample or choose, or leave draws out."
             )
         return replace(self, settings=settings)
 
