@@ -77,6 +77,21 @@ def test_what_firing_is_worth_is_found_out_on_trial(stages: Path, tmp_path: Path
     assert tried and max(len(trace.token_ids) for trace in tried) <= 60 + 400
 
 
+def test_a_threshold_that_moved_is_said(stages: Path, tmp_path: Path, monkeypatch):
+    def worths(_plan: Any, _model: Any, monitor: Monitor, *_: Any) -> dict[str, Any]:
+        monitor.detectors["intra"].threshold.fill_(0.875)
+        return {}
+
+    monkeypatch.setattr("surgeon.trigger.detectors.worths", worths)
+    result = detectors(
+        MODEL, out=tmp_path / "out", trials=2, action="resample", max_tokens=60,
+        labels=stages / "labels", channels=stages / "channels", **SMALL,
+    )  # fmt: skip
+    (warning,) = [line for line in result.warnings if "fires from" in line]
+    learned = result.levels["intra"]["threshold"]
+    assert warning.startswith("intra fires from 0.875, where") and f"{learned:.3f}." in warning
+
+
 def test_problems_are_in_one_part_only(stages: Path, done):
     result, _ = done
     spans = read_spans(stages / "labels" / "spans.jsonl")

@@ -147,7 +147,14 @@ def _detectors(plan: DetectorsPlan, work: Path) -> Detection:
     )  # fmt: skip
     kept = {level: plan.channels[level] for level in fitted.detectors}
     monitor = Monitor(kept, fitted.detectors, watch, checkpoint.digest)
+    learned = monitor.thresholds
     found = worths(plan, model, monitor, fitted.held, work) if settings.trials else {}
+    moved = [
+        f"{level} fires from {monitor.thresholds[level]:.3f}, where a firing gains most; its "
+        f"accuracy and recall above are at {threshold:.3f}."
+        for level, threshold in learned.items()
+        if monitor.thresholds[level] != threshold
+    ]
     off = {level: one.reason for level, one in found.items() if not one.on}
     replace(monitor, off=off).save(work)
     return Detection(
@@ -155,7 +162,7 @@ def _detectors(plan: DetectorsPlan, work: Path) -> Detection:
         settings=lineage.plain({**plan.run.arguments, "seed": settings.seed}),
         layer=plan.layer,
         levels=fitted.reports,
-        warnings=fitted.warnings,
+        warnings=[*fitted.warnings, *moved],
         trajectories=fitted.trajectories,
         worth={level: worth_part(one) for level, one in found.items()},
     )
