@@ -524,11 +524,18 @@ def test_teacher_and_student_share_the_base(source: Path):
     assert held < 0.2 * sum(p.numel() for p in model.parameters())
 
 
-def test_the_committed_recipe_of_the_study_is_the_generated_one():
+def test_the_committed_recipes_of_the_study_are_the_generated_ones():
     recipe = Path(__file__).parents[1] / "recipes" / "distill-study.yaml"
     assert recipe.read_text() == distill_study.rates_recipe()
-    best = dict.fromkeys(distill_study.METHODS, 0.001)
-    written = yaml.safe_load(distill_study.seeds_recipe(best))
+    committed = (recipe.parent / "distill-study-seeds.yaml").read_text()
+    firsts = {
+        step["distill"]["method"]: float(step["distill"]["lr"])
+        for step in reversed(yaml.safe_load(committed))
+        if "distill" in step
+    }
+    best = {method: firsts[method] for method in distill_study.METHODS}
+    assert distill_study.seeds_recipe(best) == committed
+    written = yaml.safe_load(committed)
     trainings = [step["distill"] for step in written if "distill" in step]
     assert len(trainings) == 5 * (8 + 6 + 2 * 5) + (1 + 6 + 2)
     assert len({training["out"] for training in trainings}) == len(trainings)
