@@ -47,7 +47,7 @@ GROUPED = {"samples": 8, "batch_size": 4, "steps": 23}
 METHODS: dict[str, dict[str, Any]] = {
     # Eight questions answered before training for what is said of it, eight times each, and again
     # by the teacher; 200 first answers; then 16 rollouts a step.
-    "nopsd": {"pool": "builtin:pool[:200]", "steps": 29},
+    "nopsd": {"steps": 29},
     "uopsd": GROUPED,
     "lmsi": {"pool": "builtin:pool[:100]", "steps": 50},
     "ttrl": GROUPED,
@@ -110,15 +110,10 @@ def seeds(best: Mapping[str, float]) -> list[Trained]:
 def on_pool(pool: str, best: Mapping[str, float]) -> list[Trained]:
     """Five seeds of the methods that are trained on another pool."""
     place, _ = POOLS[pool]
-    more: dict[str, Any] = {"pool": place}
+    more: dict[str, Any] = {"pool": place, "labels": place}
     if pool == "rare":
-        more["checkpoint"] = "builtin:instruct"
-    told = {"labels": f"{PLACE}/labels-reversed.jsonl" if pool == "rare" else place}
-    own: dict[str, dict[str, Any]] = {
-        "lmsi": {"pool": place.replace(":200]", ":100]")},  # as few as on the plain pool
-        "nopsd": told,
-        "grpo": told,
-    }
+        more |= {"checkpoint": "builtin:instruct", "labels": f"{PLACE}/labels-reversed.jsonl"}
+    own = {"lmsi": {"pool": place.replace(":200]", ":100]")}}  # as few as on the plain pool
     return [
         Trained(f"{pool}-{m}-s{s}", m, best[m], s, more | own.get(m, {}))
         for m in ELSEWHERE
@@ -142,10 +137,10 @@ def teachers(best: Mapping[str, float]) -> list[Trained]:
 # --- as recipes -----------------------------------------------------------------------------------
 
 COMMON = f"""\
-# every training: a checkpoint, the pool's first 400 questions
+# every training: a checkpoint, the pool's first 200 questions
 - distill: &method
     checkpoint: builtin:base
-    pool: builtin:pool[:400]
+    pool: builtin:pool[:200]
     merge: true
     top_global: 0.0143 # 22 of 1,536 neurons: the paper's share, 5,000 of 350,208
     max_tokens: 640 # the family's budget
