@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from surgeon import cli, nopsd
+from surgeon import artifact, cli, nopsd
 from surgeon.answers import majority, parse_tags, read_answers
 from surgeon.artifact import read
 from surgeon.checkpoint import Checkpoint, resolve
@@ -147,7 +147,8 @@ def test_no_label_is_read(source: Path, done, tmp_path: Path):
 def test_killed_in_each_stage_it_ends_in_the_same_result(
     source: Path, done, tmp_path: Path, monkeypatch
 ):
-    """Stopped while it answers, makes contexts and trains; each time continued by the same call."""
+    """Stopped while it answers, makes contexts, trains and removes what is no longer needed; each
+    time continued by the same call."""
     _, out = done
     again = tmp_path / "out"
     questions = write_pool(tmp_path / "pool.jsonl")
@@ -177,10 +178,25 @@ def test_killed_in_each_stage_it_ends_in_the_same_result(
             with pytest.raises(Killed):
                 distill(str(source), pool=questions, out=again, **SMALL)
         assert not again.exists()
+
+    real = shutil.rmtree
+
+    def half_removed(path: Path, **how: Any) -> None:
+        if (path / "state.json").is_file():
+            (path / "state.json").unlink()
+            raise Killed
+        real(path, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", half_removed)
+        for _ in ("the state of step 2, behind that of step 4", "that of step 4, at the end"):
+            with pytest.raises(Killed):
+                distill(str(source), pool=questions, out=again, **SMALL)
     distill(str(source), pool=questions, out=again, **SMALL)
     assert records(again) == records(out)
-    name = "adapter_model.safetensors"
-    assert (again / name).read_bytes() == (out / name).read_bytes()
+    for name in ("adapter_model.safetensors", "rollouts/part-0.jsonl", "teacher/part-0.jsonl"):
+        assert (again / name).read_bytes() == (out / name).read_bytes()
+    assert [p.name for p in (again / "training").iterdir()] == ["metrics.jsonl"]
 
 
 def test_diagnostics_are_printed_before_training(source: Path, tmp_path: Path, monkeypatch, capsys):
@@ -816,7 +832,8 @@ def test_intuitor_rewards_distance_from_uniform():
 
 
 def test_a_reward_trains_and_a_kill_changes_nothing(source: Path, tmp_path: Path, monkeypatch):
-    """TTRL for one epoch, killed in its second step and continued; labels choose the step."""
+    """TTRL for one epoch, killed in its second step, and when its states and best weights are gone,
+    and continued; labels choose the step."""
     pool = write_pool(tmp_path / "pool.jsonl", 6)
     labels = write_pool(tmp_path / "labels.jsonl", 2, labels=True)
     settings = {**SMALL, "batch_size": 2, "max_tokens": 12, "save_every": 1, "validation": labels}
@@ -831,10 +848,18 @@ def test_a_reward_trains_and_a_kill_changes_nothing(source: Path, tmp_path: Path
                 raise KeyboardInterrupt
             return real(*args)
 
+        def killed(*_):
+            raise KeyboardInterrupt
+
         with monkeypatch.context() as patch:
             patch.setattr(drawing, "rollout", rollout)
             with pytest.raises(KeyboardInterrupt):
                 distill(str(source), pool=pool, out=tmp_path / "two", **settings)
+        with monkeypatch.context() as patch:
+            patch.setattr(artifact, "write", killed)
+            with pytest.raises(KeyboardInterrupt):
+                distill(str(source), pool=pool, out=tmp_path / "two", **settings)
+        assert not (tmp_path / "two.partial" / "training" / "best.safetensors").exists()
         distill(str(source), pool=pool, out=tmp_path / "two", **settings)
     told = records(tmp_path / "one")
     assert [record["step"] for record in told] == [1, 2, 3]  # 6 questions, 2 a step

@@ -1,6 +1,5 @@
 """What a distillation leaves: an adapter or a checkpoint, its card, and what is printed of it."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from surgeon.distill.pool import stored_answers
 from surgeon.distill.validation import BEST, Validated, outcome
 from surgeon.training import processes
 from surgeon.training.outputs import write_result
-from surgeon.training.state import History
+from surgeon.training.state import History, forget_states
 from surgeon.training.student import Student
 
 WINDOW = 10
@@ -113,10 +112,9 @@ def write(
 
     def write_files() -> None:
         write_result(plan.checkpoint, student, weights, work, merge=plan.settings.merge)
-        for state in (work / "training").glob("state-*"):
-            shutil.rmtree(state)
-        (work / "training" / BEST).unlink(missing_ok=True)
         lineage.write_text(work / "README.md", card(plan, result))
+        forget_states(work)
+        (work / "training" / BEST).unlink(missing_ok=True)
 
     processes.first(student.accelerator, write_files)
     return result

@@ -19,7 +19,17 @@ from surgeon.consensus import contribution_sets
 from surgeon.distill.plan import DistillPlan
 from surgeon.families import as_subject
 from surgeon.progress import bar
-from surgeon.traces import Key, Prompt, Sampling, Trace, read_traces, sampled
+from surgeon.traces import (
+    Key,
+    Prompt,
+    Sampling,
+    Trace,
+    in_order,
+    read_traces,
+    sampled,
+    settle,
+    stored_traces,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -91,6 +101,7 @@ def answer_prompts(
         done=done,
     )  # fmt: skip
     sampled(file, live.model, live.tokenizer, share, sampling, what=what, done=done)
+    settle(file, in_order(stored_traces(file), plan.prompts))
     accelerator.wait_for_everyone()
     return stored_answers(directory)
 

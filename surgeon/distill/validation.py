@@ -58,6 +58,7 @@ class Validation(NamedTuple):
         """The same batches, with a look at the problems before every n-th step."""
 
         def from_step(start: int) -> Iterator[Batch]:
+            self.forget_lost()
             work = batches(start)
             for step in count(start):
                 if step % self.every == 0:
@@ -65,6 +66,13 @@ class Validation(NamedTuple):
                 yield next(work)
 
         return from_step
+
+    def forget_lost(self) -> None:
+        """Forget what was measured where the best weights are gone: a kill came after they were
+        removed with the states, so training begins anew."""
+        if self.live.accelerator.is_main_process and not (self.directory / BEST).is_file():
+            (self.directory / FILE).unlink(missing_ok=True)
+        self.live.accelerator.wait_for_everyone()
 
     def look(self, step: int) -> None:
         """Measure the student as it is; keep its weights where it is the best so far."""

@@ -4,7 +4,6 @@ plan.py      what is checked before the model is loaded
 lessons.py   rows as tokens, and the mixture of two files
 """
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -36,6 +35,7 @@ from surgeon.training.sequences import (
     targets,
     token_nll,
 )
+from surgeon.training.state import forget_states
 from surgeon.training.student import Student
 from surgeon.training.tuning import tune
 
@@ -128,8 +128,7 @@ def teach(plan: TracesPlan, accelerator: "Accelerator", work: Path) -> TrainedOn
 
     def conclude() -> TrainedOnTraces:
         lineage.write_text(work / "README.md", card(plan, result))
-        for state in (work / "training").glob("state-*"):
-            shutil.rmtree(state)
+        forget_states(work)
         return result
 
     return processes.first(accelerator, conclude)

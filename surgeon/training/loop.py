@@ -214,7 +214,7 @@ def fit(
                 advance(note=f"loss {means['loss']:.4f}")
             if schedule.save_every and (step + 1) % schedule.save_every == 0:
                 save(directory, step + 1, student, optimizer, teacher)
-    if not schedule.save_every or steps % schedule.save_every:
+    if start < steps and (not schedule.save_every or steps % schedule.save_every):
         save(directory, steps, student, optimizer, teacher)
     return journal.history()
 

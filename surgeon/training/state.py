@@ -33,6 +33,24 @@ def states(directory: Path) -> list[Path]:
     return sorted(p for p in directory.glob("state-*") if p.suffix != ".partial")
 
 
+def forget_states(work: Path) -> None:
+    """Remove the states of a run whose result is written in `work`, once that is on the disk."""
+    for path in filter(Path.is_file, work.iterdir()):
+        lineage.sync(path)
+    for state in states(work / "training"):
+        drop(state)
+    for rest in (work / "training").glob("state-*.partial"):
+        shutil.rmtree(rest)
+
+
+def drop(state: Path) -> None:
+    """Remove a state so that a kill meanwhile doesn't leave a part of it to be resumed from."""
+    gone = state.with_name(state.name + ".partial")
+    shutil.rmtree(gone, ignore_errors=True)
+    state.rename(gone)
+    shutil.rmtree(gone)
+
+
 def save(
     directory: Path,
     step: int,
@@ -64,11 +82,10 @@ def save(
                 {k: t.contiguous() for k, t in tensors.items()}, partial / f"{name}.safetensors"
             )
         lineage.write_json(partial / "state.json", {"step": step})
-        shutil.rmtree(out, ignore_errors=True)
         lineage.finish(partial, out)
         for old in states(directory):
             if old != out:
-                shutil.rmtree(old)
+                drop(old)
     student.accelerator.wait_for_everyone()
 
 

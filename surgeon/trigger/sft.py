@@ -30,6 +30,7 @@ from surgeon.training import processes
 from surgeon.training.loop import Batch, fit
 from surgeon.training.outputs import write_result
 from surgeon.training.sequences import nll_loss, require_plain_logits, targets
+from surgeon.training.state import forget_states
 from surgeon.training.student import Student
 from surgeon.training.tuning import tune
 from surgeon.trigger.artifacts import Labels, read_labels
@@ -316,8 +317,7 @@ def _carry_monitor(plan: SftPlan, result: TriggerSft, work: Path) -> TriggerSft:
             else Checkpoint.open(work).digest
         )
         replace(monitor, checkpoint=digest).save(work)
-    for state in (work / "training").glob("state-*"):
-        shutil.rmtree(state)
+    forget_states(work)
     return result
 
 
