@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from surgeon.answers import opened
 from surgeon.errors import BadInput
-from surgeon.neureasoner.steps import thinking_tags
 from surgeon.serve.grammar import DEEPEST, depth
 from surgeon.serve.refusals import Refusal, encodable
 from surgeon.serve.tools import CallForm, form_of
@@ -47,8 +46,6 @@ class Rendered(NamedTuple):
     """The answer begins inside a thought."""
     form: CallForm | None
     """How calls are written, where there are tools."""
-    tags: Tags
-    """What a thought stands between."""
 
 
 def read_messages(messages: object) -> tuple[Message, ...]:
@@ -177,9 +174,10 @@ def render(
     choice: ToolChoice,
     thinking: bool | None,
     template: str | None,
+    tags: Tags,
 ) -> Rendered:
     """The tokens up to where the answer begins; raises `Refusal` where the template takes less than
-    the request holds."""
+    the request holds. A thought stands between the `tags`."""
     try:
         prompt = Prompt("messages", tuple(messages), tools=choice.tools)
         ids = encode(tokenizer, prompt, thinking, template)
@@ -198,5 +196,4 @@ def render(
                 "has calls written; leave them out, or set tool_choice to required.",
                 param="tools", code="unsupported_parameter",
             )  # fmt: skip
-    tags = thinking_tags(tokenizer)
-    return Rendered(ids, bool(opened(str(tokenizer.decode(ids[-32:])), [tags])), form, tags)
+    return Rendered(ids, bool(opened(str(tokenizer.decode(ids[-32:])), [tags])), form)

@@ -82,6 +82,8 @@ class Offer(NamedTuple):
     nothing can choose among them."""
     grammars: Grammars | None = None
     """None where a monitor forces tokens, which no grammar could allow for."""
+    tags: Tags = THINKING
+    """What a thought stands between."""
 
 
 class Told(NamedTuple):
@@ -177,7 +179,7 @@ def read_chat(raw: bytes, tokenizer: "PreTrainedTokenizerBase", offer: Offer) ->
         told = Told(top, prompt=False)
     elif top:
         raise Refusal(400, "top_logprobs needs logprobs = true.", param="top_logprobs")
-    shown = render(tokenizer, messages, choice, thinking, offer.template)
+    shown = render(tokenizer, messages, choice, thinking, offer.template, offer.tags)
     most = _tokens(body, name, offer.max_tokens, offer)
     query = _query(body, offer, [shown.ids], "messages", most)._replace(told=told)
     if not choice.tools:
@@ -186,7 +188,7 @@ def read_chat(raw: bytes, tokenizer: "PreTrainedTokenizerBase", offer: Offer) ->
     if choice.required:
         query = query._replace(grammar=_forced(query, choice, calls, offer))
     calling = Calling(
-        shown.form, shown.thinking, choice.required, choice.name, calls, shown.tags
+        shown.form, shown.thinking, choice.required, choice.name, calls, offer.tags
     )  # fmt: skip
     return query._replace(calling=calling)
 

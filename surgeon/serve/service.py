@@ -8,6 +8,7 @@ from surgeon.decoding import context_limit
 from surgeon.errors import BadInput
 from surgeon.families import open_checkpoint
 from surgeon.live import support
+from surgeon.neureasoner.steps import thinking_tags
 from surgeon.serve.best import Best, chooser
 from surgeon.serve.grammar import Grammars
 from surgeon.serve.query import Offer
@@ -75,6 +76,8 @@ def load(settings: ServeSettings) -> Service:
         template=settings.template,
         best_of=None if best is None else settings.best_of,
         grammars=None if watched else Grammars(deepcopy(tokenizer), vocabulary, stop),
+        # Once: of a large vocabulary the look takes longer than all else of a request.
+        tags=thinking_tags(tokenizer) if monitor is None else monitor.settings.thinking,
     )
     watching = None
     if monitor is not None and levels:
