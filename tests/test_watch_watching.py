@@ -532,6 +532,17 @@ def test_a_closing_tag_that_is_no_token_is_written_in_several_where_answers_thin
         forced_tokens(tokenizer, other, "enough")
 
 
+def test_the_end_that_is_forced_has_the_tokens_of_a_text_that_goes_on():
+    """GPT-2's pieces: two line breaks are one token at the end of a text, and two before a word,
+    which is all that a model has seen there."""
+    tokenizer = tokenizer_of("<think>", "</think>", "\n", "\n\n", "A")
+    pieces = Regex(r"</?think>|\w+|\s+(?!\S)|\s+")
+    tokenizer.backend_tokenizer.pre_tokenizer = Split(pieces, "isolated")
+    ids = forced_tokens(tokenizer, WatchSettings(finish=""), "enough")
+    assert tokenizer.convert_ids_to_tokens(ids) == ["</think>", "\n", "\n"]
+    assert [*ids, tokenizer.vocab["A"]] == tokenizer("</think>\n\nA")["input_ids"]
+
+
 def test_a_model_whose_answer_is_another_message_is_sent_to_it():
     words = ["<|channel|>", "final", "<|message|>", "<|end|>", "<|start|>", "assistant", "Done."]
     tokenizer = tokenizer_of(*words)

@@ -424,13 +424,27 @@ def forced_tokens(
     before = before if settings.finish else before.lstrip()
     closes = close in vocabulary if settings.closes is None else settings.closes
     text = settings.finish + (before + close + after if closes else after)
-    ids: list[int] = list(tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore
+    ids = _before_more(tokenizer, text)
     if closes and close not in tokenizer.decode(ids, clean_up_tokenization_spaces=False):
         raise BadInput(
             f"the tokenizer writes {tokenizer.decode(ids)!r} for {text!r}, expected {close} in it. "
             "Name the tags of this model with --think-tags 'OPEN CLOSE'."
         )
     return ids
+
+
+def _before_more(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """The tokens of a text that goes on: GPT-2's pieces, and those of its like, have other tokens
+    for line breaks that end a text than for those that a word follows."""
+    alone, more = (
+        list(tokenizer(some, add_special_tokens=False)["input_ids"])  # pyright: ignore
+        for some in (text, text + "A")
+    )
+
+    def said(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+    return more[:-1] if said(more[:-1]) == said(alone) else alone
 
 
 def check_rates(rates: Mapping[str, float], levels: Sequence[str]) -> None:
