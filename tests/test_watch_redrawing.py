@@ -1,12 +1,14 @@
 """Steps that are drawn anew where a detector fires: which one stays, what is emitted, and rows."""
 
 from itertools import pairwise, takewhile
+from typing import Any
 
 import numpy as np
 import pytest
 from test_watch_watching import ALWAYS, Run, Scene, same
 
 from surgeon.channels import read_back
+from surgeon.decoding import Decoder, Rewind
 from surgeon.decoding.cache import cache_bytes_per_token
 from surgeon.errors import BadInput
 from surgeon.neureasoner.features import trace_features
@@ -102,6 +104,27 @@ def test_of_several_draws_the_one_that_the_detector_likes_best_stays(
     assert (kept and again) or closing != "</think>"
     same(scene.run(requests[:3], monitor, levels=["intra"], together=False),
          Run(run.answers[:3], run.firings[:3], run.readings[:3]))  # fmt: skip
+
+
+@pytest.mark.parametrize("action", ["resample", "choose"])
+def test_tokens_that_are_thrown_away_are_counted_with_what_had_begun_of_a_tag(
+    scene: Scene, action: str, monkeypatch: pytest.MonkeyPatch
+):
+    taken, begun, rewind = dict.fromkeys(range(8), 0), [], Decoder._rewind
+
+    def counting(self: Decoder, b: int, row: Any, to: Rewind) -> None:
+        gone = row.token_ids[to.length :]
+        taken[row.index] += len(gone)
+        begun.append(not str(scene.tokenizer.decode(gone)).endswith("\n\n"))
+        rewind(self, b, row, to)
+
+    monkeypatch.setattr(Decoder, "_rewind", counting)
+    # The model writes it often; its first tokens are held until it is whole.
+    tags = ("<think>", "4 = 8")
+    monitor = scene.monitor({"intra": ALWAYS}, action=action, draws=2, thinking=tags, cooldown=0)
+    run = scene.run(scene.requests(8, 90), monitor, levels=["intra"])
+    counted = {i: sum(f.redrawn or 0 for f in some) for i, some in enumerate(run.firings)}
+    assert counted == taken and any(begun)
 
 
 def test_draws_are_refused_where_a_firing_draws_nothing(scene: Scene):

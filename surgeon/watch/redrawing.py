@@ -134,7 +134,9 @@ class Redrawing(Watching):
         """Back to the step's beginning, after another draw of it."""
         redraw.draws.append(last)
         fired = self.firings[self.index_B[b]]
-        tokens = (fired[-1].redrawn or 0) + len(last.token_ids)
+        # With those of a closing tag but its last, which was chosen and not yet written.
+        gone = len(last.token_ids) + max(0, len(last.after) - 1)
+        tokens = (fired[-1].redrawn or 0) + gone
         fired[-1] = fired[-1]._replace(redrawn=tokens)
         return Rewind(redraw.start, len(redraw.draws))
 
