@@ -14,8 +14,10 @@ from surgeon.monitor import monitor
 from surgeon.monitor import show as show_monitor
 from surgeon.neureasoner import worth
 from surgeon.neureasoner.worth import NEVER, Readings, Trials
-from surgeon.traces import read_traces
+from surgeon.settings.sampling import Sampling
+from surgeon.traces import LocalSampler, encode, read_prompts, read_traces, sample
 from surgeon.trigger.calibrate import Calibration, calibrate, show
+from surgeon.trigger.trials import Trial, tried
 from surgeon.watch.monitor import Monitor
 
 
@@ -175,6 +177,26 @@ def test_a_trial_is_the_trace_up_to_a_step_end_with_and_without_the_trigger(made
         texts = [tokenizer.decode(fired.token_ids[n:]) for n in ends]
         assert any(text.startswith(("Let me start over.", "So")) for text in texts)
         assert max(len(fired.token_ids), len(plain.token_ids)) <= 90
+
+
+def test_where_the_context_is_full_nothing_follows_a_firing(tmp_path: Path):
+    """A model that went on until its context was full, at most 40 tokens behind the prompt."""
+    checkpoint = resolve(MODEL)
+    model, tokenizer = checkpoint.model(), checkpoint.tokenizer()
+    (prompt,) = read_prompts("builtin:test")[:1]
+    asked = encode(tokenizer, prompt)
+    model.config.max_position_embeddings = len(asked) + 40
+    sampler, sampling = LocalSampler(model, tokenizer), Sampling(samples=1, max_tokens=500)
+    (trace,) = sample(sampler, tokenizer, [prompt], sampling)
+    assert len(trace.token_ids) == 40
+    trials = [Trial("intra", True, trace, 0, end, end) for end in (20, 39, 40)]
+    pairs = tried(
+        sampling, sampler, tokenizer, trials, {"intra": [9, 9]}, tmp_path / "trials.jsonl"
+    )
+    assert [len(one.token_ids) for pair in pairs for one in pair] == [40] * 6
+    assert pairs[1][0].token_ids == [*trace.token_ids[:39], 9]
+    assert pairs[2][0].token_ids == pairs[2][1].token_ids == trace.token_ids
+    assert {one.finish_reason for pair in pairs for one in pair} == {"length"}
 
 
 def test_the_same_again_is_read_without_the_model(made: Any, monkeypatch: pytest.MonkeyPatch):

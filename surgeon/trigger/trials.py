@@ -95,29 +95,36 @@ def tried(
         if (trial.trace.prompt_id, 2 * i + (not fires)) not in done
     ]
     with bar("firings on trial", len(missing)) as advance:
+
+        def keep(i: int, fires: bool, ids: list[int]) -> None:
+            trace = trials[i].trace
+            finish = "stop" if ids[-1] in sampler.stop else "length"
+            made = Trace(
+                trace.prompt_id, 2 * i + (not fires), list(trace.prompt_token_ids), ids,
+                text_of(tokenizer, ids, finish), finish,
+            )  # fmt: skip
+            append(file, made)
+            done[made.key] = made
+            advance()
+
         for fires in (True, False):
-            wanted = [i for i, one in missing if one == fires]
-            heads = [_head(trials[i], forced if fires else None) for i in wanted]
-            asks = [
-                Ask(
-                    # The same key with and without: the same random numbers.
-                    (trials[i].trace.prompt_id, i),
-                    [*trials[i].trace.prompt_token_ids, *head],
-                    max_tokens=max(1, sampling.max_tokens - len(head)),
-                )
-                for i, head in zip(wanted, heads, strict=True)
-            ]
-            for answer in sampler.answers(asks, sampling) if asks else ():
-                i, trace = wanted[answer.index], trials[wanted[answer.index]].trace
-                ids = [*heads[answer.index], *answer.token_ids]
-                finish = "stop" if ids[-1] in sampler.stop else "length"
-                made = Trace(
-                    trace.prompt_id, 2 * i + (not fires), list(trace.prompt_token_ids), ids,
-                    text_of(tokenizer, ids, finish), finish,
-                )  # fmt: skip
-                append(file, made)
-                done[made.key] = made
-                advance()
+            head_of = {
+                i: _head(trials[i], forced if fires else None) for i, one in missing if one == fires
+            }
+            asks: dict[int, Ask] = {}
+            for i, head in head_of.items():
+                prompt_id, asked = trials[i].trace.prompt_id, trials[i].trace.prompt_token_ids
+                if len(asked) + len(head) >= sampler.context:
+                    # The context is full: there is no more to come.
+                    keep(i, fires, head[: sampler.context - len(asked)])
+                    continue
+                # The same key with and without: the same random numbers.
+                most = max(1, sampling.max_tokens - len(head))
+                asks[i] = Ask((prompt_id, i), [*asked, *head], max_tokens=most)
+            wanted = list(asks)
+            for answer in sampler.answers(list(asks.values()), sampling) if asks else ():
+                i = wanted[answer.index]
+                keep(i, fires, [*head_of[i], *answer.token_ids])
     pairs = [
         (done[trial.trace.prompt_id, 2 * i], done[trial.trace.prompt_id, 2 * i + 1])
         for i, trial in enumerate(trials)
