@@ -79,6 +79,22 @@ def test_a_detector_is_on_where_it_gains_or_saves_and_off_where_it_costs():
     assert costs.true.trials == costs.false.trials == 40
 
 
+def test_whether_a_detector_is_on_is_judged_at_the_threshold_that_it_gets():
+    """Each answer is read at .6 at a sound end, which costs it, and then at .9 at a failing one,
+    which gains: from .75 on all gain; at the false alarms' .55 all lose."""
+    n = 40
+    failing_N, problem_N = np.tile([False, True], n), np.repeat(np.arange(n), 2)
+    readings = Readings(np.tile([0.6, 0.9], n), failing_N, problem_N, problem_N)
+    gain_N = np.where(failing_N, 1.0, -1.0)
+    trials = Trials(failing_N, problem_N, gain_N, np.zeros(2 * n))
+    best = worth.worth(readings, trials, 0.55, tolerance=0.01)
+    assert best.on and best.threshold == pytest.approx(0.75) and best.gain == [1, 1, 1]
+    asked = worth.worth(readings, trials, 0.55, tolerance=0.01, at_alarms=True)
+    assert not asked.on and asked.threshold == 0.55 and asked.gain == [-1, -1, -1]
+    never = worth.worth(readings, trials, NEVER, tolerance=0.01, at_alarms=True)
+    assert not never.on and never.gain == [0, 0, 0] and never.fired_true == 0
+
+
 def test_steps_drawn_anew_are_worth_what_whole_answers_gain():
     """Each single firing gains nothing on trial, yet of two answers to each of 20 problems one is
     right with all of them and wrong without; 30 tokens more are decoded in the one, 10 in the

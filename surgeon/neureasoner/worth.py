@@ -69,8 +69,8 @@ class Worth(NamedTuple):
     best: float
     """The threshold with the largest expected gain, all data together; NEVER where none gains."""
     threshold: float
-    """The one that the rest is of: `best` where it is worth switching on, else the one of the
-    false alarms."""
+    """The one that the rest is of: `best` where it is asked and worth switching on, else the one of
+    the false alarms."""
     gain: Interval
     """Expected change of the share of right answers. Of `best` with thresholds from one half of
     the problems, counted on the other. Where firings draw steps anew it is measured."""
@@ -134,10 +134,16 @@ def best_gain_threshold(readings: Readings, true: float, false: float) -> float:
 
 
 def worth(
-    readings: Readings, trials: Trials, alarms: float, *, tolerance: float, seed: int = 0
+    readings: Readings,
+    trials: Trials,
+    alarms: float,
+    *,
+    tolerance: float,
+    seed: int = 0,
+    at_alarms: bool = False,
 ) -> Worth:
-    """What a level's detector is worth at the threshold that gains most, and at `alarms`, the one
-    of the false alarms.
+    """What a level's detector is worth at the threshold that gains most, and, where that isn't
+    worth switching on or isn't asked (`at_alarms`), at the one of the false alarms, `alarms`.
 
     It is switched on where firing gains accuracy (the 95 % interval lies above 0), or where it
     saves tokens and the interval of the accuracy lies above -`tolerance`. Problems are resampled,
@@ -158,7 +164,7 @@ def worth(
         gain, tokens, shares = _expected(readings, trials, first_N, weight_RP)
         verdict = _verdict(gain, tokens, tolerance)
         found.append(Worth(true, false, best, threshold, gain, tokens, *shares, *verdict))
-    return found[0] if found[0].on and best < NEVER else found[1]
+    return found[0] if found[0].on and best < NEVER and not at_alarms else found[1]
 
 
 def measured(

@@ -69,8 +69,9 @@ class CalibrateSettings:
     false_alarms: Part = 0.05
     """Share of the sound step ends that may fire."""
     threshold: Literal["value", "false-alarms"] = "value"
-    """The threshold of a level that is worth switching on: the one with the largest expected gain
-    (value), or the one of the false alarms, which a level that draws steps anew always has."""
+    """The threshold of a level: the one with the largest expected gain where it is worth switching
+    on there (value), or the one of the false alarms, which a level that draws steps anew always
+    has. Whether it is on is judged at the threshold that it gets."""
     trials: Number = 100
     """Most firings that are forced at failing and at sound step ends each, by level; 0: none, and
     every level stays on."""

@@ -266,8 +266,9 @@ def _row(
         trials = worth.NO_TRIALS
     if trials is not None:
         found = worth.worth(
-            readings, trials, alarms, tolerance=settings.tolerance, seed=settings.seed
-        )
+            readings, trials, alarms, tolerance=settings.tolerance, seed=settings.seed,
+            at_alarms=redraws or settings.threshold == "false-alarms",
+        )  # fmt: skip
     if found is not None and redraws and alarms == NEVER:
         found = found._replace(threshold=NEVER, on=False, reason="nothing would fire")
     elif found is not None and redraws:
@@ -279,7 +280,7 @@ def _row(
             plan.judging, found, readings, known, whole, alarms, plan.prompts, plan.tokenizer,
             tolerance=settings.tolerance, seed=settings.seed,
         )  # fmt: skip
-    threshold = alarms if found is None or settings.threshold == "false-alarms" else found.threshold
+    threshold = alarms if found is None else found.threshold
     return LevelCalibration(
         before=before,
         false_alarms=threshold_of(alarms),
