@@ -198,7 +198,8 @@ def test_a_trial_is_the_trace_up_to_a_step_end_with_and_without_the_trigger(made
 def test_where_the_context_is_full_nothing_follows_a_firing(tmp_path: Path):
     """A model that went on until its context was full, at most 40 tokens behind the prompt."""
     checkpoint = resolve(MODEL)
-    model, tokenizer = checkpoint.model(), checkpoint.tokenizer()
+    model: Any = checkpoint.model()
+    tokenizer = checkpoint.tokenizer()
     (prompt,) = read_prompts("builtin:test")[:1]
     asked = encode(tokenizer, prompt)
     model.config.max_position_embeddings = len(asked) + 40
