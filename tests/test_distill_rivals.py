@@ -541,6 +541,10 @@ def test_the_committed_recipes_of_the_study_are_the_generated_ones():
     assert len({training["out"] for training in trainings}) == len(trainings)
     for training in trainings:
         bind(DistillSettings, training)
+        # Labels are of the pool's questions; a pool that has answers is its own.
+        labels, pool = training["labels"], training["pool"].partition("[")[0]
+        source = distill_study.LABELS.get(Path(labels))
+        assert pool == (f"builtin:{source}" if source else labels.partition("[")[0])
     for step in written[-6:]:
         bind(EvaluateSettings, step["evaluate"])
 
