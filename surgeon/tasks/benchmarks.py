@@ -16,6 +16,8 @@ Question = dict[str, str]
 """prompt, answer, and id where the row has one."""
 LETTERS = "ABCDEFGHIJ"
 LETTER = "Answer with the letter of the right option."
+GOOD, BAD = ("1", "1.0", "true", "yes", "good"), ("0", "0.0", "false", "no", "bad")
+"""How the labels of a comment are spelt."""
 BOXED = "Put the final answer in \\boxed{}."
 
 
@@ -36,6 +38,11 @@ class Benchmark(NamedTuple):
 
 def options(question: str, texts: Sequence[str], right: int) -> Question:
     """A multiple-choice question: options below it, its answer a letter."""
+    if not 0 <= right < len(texts) <= len(LETTERS):
+        raise ValueError(
+            f"option {right} of {len(texts)} is right, expected 0 to {len(texts) - 1} of at most "
+            f"{len(LETTERS)}"
+        )
     listed = "\n".join(
         f"{letter}. {str(text).strip()}" for letter, text in zip(LETTERS, texts, strict=False)
     )
@@ -72,8 +79,11 @@ def edu_feedback(row: Row, _: np.random.Generator) -> Question:
     """A comment and whether it is good feedback: columns text (or comment) and label, 0 or 1."""
     text = row["text"] if "text" in row else row["comment"]
     label = str(row["label"]).strip().lower()
-    right = 0 if label in ("1", "1.0", "true", "yes", "good") else 1
-    return options(f"Is this good feedback?\n\n{str(text).strip()}", ["Yes", "No"], right)
+    for right, spelt in enumerate((GOOD, BAD)):
+        if label in spelt:
+            asked = f"Is this good feedback?\n\n{str(text).strip()}"
+            return options(asked, ["Yes", "No"], right)
+    raise ValueError(f"label {row['label']!r}, expected one of {', '.join((*GOOD, *BAD))}")
 
 
 def stated(*columns: str) -> Callable[[Row, np.random.Generator], Question]:
@@ -93,7 +103,10 @@ def stated(*columns: str) -> Callable[[Row, np.random.Generator], Question]:
 
 def gsm8k(row: Row, _: np.random.Generator) -> Question:
     """The answer stands behind #### at the end of the solution."""
-    answer = re.sub(r"[,$]", "", str(row["answer"]).rpartition("####")[2]).strip()
+    _, end, answer = str(row["answer"]).rpartition("####")
+    if not end:
+        raise ValueError("no #### before the answer")
+    answer = re.sub(r"[,$]", "", answer).strip()
     return {"prompt": str(row["question"]).strip(), "answer": answer}
 
 
