@@ -101,18 +101,21 @@ METHODS: dict[str, Finisher] = {
         gather=with_sets,
         needs_sets=True,
         may_lag=True,
+        options=("context", "ema"),
     ),
     "uopsd": Finisher(
         "on-policy self-distillation from a teacher that sees the majority's solution (Li et al.)",
         correct,
         gather=probed_answers,
         may_lag=True,
+        options=("threshold", "pseudo_targets", "ema"),
     ),
     "lmsi": Finisher(
         "fine-tuning on the model's own answers that agree with the majority (Huang et al.)",
         learn_majority,
         gather=voted_answers,
         by_question=False,
+        options=(),
     ),
     "ttrl": Finisher(
         "GRPO with the majority's answer as the reward (Zuo et al.)",
@@ -120,6 +123,7 @@ METHODS: dict[str, Finisher] = {
         gather=probed_answers,
         rate={"lora": LORA_RATE * 5e-7, "full": 5e-7},  # Neuron-OPSD App. A
         epochs=1,
+        options=("penalty",),
     ),
     "intuitor": Finisher(
         "GRPO with self-certainty as the reward (Zhao et al.)",
@@ -127,12 +131,14 @@ METHODS: dict[str, Finisher] = {
         gather=probed_answers,
         rate={"lora": LORA_RATE * 3e-6, "full": 3e-6},  # full: as published
         epochs=1,
+        options=("penalty",),
     ),
     "opsa": Finisher(
         "suppression of the least likely tokens of the model's own answers (Ding and Zhang)",
         suppress,
         gather=probed_answers,
         rate={"lora": LORA_RATE * 1e-6, "full": 1e-6},  # full: as published
+        options=("lowest",),
     ),
     "grpo": Finisher(
         "GRPO with a check against labels as the reward (Shao et al.)",
@@ -141,6 +147,7 @@ METHODS: dict[str, Finisher] = {
         needs_labels=True,
         rate={"lora": LORA_RATE * 1e-6, "full": 1e-6},  # full: as published
         epochs=1,
+        options=("penalty",),
     ),
     "dapo": Finisher(
         "DAPO with a check against labels as the reward (Yu et al.)",
@@ -149,6 +156,7 @@ METHODS: dict[str, Finisher] = {
         needs_labels=True,
         rate={"lora": LORA_RATE * 1e-6, "full": 1e-6},  # full: as published
         epochs=1,
+        options=("penalty", "mask_truncated"),
     ),
 }
 

@@ -312,6 +312,11 @@ def require_method(method: MethodTraits, settings: DistillSettings) -> Selection
             f"found force with method {settings.method!r}, which trains in any case: it is for "
             "method auto."
         )
+    for name, value in own_options(settings).items():
+        if method.options is not None and name not in method.options:
+            raise BadInput(
+                f"found {name} = {value} with method {settings.method!r}, which makes no use of it."
+            )
     if method.one_process and processes.world() > 1:
         raise BadInput(
             f"method {settings.method!r} runs in one process here; it was started in several."
@@ -324,6 +329,20 @@ def require_method(method: MethodTraits, settings: DistillSettings) -> Selection
             f"{settings.method} trains on the whole pool; it takes no select ({select!r})."
         )
     return replace(settings.selection, select="all")
+
+
+def own_options(settings: DistillSettings) -> dict[str, object]:
+    """The settings for some methods only that were given another value than their default."""
+    given = {
+        "lowest": (settings.lowest, None),
+        "threshold": (settings.pseudo.threshold, None),
+        "pseudo_targets": (settings.pseudo.targets, None),
+        "penalty": (settings.rollout.penalty, 0.0),
+        "mask_truncated": (settings.rollout.mask_truncated, False),
+        "context": (settings.demonstrations.context, "nearest"),
+        "ema": (settings.averaging.ema, "factors"),
+    }
+    return {name: value for name, (value, default) in given.items() if value != default}
 
 
 def measure_prompts(

@@ -23,6 +23,8 @@ class MethodTraits:
     """Whether training reads labels: it then trains on the labelled questions only."""
     by_question: bool = True
     """Whether a step's examples are questions; else they are answers."""
+    options: tuple[str, ...] | None = None
+    """Which of the settings that are for some methods only it takes; None: all."""
     extra: str | None = None
     """A package that it needs, which is an extra of this one."""
     one_process: bool = False
