@@ -17,6 +17,8 @@ from surgeon.errors import BadInput
 from surgeon.traces import Trace
 
 EVALUATION = "evaluate.json"
+MEAN = "mean"
+"""What the mean over several tasks is called, in tables and as a benchmark."""
 BENCHMARK = re.compile(r"(?:^|,)\s*([\w.@-]+)=")
 """The name of a benchmark and its `=`, where several are listed."""
 
@@ -263,8 +265,9 @@ def read_accuracies(path: str | Path, benchmark: str = "") -> dict[str, float]:
     `path` is the directory or the `evaluate.json` of an evaluation (its Avg@k is read), a JSON
     object `{"name": accuracy}`, a CSV of two columns, name and accuracy, with or without a header,
     or results of lm-eval: one JSON file a candidate, in a directory or below it. Of the tasks in
-    such a file the one called `benchmark` is read, or the only one; `DIR#METRIC` names the metric
-    where the task has several. Raises `BadInput` naming the file and the entry that can't be used.
+    such a file the one called `benchmark` is read, or the only one; of an evaluation of several
+    tasks their mean where `benchmark` is empty or `mean`. `DIR#METRIC` names the metric where the
+    task has several. Raises `BadInput` naming the file and the entry that can't be used.
     """
     entries: list[tuple[str, Any]] = []
     place, metric = _place_and_metric(path)
@@ -330,6 +333,12 @@ def _json_entries(
         isinstance(c, dict) and "name" in c and "avg" in c for c in candidates
     ):
         raise BadInput(f"{file} is not an evaluation: its candidates lack `name` or `avg`.")
+    if tasks and not of_task and benchmark not in ("", MEAN):
+        there = ", ".join(str(task.get("name")) for task in tasks)
+        raise BadInput(
+            f"{file}: found tasks {there}, expected task {benchmark}. Name one of them, or {MEAN} "
+            f"for the mean over all: --truth {MEAN}=DIR."
+        )
     return [(str(c["name"]), c["avg"]) for c in candidates]
 
 

@@ -930,6 +930,7 @@ def test_rates_and_epochs_are_the_methods_own(source: Path, tmp_path: Path):
         ({"max_tokens": 2045}, "doesn't fit the context of 2048"),
         ({"teacher_tokens": 3}, "more than teacher_tokens 3"),
         ({"method": "lmsi", "select": "top"}, "takes no select"),
+        ({"targets": "q_proj,up"}, "found target 'up', expected all-linear or some of: down_proj,"),
         ({"method": "ttrl", "lowest": 0.3}, "lowest = 0.3 with method 'ttrl', which makes no use"),
         ({"penalty": 0.1}, "penalty = 0.1 with method 'nopsd'"),
         ({"method": "opsa", "context": "random"}, "context = random with method 'opsa'"),

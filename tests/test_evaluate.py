@@ -519,6 +519,7 @@ def test_several_tasks_are_one_table_with_in_domain_and_cross_domain(
     again = run(tasks=named, trained_on="b=elsewhere", **several)
     assert again.transfers[0].in_avg is None and again.transfers[0].cross_avg is not None
     assert again.transfers[0].cross_avg.value == pytest.approx(b.avg)
+    assert "b was trained on elsewhere, which is none of the tasks" in again.warnings[-1]
 
 
 def test_tables_hold_every_value_for_a_paper_and_a_spreadsheet(
@@ -550,6 +551,7 @@ def test_tables_hold_every_value_for_a_paper_and_a_spreadsheet(
         ({"tasks": "odd"}, "found tasks = odd, expected NAME=FILE,NAME=FILE,... or a directory"),
         ({"tasks": "a=x,a=y"}, "found a twice in tasks"),
         ({"tasks": {"o/d": "x.jsonl"}}, "found a task called 'o/d'"),
+        ({"tasks": {"mean": "x.jsonl"}}, "none of mean, in-domain, cross-domain"),
         ({"tasks": "odd=nowhere.jsonl"}, "nowhere.jsonl"),
         ({"checks": "no=math"}, "checks name no, which is no task. Name some of: odd, even, far"),
         ({"answers": "odd"}, "found 'odd' in answers, expected NAME=VALUE"),

@@ -32,6 +32,16 @@ def test_truth_reads_the_directory_of_an_evaluation(tmp_path: Path):
     assert read_accuracies(tmp_path) == {"a": 0.25}
 
 
+def test_a_benchmark_is_a_task_of_an_evaluation_of_several(tmp_path: Path):
+    tasks = [{"name": "x", "measures": [{"name": "a", "avg": 0.75}]}]
+    whole = {"candidates": [{"name": "a", "avg": 0.25}], "tasks": tasks}
+    (tmp_path / "evaluate.json").write_text(json.dumps(whole))
+    assert read_accuracies(tmp_path, "x") == {"a": 0.75}
+    assert read_accuracies(tmp_path, "mean") == read_accuracies(tmp_path) == {"a": 0.25}
+    with pytest.raises(BadInput, match="found tasks x, expected task y"):
+        read_accuracies(tmp_path, "y")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [

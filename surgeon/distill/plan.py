@@ -43,6 +43,7 @@ from surgeon.traces import (
     read_prompts,
 )
 from surgeon.training import processes
+from surgeon.training.tuning import require_targets
 
 if TYPE_CHECKING:
     import torch
@@ -133,6 +134,7 @@ def prepare(settings: DistillSettings, method: MethodTraits) -> DistillPlan:
     if method.needs_sets:
         require_budget(checkpoint, settings.readings)
     support.require("distill" if method.needs_sets else "decode", checkpoint)
+    require_targets(support.skeleton(checkpoint.full_config), settings.tuning)
     tokenizer = checkpoint.tokenizer()
     prompt_ids, prompt_budget = measure_prompts(checkpoint, tokenizer, prompts, settings)
     labels, validation = read_labels(settings, prompts), read_validation(settings, checkpoint)

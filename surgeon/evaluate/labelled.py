@@ -15,9 +15,11 @@ from surgeon.answers import Extractor, gold_problem, parse_check, parse_extracto
 from surgeon.errors import BadInput
 from surgeon.settings.evaluate import EvaluateSettings
 from surgeon.traces import Prompt, read_prompts
-from surgeon.truth import PreparedTasks
+from surgeon.truth import MEAN, PreparedTasks
 
 TASK = re.compile(r"[\w.-]+")
+TAKEN = (MEAN, "in-domain", "cross-domain")
+"""What the tables call what they make of several tasks."""
 
 
 class LabelledTask(NamedTuple):
@@ -76,10 +78,10 @@ def read_tasks(settings: EvaluateSettings) -> list[LabelledTask]:
                 )
     tasks = []
     for name, path in files.items():
-        if not TASK.fullmatch(name):
+        if not TASK.fullmatch(name) or name in TAKEN:
             raise BadInput(
                 f"found a task called {name!r}, expected letters, digits, dots, dashes and "
-                "underscores."
+                f"underscores, and none of {', '.join(TAKEN)}."
             )
         of = None if prepared is None else prepared.tasks[name]
         check = checks.get(name) or (of.check if of else settings.check)

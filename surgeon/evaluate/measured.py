@@ -224,7 +224,7 @@ def conclude(plan: EvaluatePlan, judged: Mapping[str, Judged]) -> Evaluation:
             else plan.inputs[task_input(plan.tasks[0])],
         ),
         settings=lineage.plain(record(settings)),
-        warnings=tuple(warnings(settings, candidates)),
+        warnings=(*warnings(settings, candidates), *untested(plan)),
         candidates=candidates,
         groups=groups,
         tasks=tuple(task_result(plan, measured, n, task) for n, task in enumerate(several)),
@@ -342,6 +342,17 @@ def _compared(
 
 
 # In words ----------------------------------------------------------------------------------------
+
+
+def untested(plan: EvaluatePlan) -> list[str]:
+    """A sentence on every candidate whose own task isn't among the tasks."""
+    names = [task.name for task in plan.tasks]
+    return [
+        f"{candidate} was trained on {source}, which is none of the tasks ({', '.join(names)}), so "
+        "it has no in-domain value."
+        for candidate, source in plan.sources.items()
+        if source not in names
+    ]
 
 
 def warnings(settings: EvaluateSettings, candidates: Sequence[EvaluatedCandidate]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from surgeon import lineage
-from surgeon.truth import Beside, Evaluation, Measures, TaskResult, Transfer
+from surgeon.truth import MEAN, Beside, Evaluation, Measures, TaskResult, Transfer
 
 TABLE, LATEX, CSV, DIAGRAM = "tables.md", "tables.tex", "tables.csv", "calibration.svg"
 OWN = "*"
@@ -77,7 +77,7 @@ def matrix(
     """Rows are candidates and groups, columns tasks and their mean."""
     tasks, whole = evaluation.tasks, rows_of(evaluation, None)
     by_task = {task.name: rows_of(evaluation, task) for task in tasks}
-    last = "mean" if tasks else title
+    last = MEAN if tasks else title
     rows = []
     for name, measures in whole.items():
         row = [name]
@@ -159,7 +159,7 @@ def long_form(evaluation: Evaluation) -> str:
          "gain_high"]
     )  # fmt: skip
     for task in (*evaluation.tasks, None):
-        where = "mean" if task is None else task.name
+        where = MEAN if task is None else task.name
         for name, measures in rows_of(evaluation, task).items():
             for metric, (low, high) in measures.interval.items():
                 gain = measures.gain if metric == "avg" else None

@@ -62,6 +62,21 @@ def tune(
     return adapter
 
 
+def require_targets(model: nn.Module, tuning: Tuning) -> None:
+    """Raise `BadInput` for a target that is no module of a model, which needs no weights."""
+    if tuning.weights == "full" or tuning.targets.strip() == "all-linear":
+        return
+    modules = [f".{name}" for name, _ in model.named_modules()]
+    for target in (name.strip() for name in tuning.targets.split(",")):
+        if not any(module.endswith(f".{target}") for module in modules):
+            there = sorted(
+                {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+            )
+            raise BadInput(
+                f"found target {target!r}, expected all-linear or some of: {', '.join(there)}."
+            )
+
+
 def _rows_by_module(
     model: Any, rows: Sequence[int], targets: Sequence[str]
 ) -> dict[str, list[int]]:
