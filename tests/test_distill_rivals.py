@@ -29,7 +29,8 @@ from surgeon.distill.advice import (
     split_half,
 )
 from surgeon.distill.demonstrations import choose_contexts
-from surgeon.distill.evidence import Verdict
+from surgeon.distill.diagnostics import told
+from surgeon.distill.evidence import SetDiagnostics, Verdict
 from surgeon.distill.grpo import RewardedMethod, RewardedRollouts, overlong_punishment
 from surgeon.distill.pseudo_solutions import lessons, split
 from surgeon.distill.rollouts import AnsweredQuestion, StepRollouts
@@ -365,6 +366,9 @@ def test_auto_never_trains_what_is_spoken_against(source: Path, tmp_path: Path, 
         "nopsd", "lmsi", "uopsd", "ttrl", "intuitor", "opsa",
     ]  # fmt: skip
     assert measured.taken in METHODS and result.settings["method"] == "auto"
+    part = measured.taken == "nopsd"
+    assert isinstance(measured, SetDiagnostics)
+    assert measured.chosen == (2 if part else 6) and ("is trained on" in told(measured)) is part
     assert METHODS[str(measured.taken)].what in (tmp_path / "out" / "README.md").read_text()
     with pytest.raises(BadInput, match="give steps"):
         planned(source, tmp_path, method="auto", steps=None, epochs=1)

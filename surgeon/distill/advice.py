@@ -84,6 +84,8 @@ def weigh(plan: DistillPlan, live: LiveModel, work: Path) -> PoolEvidence:
     ]  # fmt: skip
     taken = best_of(verdicts, forced=plan.settings.force)
     diagnostics = replace(measured, verdicts=tuple(verdicts), taken=taken)  # pyright: ignore
+    if not diagnostics.selects:
+        diagnostics = replace(diagnostics, chosen=diagnostics.pool)  # pyright: ignore
     return evidence._replace(diagnostics=diagnostics)
 
 

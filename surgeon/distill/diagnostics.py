@@ -45,8 +45,9 @@ def summary(measured: Diagnostics) -> list[str]:
             *(f"accuracy gap            {gap.sentence()}" for gap in measured.accuracy_gaps),
             *([] if measured.signal is None else [told(measured)]),
             f"mean Jaccard distance   {measured.mean_jaccard_distance:.3f}",
-            f"consensus s(x)          {measured.consensus_chosen:.0f} where chosen, "
-            f"{measured.consensus_pool:.0f} in the pool",
+            "consensus s(x)          "
+            + (f"{measured.consensus_chosen:.0f} where chosen, " if measured.selects else "")
+            + f"{measured.consensus_pool:.0f} in the pool",
             f"demonstrations          {measured.shots:.1f} per question, "
             f"{measured.demonstrations_dropped} dropped for length",
         ]
@@ -74,7 +75,8 @@ def labelled_lines(found: WorthByLabels) -> list[str]:
 def told(measured: SetDiagnostics) -> str:
     """Which end of the pool is the reliable one, by the vote of its own answers."""
     assert measured.signal is not None
-    return f"s(x) against the vote   {sentence(measured.signal)}; {measured.select} is trained on"
+    trained = f"; {measured.select} is trained on" if measured.selects else ""
+    return f"s(x) against the vote   {sentence(measured.signal)}{trained}"
 
 
 def cautions(plan: DistillPlan, measured: Diagnostics) -> list[str]:

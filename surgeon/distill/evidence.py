@@ -112,6 +112,11 @@ class SetDiagnostics(Diagnostics):
     """How much more often the teacher is right than the student on the probed questions, by votes
     and, where all of them have one, by labels."""
 
+    @property
+    def selects(self) -> bool:
+        """Whether training is on a part of the pool; what `auto` takes instead of nopsd isn't."""
+        return self.taken in (None, "nopsd")
+
 
 class PoolEvidence(NamedTuple):
     """What stages 1 to 3 found."""

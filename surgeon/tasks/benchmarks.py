@@ -103,10 +103,10 @@ def stated(*columns: str) -> Callable[[Row, np.random.Generator], Question]:
 
 def gsm8k(row: Row, _: np.random.Generator) -> Question:
     """The answer stands behind #### at the end of the solution."""
-    _, end, answer = str(row["answer"]).rpartition("####")
-    if not end:
+    solution = str(row["answer"])
+    if "####" not in solution:
         raise ValueError("no #### before the answer")
-    answer = re.sub(r"[,$]", "", answer).strip()
+    answer = re.sub(r"[,$]", "", solution.rpartition("####")[2]).strip()
     return {"prompt": str(row["question"]).strip(), "answer": answer}
 
 
