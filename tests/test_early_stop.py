@@ -207,6 +207,29 @@ def test_a_checkpoint_that_doesnt_think_between_tags_is_refused(
         )  # fmt: skip
 
 
+def test_answers_are_read_behind_the_tags_that_are_watched(tmp_path: Path):
+    """They may be tokens of the vocabulary that no chat template names."""
+    from dataclasses import replace
+
+    from surgeon.early_stop.courses import courses_of
+    from surgeon.early_stop.plan import prepare
+    from surgeon.early_stop.probing import Probe
+    from surgeon.settings import bind
+    from surgeon.settings.early_stop import EarlyStopSettings
+
+    given = dict(easy="builtin:easy", hard="builtin:hard", out=tmp_path / "out", limit=4)
+    plan = prepare(bind(EarlyStopSettings, dict(checkpoint="builtin:thinking", **given)))
+    plan = plan._replace(watch=replace(plan.watch, thinking=("[THINK]", "[/THINK]")))
+    thought = "[THINK]Perhaps the answer is 5.\n\n"
+    traces = [
+        Trace("a", n, [1], [2, 3], thought + rest, "stop")
+        for n, rest in enumerate(("[/THINK]7", "so"))
+    ]
+    probes = {trace.key: [Probe(*trace.key, -1, 0, [2, 3], 1, "stop", 0.0)] for trace in traces}
+    assert [course.right for course in courses_of(plan, traces, probes, {"a": "7"})] == [1, 0]
+    assert [course.right for course in courses_of(plan, traces, probes, {"a": "5"})] == [0, 0]
+
+
 @pytest.mark.parametrize(
     "prompt, text, expected",
     [

@@ -26,13 +26,17 @@ from surgeon.errors import BadInput
 from surgeon.families import subjects
 from surgeon.merge import sweep
 from surgeon.monitor import MonitoredRun, drawing, journal, monitor, show
+from surgeon.monitor.jobs import prepare
 from surgeon.monitor.local import decoded
 from surgeon.monitor.result import DrawnAnswer
+from surgeon.monitor.summary import correct_by_prompt
 from surgeon.neureasoner.detectors import Detector
 from surgeon.neureasoner.features import FEATURES
 from surgeon.neureasoner.steps import StepEnds, split_steps
+from surgeon.settings import bind
+from surgeon.settings.monitor import MonitorSettings
 from surgeon.settings.neureasoner import WatchSettings
-from surgeon.traces import Sampling, read_prompts, read_traces, sample
+from surgeon.traces import Sampling, Trace, read_prompts, read_traces, sample
 from surgeon.watch.monitor import Monitor
 
 PROMPTS, SAMPLES, TOKENS = 5, 2, 120
@@ -90,6 +94,20 @@ def run(fitted: Path, tmp_path: Path) -> Callable[..., MonitoredRun]:
         return monitor(MODEL, **(arguments | changes))
 
     return call
+
+
+def test_answers_are_read_behind_the_monitors_own_tags(tmp_path: Path):
+    """Those of `--think-tags` when it was made, or of the vocabulary, that no template names."""
+    untrained(thinking=("[THINK]", "[/THINK]")).save(file := tmp_path / "monitor.safetensors")
+    given: dict[str, Any] = dict(prompts="builtin:test", limit=1, samples=1, levels=("intra",))
+    plan = prepare(
+        bind(MonitorSettings, dict(given, checkpoint=MODEL, out=tmp_path, monitor_file=str(file)))
+    )
+    (prompt,) = plan.prompts
+    for text, right in ((f"[THINK]Answer: 5[/THINK]Answer: {prompt.answer}", 1),
+                        (f"[THINK]Answer: {prompt.answer}", 0)):  # fmt: skip
+        found = correct_by_prompt(plan, [Trace(prompt.id, 0, [1], [2, 3], text, "stop")])
+        assert found is not None and found[0].tolist() == [right]
 
 
 def test_every_firing_is_logged_where_its_tokens_are(

@@ -84,7 +84,8 @@ WHOLE = -2
 
 
 def _answers(plan: EarlyStopPlan, traces: Sequence[Trace]) -> list[str | None]:
-    tags = parse_tags(plan.settings.reading.think_tags)
+    # The checkpoint's own may stand in its vocabulary only, where no reader looks.
+    tags = (*parse_tags(plan.settings.reading.think_tags), plan.watch.thinking)
     return read_answers(traces, plan.extract, plan.tokenizer, tags)
 
 

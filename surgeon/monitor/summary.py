@@ -97,9 +97,10 @@ def correct_by_prompt(plan: MonitorPlan, traces: Sequence[Trace]) -> tuple[np.nd
     if not judged:
         return None
     settings = plan.settings
-    answers = read_answers(
-        judged, plan.extract, plan.tokenizer, parse_tags(settings.reading.think_tags)
-    )
+    tags = parse_tags(settings.reading.think_tags)
+    if plan.monitor is not None:
+        tags += (plan.monitor.settings.thinking,)
+    answers = read_answers(judged, plan.extract, plan.tokenizer, tags)
     pairs = [(a, str(gold[t.prompt_id])) for a, t in zip(answers, judged, strict=True)]
     verdicts = check_many(pairs, settings.check, timeout_s=settings.timeout_s)
     correct = [verdict.correct for verdict in verdicts]

@@ -163,7 +163,8 @@ def prepare(settings: CalibrateSettings) -> CalibratePlan:
             else forced_tokens(tokenizer, monitor.settings, level)
             for level in levels
         }
-    judging = Judging(extract, settings.reading.think_tags, settings.check, settings.timeout_s)
+    tags = (*settings.reading.think_tags, " ".join(monitor.settings.thinking))
+    judging = Judging(extract, tags, settings.check, settings.timeout_s)
     label = label_settings(settings, levels)
     labelling.prepare(label)
     inputs = {

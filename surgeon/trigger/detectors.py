@@ -121,9 +121,10 @@ def prepare(settings: DetectorsSettings) -> DetectorsPlan:
             f"found trials = {settings.trials} and no question with an answer in {labels.path}: "
             "whether a firing helps can't be told without. Leave trials out."
         )
+    tags = " ".join(thinking_tags(checkpoint.tokenizer()))
     return DetectorsPlan(
         settings, checkpoint, labels, identified.layer, channels,
-        Judging(extract, AnswerReading().think_tags, check, CHECK_S), device, dtype,
+        Judging(extract, (tags,), check, CHECK_S), device, dtype,
         lineage.Run(
             "trigger-detectors",
             {**record(settings), "checkpoint": checkpoint.spec},
