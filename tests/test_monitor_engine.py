@@ -4,17 +4,24 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from endpoints import Said, served
 from test_monitor import MODEL, lines, untrained
+from test_neureasoner_steps import tokenizer_of
+from tokenizers import Regex
+from tokenizers.pre_tokenizers import Split
 
 from surgeon import endpoint
 from surgeon.checkpoint import resolve
 from surgeon.decoding import Decoder, Request, stream_key
+from surgeon.engines.completions import Continuation
 from surgeon.errors import BadInput
 from surgeon.monitor import MonitoredRun, monitor
+from surgeon.monitor.relay import _Reader
+from surgeon.neureasoner.steps import StepEnds
 from surgeon.traces import read_traces, stop_ids
 from surgeon.watch.monitor import Monitor
 
@@ -172,6 +179,19 @@ def test_a_closing_tag_of_several_tokens_is_found_there_as_here(
         for some in read
     ]
     assert places[0] == places[1]
+
+
+@pytest.mark.parametrize("text, stopped", [("A", "\n\n"), ("A\n\n", None)])
+def test_a_step_that_comes_as_text_has_the_tokens_of_a_text_that_goes_on(
+    text: str, stopped: str | None
+):
+    tokenizer = tokenizer_of("A", "\n", "\n\n")
+    tokenizer.backend_tokenizer.pre_tokenizer = Split(Regex(r"\w+|\s+(?!\S)|\s+"), "isolated")
+    reader: Any = _Reader.__new__(_Reader)
+    reader.tokenizer, reader.ends, reader.stop = tokenizer, StepEnds(tokenizer), frozenset({1})
+    piece = Continuation(text, None, "stop", stopped, says=True)
+    ids = reader.tokens(SimpleNamespace(ids=[]), piece, True)
+    assert tokenizer.convert_ids_to_tokens(ids) == ["A", "\n", "\n"]
 
 
 def test_a_model_whose_memory_cant_be_continued_reads_all_anew(

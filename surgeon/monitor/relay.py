@@ -27,7 +27,7 @@ from surgeon.live.processor import fitting_threads
 from surgeon.monitor.jobs import Job, MonitoredAnswer, MonitorPlan
 from surgeon.neureasoner.steps import SEPARATOR, StepEnds
 from surgeon.traces import stop_ids
-from surgeon.watch.watching import Watch
+from surgeon.watch.watching import Watch, before_more
 
 if TYPE_CHECKING:
     from torch import nn
@@ -183,6 +183,8 @@ class _Reader:
         return [*ids, end]
 
     def _encode(self, text: str) -> list[int]:
+        if text.endswith(SEPARATOR):
+            return before_more(self.tokenizer, text)
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore
 
     def _end_id(self) -> int:

@@ -424,7 +424,7 @@ def forced_tokens(
     before = before if settings.finish else before.lstrip()
     closes = close in vocabulary if settings.closes is None else settings.closes
     text = settings.finish + (before + close + after if closes else after)
-    ids = _before_more(tokenizer, text)
+    ids = before_more(tokenizer, text)
     if closes and close not in tokenizer.decode(ids, clean_up_tokenization_spaces=False):
         raise BadInput(
             f"the tokenizer writes {tokenizer.decode(ids)!r} for {text!r}, expected {close} in it. "
@@ -433,7 +433,7 @@ def forced_tokens(
     return ids
 
 
-def _before_more(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+def before_more(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     """The tokens of a text that goes on: GPT-2's pieces, and those of its like, have other tokens
     for line breaks that end a text than for those that a word follows."""
     alone, more = (
