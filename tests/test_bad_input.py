@@ -861,6 +861,10 @@ def test_a_reading_of_what_is_no_ranking(place: Path, capsys):
         ),
         ("monitor a --prompts mini.jsonl --out out --levels outer", "found the level 'outer'"),
         (
+            "monitor a --prompts mini.jsonl --out out --levels none --draws 3",
+            "carries no monitor that could act",
+        ),
+        (
             "trigger detectors a --labels b --channels c --out out --check math",
             "found check and no trials",
         ),

@@ -135,6 +135,11 @@ def _monitor_of(settings: MonitorSettings, checkpoint: Checkpoint) -> Monitor | 
     file = _file(settings, checkpoint)
     if file is not None:
         return Monitor.load(file, checkpoint)
+    if settings.action is not None or settings.draws is not None:
+        raise BadInput(
+            f"found action or draws, and {settings.checkpoint} carries no monitor that could act. "
+            "Name one with --monitor-file."
+        )
     nothing = settings.levels is not None and not read_levels(settings.levels, WATCHED)
     if not nothing or settings.random_rate is not None:
         raise BadInput(
