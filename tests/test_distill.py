@@ -764,6 +764,16 @@ def test_labelled_measures_by_hand(source: Path, tmp_path: Path):
     assert found is not None and (found.avg, found.maj) == (0.5, 0.5) and found.signal is None
 
 
+def test_beside_labels_answers_vote_by_the_check(source: Path, tmp_path: Path):
+    """As `surgeon evaluate` counts them: option A and A are one answer, B loses."""
+    (tmp_path / "labels.jsonl").write_text('{"id": "q0", "prompt": "w0 + w1 = ?", "answer": "A"}')
+    labels = str(tmp_path / "labels.jsonl")
+    plan = planned(source, tmp_path, labels=labels, check="choice", answer="(.+)", samples=3)
+    answers = {("q0", n): answered(0, text) for n, text in enumerate(["option A", "A", "B"])}
+    found = stages.labelled(plan, answers, plan.prompts[:1])
+    assert found is not None and found.maj == 1.0
+
+
 # --- baselines with a reward
 
 

@@ -249,7 +249,8 @@ def labelled(
     asked = [prompt for prompt in prompts if prompt.id in plan.labels]
     right = rightness(plan, [answers[prompt.id, n] for prompt in asked for n in range(k)])
     correct = [right[first : first + k] for first in range(0, len(right), k)]
-    votes = plan.votes([[answers[prompt.id, n] for n in range(k)] for prompt in asked])
+    own = [[answers[prompt.id, n] for n in range(k)] for prompt in asked]
+    votes = plan.votes(own, plan.settings.check or "exact")
     signal = None
     if consensus_N is not None:
         known = [i for i, prompt in enumerate(plan.prompts) if prompt.id in plan.labels]

@@ -89,9 +89,15 @@ class DistillPlan(NamedTuple):
         """How the first answer to each question is drawn."""
         return replace(self.settings.sampling, samples=1)
 
-    def votes(self, questions: Sequence[Sequence[Trace]]) -> list[list[str | None]]:
-        """What each answer to each question votes for; a truncated one for nothing."""
-        return classes_of([self.read(traces) for traces in questions])
+    def votes(
+        self, questions: Sequence[Sequence[Trace]], check: str = "exact"
+    ) -> list[list[str | None]]:
+        """What each answer to each question votes for; a truncated one for nothing.
+
+        Beside labels answers vote as `surgeon evaluate` counts them, by `check`; no training may
+        depend on it.
+        """
+        return classes_of([self.read(traces) for traces in questions], check)
 
     def read(self, traces: Sequence[Trace]) -> list[str | None]:
         """The answer in each response, as `surgeon evaluate` reads it."""

@@ -125,9 +125,10 @@ class Validation(NamedTuple):
         pairs = [
             (answer, str(problem.answer)) for (problem, _), answer in zip(keys, read, strict=True)
         ]
-        right = [verdict.correct for verdict in check_many(pairs, plan.settings.check or "exact")]
+        check = plan.settings.check or "exact"
+        right = [verdict.correct for verdict in check_many(pairs, check)]
         firsts = range(0, len(right), k)
-        votes = plan.votes([traces[first : first + k] for first in firsts])
+        votes = plan.votes([traces[first : first + k] for first in firsts], check)
         correct = [right[first : first + k] for first in firsts]
         return float(np.mean(metrics.majority_by_prompt(votes, correct)))
 
