@@ -98,9 +98,11 @@ def server() -> Iterator[Server]:
         (schema({"type": "object", "properties": {"a": False}, "required": ["a"]}), 400,
          "response_format", None, "nsatisfiable"),
         (schema(nested(70)), 400, "response_format", None, "over 64 levels"),
-        # llguidance overflows the stack at the first, and the server with it.
-        (schema({"enum": [1, -(2**63)]}), 400, "response_format", None, "the number -2**63"),
-        (schema({"const": {"a": [512 - 2**63]}}), 400, "response_format", None, "number -2**63"),
+        # llguidance overflows the stack at these, and the server with it.
+        *((schema(value), 400, "response_format", None, "a number of -2**63 or less") for value in (
+            {"enum": [1, -(2**63)]}, {"const": {"a": [512 - 2**63]}},
+            {"type": "integer", "enum": [-(2**63) - 1, 2]}, {"type": "integer", "const": -1e308},
+            {"allOf": [{"const": -(10**400)}, {"type": "integer"}]})),
         (schema({"type": "number", "maximum": 1e300}), 400, "response_format", None,
          "can't be followed"),
         (schema({"enum": ["x" * 70_000]}), 400, "response_format", None, "over 65536 characters"),

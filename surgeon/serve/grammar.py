@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 DEEPEST, LONGEST = 64, 1 << 16
 """Levels and characters of a schema. What reads schemas is not to be tried with more."""
 
-DEADLY = -(2**63), -(2**63) + 1024
-"""Between these, numbers are -2**63 as a float, and llguidance 1.9 overflows the stack at one that
-a `const` or an `enum` holds, and so ends the process."""
+DEADLY = -(2**63) + 1024
+"""From here down, numbers are -2**63 or less as a float. llguidance 1.9 overflows the stack at one
+that a `const` or an `enum` holds, and so ends the process; as a bound it refuses them."""
 
 WHITESPACE = r"\n?[ \t]{1,16}|\n"
 """Between the parts of JSON. Without an end to it, many a model goes on with nothing else."""
@@ -47,8 +47,8 @@ class Grammars:
 
         if depth(schema) > DEEPEST:
             raise Refusal(400, f"{param}: the schema has over {DEEPEST} levels.", param=param)
-        if any(DEADLY[0] <= number <= DEADLY[1] for number in numbers(schema)):
-            raise Refusal(400, f"{param}: the schema has the number -2**63.", param=param)
+        if any(number <= DEADLY for number in numbers(schema)):
+            raise Refusal(400, f"{param}: the schema has a number of -2**63 or less.", param=param)
         text = json.dumps(schema)
         if len(text) > LONGEST:
             raise Refusal(400, f"{param}: the schema has over {LONGEST} characters.", param=param)
