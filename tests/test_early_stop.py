@@ -9,8 +9,9 @@ import pytest
 
 from surgeon.early_stop import STOPS, early_stop
 from surgeon.early_stop.courses import Course
+from surgeon.early_stop.stop_result import Ends, StopRow, chance_warning
 from surgeon.early_stop.stop_rules import first
-from surgeon.early_stop.sweeping import by_question, chosen, front, outcome, point, swept
+from surgeon.early_stop.sweeping import StopPoint, by_question, chosen, front, outcome, point, swept
 from surgeon.settings.neureasoner import THINKING
 from surgeon.traces import Trace
 
@@ -92,6 +93,26 @@ def test_the_threshold_has_the_fewest_tokens_within_the_margin():
     assert pick is not None and pick.value == 0.95 and pick.share == 1
     assert chosen(points[:2], 0.01) is None
     assert [p.value for p in front(points)] == [0.05, 0.95]
+
+
+@pytest.mark.parametrize(
+    ("over", "tokens", "said"),
+    [
+        ((-0.019, -0.057, 0.006), (-0.4, -1.7, 1.3), "isn't told apart"),
+        ((0.02, 0.001, 0.04), (5.0, 1.0, 9.0), None),  # more right answers than by chance
+        ((-0.01, -0.03, 0.01), (-17.0, -24.0, -11.0), None),  # fewer tokens than by chance
+    ],
+)
+def test_a_rule_that_chance_equals_is_warned_of(over: Ends, tokens: Ends, said: str | None):
+    at = StopPoint(
+        value=0.98, right=0.55, tokens=87.6, share=0.998, stopped=0.025, over=(-0.025, -0.06, 0.0)
+    )
+    row = StopRow(
+        rule="instance", what="", written=True, chosen=at, test=None, over_random=over,
+        tokens_over_random=tokens,
+    )  # fmt: skip
+    found = chance_warning(row)
+    assert found is None if said is None else said in str(found) and "99.8% of the tokens" in found
 
 
 def test_questions_weigh_the_same_however_many_answers_they_have():

@@ -25,7 +25,15 @@ from surgeon.early_stop.courses import Course, courses_of
 from surgeon.early_stop.learning import Stoppers, learned, watched_courses
 from surgeon.early_stop.plan import LEAST, EarlyStopPlan, prepare, require_thinking
 from surgeon.early_stop.probing import probed
-from surgeon.early_stop.stop_result import PAGE, EarlyStop, StopRow, card_of, page_of, show
+from surgeon.early_stop.stop_result import (
+    PAGE,
+    EarlyStop,
+    StopRow,
+    card_of,
+    chance_warning,
+    page_of,
+    show,
+)
 from surgeon.early_stop.stop_rules import DIGITS, STOPS
 from surgeon.early_stop.sweeping import (
     StopPoint,
@@ -82,6 +90,8 @@ def _early_stop(plan: EarlyStopPlan, work: Path) -> EarlyStop:
     if plan.test:
         test = _courses(plan, model, plan.test, plan.test_judged, work / INSIDE, "test")
         test = watched_courses(plan, model, found, test)
+    rows = tuple(_row(plan, rule, picked, held, test, name) for rule in STOPS)
+    written = next(row for row in rows if row.written)
     result = EarlyStop(
         checkpoint=plan.checkpoint.spec,
         digest=plan.checkpoint.digest,
@@ -95,11 +105,11 @@ def _early_stop(plan: EarlyStopPlan, work: Path) -> EarlyStop:
         channels={level: c._asdict() for level, c in found.channels.items()},
         detectors=dict(found.reports),
         rule=name,
-        rows=tuple(_row(plan, rule, picked, held, test, name) for rule in STOPS),
+        rows=rows,
         curves={rule: tuple(points) for rule, points in curves.items()},
         test_curves={} if not test else
         {rule: tuple(points) for rule, points in swept(test, seed=settings.seed).items()},
-        warnings=tuple(_warnings(plan, found, pick, name, [*courses, *test])),
+        warnings=tuple(_warnings(plan, found, written, [*courses, *test])),
     )  # fmt: skip
     _write(plan, found, result, pick, work)
     return result
@@ -171,8 +181,7 @@ def _row(
 def _warnings(
     plan: EarlyStopPlan,
     found: Stoppers,
-    pick: StopPoint | None,
-    name: str,
+    written: StopRow,
     courses: list[Course],
 ) -> list[str]:
     warnings = list(found.warnings)
@@ -183,11 +192,13 @@ def _warnings(
             f"{1 - share:.1%} of the answers don't think between {opening} and {closing}: the "
             "monitor ends those too."
         )
-    if pick is None:
+    if written.chosen is None:
         warnings.append(
-            f"no threshold of {name} keeps the right answers within {plan.settings.margin:.1%}: "
-            "the monitor that was written never fires."
+            f"no threshold of {written.rule} keeps the right answers within "
+            f"{plan.settings.margin:.1%}: the monitor that was written never fires."
         )
+    if said := chance_warning(written):
+        warnings.append(said)
     return warnings
 
 

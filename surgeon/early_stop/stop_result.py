@@ -114,6 +114,20 @@ def ends_text(ends: Ends) -> str:
     return f"{value:+.1f} ({low:+.0f} {high:+.0f})"
 
 
+def chance_warning(row: StopRow) -> str | None:
+    """That the written rule is no better than stopping as often at random, if it isn't: neither
+    clearly more right answers nor clearly fewer tokens."""
+    at, over, tokens = row.test or row.chosen, row.over_random, row.tokens_over_random
+    if at is None or over is None or tokens is None or over[1] > 0 or tokens[2] < 0:
+        return None
+    right, low, high = (100 * one for one in over)
+    return (
+        f"{row.rule} isn't told apart from stopping as often at random: {right:+.1f} pp right "
+        f"answers ({low:+.1f} to {high:+.1f}), {tokens[0]:+.1f} tokens ({tokens[1]:+.1f} to "
+        f"{tokens[2]:+.1f}); it decodes {at.share:.1%} of the tokens. Don't switch the monitor on."
+    )
+
+
 def show(result: EarlyStop) -> None:
     """Print the rules, the detectors, and where the stopper is."""
     announce(result.already, "This early stop")
