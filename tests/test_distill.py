@@ -434,7 +434,7 @@ def running(plan: DistillPlan, answers: Any = None, live: Any = None) -> Any:
     """A training run with what rewards and majorities look at."""
     evidence: Any = SimpleNamespace(answers=answers)
     student: Any = SimpleNamespace(model=live and live.model)
-    return TrainingRun(plan, evidence, live, student, Path())
+    return TrainingRun(plan, evidence, live, student, Path(), 16384)
 
 
 def answered(i: int, text: str, reason: str = "stop") -> Trace:

@@ -218,9 +218,9 @@ def test_a_killed_training_ends_as_one_that_was_not(pico: Path, tmp_path: Path, 
     whole = sft(str(pico / "m"), out=tmp_path / "whole", **given)
     assert whole.steps == 6 and whole.packed and whole.last_loss < whole.first_loss
 
-    def killed(plan: Any, accelerator: Any, pack: bool) -> Any:
+    def killed(plan: Any, accelerator: Any, tokens: int, pack: bool) -> Any:
         def from_step(start: int) -> Any:
-            for n, batch in enumerate(batches(plan, accelerator, pack)(start)):
+            for n, batch in enumerate(batches(plan, accelerator, tokens, pack)(start)):
                 if n == 3:
                     raise KeyboardInterrupt
                 yield batch
@@ -274,7 +274,7 @@ def test_adapters_and_merged_checkpoints_load_everywhere(pico: Path, tmp_path: P
 
 def test_processes_share_a_step_and_learn_every_token_once(pico: Path):
     plan = plan_of(pico, **QUICK)
-    alone = next(batches(plan, Accelerator(cpu=True), True)(0))
+    alone = next(batches(plan, Accelerator(cpu=True), 48, True)(0))
 
     class Peer:
         num_processes = 3
@@ -282,7 +282,7 @@ def test_processes_share_a_step_and_learn_every_token_once(pico: Path):
         def __init__(self, process_index: int):
             self.process_index = process_index
 
-    shares = [next(batches(plan, Peer(n), True)(2)) for n in range(3)]  # pyright: ignore
+    shares = [next(batches(plan, Peer(n), 48, True)(2)) for n in range(3)]  # pyright: ignore
     assert sum(batch.responses for batch in shares) == 2  # the last step of the epoch
     assert shares[2].weight == 0 and len(shares[2].micros[0].token_P) == 0
     assert alone.weight == sum(len(micro.token_P) for micro in alone.micros)

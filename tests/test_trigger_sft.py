@@ -329,7 +329,7 @@ def test_every_example_comes_once_per_epoch_and_a_process_without_one_learns_not
 
     def drawn(process: int, processes: int, start: int = 0, steps: int = 6) -> list[Batch]:
         peers: Any = SimpleNamespace(process_index=process, num_processes=processes)
-        return list(islice(batches(plan, peers)(start), steps))
+        return list(islice(batches(plan, peers, 64)(start), steps))
 
     alone, pair = drawn(0, 1), [drawn(0, 2), drawn(1, 2)]
     assert [batch.responses for batch in alone] == [4, 4, 1, 4, 4, 1]

@@ -373,7 +373,7 @@ def batch_of(
     ]
     lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
     micros = []
-    for part in grouped(lengths, run.plan.settings.batches.micro_tokens):
+    for part in grouped(lengths, run.micro_tokens):
         share_P = torch.tensor([shares[b] for b in part for _ in responses[b]])
         own_P = torch.tensor([float(advantage[b]) for b in part for _ in responses[b]])
         micros.append(

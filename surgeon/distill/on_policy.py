@@ -122,7 +122,7 @@ def rollout_batches(
                         [teacher_ids(queries[b]) for b in part], [responses[b] for b in part]
                     ),
                 )
-                for part in grouped(lengths, settings.batches.micro_tokens)
+                for part in grouped(lengths, run.micro_tokens)
             ]
             tokens = sum(map(len, responses))
             yield Batch(

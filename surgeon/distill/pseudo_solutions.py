@@ -205,5 +205,5 @@ def micros_of(run: TrainingRun, found: Sequence[TaughtRollout], weight: float) -
             sequences([found[b].teacher_ids for b in part], [responses[b] for b in part]),
             torch.full((sum(len(responses[b]) for b in part),), weight),
         )
-        for part in grouped(lengths, run.plan.settings.batches.micro_tokens)
+        for part in grouped(lengths, run.micro_tokens)
     ]

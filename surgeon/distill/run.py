@@ -13,6 +13,7 @@ from surgeon.distill.pool import LiveModel
 from surgeon.distill.validation import Validation
 from surgeon.traces import Trace
 from surgeon.training.loop import Batch, Guards, Loss, fit
+from surgeon.training.memory import micro_tokens
 from surgeon.training.sequences import (
     Targets,
     draw,
@@ -39,6 +40,8 @@ class TrainingRun(NamedTuple):
     live: LiveModel
     student: Student
     directory: Path
+    micro_tokens: int
+    """Of a forward and backward pass."""
 
     @property
     def what(self) -> str:
@@ -90,7 +93,8 @@ def ready(
     adapter = tune(live.model, plan.settings.tuning, seed=plan.settings.seed)
     parallel = plan.settings.batches.parallel
     student = Student(live.model, live.accelerator, adapter, parallel=parallel, bf16=bf16)
-    return TrainingRun(plan, evidence, live, student, directory)
+    fits = micro_tokens(student, plan.settings.batches.micro_tokens, directory)
+    return TrainingRun(plan, evidence, live, student, directory, fits)
 
 
 def answer_batches(
@@ -112,7 +116,7 @@ def answer_batches(
                     sequences([prompts[b] for b in part], [responses[b] for b in part]),
                     torch.tensor([token for b in part for token in responses[b]]),
                 )
-                for part in grouped(lengths, batches.micro_tokens)
+                for part in grouped(lengths, run.micro_tokens)
             ]
             tokens = sum(map(len, responses))
             yield Batch(micros, tokens, tokens, len(responses), {"length": float(tokens)})

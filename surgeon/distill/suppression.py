@@ -134,7 +134,7 @@ def sampled_batches(
                     torch.tensor([token for b in part for token in responses[b]]),
                     [len(responses[b]) for b in part],
                 )
-                for part in grouped(lengths, plan.settings.batches.micro_tokens)
+                for part in grouped(lengths, run.micro_tokens)
             ]
             yield Batch(
                 micros,

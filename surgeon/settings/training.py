@@ -98,8 +98,9 @@ class Batches:
 
     batch_size: Count = 16
     """Questions or examples per step, over all processes."""
-    micro_tokens: Count = 16384
-    """Tokens of one forward and backward pass, padding included."""
+    micro_tokens: Count | Literal["auto"] = "auto"
+    """Tokens of one forward and backward pass, padding included; auto: 16384, or as many as half of
+    the free memory holds."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """Several processes: each holds the model (ddp), or a part of every layer (fsdp)."""
     tracker: Annotated[Literal["tensorboard", "trackio", "wandb"] | None, UNRECORDED] = None

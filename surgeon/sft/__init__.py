@@ -24,6 +24,7 @@ from surgeon.sft.lessons import LearnedFile, Lesson
 from surgeon.sft.plan import TracesPlan, prepare
 from surgeon.training import processes
 from surgeon.training.loop import Batch, fit
+from surgeon.training.memory import micro_tokens, tokens_without_gradients
 from surgeon.training.outputs import write_result
 from surgeon.training.sequences import (
     Targets,
@@ -140,19 +141,21 @@ def _train(plan: TracesPlan, accelerator: "Accelerator", work: Path) -> TrainedW
     text = plan.learned[0].ids.tolist()
     require_plain_logits(model, text)
     pack = settings.pack and can_pack(model, text)
-    before = mean_loss(model, plan.tested, settings.batches.micro_tokens, pack)
+    tested = tokens_without_gradients(settings.batches.micro_tokens)
+    before = mean_loss(model, plan.tested, tested, pack)
     bf16 = accelerator.device.type == "cuda" and "bfloat16" in str(model.dtype)
     adapter = tune(model, settings.tuning, seed=settings.seed)
     student = Student(model, accelerator, adapter, parallel=settings.batches.parallel, bf16=bf16)
+    fits = micro_tokens(student, settings.batches.micro_tokens, work / "training")
     with processes.tracking(accelerator, plan.run.arguments):
         records = fit(
-            student, batches(plan, accelerator, pack), nll_loss, work / "training",
+            student, batches(plan, accelerator, fits, pack), nll_loss, work / "training",
             steps=plan.steps, schedule=plan.schedule, what="train (sft)",
         ).records  # fmt: skip
     after = 0.0
     if plan.tested:
         with torch.no_grad():
-            after = student(mean_loss, plan.tested, settings.batches.micro_tokens, pack)
+            after = student(mean_loss, plan.tested, tested, pack)
     weights = student.weights()
     processes.first(
         accelerator,
@@ -165,14 +168,13 @@ def _train(plan: TracesPlan, accelerator: "Accelerator", work: Path) -> TrainedW
 
 
 def batches(
-    plan: TracesPlan, accelerator: "Accelerator", pack: bool
+    plan: TracesPlan, accelerator: "Accelerator", micro_tokens: int, pack: bool
 ) -> Callable[[int], Iterator[Batch]]:
     """`batches(step)`: every example once per epoch, in an order of the epoch's own.
 
     The loss is the mean over the learned tokens of the whole batch, whichever process has them.
     """
-    size, micro_tokens = plan.settings.batches.batch_size, plan.settings.batches.micro_tokens
-    lessons = plan.learned
+    size, lessons = plan.settings.batches.batch_size, plan.learned
 
     def from_step(start: int) -> Iterator[Batch]:
         for step in count(start):

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
+MASTER_BYTES = 12
+"""Of a weight's master copy and its two moments."""
 
 
 class MasteredAdamW:

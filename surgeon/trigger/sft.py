@@ -28,6 +28,7 @@ from surgeon.settings.training import Schedule
 from surgeon.settings.trigger_sft import SftSettings
 from surgeon.training import processes
 from surgeon.training.loop import Batch, fit
+from surgeon.training.memory import micro_tokens, tokens_without_gradients
 from surgeon.training.outputs import write_result
 from surgeon.training.sequences import nll_loss, require_plain_logits, targets
 from surgeon.training.state import forget_states
@@ -241,22 +242,23 @@ def _train(
 ) -> tuple[Embedding, HeldOutLoss, LossEnds]:
     """Train and write the weights; the model is let go of, for the monitor's refit loads what was
     written."""
-    micro_tokens = plan.settings.batches.micro_tokens
+    tested = tokens_without_gradients(plan.settings.batches.micro_tokens)
     model: Any = plan.checkpoint.model(plan.device, plan.dtype).to(accelerator.device)  # pyright: ignore
     grew = prepare_rows(model, plan.new_ids)
     require_plain_logits(model, plan.learned[0].ids)
-    before = loss_by_kind(model, plan.tested, micro_tokens)
+    before = loss_by_kind(model, plan.tested, tested)
     bf16 = accelerator.device.type == "cuda" and model.dtype is torch.bfloat16
     adapter = tune(model, plan.settings.tuning, rows=plan.new_ids, seed=plan.settings.seed)
     parallel = plan.settings.batches.parallel
     student = Student(model, accelerator, adapter, parallel=parallel, bf16=bf16)
+    fits = micro_tokens(student, plan.settings.batches.micro_tokens, work / "training")
     with processes.tracking(accelerator, plan.run.arguments):
         records = fit(
-            student, batches(plan, accelerator), nll_loss, work / "training", steps=plan.steps,
-            schedule=plan.schedule,
+            student, batches(plan, accelerator, fits), nll_loss, work / "training",
+            steps=plan.steps, schedule=plan.schedule,
         ).records  # fmt: skip
     with torch.no_grad():
-        after = student(loss_by_kind, plan.tested, micro_tokens)
+        after = student(loss_by_kind, plan.tested, tested)
     weights = student.weights()
     processes.first(
         accelerator,
@@ -272,12 +274,14 @@ def _train(
     )
 
 
-def batches(plan: SftPlan, accelerator: "Accelerator") -> Callable[[int], Iterator[Batch]]:
+def batches(
+    plan: SftPlan, accelerator: "Accelerator", micro_tokens: int
+) -> Callable[[int], Iterator[Batch]]:
     """`batches(step)`: every example once per epoch, in an order of the epoch's own.
 
     The loss is the mean over the learned tokens of the whole batch, whichever process has them.
     """
-    size, micro_tokens = plan.settings.batches.batch_size, plan.settings.batches.micro_tokens
+    size = plan.settings.batches.batch_size
 
     def from_step(start: int) -> Iterator[Batch]:
         for step in count(start):
