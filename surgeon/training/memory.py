@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -146,11 +146,11 @@ def _checkpointing(model: nn.Module) -> bool:
 @contextmanager
 def _without_checkpointing(model: nn.Module) -> Iterator[None]:
     """Inside the block all layers keep what they need: checkpointing hides it from autograd."""
-    on = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+    on: list[Any] = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
     for module in on:
-        module.gradient_checkpointing = False  # pyright: ignore[reportAttributeAccessIssue]
+        module.gradient_checkpointing = False
     try:
         yield
     finally:
         for module in on:
-            module.gradient_checkpointing = True  # pyright: ignore[reportAttributeAccessIssue]
+            module.gradient_checkpointing = True
