@@ -131,9 +131,10 @@ def prepare(settings: SoupSettings) -> SoupPlan:
             )
         chosen.append(subject._replace(name=c.name))
     if not settings.out.exists():
-        # Whatever can't be averaged is refused before anything is.
-        place_of = settings.out.with_name(settings.out.name + ".partial") / "merge"
-        sweep(**merge_of(chosen), out=place_of, dry_run=True)
+        # Whatever can't be averaged is refused before anything is. Not where a killed soup may have
+        # left the average of others.
+        planned = settings.out.with_name(settings.out.name + ".partial") / "planned"
+        sweep(**merge_of(chosen), out=planned, dry_run=True)
     names = {"samples", "temperature", "top_p", "max_tokens", "thinking", "template"}
     given: dict[str, Any] = {name: known[name] for name in names if known.get(name) is not None}
     given |= {"seed": known.get("seed", 0), "top_k": known.get("sampling_top_k", 0)}

@@ -75,16 +75,25 @@ def test_a_soup_takes_those_with_which_the_estimate_does_not_fall(
     """A killed soup goes on with the answers that it has, to the same end."""
     real, calls = soups.judged, []
 
+    def killed_at_once(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
     def killed(*arguments: Any) -> Any:
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
         return real(*arguments)
 
+    partial = tmp_path / "soup.partial"
+    with monkeypatch.context() as patch:
+        patch.setattr(soups, "sampled", killed_at_once)
+        with pytest.raises(KeyboardInterrupt):
+            soup(str(ranked), out=tmp_path / "soup")
+    # The average of two is left, which is no hindrance to that of others.
+    assert (partial / "merge").is_dir()
     monkeypatch.setattr(soups, "judged", killed)
     with pytest.raises(KeyboardInterrupt):
         soup(str(ranked), out=tmp_path / "soup")
-    partial = tmp_path / "soup.partial"
     drawn = {f.name: f.read_bytes() for f in (partial / "traces").iterdir()}
     assert len(drawn) == 2 and not (partial / "merge").exists()
     # The first is joined, the second is not, the third is.
