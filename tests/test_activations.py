@@ -28,6 +28,7 @@ from surgeon.checkpoint import Checkpoint
 from surgeon.errors import BadInput
 from surgeon.live.architecture import Head
 from surgeon.live.blocks import FfnSite, blocks, d_ff
+from surgeon.live.passes import in_windows
 from surgeon.traces import Trace
 
 FAMILIES = [
@@ -148,6 +149,28 @@ def equal(a: Recording, b: Recording) -> bool:
     pairs = [(x, vars(b.activations)[n]) for n, x in vars(a.activations).items()]
     pairs += [(a.logprob_T, b.logprob_T), (a.entropy_T, b.entropy_T)]
     return all(np.array_equal(x, y) for x, y in pairs) and (abs(a.kept_mass - b.kept_mass) < 1e-6)
+
+
+def test_windows_are_those_of_all_traces_whichever_are_wanted(family):
+    """Kernels round sums over other rows otherwise: what a run that goes on lacks is read as it
+    would have been."""
+    _, model = family("qwen3", "float32")
+    traces, read = some_traces(9), []
+
+    def numbers(window: list[Trace]) -> list[int]:
+        read.append([traces.index(trace) for trace in window])
+        return read[-1]
+
+    assert list(in_windows(model, traces, 4, numbers)) == list(range(9))
+    windows = read.copy()
+    assert len(windows) > 2 and len(windows[1]) > 1
+    read.clear()
+    first, second = windows[0][-1], windows[1][-1]
+    assert list(in_windows(model, traces, 4, numbers, {first, second})) == [first, second]
+    assert read == windows[:2]
+    whole = list(record(model, traces, row_tokens=8, top_k=10))
+    some = record(model, traces, row_tokens=8, top_k=10, wanted={2, 7})
+    assert all(equal(a, b) for a, b in zip((whole[2], whole[7]), some, strict=True))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

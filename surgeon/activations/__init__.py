@@ -9,7 +9,7 @@ activations in a row is above `tau` is left out of the row, its mass with it (se
 
 # Shape letters: T response tokens, N tokens of a pass, B batch, F units, C chosen experts, D width.
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -93,8 +93,10 @@ def record(
     tau: float = 0.0,
     chunk_tokens: int = 1024,
     batch_tokens: int = 0,
+    wanted: Container[int] | None = None,
 ) -> Iterator[Recording]:
-    """Read each trace back through the model and yield its recording, in the order of `traces`.
+    """Read each trace back through the model and yield its recording, in the order of `traces`; of
+    all, or of the `wanted` numbers, to the bit as if all were asked for.
 
     Traces of similar length share right-padded passes of at most `batch_tokens` tokens (0: 1024 on
     the CPU, 8192 elsewhere). Longer ones are read in chunks of `chunk_tokens` through a key/value
@@ -113,7 +115,7 @@ def record(
     budget = batch_tokens or (1024 if device_of(model).type == "cpu" else 8192)
     recorder = _Recorder(model, sites, row_tokens, top_k, tau, chunk_tokens, budget)
     with experts_reported(model, sites):
-        yield from in_windows(model, traces, budget, recorder.window)
+        yield from in_windows(model, traces, budget, recorder.window, wanted)
 
 
 @dataclass

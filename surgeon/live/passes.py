@@ -15,9 +15,10 @@ of its samples from the prompt's cache on.
 # Shape letters: B traces of a pass, T its tokens, K keys (T and those before), D model width.
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import compress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
@@ -211,28 +212,36 @@ def in_windows(
     traces: Sequence[Trace],
     batch_tokens: int,
     read: Callable[[list[Trace]], list[T]],
+    wanted: Container[int] | None = None,
 ) -> Iterator[T]:
     """`read`'s results for traces, in their order, a window of consecutive ones at a time.
 
     Within a window `passes` may order the traces as it likes, and memory stays bounded; the samples
     of a prompt stay together up to twice that. Between windows the caller may use the model.
+
+    With `wanted`, results are those of the traces of these numbers only. Windows stay those of all
+    traces, for sums over other rows round otherwise: a run that goes on has the numbers it would
+    have had. Windows without any such trace aren't read.
     """
     window: list[Trace] = []
+    asked: list[bool] = []
     tokens = 0
     say_slow_type(model)
     with evaluating(model):
         for i, trace in enumerate(traces):
             window.append(trace)
+            asked.append(wanted is None or i in wanted)
             tokens += length(trace)
             following, most = math.inf, WINDOW_PASSES * batch_tokens
             if i + 1 < len(traces):
                 following = length(traces[i + 1])
                 most *= 1 + (traces[i + 1].prompt_token_ids == trace.prompt_token_ids)
             if tokens + following > most:
-                with fitting_threads(model):
-                    results = read(window)
-                yield from results
-                window, tokens = [], 0
+                if any(asked):
+                    with fitting_threads(model):
+                        results = read(window)
+                    yield from compress(results, asked)
+                window, asked, tokens = [], [], 0
 
 
 def passes(

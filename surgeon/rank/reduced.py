@@ -90,9 +90,8 @@ def reduce_responses(
         if model is None:
             raise ValueError(f"{directory} lacks {len(missing)} recordings, and no model is given")
         recordings = activations.record(
-            model, [traces[n] for n in missing],
-            row_tokens=plan.row_tokens, top_k=plan.top_k[directory.name],
-            tau=plan.settings.scoring.tau,
+            model, traces, row_tokens=plan.row_tokens, top_k=plan.top_k[directory.name],
+            tau=plan.settings.scoring.tau, wanted=set(missing),
         )  # fmt: skip
         with bar(f"record {what}", len(missing)) as advance:
             for n, recording in zip(missing, recordings, strict=True):

@@ -95,7 +95,7 @@ def _read_candidate(
     traces = traces_of(candidate, subject, tokenizer, opened.prompts)
     with bar(f"read {candidate.name}", len(scored)) as advance:
         advance(done)
-        rows = _rows(candidate, subject, [traces[_key(r)] for r in missing], record, one)
+        rows = _rows(candidate, subject, [traces[_key(r)] for r in scored], done, record, one)
         for number, (response, read) in enumerate(zip(missing, rows, strict=True), start=done):
             browsed = browse(candidate, response, traces[_key(response)], read, tokenizer)
             # The page's part first: a line in the file says that both are there.
@@ -112,17 +112,19 @@ def _rows(
     candidate: ReadCandidate,
     subject: Subject,
     traces: Sequence[Trace],
+    done: int,
     record: bool,
     one: OneLive,
 ) -> Iterator[RowsRead]:
-    """The rows of these traces: as kept, or recorded again where they weren't."""
+    """The rows of these traces from number `done` on: as kept, or recorded again where they
+    weren't."""
     if candidate.kept != "rows" and record:
         require_unchanged(candidate, subject)
         say(f"{candidate.name}: the ranking kept no rows, so its responses are recorded again")
         model, _ = one.take(subject)
         recordings = activations.record(
             model, traces, row_tokens=candidate.row_tokens, top_k=candidate.top_k,
-            tau=candidate.tau,
+            tau=candidate.tau, wanted=range(done, len(traces)),
         )  # fmt: skip
         for recording in recordings:
             acts = recording.activations
@@ -136,7 +138,7 @@ def _rows(
             )  # fmt: skip
         return
     kept = {(r.prompt_id, r.sample): r for r in evidence_file.read(candidate.directory).responses}
-    for trace in traces:
+    for trace in traces[done:]:
         r = kept[trace.key]
         acts, slope_R, explore_R = r.activations, r.evidence.slope_R, r.evidence.explore_R
         cycles = None
