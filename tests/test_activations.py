@@ -161,12 +161,12 @@ def test_windows_are_those_of_all_traces_whichever_are_wanted(family):
         read.append([traces.index(trace) for trace in window])
         return read[-1]
 
-    assert list(in_windows(model, traces, 4, numbers)) == list(range(9))
+    assert list(in_windows(model, traces, 16, numbers)) == list(range(9))
     windows = read.copy()
     assert len(windows) > 2 and len(windows[1]) > 1
     read.clear()
     first, second = windows[0][-1], windows[1][-1]
-    assert list(in_windows(model, traces, 4, numbers, {first, second})) == [first, second]
+    assert list(in_windows(model, traces, 16, numbers, {first, second})) == [first, second]
     assert read == windows[:2]
     whole = list(record(model, traces, row_tokens=8, top_k=10))
     some = record(model, traces, row_tokens=8, top_k=10, wanted={2, 7})
