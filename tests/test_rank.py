@@ -303,6 +303,30 @@ def test_an_interrupted_ranking_resumes_to_the_same_result(
         assert mine.scores == pytest.approx(theirs.scores, abs=1e-5)
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_kill_while_recordings_go_leaves_none_of_them(
+    adaptive: bool, pico_source, mini_set, tmp_path, monkeypatch
+):
+    arguments: dict[str, Any] = dict(
+        mini_set=str(mini_set), out=tmp_path / "out", adaptive=adaptive, **SMALL
+    )
+    specs, remove = [str(p) for p in pico_source], reduced.shutil.rmtree
+
+    def killed(path: Any, **how: Any) -> None:
+        if Path(path).name == "responses.partial" and Path(path).is_dir():
+            next(Path(path).iterdir()).unlink()
+            raise KeyboardInterrupt
+        remove(path, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reduced.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            rank.rank(specs, **arguments)
+    result = rank.rank(specs, **arguments)
+    assert len(result.candidates) == len(specs)
+    assert not list((tmp_path / "out").glob("candidates/*/responses*"))
+
+
 def test_given_traces_are_scored_without_sampling(
     ranked, pico_source, mini_set, tmp_path, monkeypatch
 ):

@@ -47,6 +47,9 @@ def score_candidates(plan: RankPlan, work: Path) -> None:
     """Write `candidates/NAME/` for every candidate whose `scores.json` is missing, or lacks
     responses."""
     missing = [s for s in plan.subjects if not is_scored(plan, candidate_dir(work, s))]
+    for subject in plan.subjects:
+        if subject not in missing and not plan.settings.adaptive:
+            forget_reduced(candidate_dir(work, subject))  # what a kill left of them
     if plan.traces is None:
         engines.fill(
             plan.settings.engine,

@@ -34,8 +34,13 @@ TRACES, SCORES, RESAMPLES = "traces.jsonl", "scores.json", "resamples.safetensor
 
 
 def forget_reduced(directory: Path) -> None:
-    """Delete a candidate's reduced recordings: its scores are computed."""
-    shutil.rmtree(directory / "responses", ignore_errors=True)
+    """Delete a candidate's reduced recordings: its scores are computed. A kill meanwhile leaves all
+    of them, or some under a name that the next call deletes."""
+    gone = directory / "responses.partial"
+    shutil.rmtree(gone, ignore_errors=True)
+    if (directory / "responses").is_dir():
+        (directory / "responses").rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def candidate_dir(work: Path, subject: Subject) -> Path:
