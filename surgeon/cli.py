@@ -4,10 +4,12 @@ Options left out fall back to `--set name=value`, then to `--recipe FILE`, then 
 the settings, which stand nowhere else. Heavy imports happen when a command runs.
 """
 
+import atexit
 import dataclasses
 import errno
 import io
 import os
+import re
 import shlex
 import signal
 import sys
@@ -326,7 +328,8 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(sys.stdout, io.TextIOWrapper):
             # A file's name may be no text; that is no reason to fail.
             sys.stdout.reconfigure(errors="backslashreplace")
-        cli.main(args=arguments, prog_name="surgeon", standalone_mode=False)
+        with _RustErrors():
+            cli.main(args=arguments, prog_name="surgeon", standalone_mode=False)
     except SystemExit as stop:
         if stop.code == TERMINATED:
             click.echo("Terminated. The same command resumes where it was.", err=True)
@@ -361,10 +364,27 @@ def main(arguments: list[str] | None = None) -> None:
         raise
     finally:
         _leave_sigterm()
+        # What was to be done is done: an interrupt ends the process without a word.
+        if threading.current_thread() is threading.main_thread():
+            atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from surgeon.training import processes
 
         processes.end()
+
+
+class _RustErrors:
+    """Makes what writers in Rust (safetensors, tokenizers) say of a disk the `OSError` that it is:
+    they have exceptions of their own, or none, and the number stands in the text."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, OSError):
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            if number:
+                raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def _end_on_sigterm() -> None:

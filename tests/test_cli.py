@@ -1,9 +1,13 @@
 """The command line: what it offers is frozen here, and how it fails."""
 
 import errno
+import signal
+import subprocess
+import sys
 
 import click
 import pytest
+from safetensors import SafetensorError
 
 from surgeon import cli
 from surgeon.errors import BadInput
@@ -113,6 +117,25 @@ def test_bad_input_is_one_line_and_status_2(monkeypatch, capsys):
 def test_a_full_disk_is_one_line_and_status_2(monkeypatch, capsys):
     assert leave(monkeypatch, OSError(errno.ENOSPC, "No space left on device", "out/x")) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", [SafetensorError, Exception])  # tokenizers raise plain ones
+def test_a_disk_that_a_writer_in_rust_finds_full_is_one_line(kind, monkeypatch, capsys):
+    text = "Error while serializing: I/O error: No space left on device (os error 28)"
+    assert leave(monkeypatch, kind(text)) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "no space left on the disk of the output" in told
+
+
+def test_an_interrupt_at_the_very_end_is_without_a_word():
+    """The work is done; what libraries clear up when Python ends takes longer."""
+    code = (
+        "import atexit, os, signal; from surgeon import cli\n"
+        "atexit.register(os.kill, os.getpid(), signal.SIGINT)\n"
+        "cli.main(['--version'])\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.returncode in (0, -signal.SIGINT) and "Traceback" not in ended.stderr
 
 
 def test_a_place_that_cant_be_written_is_one_line_and_status_2(monkeypatch, capsys):

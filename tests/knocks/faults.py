@@ -85,9 +85,12 @@ def spoken(ended: Ended) -> str:
     """How a disturbed run ended, in a word; a traceback or a silent death is a fault."""
     if "Traceback (most recent call last)" in ended.printed:
         return "traceback"
-    return {0: "done", 2: "refused", 130: "interrupted", 143: "terminated"}.get(
-        ended.code, f"status {ended.code}"
-    )
+    # A signal's own end: while Python ends, after the work.
+    words = {
+        0: "done", 2: "refused", 130: "interrupted", 143: "terminated",
+        -signal.SIGINT: "interrupted", -signal.SIGTERM: "terminated",
+    }  # fmt: skip
+    return words.get(ended.code, f"status {ended.code}")
 
 
 def judged(
