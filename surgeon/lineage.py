@@ -166,8 +166,8 @@ def typed(out: Path) -> dict[str, str]:
 def finish(partial: Path, out: str | Path) -> None:
     """Make the partial directory's content durable and give it its final name.
 
-    Raises `BadInput` where an input changed while the run was reading it, or where something came
-    to be at `out` meanwhile.
+    Raises `BadInput` where an input changed or went away while the run was reading it, or where
+    something came to be at `out` meanwhile.
     """
     out = Path(out)
     _require_unchanged(partial)
@@ -183,11 +183,18 @@ def finish(partial: Path, out: str | Path) -> None:
 
 
 def _require_unchanged(partial: Path) -> None:
-    """Raise `BadInput` for an input that isn't any more what the run's record says."""
+    """Raise `BadInput` for an input that isn't any more what the run's record says, or is gone."""
     inputs = (read(partial) or {}).get("inputs") or {}
     for digest in inputs.values() if _sources else ():
         for file, before in _sources[-1].get(digest, {}).items():
-            if not os.path.exists(file) or _state(os.stat(file)) == before:
+            if not os.path.exists(file):
+                if _passing(file):
+                    continue
+                raise BadInput(
+                    f"{file} went away while it was read, so nobody can say what {partial} was "
+                    f"made of. Put it back, remove {partial} and run the same command again."
+                )
+            if _state(os.stat(file)) == before:
                 continue
             # Touched, or fetched again: what counts is the content.
             now = _sources[-1].get(_content(file), {})
@@ -196,6 +203,13 @@ def _require_unchanged(partial: Path) -> None:
                     f"{file} changed while it was read, so nobody can say what {partial} was made "
                     f"of. Remove {partial} and run the same command again."
                 )
+
+
+def _passing(file: str) -> bool:
+    """Whether a file is a run's own, and so may go: temporary, or in a directory that gets another
+    name when it is whole."""
+    above = Path(file).parents
+    return any(p.suffix == ".partial" or p in SCRATCH or p.resolve() in SCRATCH for p in above)
 
 
 def _state(status: os.stat_result) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from surgeon import artifact, builtin, cli, evidence_file, lineage, truth
 from surgeon.checkpoint import Checkpoint, read_header, read_templates, resolve
 from surgeon.checkpoint.adapters import write_adapter_config
 from surgeon.checkpoint.loading import require_fit
+from surgeon.checkpoint.rewriting import rewrite
 from surgeon.errors import BadInput
 from surgeon.families import Family
 from surgeon.ranking import CandidateScores
@@ -438,3 +439,58 @@ def test_a_text_config_without_layers(copy: Path):
     (copy / "config.json").write_text(json.dumps(config | {"text_config": {"rope_theta": 1e4}}))
     with pytest.raises(BadInput):
         _ = Checkpoint.open(copy).n_layers
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["gone", "back at the end"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocabulary.txt"])
+def test_a_side_file_that_goes_away_while_its_checkpoint_is_copied(
+    tmp_path: Path, monkeypatch, capsys, name: str, back: bool
+):
+    """The copy would lack it, and the record would say that it was there."""
+    monkeypatch.chdir(tmp_path)
+    for place, checkpoint in (("a", "instruct"), ("b", "thinking")):
+        shutil.copytree(builtin.path(checkpoint), place)
+    file, aside = Path("a", name), Path("aside")
+    if not file.exists():
+        file.write_text("of the checkpoint")
+    begin, finish = lineage.begin, lineage.finish
+
+    def begun(out: str | Path, **run: Any) -> Path | None:
+        if file.exists():
+            file.rename(aside)
+        return begin(out, **run)
+
+    def finished(partial: Path, out: str | Path) -> None:
+        if back and aside.exists():
+            aside.rename(file)
+        finish(partial, out)
+
+    monkeypatch.setattr(lineage, "begin", begun)
+    monkeypatch.setattr(lineage, "finish", finished)
+    command = ["merge-sweep", "a", "b", "--ratios", "0.5", "--no-smoke", "--out", "family"]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(command)
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stop.value.code == 2 and name in said and "ut it back" in said
+    assert not Path("family").exists()
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    if aside.exists():
+        aside.rename(file)
+    cli.main(command)
+    assert Path("family", "slerp-0.5", name).read_bytes() == file.read_bytes()
+
+
+def test_a_side_file_that_goes_away_is_missed_by_digest_copy_and_edit(tmp_path: Path):
+    place, out = tmp_path / "a", tmp_path / "out"
+    shutil.copytree(builtin.path("instruct"), place)
+    out.mkdir()
+    checkpoint = Checkpoint.open(place)
+    (place / "tokenizer.json").unlink()
+    for use in (
+        lambda: checkpoint.digest,
+        lambda: checkpoint.copy_side_files(out),
+        lambda: rewrite(checkpoint, out, lambda _, tensor: tensor, lambda _: False),
+    ):
+        with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):
+            use()

@@ -140,7 +140,11 @@ def test_a_result_of_an_input_that_changed_meanwhile_is_refused(tmp_path: Path):
         ):
             lineage.finish(partial, out)
         assert not out.exists()
-        # As the file was when its digest was made, all is well; so it is where the file is gone.
+        file.unlink()
+        with pytest.raises(BadInput, match=r"in\.jsonl went away while it was read.*Put it back"):
+            lineage.finish(partial, out)
+        assert not out.exists()
+        # As the file was when its digest was made, all is well.
         file.write_text("1")
         os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
         lineage.finish(partial, out)
@@ -156,6 +160,20 @@ def test_an_input_that_was_only_touched_or_written_again_is_the_same(tmp_path: P
         file.unlink()
         file.write_text("1")
         os.utime(file, (1, 1))
+        lineage.finish(partial, out)
+    assert out.is_dir()
+
+
+def test_what_a_run_made_for_itself_may_go(tmp_path: Path):
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+    with lineage.reading():
+        inputs: dict[str, str] = {}
+        for file in (tmp_path / "part.partial" / "a", lineage.scratch() / "b"):
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(file.name)
+            inputs[file.name] = lineage.file_digest(file)
+            file.unlink()
+        lineage.begin(out, verb="rank", arguments={}, inputs=inputs)
         lineage.finish(partial, out)
     assert out.is_dir()
 

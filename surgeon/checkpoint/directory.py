@@ -81,6 +81,7 @@ class Checkpoint:
             )
         if not self.config or not self.tensors:
             raise BadInput(f"{self.path} has no weights: its headers name no tensor.")
+        self.side_files  # noqa: B018 - what is there now
 
     @property
     def hub_id(self) -> str | None:
@@ -381,11 +382,12 @@ class Checkpoint:
                     tensors[name] = file.get_tensor(name)
         return {name: tensors[name] for name in names}
 
-    @property
+    @cached_property
     def side_files(self) -> list[Path]:
         """Files that belong to the checkpoint beside weights and lineage: config, tokenizer, ...
 
-        Named templates lie in a directory of their own: see `side_name`.
+        Those that are there when it is opened: one that goes away later is missed where it is read
+        or copied. Named templates lie in a directory of their own: see `side_name`.
         """
         weights = {*self.shards, INDEX, SINGLE}
         beside = sorted(
