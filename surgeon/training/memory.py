@@ -122,7 +122,9 @@ def _kept_bytes(student: Student, tokens: int) -> int:
 
     with torch.enable_grad():
         if student.sharded:
-            student(run)
+            # Shards are put back, and wait for gradients, until a pass backward has ended.
+            student(run).float().sum().backward()
+            student.model.zero_grad(set_to_none=True)
         else:
             student.model.train()
             with student.autocast():
