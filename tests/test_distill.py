@@ -102,7 +102,7 @@ def test_four_stages_leave_their_artifacts_and_an_adapter_that_loads(source, don
         "diagnostics.json", "training", "distill.json", "README.md", "adapter_config.json",
         "adapter_model.safetensors",
     }  # fmt: skip
-    assert [p.name for p in (out / "training").iterdir()] == ["metrics.jsonl"]
+    assert sorted(os.listdir(out / "training")) == ["metrics.jsonl", "micro-tokens.json"]
     chosen = json.loads((out / "selection.json").read_text())["questions"]
     assert len(chosen) == round(0.4 * 16)
     told = [json.loads(line) for line in (out / "contexts.jsonl").read_text().splitlines()]
@@ -196,7 +196,7 @@ def test_killed_in_each_stage_it_ends_in_the_same_result(
     assert records(again) == records(out)
     for name in ("adapter_model.safetensors", "rollouts/part-0.jsonl", "teacher/part-0.jsonl"):
         assert (again / name).read_bytes() == (out / name).read_bytes()
-    assert [p.name for p in (again / "training").iterdir()] == ["metrics.jsonl"]
+    assert sorted(os.listdir(again / "training")) == ["metrics.jsonl", "micro-tokens.json"]
 
 
 def test_diagnostics_are_printed_before_training(source: Path, tmp_path: Path, monkeypatch, capsys):
